@@ -1,0 +1,28 @@
+//! x86 and SVM as data: layouts, numbers and bit arithmetic, nothing that acts.
+//!
+//! Everything here is a fact of the AMD64 Architecture Programmer's Manual (APM), named as it names it; the
+//! section is cited where the fact is declared. Layouts are declared through [`layout!`], which asserts the offset
+//! of every field.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[macro_use]
+mod layout;
+pub mod addr;
+pub mod cpuid;
+pub mod cr;
+pub mod event;
+pub mod exit;
+pub mod iopm;
+pub mod msr;
+pub mod msrpm;
+pub mod npt;
+pub mod segment;
+pub mod vmcb;
+
+pub use addr::{Gfn, Gpa, HostPa, Hva};
+pub use event::{EventInj, EventType, Exception};
+pub use exit::{Exit, ExitInfo, IoExit, NpfCode};
+pub use npt::NestedRoot;
+pub use segment::{Segment, SegmentAttr};
+pub use vmcb::{CleanBits, ControlArea, Intercepts, SaveArea, Vmcb};

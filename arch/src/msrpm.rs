@@ -1,0 +1,37 @@
+//! The MSR permission map (APM 15.11): two bits per MSR (read, write), three ranges of 0x2000 MSRs, 8 KiB.
+
+/// Bytes in the map.
+pub const MSRPM_SIZE: usize = 2 * 4096;
+
+/// Byte offset (below 6144) and bit (0, 2, 4 or 6) of an MSR's read intercept; the write intercept is the next bit.
+/// None for MSRs outside of the map, which are always intercepted.
+pub const fn position(msr: u32) -> Option<(usize, u8)> {
+    let (range, index) = match msr {
+        0..=0x1fff => (0, msr),
+        0xc000_0000..=0xc000_1fff => (0x800, msr & 0x1fff),
+        0xc001_0000..=0xc001_1fff => (0x1000, msr & 0x1fff),
+        _ => return None,
+    };
+    Some((range + index as usize / 4, (index % 4 * 2) as u8))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_msr_has_its_own_bits() {
+        extern crate std;
+        let mut seen = std::collections::HashSet::new();
+        for base in [0u32, 0xc000_0000, 0xc001_0000] {
+            for i in 0..0x2000 {
+                let (byte, bit) = position(base + i).unwrap();
+                assert!(byte < MSRPM_SIZE && bit < 7);
+                assert!(seen.insert((byte, bit)));
+            }
+        }
+        assert_eq!(position(0x2000), None);
+        assert_eq!(position(0xc000_2000), None);
+        assert_eq!(position(0xbfff_ffff), None);
+    }
+}

@@ -1,0 +1,63 @@
+//! Segment registers as the VMCB stores them (APM 15.5.1, figure 15-2).
+
+layout! {
+    /// A segment register in the VMCB save area.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Segment: 16 {
+        /// Selector.
+        0 => pub selector: u16,
+        /// Attributes, packed: see [`SegmentAttr`].
+        2 => pub attrib: SegmentAttr,
+        /// Limit in bytes (expanded, not in granules).
+        4 => pub limit: u32,
+        /// Base.
+        8 => pub base: u64,
+    }
+}
+
+/// Segment attributes: descriptor bits 55:52 (G, D/B, L, AVL) and 47:40 (P, DPL, S, type) in 12 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct SegmentAttr(pub u16);
+
+impl SegmentAttr {
+    /// Present.
+    pub const P: u16 = 1 << 7;
+    /// Code or data (not system).
+    pub const S: u16 = 1 << 4;
+    /// Available for software.
+    pub const AVL: u16 = 1 << 8;
+    /// 64-bit code.
+    pub const L: u16 = 1 << 9;
+    /// Default size 32 bits.
+    pub const DB: u16 = 1 << 10;
+    /// Limit counted in pages.
+    pub const G: u16 = 1 << 11;
+
+    /// Packs the fields as `struct kvm_segment` names them.
+    #[allow(clippy::too_many_arguments)] // One per field of the descriptor.
+    pub const fn new(kind: u8, s: u8, dpl: u8, p: u8, avl: u8, l: u8, db: u8, g: u8) -> Self {
+        Self(
+            (kind as u16 & 15)
+                | (s as u16 & 1) << 4
+                | (dpl as u16 & 3) << 5
+                | (p as u16 & 1) << 7
+                | (avl as u16 & 1) << 8
+                | (l as u16 & 1) << 9
+                | (db as u16 & 1) << 10
+                | (g as u16 & 1) << 11,
+        )
+    }
+    /// Type, 0..16.
+    pub const fn kind(self) -> u8 {
+        (self.0 & 15) as u8
+    }
+    /// Descriptor privilege level, 0..4.
+    pub const fn dpl(self) -> u8 {
+        (self.0 >> 5 & 3) as u8
+    }
+    /// True if all bits of `mask` are set.
+    pub const fn has(self, mask: u16) -> bool {
+        self.0 & mask == mask
+    }
+}

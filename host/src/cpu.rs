@@ -1,0 +1,131 @@
+//! One virtual processor, as the world switch offers it to the run loop.
+
+use crate::{Doorbell, Errno};
+use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea};
+
+/// What the processor under us can do beyond what every SVM processor with nested paging can (APM 15, CPUID
+/// Fn8000_000A_EDX), after the module's own parameters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuFeatures {
+    /// Next RIP is saved on #VMEXIT.
+    pub nrips: bool,
+    /// Decode assists: instruction bytes on NPF, operands of CR/DR/INVLPG/INTn.
+    pub decode_assists: bool,
+    /// TLB_CONTROL can flush one ASID.
+    pub flush_by_asid: bool,
+    /// VMCB clean bits are looked at.
+    pub vmcb_clean: bool,
+    /// Virtual GIF.
+    pub vgif: bool,
+    /// SPEC_CTRL is virtualised in the VMCB.
+    pub v_spec_ctrl: bool,
+    /// TSC ratio MSR.
+    pub tsc_scaling: bool,
+    /// Pause filter count.
+    pub pause_filter: bool,
+    /// Pause filter threshold.
+    pub pause_filter_threshold: bool,
+    /// SPEC_CTRL exists on the host (the guest may be offered it).
+    pub spec_ctrl: bool,
+    /// RDTSCP or RDPID exists: TSC_AUX has to be switched.
+    pub tsc_aux: bool,
+    /// 1 GiB nested pages.
+    pub page_1g: bool,
+    /// NX in nested page tables.
+    pub nx: bool,
+    /// Number of physical address bits.
+    pub phys_bits: u8,
+}
+
+/// What a processor is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuConfig {
+    /// Where the guest's nested page tables begin.
+    pub root: NestedRoot,
+}
+
+/// One virtual processor. The world switch owns the VMCB: nested CR3, ASID, permission maps and the mandatory
+/// intercepts are written there from typed handles; the run loop gets the guest's save area, injection and the
+/// optional intercepts.
+///
+/// Used by the vCPU's thread only.
+pub trait Cpu {
+    /// The guest's general register `n` (0 RAX, 1 RCX, 2 RDX, 3 RBX, 4 RSP, 5 RBP, 6 RSI, 7 RDI, 8..15); `n` is
+    /// taken modulo 16.
+    fn gpr(&self, n: u8) -> u64;
+    /// Writes a general register.
+    fn set_gpr(&mut self, n: u8, v: u64);
+    /// The guest's save area (APM table B-2).
+    fn save(&self) -> &SaveArea;
+    /// The save area for writing; `touched` names the clean bits of the fields about to change (empty for RIP, RSP,
+    /// RAX, RFLAGS, which are never cached).
+    fn save_mut(&mut self, touched: CleanBits) -> &mut SaveArea;
+    /// The control area (APM table B-1), to look at: exit information, interrupt state.
+    fn control(&self) -> &ControlArea;
+
+    /// Sets the event that the next entry injects (EVENTINJ, APM 15.20).
+    fn set_event_inj(&mut self, e: EventInj);
+    /// Sets the virtual interrupt fields: V_IRQ with vector, priority and V_IGN_TPR (APM 15.21.4).
+    fn set_virq(&mut self, vector: u8, priority: u8, ignore_tpr: bool);
+    /// Takes the virtual interrupt request back.
+    fn clear_virq(&mut self);
+    /// V_TPR (bits 3:0), the guest's CR8.
+    fn set_vtpr(&mut self, tpr: u8);
+    /// Interrupt shadow (after STI or MOV SS).
+    fn set_interrupt_shadow(&mut self, on: bool);
+    /// Sets or clears one optional intercept. Mandatory ones stay set whatever is asked.
+    fn set_intercept(&mut self, which: Intercepts, on: bool);
+    /// Exceptions to intercept, a bit per vector (#MC and the mandatory ones stay set).
+    fn set_exception_intercepts(&mut self, mask: u32);
+    /// Intercepts (true) or passes through accesses to one MSR. MSRs outside of the permission map are always
+    /// intercepted; so are those that the world switch switches itself until [`pass_msr`](Self::set_msr_intercept)
+    /// clears them.
+    fn set_msr_intercept(&mut self, msr: u32, read: bool, write: bool);
+    /// TSC offset (added to the host's TSC on the guest's reads).
+    fn set_tsc_offset(&mut self, offset: u64);
+    /// Replaces the nested root; implies a flush.
+    fn set_root(&mut self, root: NestedRoot);
+    /// The next entry flushes this guest's translations (its ASID, APM 15.16).
+    fn flush_tlb(&mut self);
+
+    /// Guest values of registers that the world switch swaps outside of the VMCB, to be read and written freely
+    /// between entries.
+    fn extra(&self) -> &ExtraRegs;
+    /// The same for writing.
+    fn extra_mut(&mut self) -> &mut ExtraRegs;
+
+    /// Forgets where the guest state is loaded: called once at the start of each KVM_RUN, so that host state that
+    /// user space may have changed (FS, GS, LDT) is saved anew.
+    fn begin(&mut self);
+    /// Called when KVM_RUN goes back to user space.
+    fn end(&mut self);
+
+    /// Enters the guest once. Interrupts are off from the last look at the bell to #VMEXIT, and on again on return.
+    /// [`Exit::None`] if it did not enter because the bell rang, a signal is pending or the kernel wants work done.
+    fn enter(&mut self, bell: &Doorbell) -> Exit;
+
+    /// Errors that made the last [`enter`](Self::enter) impossible for good (the processor lost SVM): EIO.
+    fn broken(&self) -> Option<Errno>;
+}
+
+/// Guest registers that neither VMRUN nor VMLOAD switches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ExtraRegs {
+    /// XCR0; written when it differs from the host's and CR4.OSXSAVE is set.
+    pub xcr0: u64,
+    /// IA32_XSS.
+    pub xss: u64,
+    /// PKRU, when CR4.PKE is set or XCR0 has the bit.
+    pub pkru: u32,
+    /// TSC_AUX.
+    pub tsc_aux: u64,
+    /// IA32_SPEC_CTRL (also VMCB field where virtualised).
+    pub spec_ctrl: u64,
+    /// DR0..DR3, loaded when [`load_dr`](Self::load_dr) is set.
+    pub dr: [u64; 4],
+    /// Load DR0..DR3 on entry and give the host's back afterwards.
+    pub load_dr: bool,
+    /// The guest's TSC_AUX has to be loaded (it has RDTSCP or RDPID).
+    pub load_tsc_aux: bool,
+}

@@ -1,0 +1,29 @@
+//! What the hypervisor needs from the machine under it, as traits.
+//!
+//! [`Host`] is the kernel (pages, user memory, time, sleeping); [`Cpu`] is one virtual processor as the world
+//! switch offers it; [`VcpuThread`] is the thread that runs a vCPU as other threads see it. The module implements
+//! them over the Linux kernel, `sim` in user space. Everything above is generic over them and monomorphised: no
+//! `dyn` on the exit path.
+//!
+//! Memory shared with hardware or user space is reached through the cell types in [`cells`], never through
+//! plain references.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod bell;
+pub mod cells;
+mod cpu;
+mod errno;
+mod fallible;
+mod machine;
+mod thread;
+
+pub use bell::{Doorbell, Request};
+pub use cells::{PAGE_SIZE, PageCells, TableCells};
+pub use cpu::{Cpu, CpuConfig, CpuFeatures, ExtraRegs};
+pub use errno::Errno;
+pub use fallible::{OneBox, try_box, try_filled, try_push};
+pub use machine::{EventFd, Fpu, Host, MapLevel, SharedPage, Stop, TimePoint, UserPage, Work};
+pub use thread::VcpuThread;
+
+extern crate alloc;

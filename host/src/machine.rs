@@ -1,0 +1,176 @@
+//! The kernel under the hypervisor.
+
+use crate::{Cpu, CpuConfig, CpuFeatures, Errno, PageCells, TableCells, VcpuThread};
+use arch::{HostPa, Hva};
+
+/// Size of a host mapping, as the level of the page-table entry that maps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum MapLevel {
+    /// 4 KiB.
+    Page4K = 1,
+    /// 2 MiB.
+    Page2M = 2,
+    /// 1 GiB.
+    Page1G = 3,
+}
+
+/// A page of user memory with a reference held until drop, so that it can be looked at before it is mapped.
+pub trait UserPage {
+    /// Physical address of the 4 KiB page.
+    fn pa(&self) -> HostPa;
+    /// May the guest write it (the host maps it writable and copy-on-write is broken)?
+    fn writable(&self) -> bool;
+}
+
+/// A zeroed page owned by the module that may be mapped into user space; freed when the last user lets go.
+pub trait SharedPage {
+    /// Its contents.
+    fn cells(&self) -> &PageCells;
+    /// Its physical address.
+    fn pa(&self) -> HostPa;
+}
+
+/// A reference to an eventfd, dropped with the value.
+pub trait EventFd {
+    /// Adds one to the counter; any context.
+    fn signal(&self);
+    /// Do both name the same eventfd?
+    fn same(&self, other: &Self) -> bool;
+}
+
+/// The guest's FPU, XSAVE and PKRU state of one vCPU, as the kernel's FPU code keeps it.
+pub trait Fpu {
+    /// vCPU thread: the guest's state goes into the registers, the task's is kept aside. Pairs with `put`.
+    fn load(&mut self);
+    /// vCPU thread: the reverse.
+    fn put(&mut self);
+    /// Size of the user format in bytes (at least 4096), as KVM_CAP_XSAVE2 reports it.
+    fn user_size(&self) -> usize;
+    /// Writes the state in user (XSAVE standard) format; `buf` is at most [`user_size`](Self::user_size) bytes.
+    /// `xcr0` is the guest's, components outside of `xcr0` are written in their initial state.
+    fn get(&self, buf: &mut [u8], pkru: u32);
+    /// Takes the state from user format. Errors: EINVAL (unsupported components, MXCSR or header bits).
+    fn set(&mut self, buf: &[u8], supported_xcr0: u64, pkru: &mut u32) -> Result<(), Errno>;
+    /// The processor's reset state (INIT leaves the FPU alone; reset does not).
+    fn reset(&mut self) -> Result<(), Errno>;
+}
+
+/// Clocks, read together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimePoint {
+    /// Host TSC.
+    pub tsc: u64,
+    /// Nanoseconds since boot including suspend (CLOCK_BOOTTIME).
+    pub boot_ns: u64,
+    /// Nanoseconds since the epoch (CLOCK_REALTIME).
+    pub real_ns: u64,
+}
+
+/// Why a host access to user memory did not happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Nothing is mapped there, or not with this permission: EFAULT.
+    Fault,
+    /// The page is poisoned: EHWPOISON.
+    Poison,
+    /// A fatal signal or out of memory while faulting in: leave with this errno.
+    Errno(Errno),
+}
+
+/// What the kernel wants of the thread before it enters a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Nothing, or it has been done.
+    None,
+    /// A signal is pending: leave with EINTR and KVM_EXIT_INTR.
+    Signal,
+}
+
+/// The machine under the hypervisor. A handle: cheap to clone, without size in the module.
+pub trait Host: Clone + Send + Sync + 'static {
+    /// A lock whose holder may sleep.
+    type RawMutex: lock_api::RawMutex + Send + Sync;
+    /// A lock whose holder must not sleep. Taken in task context only.
+    type RawSpin: lock_api::RawMutex + Send + Sync;
+    /// A lock that is also taken with interrupts off (eventfd wake-ups): disables interrupts while held.
+    type RawSpinIrq: lock_api::RawMutex + Send + Sync;
+    /// Readers and writers must not sleep.
+    type RawRwSpin: lock_api::RawRwLock + Send + Sync;
+    /// Readers and writers may sleep.
+    type RawRwSem: lock_api::RawRwLock + Send + Sync;
+    /// The virtual processor.
+    type Cpu: Cpu + Send;
+    /// The thread of a vCPU.
+    type Thread: VcpuThread + Send;
+    /// User memory.
+    type UserPage: UserPage;
+    /// Pages shared with user space.
+    type SharedPage: SharedPage + Send + Sync;
+    /// Eventfds.
+    type EventFd: EventFd + Send + Sync;
+    /// Guest FPU.
+    type Fpu: Fpu + Send;
+
+    /// A vCPU's processor. Errors: ENOMEM.
+    fn new_cpu(&self, config: &CpuConfig) -> Result<Self::Cpu, Errno>;
+    /// A vCPU's thread object. Errors: ENOMEM.
+    fn new_thread(&self) -> Result<Self::Thread, Errno>;
+    /// A vCPU's FPU in reset state. Errors: ENOMEM.
+    fn new_fpu(&self) -> Result<Self::Fpu, Errno>;
+    /// A zeroed page. Errors: ENOMEM.
+    fn new_shared_page(&self) -> Result<Self::SharedPage, Errno>;
+
+    /// A zeroed page-table page, accounted to the caller's memory cgroup. Errors: ENOMEM.
+    fn alloc_table(&self) -> Result<HostPa, Errno>;
+    /// The page-table page at `pa`, which came from [`alloc_table`](Self::alloc_table) and was not freed; None if
+    /// `pa` is no page-table page.
+    fn table(&self, pa: HostPa) -> Option<&TableCells>;
+    /// Frees a page-table page that no CPU can reach any more.
+    fn free_table(&self, pa: HostPa);
+
+    /// The user page at `hva` (page aligned) of the current task's memory, faulted in; may sleep. With `write` the
+    /// page is writable or the call fails. Without it, the result says whether it happens to be writable.
+    fn user_page(&self, hva: Hva, write: bool) -> Result<Self::UserPage, Stop>;
+    /// Size of the host's own mapping at `hva`; any context, never sleeps. The caller holds off invalidation.
+    fn user_level(&self, hva: Hva) -> MapLevel;
+    /// Copies from user memory; may sleep.
+    fn read_user(&self, from: Hva, buf: &mut [u8]) -> Result<(), Stop>;
+    /// Copies to user memory; may sleep.
+    fn write_user(&self, to: Hva, buf: &[u8]) -> Result<(), Stop>;
+    /// Atomic compare-exchange of `size` (1, 2, 4 or 8) bytes, naturally aligned. Ok(true) if it was exchanged.
+    fn cmpxchg_user(&self, at: Hva, old: u64, new: u64, size: u8) -> Result<bool, Stop>;
+    /// True if `[hva, hva + len)` lies in the user half of the address space.
+    fn user_range_ok(&self, hva: Hva, len: u64) -> bool;
+
+    /// Monotonic nanoseconds (CLOCK_MONOTONIC), the time base of [`VcpuThread::arm_timer`].
+    fn now_ns(&self) -> u64;
+    /// Host TSC.
+    fn tsc(&self) -> u64;
+    /// All clocks at one moment.
+    fn time_point(&self) -> TimePoint;
+    /// Host TSC frequency in kHz.
+    fn tsc_khz(&self) -> u32;
+    /// Is the TSC the host's clock source, in step on all CPUs (a stable paravirtual clock is possible)?
+    fn tsc_is_stable(&self) -> bool;
+
+    /// Does what the kernel wants before guest entry: reschedules, task work. May sleep.
+    fn do_work(&self) -> Work;
+    /// Gives the CPU away if somebody waits for it. May sleep.
+    fn cond_resched(&self);
+
+    /// The eventfd behind a descriptor. Errors: EBADF, EINVAL (not an eventfd).
+    fn eventfd(&self, fd: i32) -> Result<Self::EventFd, Errno>;
+
+    /// What CPUID says on the host: `[eax, ebx, ecx, edx]`, limited to what the kernel itself lets be used.
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
+    /// Features of the host that the world switch uses.
+    fn features(&self) -> CpuFeatures;
+    /// The XCR0 that the host runs with: the components that a guest may be offered.
+    fn host_xcr0(&self) -> u64;
+    /// Reads a host MSR that only describes the processor; None if it faults.
+    fn read_host_msr(&self, msr: u32) -> Option<u64>;
+
+    /// One line in the kernel log, rate limited; `what` is a fixed text, `value` a number that goes with it.
+    fn warn(&self, what: &'static str, value: u64);
+}

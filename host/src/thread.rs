@@ -1,0 +1,27 @@
+//! The thread that runs a vCPU, as other threads see it.
+
+use crate::Doorbell;
+
+/// One per vCPU, lives as long as the vCPU: its doorbell, its place to sleep and its one timer.
+///
+/// All methods may be called from any thread. `kick`, `wake` and `arm_timer`/`cancel_timer` never sleep.
+pub trait VcpuThread: Sync {
+    /// The vCPU's doorbell.
+    fn bell(&self) -> &Doorbell;
+
+    /// Makes the vCPU leave guest mode if it is there (an IPI only if it is). Ring first.
+    fn kick(&self);
+
+    /// As [`kick`](Self::kick), and ends [`block`](Self::block) if the thread sleeps there. Ring first.
+    fn wake(&self);
+
+    /// vCPU thread only: sleeps until a request is pending on the bell or a signal is pending.
+    fn block(&self);
+
+    /// Rings [`Request::Timer`](crate::Request::Timer) and wakes at the absolute monotonic time `deadline` in ns
+    /// (at once if it has passed). Replaces an earlier deadline.
+    fn arm_timer(&self, deadline: u64);
+
+    /// Forgets the deadline. A timer that is firing on another CPU may still ring.
+    fn cancel_timer(&self);
+}
