@@ -36,3 +36,6 @@ impl Gfn {
         Gpa(self.0 << 12)
     }
 }
+
+/// Bytes in a page.
+pub const PAGE: u64 = 4096;

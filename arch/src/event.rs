@@ -74,6 +74,10 @@ pub enum EventType {
 #[repr(transparent)]
 pub struct EventInj(pub u64);
 
+impl crate::Zero for EventInj {
+    const ZERO: Self = Self::NONE;
+}
+
 impl EventInj {
     /// Nothing to inject.
     pub const NONE: Self = Self(0);

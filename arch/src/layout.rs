@@ -12,5 +12,23 @@ macro_rules! layout {
             assert!(core::mem::size_of::<$name>() == $size);
             $(assert!(core::mem::offset_of!($name, $f) == $off);)*
         };
+        impl $crate::Zero for $name {
+            const ZERO: Self = Self { $($f: <$t as $crate::Zero>::ZERO,)* };
+        }
     };
+}
+
+/// A layout whose every byte may be zero.
+pub trait Zero {
+    /// All bytes zero.
+    const ZERO: Self;
+}
+
+macro_rules! zero {
+    ($($t:ty)*) => {$(impl Zero for $t { const ZERO: Self = 0; })*};
+}
+zero! { u8 u16 u32 u64 i32 i64 }
+
+impl<T: Zero + Copy, const N: usize> Zero for [T; N] {
+    const ZERO: Self = [T::ZERO; N];
 }

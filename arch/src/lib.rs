@@ -20,9 +20,10 @@ pub mod npt;
 pub mod segment;
 pub mod vmcb;
 
-pub use addr::{Gfn, Gpa, HostPa, Hva};
+pub use addr::{Gfn, Gpa, HostPa, Hva, PAGE};
 pub use event::{EventInj, EventType, Exception};
 pub use exit::{Exit, ExitInfo, IoExit, NpfCode};
+pub use layout::Zero;
 pub use npt::NestedRoot;
 pub use segment::{Segment, SegmentAttr};
 pub use vmcb::{CleanBits, ControlArea, Intercepts, SaveArea, Vmcb};

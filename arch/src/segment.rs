@@ -20,6 +20,10 @@ layout! {
 #[repr(transparent)]
 pub struct SegmentAttr(pub u16);
 
+impl crate::Zero for SegmentAttr {
+    const ZERO: Self = Self(0);
+}
+
 impl SegmentAttr {
     /// Present.
     pub const P: u16 = 1 << 7;

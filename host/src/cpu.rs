@@ -75,6 +75,9 @@ pub trait Cpu {
     fn set_interrupt_shadow(&mut self, on: bool);
     /// Sets or clears one optional intercept. Mandatory ones stay set whatever is asked.
     fn set_intercept(&mut self, which: Intercepts, on: bool);
+    /// Control registers whose reads or writes are intercepted beyond the mandatory ones (CR4 both ways, CR0 writes that
+    /// change more than TS and MP), a bit per register.
+    fn set_cr_intercepts(&mut self, read: u16, write: u16);
     /// Exceptions to intercept, a bit per vector (#MC and the mandatory ones stay set).
     fn set_exception_intercepts(&mut self, mask: u32);
     /// Intercepts (true) or passes through accesses to one MSR. MSRs outside of the permission map are always
@@ -104,6 +107,9 @@ pub trait Cpu {
     /// [`Exit::None`] if it did not enter because the bell rang, a signal is pending or the kernel wants work done.
     fn enter(&mut self, bell: &Doorbell) -> Exit;
 
+    /// The physical CPU that the guest last ran on.
+    fn last_cpu(&self) -> u32;
+
     /// Errors that made the last [`enter`](Self::enter) impossible for good (the processor lost SVM): EIO.
     fn broken(&self) -> Option<Errno>;
 }
@@ -128,4 +134,9 @@ pub struct ExtraRegs {
     pub load_dr: bool,
     /// The guest's TSC_AUX has to be loaded (it has RDTSCP or RDPID).
     pub load_tsc_aux: bool,
+    /// With [`load_dr`](Self::load_dr): the guest reads and writes debug registers without exits, and `dr` is read
+    /// back after each run. Otherwise every access to a debug register exits.
+    pub pass_dr: bool,
+    /// TSC ratio (APM 15.30.5: 8.32 fixed point), where the processor has it; 0 stands for 1.0.
+    pub tsc_ratio: u64,
 }

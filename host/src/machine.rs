@@ -52,6 +52,11 @@ pub trait Fpu {
     fn get(&self, buf: &mut [u8], pkru: u32);
     /// Takes the state from user format. Errors: EINVAL (unsupported components, MXCSR or header bits).
     fn set(&mut self, buf: &[u8], supported_xcr0: u64, pkru: &mut u32) -> Result<(), Errno>;
+    /// vCPU thread, between `load` and `put`: vector register `n` (0 to 15), bits 255:0; the upper half is zero where
+    /// the processor has no AVX.
+    fn vector(&self, n: u8) -> [u8; 32];
+    /// The same for writing: with `vex` bits 255:0 and the rest cleared, else bits 127:0 and the rest kept.
+    fn set_vector(&mut self, n: u8, value: &[u8; 32], vex: bool);
     /// The processor's reset state (INIT leaves the FPU alone; reset does not).
     fn reset(&mut self) -> Result<(), Errno>;
 }
@@ -128,6 +133,12 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn table(&self, pa: HostPa) -> Option<&TableCells>;
     /// Frees a page-table page that no CPU can reach any more.
     fn free_table(&self, pa: HostPa);
+
+    /// Levels of the nested page tables: as many as the host's own paging has while it runs guests, because VMRUN
+    /// walks them in the host's mode (APM 15.25.3). 4, or 5 where the kernel uses CR4.LA57.
+    fn nested_levels(&self) -> u8 {
+        4
+    }
 
     /// The user page at `hva` (page aligned) of the current task's memory, faulted in; may sleep. With `write` the
     /// page is writable or the call fails. Without it, the result says whether it happens to be writable.
