@@ -1,0 +1,230 @@
+//! From acceptance to EOI: IRR, ISR, TMR, priorities, local interrupts and errors. APM volume 2 sections 16.4 and 16.6.
+
+use super::regs::{LVT_MASKED, Lvt, SVR_DIRECTED_EOI};
+use super::{Eoi, Lapic};
+use crate::address::Accept;
+use crate::bits::Bits256;
+use crate::message::{DeliveryMode, Message, Shorthand};
+
+/// ESR bits, APM volume 2 section 16.4.6.
+const SENT_ILLEGAL_VECTOR: u32 = 1 << 5;
+const RECEIVED_ILLEGAL_VECTOR: u32 = 1 << 6;
+const ILLEGAL_REGISTER: u32 = 1 << 7;
+
+impl Lapic {
+    /// Task priority register.
+    #[inline]
+    pub fn tpr(&self) -> u8 {
+        self.tpr
+    }
+
+    /// Writes the task priority register.
+    #[inline]
+    pub fn set_tpr(&mut self, tpr: u8) {
+        self.tpr = tpr;
+        self.update_ppr();
+    }
+
+    /// CR8: the priority class in the upper half of TPR, 0 to 15.
+    #[inline]
+    pub fn cr8(&self) -> u8 {
+        self.tpr >> 4
+    }
+
+    /// Writes CR8; bits 7:4 of `cr8` must be zero and are dropped.
+    #[inline]
+    pub fn set_cr8(&mut self, cr8: u8) {
+        self.set_tpr(cr8 << 4);
+    }
+
+    /// Processor priority register.
+    #[inline]
+    pub fn ppr(&self) -> u8 {
+        self.ppr
+    }
+
+    /// Highest vector in IRR, 0 when empty.
+    #[inline]
+    pub fn irr_max(&self) -> u8 {
+        self.irr_max
+    }
+
+    /// Highest vector in ISR, 0 when empty.
+    #[inline]
+    pub fn isr_max(&self) -> u8 {
+        self.isr_max
+    }
+
+    /// Whether IRR holds anything, deliverable or not.
+    #[inline]
+    pub fn has_irr(&self) -> bool {
+        self.irr_max != 0
+    }
+
+    /// Whether `vector` waits in IRR or awaits its EOI in ISR.
+    pub fn in_service_or_pending(&self, vector: u8) -> bool {
+        self.irr.contains(vector) || self.isr.contains(vector)
+    }
+
+    /// The vector to inject: the highest in IRR if its class is above that of PPR. None while hardware-disabled.
+    #[inline]
+    pub fn pending_vector(&self) -> Option<u8> {
+        (self.irr_max >> 4 > self.ppr >> 4 && self.hw_enabled).then_some(self.irr_max)
+    }
+
+    /// The CPU takes [`pending_vector`](Self::pending_vector): it moves from IRR to ISR.
+    #[inline]
+    pub fn ack(&mut self) -> Option<u8> {
+        let vector = self.pending_vector()?;
+        self.irr.clear(vector);
+        self.irr_max = self.irr.highest().unwrap_or(0);
+        self.isr.set(vector);
+        // Its class is above PPR and therefore above all that is in service.
+        self.isr_max = vector;
+        self.update_ppr();
+        Some(vector)
+    }
+
+    /// The CPU has taken `vector` by itself, as a virtual interrupt (APM volume 2 section 15.21.4): it moves from IRR to
+    /// ISR. TPR may have changed since, so it is not looked at; nothing happens if `vector` is not in IRR.
+    #[inline]
+    pub fn take(&mut self, vector: u8) {
+        if !self.irr.contains(vector) {
+            return;
+        }
+        self.irr.clear(vector);
+        self.irr_max = self.irr.highest().unwrap_or(0);
+        self.isr.set(vector);
+        self.isr_max = self.isr_max.max(vector);
+        self.update_ppr();
+    }
+
+    /// The highest vector in IRR if its class is above all that is in service, whatever TPR says: what may be left with
+    /// a CPU that compares with TPR itself.
+    #[inline]
+    pub fn candidate(&self) -> Option<u8> {
+        (self.irr_max >> 4 > self.isr_max >> 4 && self.hw_enabled).then_some(self.irr_max)
+    }
+
+    /// End of interrupt: the highest vector leaves ISR. None when nothing was in service.
+    #[inline]
+    pub fn eoi(&mut self) -> Option<Eoi> {
+        let vector = self.isr_max;
+        if vector == 0 {
+            return None;
+        }
+        self.isr.clear(vector);
+        self.isr_max = self.isr.highest().unwrap_or(0);
+        self.update_ppr();
+        Some(Eoi { vector, level: self.tmr.contains(vector), suppressed: self.svr & SVR_DIRECTED_EOI != 0 })
+    }
+
+    /// Sets `vector` in IRR and its trigger mode in TMR. Vectors below 16 are illegal and dropped.
+    #[inline]
+    pub fn set_irr(&mut self, vector: u8, level: bool) {
+        if vector < 16 {
+            return;
+        }
+        self.irr.set(vector);
+        self.tmr.put(vector, level);
+        self.irr_max = self.irr_max.max(vector);
+    }
+
+    /// Takes over what was posted by others: `level` wins where a vector is in both.
+    pub(crate) fn merge(&mut self, edge: Bits256, level: Bits256) {
+        let (e, l) = (edge.words(), level.words());
+        let combine = |of: &Bits256, f: fn(u64, u64, u64) -> u64| {
+            let [a, b, c, d] = of.words();
+            let ([e0, e1, e2, e3], [l0, l1, l2, l3]) = (e, l);
+            legal(Bits256::from_words([f(a, e0, l0), f(b, e1, l1), f(c, e2, l2), f(d, e3, l3)]))
+        };
+        self.irr = combine(&self.irr, |irr, e, l| irr | e | l);
+        self.tmr = combine(&self.tmr, |tmr, e, l| tmr & !e | l);
+        self.irr_max = self.irr.highest().unwrap_or(0);
+    }
+
+    /// The maxima after IRR and ISR were replaced.
+    pub(super) fn recount(&mut self) {
+        (self.irr, self.isr, self.tmr) = (legal(self.irr), legal(self.isr), legal(self.tmr));
+        self.irr_max = self.irr.highest().unwrap_or(0);
+        self.isr_max = self.isr.highest().unwrap_or(0);
+        self.update_ppr();
+    }
+
+    /// APM volume 2 section 16.6.4: the greater of TPR and of the class in service.
+    #[inline]
+    pub(super) fn update_ppr(&mut self) {
+        let in_service = self.isr_max & 0xf0;
+        self.ppr = if self.tpr & 0xf0 >= in_service { self.tpr } else { in_service };
+    }
+
+    /// A message to this APIC itself. What comes back as `Interrupt` is already in IRR; the rest is the caller's.
+    pub fn accept(&mut self, m: &Message) -> Accept {
+        let what = self.address().accept(m);
+        match what {
+            Accept::Interrupt { vector, level } => self.set_irr(vector, level),
+            Accept::Refused if self.is_illegal(m) => self.error(RECEIVED_ILLEGAL_VECTOR),
+            _ => {}
+        }
+        what
+    }
+
+    fn is_illegal(&self, m: &Message) -> bool {
+        let plain = matches!(m.mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority);
+        plain && m.vector < 16 && self.hw_enabled && self.sw_enabled()
+    }
+
+    /// A local interrupt source fires. ExtInt at LINT0 is refused here: see
+    /// [`accepts_pic_intr`](Self::accepts_pic_intr).
+    pub fn local(&mut self, entry: Lvt) -> Accept {
+        let lvt = self.lvt(entry);
+        if lvt & LVT_MASKED != 0 {
+            return Accept::Refused;
+        }
+        self.accept(&Message {
+            mode: DeliveryMode::from_bits(lvt >> 8),
+            vector: lvt as u8,
+            level: lvt & 1 << 15 != 0,
+            assert: true,
+            logical: false,
+            dest: 0,
+            shorthand: Shorthand::SelfOnly,
+            lowest: false,
+            ff_is_broadcast: false,
+        })
+    }
+
+    /// Whether the 8259's INTR reaches the CPU: LINT0 is unmasked in mode ExtInt, or the APIC is hardware-disabled and
+    /// the pin goes straight through (APM volume 2 section 16.3.1).
+    pub fn accepts_pic_intr(&self) -> bool {
+        let lvt = self.lvt(Lvt::Lint0);
+        !self.hw_enabled || lvt & LVT_MASKED == 0 && DeliveryMode::from_bits(lvt >> 8) == DeliveryMode::ExtInt
+    }
+
+    pub(super) fn send_illegal_vector(&mut self) {
+        self.error(SENT_ILLEGAL_VECTOR);
+    }
+
+    pub(super) fn illegal_register(&mut self) {
+        self.error(ILLEGAL_REGISTER);
+    }
+
+    /// Records `error` and raises the error interrupt.
+    fn error(&mut self, error: u32) {
+        self.errors |= error;
+        let lvt = self.lvt(Lvt::Error);
+        if lvt & LVT_MASKED == 0 && self.hw_enabled {
+            if lvt as u8 >= 16 {
+                self.set_irr(lvt as u8, false);
+            } else {
+                self.errors |= RECEIVED_ILLEGAL_VECTOR;
+            }
+        }
+    }
+}
+
+/// Without the vectors below 16, which exist in no register but could be written by KVM_SET_LAPIC.
+fn legal(set: Bits256) -> Bits256 {
+    let [low, b, c, d] = set.words();
+    Bits256::from_words([low & !0xffff, b, c, d])
+}

@@ -1,0 +1,234 @@
+//! One 8259A.
+
+/// Registers of one controller, named as in `struct kvm_pic_state`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Chip8259 {
+    /// Levels of the inputs, to find edges.
+    pub last_irr: u8,
+    pub irr: u8,
+    pub imr: u8,
+    pub isr: u8,
+    /// The input of highest priority.
+    pub priority_add: u8,
+    /// Bits 7:3 of the vectors.
+    pub irq_base: u8,
+    /// Port 0 reads as ISR (OCW3), otherwise as IRR.
+    pub read_isr: bool,
+    /// The next read is a poll.
+    pub poll: bool,
+    pub special_mask: bool,
+    /// The ICW that port 1 expects: 0 none, 1 ICW2, 2 ICW3, 3 ICW4.
+    pub init_state: u8,
+    pub auto_eoi: bool,
+    pub rotate_on_auto_eoi: bool,
+    pub special_fully_nested: bool,
+    /// ICW4 will follow.
+    pub init4: bool,
+    /// Level-triggered inputs.
+    pub elcr: u8,
+    /// Inputs that can be level-triggered.
+    pub elcr_mask: u8,
+}
+
+impl Chip8259 {
+    pub(super) fn new(elcr_mask: u8) -> Self {
+        Chip8259 { elcr_mask, ..Default::default() }
+    }
+
+    pub(super) fn base(&self) -> u8 {
+        self.irq_base
+    }
+
+    pub(super) fn elcr(&self) -> u8 {
+        self.elcr
+    }
+
+    pub(super) fn set_elcr(&mut self, value: u8) {
+        self.elcr = value & self.elcr_mask;
+    }
+
+    pub(super) fn is_polled(&self) -> bool {
+        self.poll
+    }
+
+    /// Input `irq` (0 to 7) goes high or low. 1 taken, 0 pending already, -1 masked.
+    pub(super) fn set_irq(&mut self, irq: u8, high: bool) -> i32 {
+        let bit = 1 << (irq & 7);
+        let mut status = 1;
+        let rises = high && (self.elcr & bit != 0 || self.last_irr & bit == 0);
+        if rises {
+            status = i32::from(self.irr & bit == 0);
+            self.irr |= bit;
+        } else if !high && self.elcr & bit != 0 {
+            self.irr &= !bit;
+        }
+        self.last_irr = if high { self.last_irr | bit } else { self.last_irr & !bit };
+        if self.imr & bit != 0 { -1 } else { status }
+    }
+
+    /// Distance of the most urgent input in `set` from the input of highest priority: 0 to 7, 8 for none.
+    fn priority(&self, set: u8) -> u8 {
+        set.rotate_right(u32::from(self.priority_add & 7)).trailing_zeros() as u8
+    }
+
+    fn input_at(&self, priority: u8) -> u8 {
+        self.priority_add.wrapping_add(priority) & 7
+    }
+
+    /// The input that asks for service: unmasked, and more urgent than everything in service.
+    pub(super) fn pending(&self, master: bool) -> Option<u8> {
+        let priority = self.priority(self.irr & !self.imr);
+        let mut in_service = self.isr;
+        if self.special_mask {
+            // Special mask mode: what is masked does not hold back others.
+            in_service &= !self.imr;
+        }
+        if self.special_fully_nested && master {
+            // More urgent requests of the same slave come through.
+            in_service &= !(1 << 2);
+        }
+        (priority < self.priority(in_service)).then(|| self.input_at(priority))
+    }
+
+    /// Acknowledges input `irq`. Returns the inputs that ended at once (automatic EOI).
+    pub(super) fn ack(&mut self, irq: u8) -> u8 {
+        let bit = 1 << (irq & 7);
+        self.isr |= bit;
+        if self.elcr & bit == 0 {
+            self.irr &= !bit;
+        }
+        if !self.auto_eoi {
+            return 0;
+        }
+        if self.rotate_on_auto_eoi {
+            self.priority_add = irq.wrapping_add(1) & 7;
+        }
+        self.end(irq)
+    }
+
+    /// Drops the request that the slave had left at input 2.
+    pub(super) fn forget_cascade(&mut self) {
+        self.irr &= !(1 << 2);
+    }
+
+    fn end(&mut self, irq: u8) -> u8 {
+        let bit = 1 << (irq & 7);
+        self.isr &= !bit;
+        bit
+    }
+
+    /// Port 0 or 1 (`odd`). Also the inputs whose interrupt ended.
+    pub(super) fn read(&mut self, odd: bool, master: bool) -> (u8, u8) {
+        if self.poll {
+            self.poll = false;
+            return match self.pending(master) {
+                Some(irq) => {
+                    let ended = self.ack(irq);
+                    (0x80 | irq, ended)
+                }
+                None => (0, 0),
+            };
+        }
+        let value = match (odd, self.read_isr) {
+            (true, _) => self.imr,
+            (false, true) => self.isr,
+            (false, false) => self.irr,
+        };
+        (value, 0)
+    }
+
+    /// Port 0 or 1 (`odd`). Returns the inputs whose interrupt ended and those whose mask changed.
+    pub(super) fn write(&mut self, odd: bool, value: u8) -> (u8, u8) {
+        match (odd, self.init_state) {
+            (false, _) if value & 0x10 != 0 => (self.icw1(value), 0),
+            (false, _) if value & 0x08 != 0 => {
+                self.ocw3(value);
+                (0, 0)
+            }
+            (false, _) => (self.ocw2(value), 0),
+            (true, 1) => {
+                self.irq_base = value & 0xf8;
+                self.init_state = 2;
+                (0, 0)
+            }
+            // ICW3: the cascade is wired, there is nothing to choose.
+            (true, 2) => {
+                self.init_state = if self.init4 { 3 } else { 0 };
+                (0, 0)
+            }
+            (true, 3) => {
+                self.special_fully_nested = value & 0x10 != 0;
+                self.auto_eoi = value & 0x02 != 0;
+                self.init_state = 0;
+                (0, 0)
+            }
+            (true, _) => {
+                let changed = self.imr ^ value;
+                self.imr = value;
+                (0, changed)
+            }
+        }
+    }
+
+    /// Starts initialisation: edges, mask and priorities are forgotten; levels stay, and so does what is in service
+    /// unless it came by a forgotten edge.
+    fn icw1(&mut self, value: u8) -> u8 {
+        let ended = self.irr & !self.elcr;
+        *self = Chip8259 {
+            irr: self.irr & self.elcr,
+            isr: self.isr & !ended,
+            irq_base: self.irq_base,
+            init_state: 1,
+            init4: value & 1 != 0,
+            // ICW4 that does not come counts as zero.
+            auto_eoi: self.auto_eoi && value & 1 != 0,
+            special_fully_nested: self.special_fully_nested && value & 1 != 0,
+            rotate_on_auto_eoi: self.rotate_on_auto_eoi,
+            elcr: self.elcr,
+            elcr_mask: self.elcr_mask,
+            ..Default::default()
+        };
+        ended
+    }
+
+    fn ocw3(&mut self, value: u8) {
+        if value & 0x04 != 0 {
+            self.poll = true;
+        }
+        if value & 0x02 != 0 {
+            self.read_isr = value & 1 != 0;
+        }
+        if value & 0x40 != 0 {
+            self.special_mask = value & 0x20 != 0;
+        }
+    }
+
+    /// EOI and rotation.
+    fn ocw2(&mut self, value: u8) -> u8 {
+        let irq = value & 7;
+        match value >> 5 {
+            0 => self.rotate_on_auto_eoi = false,
+            4 => self.rotate_on_auto_eoi = true,
+            command @ (1 | 5) => {
+                // Non-specific: the most urgent in service, but in special mask mode never a masked one.
+                let hidden = if self.special_mask { self.imr } else { 0 };
+                let priority = self.priority(self.isr & !hidden);
+                if priority < 8 {
+                    let irq = self.input_at(priority);
+                    if command == 5 {
+                        self.priority_add = irq.wrapping_add(1) & 7;
+                    }
+                    return self.end(irq);
+                }
+            }
+            3 => return self.end(irq),
+            6 => self.priority_add = irq.wrapping_add(1) & 7,
+            7 => {
+                self.priority_add = irq.wrapping_add(1) & 7;
+                return self.end(irq);
+            }
+            _ => {}
+        }
+        0
+    }
+}
