@@ -1,0 +1,71 @@
+//! The guest's FPU as a plain XSAVE area.
+
+use host::{Errno, Fpu};
+
+/// Bytes of the user format.
+const SIZE: usize = 4096;
+
+/// One vCPU's FPU.
+pub struct SimFpu {
+    area: Box<[u8; SIZE]>,
+    /// Between `load` and `put`.
+    pub loaded: bool,
+}
+
+impl SimFpu {
+    pub(crate) fn new() -> Self {
+        let mut area = Box::new([0; SIZE]);
+        area[0..2].copy_from_slice(&0x37fu16.to_le_bytes());
+        area[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
+        Self { area, loaded: false }
+    }
+}
+
+impl Fpu for SimFpu {
+    fn load(&mut self) {
+        assert!(!self.loaded, "loaded twice");
+        self.loaded = true;
+    }
+    fn put(&mut self) {
+        assert!(self.loaded, "put without load");
+        self.loaded = false;
+    }
+    fn user_size(&self) -> usize {
+        SIZE
+    }
+    fn get(&self, buf: &mut [u8], _pkru: u32) {
+        let n = buf.len().min(SIZE);
+        buf[..n].copy_from_slice(&self.area[..n]);
+    }
+    fn set(&mut self, buf: &[u8], supported_xcr0: u64, _pkru: &mut u32) -> Result<(), Errno> {
+        let word = |at: usize| buf.get(at..at + 8).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("eight bytes")));
+        if word(512) & !supported_xcr0 != 0 || word(520) != 0 || (word(24) as u32) >> 16 != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let n = buf.len().min(SIZE);
+        self.area[..n].copy_from_slice(&buf[..n]);
+        Ok(())
+    }
+    fn vector(&self, n: u8) -> [u8; 32] {
+        let mut v = [0; 32];
+        let at = 160 + 16 * usize::from(n & 15);
+        v[..16].copy_from_slice(&self.area[at..at + 16]);
+        let high = 576 + 16 * usize::from(n & 15);
+        v[16..].copy_from_slice(&self.area[high..high + 16]);
+        v
+    }
+    fn set_vector(&mut self, n: u8, value: &[u8; 32], vex: bool) {
+        let at = 160 + 16 * usize::from(n & 15);
+        self.area[at..at + 16].copy_from_slice(&value[..16]);
+        if vex {
+            let high = 576 + 16 * usize::from(n & 15);
+            self.area[high..high + 16].copy_from_slice(&value[16..]);
+        }
+    }
+    fn reset(&mut self) -> Result<(), Errno> {
+        let loaded = self.loaded;
+        *self = Self::new();
+        self.loaded = loaded;
+        Ok(())
+    }
+}

@@ -1,0 +1,258 @@
+//! The machine: `host::Host` in user space.
+
+use crate::alloc::{fails, uncounted};
+use crate::memory::{Arena, Page, SimPage, SimUserPage};
+use crate::{SimCpu, SimFpu, SimThread, Step};
+use arch::{HostPa, Hva};
+use host::{CpuConfig, CpuFeatures, Errno, EventFd, Host, MapLevel, PageCells, Stop, TableCells, TimePoint, Work};
+use std::array;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::{Arc, OnceLock};
+
+/// Page-table pages that a machine has.
+const TABLES: usize = 4096;
+/// Physical address of the first page-table page.
+const TABLE_BASE: u64 = 0x10_0000;
+
+struct TableSlot {
+    cells: OnceLock<Box<TableCells>>,
+    live: AtomicBool,
+}
+
+/// What all handles of a machine share.
+pub struct Shared {
+    /// Virtual nanoseconds.
+    pub now: AtomicU64,
+    /// A signal is pending.
+    pub signal: AtomicBool,
+    memory: Arena,
+    tables: Vec<TableSlot>,
+    tables_live: AtomicUsize,
+    scripts: parking_lot::Mutex<Vec<Arc<parking_lot::Mutex<VecDeque<Step>>>>>,
+    cpus_made: AtomicUsize,
+    events: Vec<Arc<AtomicU64>>,
+    features: CpuFeatures,
+    /// Warnings that the hypervisor gave.
+    pub warnings: parking_lot::Mutex<Vec<(&'static str, u64)>>,
+}
+
+/// A handle to a machine.
+#[derive(Clone)]
+pub struct Sim(pub Arc<Shared>);
+
+impl Sim {
+    /// A machine whose VMM has `pages` pages of memory. `features` are the processor's.
+    pub fn new(pages: usize, features: CpuFeatures) -> Self {
+        let slot = |_| TableSlot { cells: OnceLock::new(), live: AtomicBool::new(false) };
+        Self(Arc::new(Shared {
+            now: AtomicU64::new(1_000_000),
+            signal: AtomicBool::new(false),
+            memory: Arena::new(pages),
+            tables: (0..TABLES).map(slot).collect(),
+            tables_live: AtomicUsize::new(0),
+            scripts: Default::default(),
+            cpus_made: AtomicUsize::new(0),
+            events: (0..8).map(|_| Arc::default()).collect(),
+            features,
+            warnings: Default::default(),
+        }))
+    }
+
+    /// Adds a step to the script of the vCPU that was (or will be) made as number `cpu`.
+    pub fn step(&self, cpu: usize, f: impl FnOnce(&mut SimCpu) -> (u64, u64, u64) + Send + 'static) {
+        self.script(cpu).lock().push_back(Box::new(f));
+    }
+
+    fn script(&self, cpu: usize) -> Arc<parking_lot::Mutex<VecDeque<Step>>> {
+        let mut scripts = self.0.scripts.lock();
+        while scripts.len() <= cpu {
+            scripts.push(Arc::default());
+        }
+        scripts[cpu].clone()
+    }
+
+    /// The signal that ended the last KVM_RUN is no longer pending.
+    pub fn clear_signal(&self) {
+        self.0.signal.store(false, SeqCst);
+    }
+
+    /// Changes how the host maps a page of the VMM's memory. Whoever does it for a mapped page calls the notifier.
+    pub fn set_page(&self, hva: u64, how: Page) {
+        self.0.memory.set(hva, how);
+    }
+
+    /// Size of the host's mappings.
+    pub fn set_level(&self, level: MapLevel) {
+        self.0.memory.set_level(level);
+    }
+
+    /// Page-table pages in use: 0 once every VM is gone.
+    pub fn tables_live(&self) -> usize {
+        self.0.tables_live.load(SeqCst)
+    }
+
+    /// References to user pages that are held.
+    pub fn page_references(&self) -> usize {
+        self.0.memory.references.load(SeqCst)
+    }
+
+    /// How often the eventfd with this descriptor (0 to 7) was signalled.
+    pub fn event_count(&self, fd: usize) -> u64 {
+        self.0.events[fd].load(SeqCst)
+    }
+}
+
+/// A reference to an eventfd: only its count.
+pub struct Event(Arc<AtomicU64>);
+
+impl EventFd for Event {
+    fn signal(&self) {
+        self.0.fetch_add(1, SeqCst);
+    }
+    fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+fn may_fail() -> Result<(), Errno> {
+    if fails() { Err(Errno::ENOMEM) } else { Ok(()) }
+}
+
+impl Host for Sim {
+    type RawMutex = parking_lot::RawMutex;
+    type RawSpin = parking_lot::RawMutex;
+    type RawSpinIrq = parking_lot::RawMutex;
+    type RawRwSpin = parking_lot::RawRwLock;
+    type RawRwSem = parking_lot::RawRwLock;
+    type Cpu = SimCpu;
+    type Thread = SimThread;
+    type UserPage = SimUserPage;
+    type SharedPage = SimPage;
+    type EventFd = Event;
+    type Fpu = SimFpu;
+
+    fn new_cpu(&self, config: &CpuConfig) -> Result<SimCpu, Errno> {
+        may_fail()?;
+        Ok(uncounted(|| {
+            let n = self.0.cpus_made.fetch_add(1, SeqCst);
+            SimCpu::new(self.0.clone(), self.script(n), config.root, self.0.features)
+        }))
+    }
+    fn new_thread(&self) -> Result<SimThread, Errno> {
+        may_fail()?;
+        Ok(SimThread::new(self.0.clone()))
+    }
+    fn new_fpu(&self) -> Result<SimFpu, Errno> {
+        may_fail()?;
+        Ok(uncounted(SimFpu::new))
+    }
+    fn new_shared_page(&self) -> Result<SimPage, Errno> {
+        may_fail()?;
+        Ok(uncounted(|| SimPage(Box::new(PageCells(array::from_fn(|_| AtomicU8::new(0)))))))
+    }
+
+    fn alloc_table(&self) -> Result<HostPa, Errno> {
+        may_fail()?;
+        uncounted(|| {
+            for (n, slot) in self.0.tables.iter().enumerate() {
+                if !slot.live.swap(true, SeqCst) {
+                    let cells = slot.cells.get_or_init(|| Box::new(TableCells(array::from_fn(|_| AtomicU64::new(0)))));
+                    cells.0.iter().for_each(|e| e.store(0, SeqCst));
+                    self.0.tables_live.fetch_add(1, SeqCst);
+                    return Ok(HostPa(TABLE_BASE + n as u64 * 4096));
+                }
+            }
+            Err(Errno::ENOMEM)
+        })
+    }
+    fn table(&self, pa: HostPa) -> Option<&TableCells> {
+        let slot = self.0.tables.get((pa.0.checked_sub(TABLE_BASE)? / 4096) as usize)?;
+        assert!(slot.live.load(SeqCst), "a freed page table is used");
+        slot.cells.get().map(|c| &**c)
+    }
+    fn free_table(&self, pa: HostPa) {
+        let slot = &self.0.tables[((pa.0 - TABLE_BASE) / 4096) as usize];
+        assert!(slot.live.swap(false, SeqCst), "a page table is freed twice");
+        self.0.tables_live.fetch_sub(1, SeqCst);
+    }
+
+    fn user_page(&self, hva: Hva, write: bool) -> Result<SimUserPage, Stop> {
+        self.0.memory.take(hva, write)
+    }
+    fn user_level(&self, _hva: Hva) -> MapLevel {
+        self.0.memory.level()
+    }
+    fn read_user(&self, from: Hva, buf: &mut [u8]) -> Result<(), Stop> {
+        let len = buf.len();
+        self.0.memory.each(from.0, len, false, |cells, at, n, k| cells.read(at, &mut buf[n..n + k]))
+    }
+    fn write_user(&self, to: Hva, buf: &[u8]) -> Result<(), Stop> {
+        self.0.memory.each(to.0, buf.len(), true, |cells, at, n, k| cells.write(at, &buf[n..n + k]))
+    }
+    fn cmpxchg_user(&self, at: Hva, old: u64, new: u64, size: u8) -> Result<bool, Stop> {
+        let (mut now, size) = ([0; 8], usize::from(size));
+        self.read_user(at, &mut now[..size])?;
+        let same = now[..size] == old.to_le_bytes()[..size];
+        if same {
+            self.write_user(at, &new.to_le_bytes()[..size])?;
+        }
+        Ok(same)
+    }
+    fn user_range_ok(&self, hva: Hva, len: u64) -> bool {
+        self.0.memory.contains(hva.0, len)
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.0.now.load(SeqCst)
+    }
+    fn tsc(&self) -> u64 {
+        self.now_ns().wrapping_mul(2)
+    }
+    fn time_point(&self) -> TimePoint {
+        TimePoint { tsc: self.tsc(), boot_ns: self.now_ns(), real_ns: self.now_ns() + 1_700_000_000_000_000_000 }
+    }
+    fn tsc_khz(&self) -> u32 {
+        2_000_000
+    }
+    fn tsc_is_stable(&self) -> bool {
+        true
+    }
+
+    fn do_work(&self) -> Work {
+        if self.0.signal.load(SeqCst) { Work::Signal } else { Work::None }
+    }
+    fn cond_resched(&self) {}
+
+    fn eventfd(&self, fd: i32) -> Result<Event, Errno> {
+        let n = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
+        self.0.events.get(n).cloned().map(Event).ok_or(Errno::EBADF)
+    }
+
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        match (leaf, subleaf) {
+            (0, _) => [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65],
+            (1, _) => [0x0080_0f12, 0x0001_0800, 0x7ed8_320b, 0x178b_fbff],
+            (7, 0) => [0, 0x209c_01a9, 0, 0],
+            (0xd, 0) => [7, 0x340, 0x340, 0],
+            (0xd, 1) => [0, 0x340, 0, 0],
+            (0xd, 2) => [0x100, 0x240, 0, 0],
+            (0x8000_0000, _) => [0x8000_0008, 0x6874_7541, 0x444d_4163, 0x6974_6e65],
+            (0x8000_0001, _) => [0x0080_0f12, 0, 0x0000_01f3, 0x2fd3_fbff],
+            (0x8000_0008, _) => [0x3028, 0, 0, 0],
+            _ => [0; 4],
+        }
+    }
+    fn features(&self) -> CpuFeatures {
+        self.0.features
+    }
+    fn host_xcr0(&self) -> u64 {
+        7
+    }
+    fn read_host_msr(&self, _msr: u32) -> Option<u64> {
+        None
+    }
+    fn warn(&self, what: &'static str, value: u64) {
+        uncounted(|| self.0.warnings.lock().push((what, value)));
+    }
+}
