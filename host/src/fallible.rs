@@ -2,16 +2,43 @@
 
 use crate::Errno;
 use alloc::{boxed::Box, vec::Vec};
+use core::ops::{Deref, DerefMut};
 
-/// A heap value from [`try_box`]; an array of one because stable Rust has no fallible `Box::new`.
-pub type OneBox<T> = Box<[T; 1]>;
+/// A heap value from [`try_box`]. An array of one inside, because stable Rust has no fallible `Box::new`.
+pub struct OneBox<T>(Box<[T; 1]>);
 
-/// Moves a value to the heap. Errors: ENOMEM (the value is dropped).
-pub fn try_box<T>(value: T) -> Result<OneBox<T>, Errno> {
+impl<T> OneBox<T> {
+    /// The array of one.
+    pub fn into_inner(self) -> Box<[T; 1]> {
+        self.0
+    }
+}
+
+impl<T> Deref for OneBox<T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        let [value] = &*self.0;
+        value
+    }
+}
+
+impl<T> DerefMut for OneBox<T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        let [value] = &mut *self.0;
+        value
+    }
+}
+
+/// Makes a value and puts it on the heap. Never inlined: kernel stacks are small, and so the caller's frame does not
+/// hold the value. Errors: ENOMEM.
+#[inline(never)]
+pub fn try_box<T>(make: impl FnOnce() -> T) -> Result<OneBox<T>, Errno> {
     let mut v = Vec::new();
     v.try_reserve_exact(1).map_err(|_| Errno::ENOMEM)?;
-    v.push(value);
-    <OneBox<T>>::try_from(v.into_boxed_slice()).map_err(|_| Errno::ENOMEM)
+    v.push(make());
+    <Box<[T; 1]>>::try_from(v.into_boxed_slice()).map(OneBox).map_err(|_| Errno::ENOMEM)
 }
 
 /// A vector of `n` equal values. Errors: ENOMEM.

@@ -1,71 +1,86 @@
-//! Allocations that fail on demand: a global allocator for tests, and the countdown that all of `sim` shares.
+//! Allocations that fail on demand: the counter that the machine's own allocations and a global allocator share.
 //!
-//! The countdown is per thread, so that tests that run side by side do not disturb each other.
+//! Only code of the hypervisor counts ([`counted`]): neither the test around it nor the simulation below it. The counter
+//! is per thread, so that tests that run side by side do not disturb each other.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+/// Which allocations fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// After this many, one.
+    Once(u64),
+    /// After this many, all.
+    From(u64),
+}
+
 thread_local! {
-    static COUNTDOWN: Cell<Option<u64>> = const { Cell::new(None) };
+    static COUNTING: Cell<bool> = const { Cell::new(false) };
+    static PLAN: Cell<Option<Plan>> = const { Cell::new(None) };
+    static SEEN: Cell<u64> = const { Cell::new(0) };
+    static FAILED: Cell<u64> = const { Cell::new(0) };
     static LIVE: Cell<i64> = const { Cell::new(0) };
 }
 
-/// Lets `n` more allocations of this thread succeed and the one after them fail, once; None: all succeed.
-pub fn fail_after(n: Option<u64>) {
-    COUNTDOWN.set(n);
+/// Counts from zero again; from now on allocations fail as planned.
+pub fn plan(plan: Option<Plan>) {
+    PLAN.set(plan);
+    SEEN.set(0);
+    FAILED.set(0);
 }
 
-/// True if a failure asked for by [`fail_after`] has not happened yet.
-pub fn armed() -> bool {
-    COUNTDOWN.get().is_some()
+/// Allocations counted since [`plan`].
+pub fn seen() -> u64 {
+    SEEN.get()
 }
 
-/// Counts one allocation; true if it is the one that fails.
+/// Allocations that failed since [`plan`].
+pub fn failed() -> u64 {
+    FAILED.get()
+}
+
+/// Counts one allocation; true if it fails.
 pub fn fails() -> bool {
-    match COUNTDOWN.get() {
+    if !COUNTING.get() || std::thread::panicking() {
+        return false;
+    }
+    let n = SEEN.replace(SEEN.get() + 1);
+    let fails = match PLAN.get() {
         None => false,
-        Some(0) => {
-            COUNTDOWN.set(None);
-            true
-        }
-        Some(n) => {
-            COUNTDOWN.set(Some(n - 1));
-            false
+        Some(Plan::Once(at)) => n == at,
+        Some(Plan::From(at)) => n >= at,
+    };
+    FAILED.set(FAILED.get() + u64::from(fails));
+    fails
+}
+
+/// Runs code of the hypervisor, whose allocations count.
+pub fn counted<R>(f: impl FnOnce() -> R) -> R {
+    switched(true, f)
+}
+
+/// Runs code that is not the hypervisor's.
+pub fn uncounted<R>(f: impl FnOnce() -> R) -> R {
+    switched(false, f)
+}
+
+fn switched<R>(on: bool, f: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            COUNTING.set(self.0);
         }
     }
+    let _restore = Restore(COUNTING.replace(on));
+    f()
 }
 
-/// Runs `f` with the countdown stopped: for the simulation's own needs.
-pub fn uncounted<R>(f: impl FnOnce() -> R) -> R {
-    let kept = COUNTDOWN.replace(None);
-    let r = f();
-    COUNTDOWN.set(kept);
-    r
+/// A global allocator tells what it gave (positive) and took back (negative), in bytes.
+pub fn note(bytes: i64) {
+    LIVE.set(LIVE.get() + bytes);
 }
 
-/// Bytes that this thread has allocated and not freed through [`Failing`].
+/// Bytes that this thread has allocated and not freed, if the global allocator tells.
 pub fn live() -> i64 {
     LIVE.get()
-}
-
-/// The allocator: `#[global_allocator] static A: sim::alloc::Failing = sim::alloc::Failing;`
-pub struct Failing;
-
-// SAFETY: Every call goes to the system's allocator with the layout that it was given, or returns null, which the
-// trait allows for `alloc`.
-unsafe impl GlobalAlloc for Failing {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if COUNTDOWN.try_with(|_| ()).is_ok() && fails() {
-            return core::ptr::null_mut();
-        }
-        let _ = LIVE.try_with(|l| l.set(l.get() + layout.size() as i64));
-        // SAFETY: the caller's contract is the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        let _ = LIVE.try_with(|l| l.set(l.get() - layout.size() as i64));
-        // SAFETY: as above; `ptr` came from `alloc`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
 }

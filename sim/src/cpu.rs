@@ -1,15 +1,36 @@
-//! A processor that plays a script.
+//! A processor that plays a script, and does itself what SVM's hardware does around it: refuses a VMCB that no
+//! processor takes, delivers injected events and virtual interrupts.
 
 use crate::machine::Shared;
+use crate::tlb::Tlb;
+use crate::{alloc::uncounted, thread};
+use arch::cr::{Cr0, Cr4, Efer, Rflags};
+use arch::exit::code;
 use arch::vmcb::{INT_SHADOW, int_ctl};
-use arch::{CleanBits, ControlArea, EventInj, Exit, HostPa, Intercepts, NestedRoot, SaveArea, Zero};
+use arch::{
+    CleanBits, ControlArea, EventInj, EventType, Exit, HostPa, Intercepts, NestedRoot, SaveArea, SegmentAttr, Zero,
+};
 use host::{Cpu, CpuFeatures, Doorbell, Errno, ExtraRegs};
+use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-/// What the guest does until its next exit: changes its own state and names the exit (code, info1, info2).
-pub type Step = Box<dyn FnOnce(&mut SimCpu) -> (u64, u64, u64) + Send>;
+/// What a step of the script came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest exits with this code and EXITINFO1 and 2.
+    Exit(u64, u64, u64),
+    /// The guest exits, and does the step again when it is entered next: a fault.
+    Again(u64, u64, u64),
+    /// The guest goes on with the next step.
+    Next,
+}
+
+/// What the guest does: changes its own state, and says what came of it.
+pub type Step = Box<dyn FnMut(&mut SimCpu) -> Outcome + Send>;
+
+pub(crate) type Script = Arc<Mutex<VecDeque<Step>>>;
 
 /// One virtual processor.
 pub struct SimCpu {
@@ -17,29 +38,31 @@ pub struct SimCpu {
     save: Box<SaveArea>,
     control: Box<ControlArea>,
     extra: ExtraRegs,
-    script: Arc<parking_lot::Mutex<VecDeque<Step>>>,
-    shared: Arc<Shared>,
+    script: Script,
+    pub(crate) shared: Arc<Shared>,
     features: CpuFeatures,
     /// Events that entries injected, in order.
     pub injected: Vec<EventInj>,
+    /// Virtual interrupts that were taken, in order.
+    pub taken: Vec<u8>,
     /// Flushes that entries carried out.
     pub flushes: usize,
     flush: bool,
+    pub(crate) tlb: Tlb,
     /// MSR intercepts as they were set: (read, write).
     pub msr_intercepts: HashMap<u32, (bool, bool)>,
     /// The nested root.
     pub root: HostPa,
     /// Reports the processor as lost.
     pub lost: bool,
+    /// Between [`Cpu::begin`] and [`Cpu::end`].
+    running: bool,
+    /// RFLAGS before the event of this entry was delivered.
+    rflags_before: u64,
 }
 
 impl SimCpu {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        script: Arc<parking_lot::Mutex<VecDeque<Step>>>,
-        root: NestedRoot,
-        features: CpuFeatures,
-    ) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, script: Script, root: NestedRoot, features: CpuFeatures) -> Self {
         Self {
             gprs: [0; 16],
             save: Box::new(SaveArea::ZERO),
@@ -49,11 +72,15 @@ impl SimCpu {
             shared,
             features,
             injected: Vec::new(),
+            taken: Vec::new(),
             flushes: 0,
             flush: true,
+            tlb: Tlb::default(),
             msr_intercepts: HashMap::new(),
             root: root.pa(),
             lost: false,
+            running: false,
+            rflags_before: 0,
         }
     }
 
@@ -65,6 +92,101 @@ impl SimCpu {
     /// The control area, for a script to change.
     pub fn vmcb(&mut self) -> &mut ControlArea {
         &mut self.control
+    }
+
+    /// The exit comes in the middle of delivering the event that this entry injected.
+    pub fn cut_delivery_short(&mut self) {
+        self.control.exit_int_info = self.injected.last().copied().unwrap_or(EventInj::NONE);
+        self.save.rflags = self.rflags_before;
+    }
+
+    /// Illegal state (APM 15.5.1) or an event that cannot be injected (APM 15.20).
+    fn refused(&self) -> bool {
+        let s = &*self.save;
+        let (cr0, cr4, efer) =
+            (Cr0::from_bits_retain(s.cr0), Cr4::from_bits_retain(s.cr4), Efer::from_bits_retain(s.efer));
+        let long = efer.contains(Efer::LME) && cr0.contains(Cr0::PG);
+        let e = self.control.event_inj;
+        let bad_event = match e.kind() {
+            Some(EventType::Exception) => e.vector() == 2 || e.vector() > 31,
+            Some(_) => false,
+            None => true,
+        };
+        !efer.contains(Efer::SVME)
+            || cr0.contains(Cr0::NW) && !cr0.contains(Cr0::CD)
+            || (s.cr0 | s.dr6 | s.dr7) >> 32 != 0
+            || long && (!cr4.contains(Cr4::PAE) || !cr0.contains(Cr0::PE))
+            || long && s.cs.attrib.has(SegmentAttr::L | SegmentAttr::DB)
+            || e.valid() && bad_event
+    }
+
+    /// Delivers what EVENTINJ holds. Interrupts and NMIs go through gates that clear RFLAGS.IF.
+    fn deliver(&mut self) {
+        let e = std::mem::take(&mut self.control.event_inj);
+        self.rflags_before = self.save.rflags;
+        if e.valid() {
+            self.injected.push(e);
+            if e.kind() != Some(EventType::Exception) {
+                self.save.rflags &= !Rflags::IF.bits();
+            }
+        }
+    }
+
+    /// Takes the virtual interrupt, if the guest can (APM 15.21.4). True if it is intercepted.
+    fn take_virq(&mut self) -> bool {
+        let ctl = self.control.int_ctl;
+        let priority = ctl >> 16 & 15;
+        let can = ctl & int_ctl::V_IRQ != 0
+            && self.save.rflags & Rflags::IF.bits() != 0
+            && self.control.int_state & INT_SHADOW == 0
+            && (ctl & int_ctl::V_IGN_TPR != 0 || priority > ctl & 15);
+        if can && u64::from(self.control.intercept_3) & Intercepts::VINTR.bits() != 0 {
+            return true;
+        }
+        if can {
+            self.control.int_ctl &= !int_ctl::V_IRQ;
+            self.taken.push(self.control.int_vector as u8);
+            self.save.rflags &= !Rflags::IF.bits();
+        }
+        false
+    }
+
+    /// Runs the guest until it exits.
+    fn guest_runs(&mut self) -> (u64, u64, u64) {
+        self.control.exit_int_info = EventInj::NONE;
+        self.control.next_rip = 0;
+        if self.refused() {
+            return (code::INVALID, 0, 0);
+        }
+        if std::mem::take(&mut self.flush) {
+            self.flushes += 1;
+            self.tlb.clear();
+        }
+        self.deliver();
+        loop {
+            if self.take_virq() {
+                return (code::VINTR, 0, 0);
+            }
+            // Out of the queue while it runs: a step may add steps.
+            let Some(mut step) = self.script.lock().pop_front() else { return (code::INTR, 0, 0) };
+            match step(self) {
+                Outcome::Exit(code, info1, info2) => return (code, info1, info2),
+                Outcome::Again(code, info1, info2) => {
+                    self.script.lock().push_front(step);
+                    return (code, info1, info2);
+                }
+                Outcome::Next => {}
+            }
+        }
+    }
+}
+
+/// Whoever waits for the vCPU to leave the guest need not wait for one that panicked.
+struct InGuest<'a>(&'a Doorbell);
+
+impl Drop for InGuest<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
     }
 }
 
@@ -128,7 +250,7 @@ impl Cpu for SimCpu {
         self.control.intercept_exceptions = mask;
     }
     fn set_msr_intercept(&mut self, msr: u32, read: bool, write: bool) {
-        crate::alloc::uncounted(|| self.msr_intercepts.insert(msr, (read, write)));
+        uncounted(|| self.msr_intercepts.insert(msr, (read, write)));
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.control.tsc_offset = offset;
@@ -146,30 +268,26 @@ impl Cpu for SimCpu {
     fn extra_mut(&mut self) -> &mut ExtraRegs {
         &mut self.extra
     }
-    fn begin(&mut self) {}
-    fn end(&mut self) {}
+    fn begin(&mut self) {
+        assert!(!std::mem::replace(&mut self.running, true), "begin twice");
+    }
+    fn end(&mut self) {
+        assert!(std::mem::take(&mut self.running), "end without begin");
+    }
 
     fn enter(&mut self, bell: &Doorbell) -> Exit {
-        if self.shared.signal.load(SeqCst) || self.lost || !bell.try_enter() {
+        assert!(self.running, "entered outside of begin and end");
+        if self.shared.signal.load(SeqCst) || thread::raised() || self.lost || !bell.try_enter() {
             return Exit::None;
         }
-        let next = self.script.lock().pop_front();
-        let Some(step) = next else {
-            bell.leave();
-            self.shared.signal.store(true, SeqCst);
+        let in_guest = InGuest(bell);
+        if self.script.lock().is_empty() {
+            thread::raise();
             return Exit::None;
-        };
-        crate::alloc::uncounted(|| {
-            if self.control.event_inj.valid() {
-                self.injected.push(self.control.event_inj);
-            }
-            self.control.event_inj = EventInj::NONE;
-            self.control.exit_int_info = EventInj::NONE;
-            self.flushes += usize::from(std::mem::take(&mut self.flush));
-            let (code, info1, info2) = step(self);
-            (self.control.exit_code, self.control.exit_info_1, self.control.exit_info_2) = (code, info1, info2);
-        });
-        bell.leave();
+        }
+        let (code, info1, info2) = uncounted(|| self.guest_runs());
+        drop(in_guest);
+        (self.control.exit_code, self.control.exit_info_1, self.control.exit_info_2) = (code, info1, info2);
         Exit::decode(&self.control.exit_info(), self.features.decode_assists)
     }
     fn last_cpu(&self) -> u32 {
@@ -179,4 +297,3 @@ impl Cpu for SimCpu {
         self.lost.then_some(Errno::EIO)
     }
 }
-

@@ -38,7 +38,8 @@ impl Fpu for SimFpu {
         buf[..n].copy_from_slice(&self.area[..n]);
     }
     fn set(&mut self, buf: &[u8], supported_xcr0: u64, _pkru: &mut u32) -> Result<(), Errno> {
-        let word = |at: usize| buf.get(at..at + 8).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("eight bytes")));
+        let word =
+            |at: usize| buf.get(at..at + 8).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("eight bytes")));
         if word(512) & !supported_xcr0 != 0 || word(520) != 0 || (word(24) as u32) >> 16 != 0 {
             return Err(Errno::EINVAL);
         }

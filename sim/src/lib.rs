@@ -2,9 +2,13 @@
 //! allocations that fail on demand. The same `vm`, `mmu` and `kvm` code runs on it as in the module.
 //!
 //! A [`Sim`] is one machine. A vCPU's processor does what its script says: each step may change the guest's state
-//! the way the hardware would, and names the exit. When a script is over, the vCPU's thread has a signal pending, so
-//! that KVM_RUN returns with EINTR.
-#![deny(unsafe_op_in_unsafe_fn)]
+//! the way the hardware would, access memory through the nested page tables, and name the exit. When a script is
+//! over, the vCPU's thread has a signal pending, so that KVM_RUN returns with EINTR.
+//!
+//! The processor is strict where the hardware is: it refuses a VMCB that VMRUN refuses, keeps translations until they
+//! are flushed, takes a virtual interrupt as soon as it may. So is the machine: a freed page table that is
+//! used, or memory that the host took away and the guest still reaches, is a panic.
+#![forbid(unsafe_code)]
 
 pub mod alloc;
 mod cpu;
@@ -12,9 +16,12 @@ mod fpu;
 mod machine;
 mod memory;
 mod thread;
+mod tlb;
 
-pub use cpu::{SimCpu, Step};
+pub use arch;
+pub use cpu::{Outcome, SimCpu, Step};
 pub use fpu::SimFpu;
+pub use host;
 pub use machine::{Event, Sim};
 pub use memory::{HVA_BASE, Page, SimPage};
 pub use thread::SimThread;

@@ -1,14 +1,14 @@
 //! The machine: `host::Host` in user space.
 
 use crate::alloc::{fails, uncounted};
-use crate::memory::{Arena, Page, SimPage, SimUserPage};
-use crate::{SimCpu, SimFpu, SimThread, Step};
+use crate::cpu::Script;
+use crate::memory::{Arena, Page, SimPage, SimUserPage, zeroed_page};
+use crate::thread::Inner;
+use crate::{Outcome, SimCpu, SimFpu, SimThread, thread};
 use arch::{HostPa, Hva};
-use host::{CpuConfig, CpuFeatures, Errno, EventFd, Host, MapLevel, PageCells, Stop, TableCells, TimePoint, Work};
-use std::array;
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::*};
-use std::sync::{Arc, OnceLock};
+use host::{CpuConfig, CpuFeatures, Errno, EventFd, Host, MapLevel, Stop, TableCells, TimePoint, Work};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::{Arc, OnceLock, Weak};
 
 /// Page-table pages that a machine has.
 const TABLES: usize = 4096;
@@ -24,17 +24,29 @@ struct TableSlot {
 pub struct Shared {
     /// Virtual nanoseconds.
     pub now: AtomicU64,
-    /// A signal is pending.
+    /// A signal is pending for every vCPU's thread.
     pub signal: AtomicBool,
-    memory: Arena,
+    /// How long, in real milliseconds, a thread that sleeps without a deadline waits for others.
+    pub(crate) patience: AtomicU64,
+    pub(crate) threads: parking_lot::Mutex<Vec<Weak<Inner>>>,
+    pub(crate) memory: Arena,
     tables: Vec<TableSlot>,
     tables_live: AtomicUsize,
-    scripts: parking_lot::Mutex<Vec<Arc<parking_lot::Mutex<VecDeque<Step>>>>>,
+    scripts: parking_lot::Mutex<Vec<Script>>,
     cpus_made: AtomicUsize,
     events: Vec<Arc<AtomicU64>>,
     features: CpuFeatures,
     /// Warnings that the hypervisor gave.
     pub warnings: parking_lot::Mutex<Vec<(&'static str, u64)>>,
+}
+
+impl Shared {
+    /// The page-table page at `pa`.
+    pub(crate) fn table(&self, pa: HostPa) -> Option<&TableCells> {
+        let slot = self.tables.get((pa.0.checked_sub(TABLE_BASE)? / 4096) as usize)?;
+        assert!(slot.live.load(SeqCst), "a freed page table is used");
+        slot.cells.get().map(|c| &**c)
+    }
 }
 
 /// A handle to a machine.
@@ -48,6 +60,8 @@ impl Sim {
         Self(Arc::new(Shared {
             now: AtomicU64::new(1_000_000),
             signal: AtomicBool::new(false),
+            patience: AtomicU64::new(0),
+            threads: Default::default(),
             memory: Arena::new(pages),
             tables: (0..TABLES).map(slot).collect(),
             tables_live: AtomicUsize::new(0),
@@ -59,12 +73,27 @@ impl Sim {
         }))
     }
 
-    /// Adds a step to the script of the vCPU that was (or will be) made as number `cpu`.
+    /// Adds a step to the script of the vCPU that was (or will be) made as number `cpu`: it ends in an exit (code,
+    /// EXITINFO1, EXITINFO2).
     pub fn step(&self, cpu: usize, f: impl FnOnce(&mut SimCpu) -> (u64, u64, u64) + Send + 'static) {
+        let mut once = Some(f);
+        self.act(cpu, move |c| {
+            let (code, info1, info2) = once.take().expect("a step is done once")(c);
+            Outcome::Exit(code, info1, info2)
+        });
+    }
+
+    /// Adds a step that need not end in an exit, or is done again after a fault.
+    pub fn act(&self, cpu: usize, f: impl FnMut(&mut SimCpu) -> Outcome + Send + 'static) {
         self.script(cpu).lock().push_back(Box::new(f));
     }
 
-    fn script(&self, cpu: usize) -> Arc<parking_lot::Mutex<VecDeque<Step>>> {
+    /// Steps that are still to be done.
+    pub fn steps_left(&self, cpu: usize) -> usize {
+        self.script(cpu).lock().len()
+    }
+
+    fn script(&self, cpu: usize) -> Script {
         let mut scripts = self.0.scripts.lock();
         while scripts.len() <= cpu {
             scripts.push(Arc::default());
@@ -72,9 +101,33 @@ impl Sim {
         scripts[cpu].clone()
     }
 
+    /// Sends a signal to all vCPUs' threads.
+    pub fn signal(&self) {
+        self.0.signal.store(true, SeqCst);
+        self.each_thread(Inner::wake);
+    }
+
     /// The signal that ended the last KVM_RUN is no longer pending.
     pub fn clear_signal(&self) {
         self.0.signal.store(false, SeqCst);
+        thread::clear();
+    }
+
+    /// From now on a vCPU that sleeps without a deadline waits that long (real time) for another thread before it
+    /// gives up as if a signal came. 0, the default, suits scenarios of one thread.
+    pub fn set_patience(&self, milliseconds: u64) {
+        self.0.patience.store(milliseconds, SeqCst);
+    }
+
+    /// Virtual time passes; timers whose time has come fire.
+    pub fn advance(&self, ns: u64) {
+        let now = self.0.now.fetch_add(ns, SeqCst) + ns;
+        self.each_thread(|t| t.tick(now));
+    }
+
+    fn each_thread(&self, f: impl Fn(&Inner)) {
+        let threads: Vec<_> = self.0.threads.lock().iter().filter_map(Weak::upgrade).collect();
+        threads.iter().for_each(|t| f(t));
     }
 
     /// Changes how the host maps a page of the VMM's memory. Whoever does it for a mapped page calls the notifier.
@@ -149,7 +202,7 @@ impl Host for Sim {
     }
     fn new_shared_page(&self) -> Result<SimPage, Errno> {
         may_fail()?;
-        Ok(uncounted(|| SimPage(Box::new(PageCells(array::from_fn(|_| AtomicU8::new(0)))))))
+        Ok(uncounted(|| SimPage(zeroed_page())))
     }
 
     fn alloc_table(&self) -> Result<HostPa, Errno> {
@@ -157,7 +210,7 @@ impl Host for Sim {
         uncounted(|| {
             for (n, slot) in self.0.tables.iter().enumerate() {
                 if !slot.live.swap(true, SeqCst) {
-                    let cells = slot.cells.get_or_init(|| Box::new(TableCells(array::from_fn(|_| AtomicU64::new(0)))));
+                    let cells = slot.cells.get_or_init(|| Box::new(TableCells([const { AtomicU64::new(0) }; 512])));
                     cells.0.iter().for_each(|e| e.store(0, SeqCst));
                     self.0.tables_live.fetch_add(1, SeqCst);
                     return Ok(HostPa(TABLE_BASE + n as u64 * 4096));
@@ -167,9 +220,7 @@ impl Host for Sim {
         })
     }
     fn table(&self, pa: HostPa) -> Option<&TableCells> {
-        let slot = self.0.tables.get((pa.0.checked_sub(TABLE_BASE)? / 4096) as usize)?;
-        assert!(slot.live.load(SeqCst), "a freed page table is used");
-        slot.cells.get().map(|c| &**c)
+        self.0.table(pa)
     }
     fn free_table(&self, pa: HostPa) {
         let slot = &self.0.tables[((pa.0 - TABLE_BASE) / 4096) as usize];
@@ -191,6 +242,7 @@ impl Host for Sim {
         self.0.memory.each(to.0, buf.len(), true, |cells, at, n, k| cells.write(at, &buf[n..n + k]))
     }
     fn cmpxchg_user(&self, at: Hva, old: u64, new: u64, size: u8) -> Result<bool, Stop> {
+        let _one_at_a_time = self.0.memory.exchange.lock();
         let (mut now, size) = ([0; 8], usize::from(size));
         self.read_user(at, &mut now[..size])?;
         let same = now[..size] == old.to_le_bytes()[..size];
@@ -220,7 +272,7 @@ impl Host for Sim {
     }
 
     fn do_work(&self) -> Work {
-        if self.0.signal.load(SeqCst) { Work::Signal } else { Work::None }
+        if self.0.signal.load(SeqCst) || thread::raised() { Work::Signal } else { Work::None }
     }
     fn cond_resched(&self) {}
 

@@ -1,10 +1,10 @@
 //! The VMM's memory: an arena of pages from [`HVA_BASE`] that tests map, unmap and protect.
 
+use crate::alloc::uncounted;
 use arch::{HostPa, Hva};
 use host::{MapLevel, PageCells, SharedPage, Stop, UserPage};
-use std::array;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::*};
+use std::sync::{Arc, OnceLock};
 
 /// Host virtual address of the first page of the arena.
 pub const HVA_BASE: u64 = 0x7f00_0000_0000;
@@ -25,23 +25,40 @@ pub enum Page {
     Poisoned = 3,
 }
 
+/// A page of zeros.
+pub(crate) fn zeroed_page() -> Box<PageCells> {
+    Box::new(PageCells([const { AtomicU8::new(0) }; 4096]))
+}
+
 /// The arena.
 pub struct Arena {
-    pages: Vec<(AtomicU8, PageCells)>,
+    pages: Vec<(AtomicU8, OnceLock<Box<PageCells>>)>,
     level: AtomicU8,
+    /// Held for a compare-exchange.
+    pub exchange: parking_lot::Mutex<()>,
     /// Page references that were taken and not given back.
     pub references: Arc<AtomicUsize>,
 }
 
 impl Arena {
     pub fn new(pages: usize) -> Self {
-        let page = |_| (AtomicU8::new(Page::Writable as u8), PageCells(array::from_fn(|_| AtomicU8::new(0))));
-        Self { pages: (0..pages).map(page).collect(), level: AtomicU8::new(1), references: Arc::default() }
+        let page = |_| (AtomicU8::new(Page::Writable as u8), OnceLock::new());
+        Self {
+            pages: (0..pages).map(page).collect(),
+            level: AtomicU8::new(1),
+            exchange: Default::default(),
+            references: Arc::default(),
+        }
     }
 
-    fn page(&self, at: u64) -> Option<(usize, &(AtomicU8, PageCells))> {
+    fn page(&self, at: u64) -> Option<(usize, &AtomicU8)> {
         let n = (at.checked_sub(HVA_BASE)? / 4096) as usize;
-        Some((n, self.pages.get(n)?))
+        Some((n, &self.pages.get(n)?.0))
+    }
+
+    /// Pages come into being when they are looked at.
+    fn cells(&self, n: usize) -> &PageCells {
+        self.pages[n].1.get_or_init(|| uncounted(zeroed_page))
     }
 
     pub fn contains(&self, hva: u64, len: u64) -> bool {
@@ -49,7 +66,7 @@ impl Arena {
     }
 
     pub fn set(&self, hva: u64, how: Page) {
-        let (_, (state, _)) = self.page(hva).expect("a page of the arena");
+        let (_, state) = self.page(hva).expect("a page of the arena");
         state.store(how as u8, SeqCst);
     }
 
@@ -66,13 +83,21 @@ impl Arena {
     }
 
     fn check(&self, at: u64, write: bool) -> Result<(usize, &PageCells), Stop> {
-        let (n, (state, cells)) = self.page(at).ok_or(Stop::Fault)?;
+        let (n, state) = self.page(at).ok_or(Stop::Fault)?;
+        let cells = self.cells(n);
         match state.load(SeqCst) {
             2 => Ok((n, cells)),
             1 if !write => Ok((n, cells)),
             3 => Err(Stop::Poison),
             _ => Err(Stop::Fault),
         }
+    }
+
+    /// The page that a nested translation leads to.
+    pub fn guest_cells(&self, pa: HostPa, write: bool) -> &PageCells {
+        let n = pa.0.checked_sub(PA_BASE).expect("a page of the arena") / 4096;
+        let (_, cells) = self.check(HVA_BASE + n * 4096, write).expect("the guest reaches a page that the host took");
+        cells
     }
 
     pub fn take(&self, hva: Hva, write: bool) -> Result<SimUserPage, Stop> {
@@ -83,7 +108,13 @@ impl Arena {
     }
 
     /// Both directions, page by page, after every page has been checked.
-    pub fn each(&self, at: u64, len: usize, write: bool, mut f: impl FnMut(&PageCells, usize, usize, usize)) -> Result<(), Stop> {
+    pub fn each(
+        &self,
+        at: u64,
+        len: usize,
+        write: bool,
+        mut f: impl FnMut(&PageCells, usize, usize, usize),
+    ) -> Result<(), Stop> {
         let end = at.checked_add(len as u64).ok_or(Stop::Fault)?;
         let pieces = || {
             let mut now = at;

@@ -1,89 +1,135 @@
 //! A vCPU's thread in virtual time: sleeping jumps to the next deadline.
 
+use crate::alloc::uncounted;
 use crate::machine::Shared;
 use host::{Doorbell, Request, VcpuThread};
 use parking_lot::{Condvar, Mutex};
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
+use std::time::Duration;
 
 /// No deadline.
 const NEVER: u64 = u64::MAX;
 
+thread_local! {
+    static SIGNAL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A signal is pending for the calling thread: its vCPU has nothing left to do.
+pub(crate) fn raise() {
+    SIGNAL.set(true);
+}
+
+/// Takes it back.
+pub(crate) fn clear() {
+    SIGNAL.set(false);
+}
+
+/// Is one pending?
+pub(crate) fn raised() -> bool {
+    SIGNAL.get()
+}
+
 /// One vCPU's thread.
-pub struct SimThread {
+pub struct SimThread(Arc<Inner>);
+
+/// What the machine's clock reaches as well.
+pub(crate) struct Inner {
     bell: Doorbell,
     deadline: AtomicU64,
-    /// How often somebody kicked or woke it.
-    pub kicks: AtomicUsize,
+    kicks: AtomicUsize,
     asleep: Mutex<()>,
     wakeup: Condvar,
     shared: Arc<Shared>,
 }
 
+impl Inner {
+    /// The clock stands at `now`: rings if the deadline has come.
+    pub(crate) fn tick(&self, now: u64) {
+        if self.deadline.fetch_update(SeqCst, SeqCst, |d| (d <= now).then_some(NEVER)).is_ok() {
+            self.bell.ring(Request::Timer);
+            self.wake();
+        }
+    }
+
+    pub(crate) fn wake(&self) {
+        self.kicks.fetch_add(1, SeqCst);
+        drop(self.asleep.lock());
+        self.wakeup.notify_all();
+    }
+}
+
 impl SimThread {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self {
-            bell: Doorbell::new(),
-            deadline: AtomicU64::new(NEVER),
-            kicks: AtomicUsize::new(0),
-            asleep: Mutex::new(()),
-            wakeup: Condvar::new(),
-            shared,
-        }
+        uncounted(|| {
+            let inner = Arc::new(Inner {
+                bell: Doorbell::new(),
+                deadline: AtomicU64::new(NEVER),
+                kicks: AtomicUsize::new(0),
+                asleep: Mutex::new(()),
+                wakeup: Condvar::new(),
+                shared: shared.clone(),
+            });
+            shared.threads.lock().push(Arc::downgrade(&inner));
+            Self(inner)
+        })
     }
 
     /// The armed deadline in virtual nanoseconds.
     pub fn deadline(&self) -> Option<u64> {
-        Some(self.deadline.load(SeqCst)).filter(|d| *d != NEVER)
+        Some(self.0.deadline.load(SeqCst)).filter(|d| *d != NEVER)
+    }
+
+    /// How often somebody woke it, or kicked it out of the guest.
+    pub fn kicks(&self) -> usize {
+        self.0.kicks.load(SeqCst)
     }
 }
 
 impl VcpuThread for SimThread {
     fn bell(&self) -> &Doorbell {
-        &self.bell
+        &self.0.bell
     }
 
     fn kick(&self) {
-        if self.bell.needs_ipi() {
-            self.kicks.fetch_add(1, SeqCst);
+        if self.0.bell.needs_ipi() {
+            self.0.kicks.fetch_add(1, SeqCst);
         }
     }
 
     fn wake(&self) {
-        self.kicks.fetch_add(1, SeqCst);
-        drop(self.asleep.lock());
-        self.wakeup.notify_all();
+        self.0.wake();
     }
 
     fn block(&self) {
-        if self.bell.pending() {
+        let me = &*self.0;
+        if me.bell.pending() {
             return;
         }
-        let deadline = self.deadline.swap(NEVER, SeqCst);
+        let deadline = me.deadline.swap(NEVER, SeqCst);
         if deadline != NEVER {
-            self.shared.now.fetch_max(deadline, SeqCst);
-            self.bell.ring(Request::Timer);
+            me.shared.now.fetch_max(deadline, SeqCst);
+            me.bell.ring(Request::Timer);
             return;
         }
-        // Nothing will happen by itself: wait for another thread for a moment, then give up as if a signal came.
-        let mut asleep = self.asleep.lock();
-        if !self.bell.pending() {
-            self.wakeup.wait_for(&mut asleep, std::time::Duration::from_millis(20));
-        }
-        if !self.bell.pending() {
-            self.shared.signal.store(true, SeqCst);
+        // Nothing happens by itself: wait for another thread, then leave as if a signal came.
+        let patience = Duration::from_millis(me.shared.patience.load(SeqCst));
+        let mut asleep = me.asleep.lock();
+        while !me.bell.pending() && !me.shared.signal.load(SeqCst) {
+            if patience.is_zero() || me.wakeup.wait_for(&mut asleep, patience).timed_out() {
+                raise();
+                return;
+            }
         }
     }
 
     fn arm_timer(&self, deadline: u64) {
-        if deadline <= self.shared.now.load(SeqCst) {
-            self.bell.ring(Request::Timer);
-        } else {
-            self.deadline.store(deadline, SeqCst);
-        }
+        self.0.deadline.store(deadline, SeqCst);
+        self.0.tick(self.0.shared.now.load(SeqCst));
     }
 
     fn cancel_timer(&self) {
-        self.deadline.store(NEVER, SeqCst);
+        self.0.deadline.store(NEVER, SeqCst);
     }
 }

@@ -1,3 +1,7 @@
-//! TODO
-#![no_std]
-#![forbid(unsafe_code)]
+//! What the scenarios and the programs that run in the emulated AMD host share.
+
+pub mod check;
+pub mod client;
+pub mod failing;
+pub mod plain;
+pub mod scenario;

@@ -1,3 +1,39 @@
-//! TODO
+//! A VM and its vCPUs: the run loop, the exit handlers, event injection, CPUID and MSR policy.
+//!
+//! Read [`run`] first: the loop that every exit goes through. [`exits`] is the exhaustive match behind it.
+//! Nothing here knows Linux, assembly or the layout of an ioctl: the machine is behind the traits of `host`, and what
+//! user space sees is translated by the crate above.
 #![no_std]
 #![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod clock;
+mod control;
+pub mod debug;
+pub mod cpuid;
+mod exits;
+mod guest;
+pub mod inject;
+mod interrupts;
+pub mod ioeventfd;
+mod memory;
+mod mmio;
+pub mod msr;
+mod policy;
+mod regs;
+mod reset;
+mod run;
+pub mod state;
+pub mod user;
+mod vcpu;
+mod vm;
+
+pub use irqchip;
+pub use mmu;
+pub use state::{CpuidEntry, DebugRegs, Events, MpState, Regs, Sregs};
+pub use user::{Answer, Pending, RunRequest, UserExit};
+pub use vcpu::{Core, Ctx, Mail, Vcpu};
+pub use vm::{Config, MAX_VCPU_ID, MAX_VCPUS, Vm};

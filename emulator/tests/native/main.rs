@@ -1,0 +1,214 @@
+//! The executor against the processor that runs the tests: random instructions on random registers and memory are run
+//! natively and emulated, and all registers, the defined flags, memory and faults are compared.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+#[path = "../fake/mod.rs"]
+mod fake;
+mod generate;
+mod processor;
+
+use emulator::{DecodeError, Insn, Mode, Op, Operand, Seg, Stop, decode, emulate};
+use fake::{Fake, Rng};
+use generate::{generate, registers, safe};
+use processor::{CODE, Context, DATA, DATA_LEN, MIDDLE, native, prepare};
+
+/// Arithmetic flags and DF: what user mode can see changing.
+const CF: u64 = 1;
+const PF: u64 = 4;
+const AF: u64 = 0x10;
+const ZF: u64 = 0x40;
+const SF: u64 = 0x80;
+const OF: u64 = 0x800;
+const ARITH: u64 = CF | PF | AF | ZF | SF | OF;
+
+/// Flags that the manuals leave undefined after `insn` with the given count operand.
+fn undefined_flags(insn: &Insn, count: u64) -> u64 {
+    let bits = 8 * u64::from(insn.opsize);
+    let shifted_out = if count >= bits { CF } else { 0 };
+    let overflow = if count == 1 { 0 } else { OF };
+    match insn.op {
+        _ if count == 0 => 0,
+        Op::And | Op::Or | Op::Xor | Op::Test => AF,
+        Op::Shl | Op::Shr => AF | overflow | shifted_out,
+        Op::Sar | Op::Shld | Op::Shrd => AF | overflow,
+        Op::Rol | Op::Ror | Op::Rcl | Op::Rcr => overflow,
+        Op::Mul | Op::Imul | Op::Imul2 => SF | ZF | AF | PF,
+        Op::Div | Op::Idiv => ARITH,
+        Op::Bt | Op::Bts | Op::Btr | Op::Btc => OF | SF | AF | PF,
+        Op::Bsf | Op::Bsr => ARITH & !ZF,
+        Op::Tzcnt | Op::Lzcnt => OF | SF | PF | AF,
+        _ => 0,
+    }
+}
+
+fn describe(insn: &Insn, bytes: &[u8], before: &Context) -> String {
+    format!("{:02x?} {insn:x?}\nbefore {:x?} flags {:x}", &bytes[..insn.len.into()], before.gpr, before.flags)
+}
+
+#[test]
+fn emulated_like_the_processor() {
+    if !std::is_x86_feature_detected!("avx") || !std::is_x86_feature_detected!("movbe") {
+        println!("skipped: this processor lacks AVX or MOVBE");
+        return;
+    }
+    prepare();
+    let mut rng = Rng(0x0dd_ba11);
+    let mut seen = std::collections::BTreeMap::new();
+    let mut faults = 0;
+    let mut data = vec![0_u8; DATA_LEN];
+    let mut wrong = std::collections::BTreeMap::new();
+    for round in 0..600_000 {
+        let bytes = generate(&mut rng);
+        let insn = match decode(&bytes, Mode::Long64) {
+            // FS is the thread's own data: it must not change, and its base is not known here.
+            Ok(insn) if safe(insn.op) && !matches!(insn.operands[0], Operand::Seg(_)) && insn.segment == Seg::Ds => {
+                insn
+            }
+            Ok(_) | Err(DecodeError::Unknown | DecodeError::Invalid | DecodeError::TooLong) => continue,
+            Err(DecodeError::NeedMoreBytes) => panic!("15 bytes are enough: {bytes:02x?}"),
+        };
+        let mut bytes = bytes;
+        let moffs = matches!(insn.op, Op::Mov)
+            && insn.operands.contains(&Operand::Mem { size: insn.opsize })
+            && insn.mem.base.is_none();
+        if moffs {
+            let n = usize::from(insn.len);
+            let size = usize::from(insn.addrsize);
+            bytes[n - size..n].copy_from_slice(&(MIDDLE + rng.below(512)).to_le_bytes()[..size]);
+        }
+        if insn.op == Op::Enter {
+            // Little space to reserve: the processor checks that it can be written.
+            let n = usize::from(insn.len);
+            bytes[n - 2] &= 1;
+        }
+        let insn = decode(&bytes, Mode::Long64).expect("decoded before");
+        let gpr = registers(&mut rng, &insn);
+        let count = if insn.operands[2] == Operand::None { &insn.operands[1] } else { &insn.operands[2] };
+        let count = match (insn.op, count) {
+            (Op::Rol | Op::Ror | Op::Rcl | Op::Rcr | Op::Shl | Op::Shr | Op::Sar | Op::Shld | Op::Shrd, c) => {
+                let c = if matches!(c, Operand::Imm) { insn.imm } else { gpr[1] };
+                c & if insn.opsize == 8 { 63 } else { 31 }
+            }
+            _ => 1,
+        };
+        if matches!(insn.op, Op::Shld | Op::Shrd) && insn.opsize == 2 && count > 16 {
+            continue; // undefined
+        }
+        if insn.op == Op::Bswap && insn.opsize == 2 {
+            continue; // undefined
+        }
+        if round % 32 == 0 {
+            for chunk in data.chunks_mut(8) {
+                chunk.copy_from_slice(&rng.value().to_le_bytes());
+            }
+        }
+        if insn.op == Op::Popf {
+            // Without TF, NT and AC.
+            let at = (gpr[4] - DATA) as usize;
+            let flags = rng.next() & (ARITH | 0x400) | 0x202;
+            data[at..at + 8].copy_from_slice(&flags.to_le_bytes());
+        }
+        let mut ctx = Context {
+            gpr,
+            flags: rng.next() & (ARITH | 0x400) | 0x202,
+            saved_rsp: 0,
+            exit: 0,
+            code: 0,
+            signal: 0,
+            unused: [0; 3],
+            ymm: [[0; 32]; 16],
+        };
+        if insn.op == Op::Cmpxchg8b && rng.below(2) == 0 {
+            // Let it find what it expects.
+            let base = gpr[usize::from(insn.mem.base.unwrap_or(3))];
+            let index = insn.mem.index.map_or(0, |i| gpr[usize::from(i)] << insn.mem.scale);
+            let at = base.wrapping_add(index).wrapping_add(insn.mem.disp).wrapping_sub(DATA) as usize;
+            let half = usize::from(if insn.operands[0] == (Operand::Mem { size: 16 }) { 8_u8 } else { 4 });
+            if let Some(place) = data.get_mut(at..at.saturating_add(2 * half)) {
+                place[..half].copy_from_slice(&gpr[0].to_le_bytes()[..half]);
+                place[half..].copy_from_slice(&gpr[2].to_le_bytes()[..half]);
+            }
+        }
+        for ymm in &mut ctx.ymm {
+            for chunk in ymm.chunks_mut(8) {
+                chunk.copy_from_slice(&rng.next().to_le_bytes());
+            }
+        }
+        let before = ctx;
+
+        let mut m = Fake::long();
+        for (n, page) in (DATA / 4096..).zip(data.chunks(4096)) {
+            m.pages.insert(n, page.to_vec());
+        }
+        m.cpl = 3;
+        // The selectors that Linux gives its processes.
+        for (seg, selector) in
+            [(Seg::Es, 0), (Seg::Cs, 0x33), (Seg::Ss, 0x2b), (Seg::Ds, 0), (Seg::Fs, 0), (Seg::Gs, 0)]
+        {
+            m.seg(seg).selector = selector;
+        }
+        (m.gpr, m.rflags, m.ymm, m.rip) = (ctx.gpr, ctx.flags, ctx.ymm, CODE);
+        m.begin();
+        let result = emulate(&mut m, &insn);
+
+        let mut report = |what: &str| {
+            let text = format!("{what}: {}", describe(&insn, &bytes, &before));
+            wrong.entry(format!("{:?} {what}", insn.op)).or_insert(text);
+        };
+        // Run natively only what stays within the data area.
+        if matches!(result, Err(Stop::Fault(e)) if e.vector == 14 || e.vector == 12) {
+            continue;
+        }
+        native(&bytes[..insn.len.into()], &mut ctx, &mut data);
+        *seen.entry(format!("{:?}", insn.op)).or_insert(0_u32) += 1;
+
+        let expected_signal = match result {
+            Ok(_) => 0,
+            Err(Stop::Fault(e)) if e.vector == 0 => libc::SIGFPE,
+            Err(Stop::Fault(e)) if e.vector == 13 => libc::SIGSEGV,
+            Err(e) => {
+                report(&format!("{e:?}"));
+                continue;
+            }
+        };
+        if ctx.signal != expected_signal as u64 {
+            report(&format!("signal {} instead of {expected_signal}", ctx.signal));
+            continue;
+        }
+        if expected_signal != 0 {
+            faults += 1;
+        } else if m.rip != CODE + u64::from(insn.len) {
+            report("rip");
+        }
+        let scan_of_zero = matches!(insn.op, Op::Bsf | Op::Bsr) && m.rflags & ZF != 0;
+        if m.gpr != ctx.gpr && !scan_of_zero {
+            report("registers");
+            if let Some(t) = wrong.get_mut(&format!("{:?} registers", insn.op)) {
+                if !t.contains("native") {
+                    *t += &format!("\nnative {:x?}\nours   {:x?}", ctx.gpr, m.gpr);
+                }
+            }
+            continue;
+        }
+        let defined = (ARITH | 0x400) & !undefined_flags(&insn, count);
+        if (m.rflags ^ ctx.flags) & defined != 0 {
+            report(&format!("flags {:x}", (m.rflags ^ ctx.flags) & defined));
+        }
+        if !m.pages.values().eq(data.chunks(4096)) {
+            report("memory");
+        }
+        if m.ymm != ctx.ymm {
+            report("vector registers");
+        }
+    }
+    println!("{seen:?}, {faults} faults");
+    for text in wrong.values() {
+        println!("{text}\n");
+    }
+    assert!(wrong.is_empty(), "{} kinds of difference", wrong.len());
+    for op in ["Mov", "Cmpxchg", "Idiv", "Movs", "Pop", "Enter", "Bts", "Rcr", "VecMov", "VecMovHigh", "Movbe", "Xlat"]
+    {
+        assert!(seen.get(op).copied().unwrap_or(0) > 20, "{op} came up");
+    }
+    assert!(faults > 100);
+}

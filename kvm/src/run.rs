@@ -1,0 +1,215 @@
+//! KVM_RUN: reads what user space left in the `kvm_run` page, runs the vCPU, and writes why it came back
+//! (KVM API document, 4.10 and section 5).
+//!
+//! User space may write the page at any time. So every field is looked at once, here, and never again.
+
+use crate::abi::run::{IO_IN, IO_OUT, PIO_DATA_OFFSET, at, exit, reason};
+use host::{Errno, Host, PageCells, SharedPage};
+use vm::{Answer, Ctx, Pending, RunRequest, UserExit};
+
+/// One KVM_RUN. Errors: EINVAL (CR8), and those of [`Ctx::run`].
+pub fn run<H: Host>(ctx: &mut Ctx<'_, H>) -> Result<i64, Errno> {
+    let [page, ..] = &ctx.me.pages;
+    let page = page.cells();
+    let mut request = RunRequest {
+        interrupt_window: page.u8(at::REQUEST_INTERRUPT_WINDOW) != 0,
+        immediate_exit: page.u8(at::IMMEDIATE_EXIT) != 0,
+        cr8: 0,
+    };
+    if ctx.core.lapic.is_none() {
+        request.cr8 = page.u64(at::CR8);
+        if request.cr8 > 15 {
+            return Err(Errno::EINVAL);
+        }
+    }
+    let answer = answer(page, ctx.pending());
+    let (why, result) = ctx.run(request, answer);
+    report(page, &why);
+    page.set_u8(at::READY_FOR_INTERRUPT_INJECTION, ctx.ready_for_interrupt().into());
+    page.set_u8(at::IF_FLAG, ctx.if_flag().into());
+    page.set_u16(at::FLAGS, 0);
+    page.set_u64(at::CR8, ctx.cr8());
+    page.set_u64(at::APIC_BASE, ctx.apic_base());
+    result.map(|()| 0)
+}
+
+/// User space's reply to the last exit.
+fn answer(page: &PageCells, pending: Pending) -> Answer {
+    match pending {
+        Pending::None | Pending::MmioWrite | Pending::PioIn { .. } | Pending::PioOut => Answer::Done,
+        Pending::MmioRead { .. } => {
+            let mut data = [0; 8];
+            page.read(exit::MMIO_DATA, &mut data);
+            Answer::Mmio(data)
+        }
+        Pending::Rdmsr | Pending::Wrmsr => {
+            Answer::Msr { data: page.u64(exit::MSR_DATA), error: page.u8(exit::MSR_ERROR) != 0 }
+        }
+        Pending::Hypercall => Answer::Hypercall { ret: page.u64(exit::HYPERCALL_RET) },
+    }
+}
+
+/// Writes the exit reason and its part of the union.
+fn report(page: &PageCells, why: &UserExit) {
+    let code = match *why {
+        UserExit::Io { input, size, port, count } => {
+            page.set_u8(exit::IO_DIRECTION, if input { IO_IN } else { IO_OUT });
+            page.set_u8(exit::IO_SIZE, size);
+            page.set_u16(exit::IO_PORT, port);
+            page.set_u32(exit::IO_COUNT, count);
+            page.set_u64(exit::IO_DATA_OFFSET, PIO_DATA_OFFSET);
+            reason::IO
+        }
+        UserExit::Mmio { gpa, data, len, write } => {
+            page.set_u64(exit::MMIO_PHYS_ADDR, gpa);
+            page.write(exit::MMIO_DATA, &data);
+            page.set_u32(exit::MMIO_LEN, len.into());
+            page.set_u8(exit::MMIO_IS_WRITE, write.into());
+            reason::MMIO
+        }
+        ref rare => report_rare(page, rare),
+    };
+    page.set_u32(at::EXIT_REASON, code);
+}
+
+#[cold]
+fn report_rare(page: &PageCells, why: &UserExit) -> u32 {
+    match *why {
+        UserExit::Io { .. } => reason::IO,
+        UserExit::Mmio { .. } => reason::MMIO,
+        UserExit::Hlt => reason::HLT,
+        UserExit::IrqWindowOpen => reason::IRQ_WINDOW_OPEN,
+        UserExit::Shutdown => reason::SHUTDOWN,
+        UserExit::Interrupted => reason::INTR,
+        UserExit::FailEntry { reason: hardware, cpu } => {
+            page.set_u64(exit::FAIL_ENTRY_REASON, hardware);
+            page.set_u32(exit::FAIL_ENTRY_CPU, cpu);
+            reason::FAIL_ENTRY
+        }
+        UserExit::InternalError { suberror, ndata, data } => {
+            page.set_u32(exit::INTERNAL_SUBERROR, suberror);
+            page.set_u32(exit::INTERNAL_NDATA, ndata.min(data.len() as u32));
+            put_words(page, exit::INTERNAL_DATA, data.iter().take(ndata as usize));
+            reason::INTERNAL_ERROR
+        }
+        UserExit::IoapicEoi { vector } => {
+            page.set_u8(exit::EOI_VECTOR, vector);
+            reason::IOAPIC_EOI
+        }
+        UserExit::Msr { write, reason: why, index, data } => {
+            page.set_u8(exit::MSR_ERROR, 0);
+            page.write(exit::MSR_ERROR + 1, &[0; 7]);
+            page.set_u32(exit::MSR_REASON, why);
+            page.set_u32(exit::MSR_INDEX, index);
+            page.set_u64(exit::MSR_DATA, data);
+            if write { reason::X86_WRMSR } else { reason::X86_RDMSR }
+        }
+        UserExit::Hypercall { nr, args, longmode } => {
+            page.set_u64(exit::HYPERCALL_NR, nr);
+            put_words(page, exit::HYPERCALL_ARGS, args.iter());
+            page.set_u64(exit::HYPERCALL_RET, 0);
+            page.set_u64(exit::HYPERCALL_FLAGS, longmode.into());
+            reason::HYPERCALL
+        }
+        UserExit::Debug { exception, pc, dr6, dr7 } => {
+            page.set_u32(exit::DEBUG_EXCEPTION, exception);
+            page.set_u64(exit::DEBUG_PC, pc);
+            page.set_u64(exit::DEBUG_DR6, dr6);
+            page.set_u64(exit::DEBUG_DR7, dr7);
+            reason::DEBUG
+        }
+        UserExit::SystemEvent { kind } => {
+            page.set_u32(exit::SYSTEM_EVENT_TYPE, kind);
+            page.set_u32(exit::SYSTEM_EVENT_NDATA, 0);
+            reason::SYSTEM_EVENT
+        }
+        UserExit::MemoryFault { gpa, size, poison: _ } => {
+            page.set_u64(exit::MEMORY_FAULT_FLAGS, 0);
+            page.set_u64(exit::MEMORY_FAULT_GPA, gpa);
+            page.set_u64(exit::MEMORY_FAULT_SIZE, size);
+            reason::MEMORY_FAULT
+        }
+    }
+}
+
+fn put_words<'a>(page: &PageCells, at: usize, words: impl Iterator<Item = &'a u64>) {
+    for (i, w) in words.enumerate() {
+        page.set_u64(at + 8 * i, *w);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::sync::atomic::AtomicU8;
+    use std::boxed::Box;
+
+    fn page() -> Box<PageCells> {
+        Box::new(PageCells([const { AtomicU8::new(0xee) }; 4096]))
+    }
+
+    #[test]
+    fn port_and_mmio_exits() {
+        let p = page();
+        report(&p, &UserExit::Io { input: true, size: 2, port: 0x3f8, count: 3 });
+        assert_eq!(p.u32(8), 2);
+        assert_eq!((p.u8(32), p.u8(33), p.u16(34), p.u32(36), p.u64(40)), (0, 2, 0x3f8, 3, 4096));
+        let data = [1, 2, 3, 4, 5, 6, 7, 8];
+        report(&p, &UserExit::Mmio { gpa: 0xfee0_0000, data, len: 4, write: true });
+        assert_eq!(p.u32(8), 6);
+        assert_eq!((p.u64(32), p.u64(40), p.u32(48), p.u8(52)), (0xfee0_0000, u64::from_le_bytes(data), 4, 1));
+    }
+
+    #[test]
+    fn an_internal_error_never_claims_more_data_than_there_is() {
+        let p = page();
+        report(&p, &UserExit::InternalError { suberror: 1, ndata: 99, data: core::array::from_fn(|i| i as u64) });
+        assert_eq!((p.u32(8), p.u32(32), p.u32(36)), (17, 1, 16));
+        assert_eq!((p.u64(40), p.u64(40 + 15 * 8)), (0, 15));
+        assert_eq!(p.u8(40 + 16 * 8), 0xee);
+    }
+
+    #[test]
+    fn msr_exits_clear_the_answer_first() {
+        let p = page();
+        report(&p, &UserExit::Msr { write: false, reason: 2, index: 0x35, data: 0 });
+        assert_eq!((p.u32(8), p.u64(32), p.u32(40), p.u32(44), p.u64(48)), (29, 0, 2, 0x35, 0));
+        p.set_u64(48, 77);
+        p.set_u8(32, 1);
+        assert_eq!(answer(&p, Pending::Rdmsr), Answer::Msr { data: 77, error: true });
+    }
+
+    #[test]
+    fn answers_come_from_the_field_of_the_question() {
+        let p = page();
+        p.write(40, &[9; 8]);
+        p.set_u64(88, 5);
+        assert_eq!(answer(&p, Pending::MmioRead { len: 4 }), Answer::Mmio([9; 8]));
+        assert_eq!(answer(&p, Pending::Hypercall), Answer::Hypercall { ret: 5 });
+        for nothing in [Pending::None, Pending::MmioWrite, Pending::PioOut, Pending::PioIn { size: 1, count: 1 }] {
+            assert_eq!(answer(&p, nothing), Answer::Done);
+        }
+    }
+
+    #[test]
+    fn every_reason_reaches_the_page() {
+        let rare = [
+            (UserExit::Hlt, 5),
+            (UserExit::IrqWindowOpen, 7),
+            (UserExit::Shutdown, 8),
+            (UserExit::FailEntry { reason: 1 << 40, cpu: 3 }, 9),
+            (UserExit::Interrupted, 10),
+            (UserExit::IoapicEoi { vector: 0x31 }, 26),
+            (UserExit::Msr { write: true, reason: 1, index: 2, data: 3 }, 30),
+            (UserExit::Hypercall { nr: 12, args: [1, 2, 3, 4, 5, 6], longmode: true }, 3),
+            (UserExit::Debug { exception: 1, pc: 2, dr6: 3, dr7: 4 }, 4),
+            (UserExit::SystemEvent { kind: 1 }, 24),
+            (UserExit::MemoryFault { gpa: 0x1000, size: 4096, poison: false }, 39),
+        ];
+        for (why, code) in rare {
+            let p = page();
+            report(&p, &why);
+            assert_eq!(p.u32(at::EXIT_REASON), code, "{why:?}");
+        }
+    }
+}

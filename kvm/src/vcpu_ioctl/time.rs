@@ -1,0 +1,27 @@
+//! A vCPU's time stamp counter (KVM API document 4.55, 4.56, and vcpu device attributes).
+
+use crate::abi::ioctl::{KVM_GET_DEVICE_ATTR, KVM_SET_DEVICE_ATTR};
+use crate::abi::*;
+use crate::codec::{get, put};
+use host::{Errno, Host};
+use vm::Ctx;
+
+/// KVM_SET_TSC_KHZ: 0 stands for the host's frequency. Errors: EINVAL (one that the processor cannot give).
+pub fn set_tsc_khz<H: Host>(ctx: &mut Ctx<'_, H>, khz: u32) -> Result<(), Errno> {
+    let khz = if khz == 0 { ctx.vm.host.tsc_khz() } else { khz };
+    ctx.set_tsc_khz(khz)
+}
+
+/// KVM_HAS/GET/SET_DEVICE_ATTR: the one attribute is the TSC offset. Errors: ENXIO (another), EFAULT.
+pub fn attribute<H: Host>(ctx: &mut Ctx<'_, H>, cmd: u32, a: &kvm_device_attr) -> Result<(), Errno> {
+    if a.group != KVM_VCPU_TSC_CTRL || a.attr != KVM_VCPU_TSC_OFFSET {
+        return Err(Errno::ENXIO);
+    }
+    let host = &ctx.vm.host;
+    match cmd {
+        KVM_GET_DEVICE_ATTR => put(host, a.addr, &ctx.tsc_offset())?,
+        KVM_SET_DEVICE_ATTR => ctx.set_tsc_offset(get(host, a.addr)?),
+        _ => {}
+    }
+    Ok(())
+}

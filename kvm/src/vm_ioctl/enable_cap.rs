@@ -1,0 +1,62 @@
+//! KVM_ENABLE_CAP on a VM (KVM API document 4.37 and section 7).
+
+use crate::abi::{cap, kvm_enable_cap};
+use crate::caps;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use host::{Errno, Host};
+use vm::Vm;
+
+/// Switches a capability. Errors: EINVAL (it is absent or cannot be switched; unknown flags or arguments), and what
+/// the capability itself documents.
+pub fn enable_cap<H: Host>(vm: &Vm<H>, c: &kvm_enable_cap) -> Result<(), Errno> {
+    let [arg, ..] = c.args;
+    let config = &vm.config;
+    if c.flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    match c.cap {
+        cap::SPLIT_IRQCHIP => vm.enable_split_irqchip(arg)?,
+        cap::MANUAL_DIRTY_LOG_PROTECT2 => vm.mmu.set_manual_dirty_log(arg)?,
+        cap::MAX_VCPU_ID => set_max_vcpu_id(&config.max_vcpu_id, arg)?,
+        cap::X2APIC_API => {
+            within(arg, caps::X2APIC_API)?;
+            // Each can be switched on only.
+            if arg & 1 != 0 {
+                config.x2apic_format.store(true, Relaxed);
+            }
+            if arg & 2 != 0 {
+                config.broadcast_quirk_disabled.store(true, Relaxed);
+            }
+        }
+        cap::EXCEPTION_PAYLOAD => config.exception_payload.store(arg != 0, Relaxed),
+        cap::X86_TRIPLE_FAULT_EVENT => config.triple_fault_event.store(arg != 0, Relaxed),
+        cap::X86_USER_SPACE_MSR => {
+            within(arg, caps::MSR_EXIT_REASONS)?;
+            config.user_space_msr.store(arg as u32, Relaxed);
+        }
+        cap::EXIT_HYPERCALL => {
+            within(arg, caps::EXIT_HYPERCALLS)?;
+            config.exit_hypercall.store(arg, Relaxed);
+        }
+        cap::EXIT_ON_EMULATION_FAILURE => {
+            within(arg, 1)?;
+            config.exit_on_emulation_error.store(arg != 0, Relaxed);
+        }
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(())
+}
+
+fn within(arg: u64, mask: u64) -> Result<(), Errno> {
+    if arg & !mask != 0 { Err(Errno::EINVAL) } else { Ok(()) }
+}
+
+/// Sets the limit of vCPU ids once; the same value again is allowed. Errors: EINVAL.
+fn set_max_vcpu_id(limit: &AtomicU32, arg: u64) -> Result<(), Errno> {
+    let wanted = u32::try_from(arg).ok().filter(|n| *n <= vm::MAX_VCPU_ID).ok_or(Errno::EINVAL)?;
+    match limit.compare_exchange(0, wanted, Relaxed, Relaxed) {
+        Ok(_) => Ok(()),
+        Err(now) if now == wanted => Ok(()),
+        Err(_) => Err(Errno::EINVAL),
+    }
+}

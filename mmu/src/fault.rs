@@ -1,0 +1,124 @@
+//! Nested page faults: from a guest address that has no mapping to one that has.
+
+use crate::Mmu;
+use crate::cache::TableCache;
+use crate::maps::Maps;
+use crate::npt::{Installed, Leaf, pages};
+use crate::slot::Slot;
+use arch::{Gpa, NpfCode};
+use host::{Errno, Host, MapLevel, Stop, UserPage};
+
+/// How often a fault starts over when the address space changes under it, before it lets the guest try again.
+const TRIES: u32 = 4;
+
+/// What the vCPU does after a nested fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mapped {
+    /// The address is mapped: enter the guest.
+    Done,
+    /// The slots or the VMM's memory are changing right now: enter the guest, which faults again.
+    Retry,
+    /// No memory there, or a write to a read-only slot: emulate the instruction.
+    Mmio,
+}
+
+/// One attempt.
+enum Attempt {
+    Ends(Mapped),
+    /// The page that the host gave may be stale.
+    Again,
+}
+
+impl<H: Host> Mmu<H> {
+    /// Handles a nested page fault at `gpa` (APM 15.25.6). Sleeps; the caller holds no lock of ours.
+    ///
+    /// Errors: [`Stop::Fault`] (the VMM has nothing usable mapped there: EFAULT), [`Stop::Poison`], and
+    /// [`Stop::Errno`] with ENOMEM, with EINTR (fatal signal), or with EIO (the VMM's address space is gone, or the
+    /// tables are broken).
+    pub fn handle_fault(&self, cache: &mut TableCache<H>, gpa: Gpa, code: NpfCode) -> Result<Mapped, Stop> {
+        if code.reserved() {
+            self.host.warn("mmu: reserved bit in a nested page table, guest frame", gpa.gfn().0);
+            return Err(Stop::Errno(Errno::EIO));
+        }
+        for _ in 0..TRIES {
+            if let Attempt::Ends(m) = self.try_fault(cache, gpa.gfn().0, code.write())? {
+                return Ok(m);
+            }
+        }
+        Ok(Mapped::Retry)
+    }
+
+    fn try_fault(&self, cache: &mut TableCache<H>, gfn: u64, write: bool) -> Result<Attempt, Stop> {
+        let (slot, seq, depth) = {
+            let maps = self.maps.read();
+            if maps.released {
+                return Err(Stop::Errno(Errno::EIO));
+            }
+            let Some(region) = maps.region(gfn) else { return Ok(Attempt::Ends(Mapped::Mmio)) };
+            if region.retiring || maps.blocked(region.slot.hva_of(gfn).0) {
+                return Ok(Attempt::Ends(Mapped::Retry));
+            }
+            if write && region.slot.read_only() || gfn >= maps.tree.limit() {
+                return Ok(Attempt::Ends(Mapped::Mmio));
+            }
+            (region.slot, maps.seq, maps.tree.depth())
+        };
+        // Before the spin lock: neither of these may be done while it is held.
+        cache.fill(depth).map_err(Stop::Errno)?;
+        let page = self.host.user_page(slot.hva_of(gfn), write)?;
+
+        let maps = self.maps.read();
+        if maps.seq != seq || maps.blocked(slot.hva_of(gfn).0) {
+            return Ok(Attempt::Again);
+        }
+        let leaf = self.leaf(&maps, &slot, gfn, &page, write);
+        if leaf.write && slot.logs() {
+            // With the lock held: reading the log cannot fall between the bit and the entry that it stands for.
+            maps.mark_dirty(gfn);
+        }
+        match maps.tree.install(&self.host, cache, gfn, leaf) {
+            Installed::Done => Ok(Attempt::Ends(Mapped::Done)),
+            Installed::NoTable => Ok(Attempt::Again),
+            Installed::Conflict => {
+                // The host replaced a page without telling: going on would let the guest write to somebody else's.
+                self.host.warn("mmu: another page is mapped at guest frame", gfn);
+                Err(Stop::Errno(Errno::EIO))
+            }
+        }
+    }
+
+    /// With what permission, and how large, a page is mapped. The sequence number has been checked, so the slot is as
+    /// it was copied.
+    #[inline]
+    fn leaf(&self, maps: &Maps, slot: &Slot, gfn: u64, page: &H::UserPage, write: bool) -> Leaf {
+        let pa = page.pa();
+        if slot.logs() {
+            // 4 KiB pages, writable only by a write fault, which marks the page.
+            return Leaf { pa, write: write && page.writable(), level: 1 };
+        }
+        let write = page.writable() && !slot.read_only();
+        // A large page has one permission for all of it. Memory that is only readable so far becomes writable page by
+        // page, so it is mapped in small ones, unless it will never be writable.
+        let mut level = if write || slot.read_only() { self.host.user_level(slot.hva_of(gfn)) as u8 } else { 1 };
+        if level >= MapLevel::Page1G as u8 && !self.page_1g {
+            level = MapLevel::Page2M as u8;
+        }
+        while level > 1 && !fits(maps, slot, gfn, pa.0 >> 12, level) {
+            level -= 1;
+        }
+        Leaf { pa, write, level: level.max(1) }
+    }
+}
+
+/// May an entry of `level` map the frame: does all of it lie in the slot, and are guest address, user address and
+/// physical address congruent?
+fn fits(maps: &Maps, slot: &Slot, gfn: u64, pfn: u64, level: u8) -> bool {
+    let size = pages(level);
+    let mask = size - 1;
+    let first = gfn & !mask;
+    (slot.hva_of(gfn).0 >> 12 ^ gfn) & mask == 0
+        && (pfn ^ gfn) & mask == 0
+        && first >= slot.base
+        && first.wrapping_add(size) <= slot.end()
+        && first.wrapping_add(size) <= maps.tree.limit()
+}

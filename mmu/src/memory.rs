@@ -1,0 +1,168 @@
+//! Guest memory by guest physical address, through the VMM's mapping of it.
+
+use crate::Mmu;
+use crate::slot::{Slot, SlotTable};
+use arch::{Gpa, Hva};
+use core::cell::Cell;
+use core::sync::atomic::Ordering::Relaxed;
+use host::{Host, PAGE_SIZE, Stop};
+use lock_api::RwLockReadGuard;
+
+/// Attempts to learn what memory holds that a compare-exchange did not match.
+const TRIES: u32 = 8;
+
+/// Why an access to guest memory did not happen, or only up to this address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PhysError {
+    /// No memory there, or a write to a read-only slot: a device's business. Also a compare-exchange that is not
+    /// naturally aligned or not of 1, 2, 4 or 8 bytes.
+    NoSlot(Gpa),
+    /// The VMM's memory behind it cannot be used.
+    Host {
+        /// Where.
+        gpa: Gpa,
+        /// Why.
+        stop: Stop,
+    },
+}
+
+/// The slots, held in place for a few accesses. Nothing else of the mmu may be called by the same thread meanwhile:
+/// a second reader may have to wait for a writer that waits for this one.
+pub struct Memory<'a, H: Host> {
+    mmu: &'a Mmu<H>,
+    slots: RwLockReadGuard<'a, H::RawRwSem, SlotTable>,
+    last: Cell<usize>,
+}
+
+impl<H: Host> Mmu<H> {
+    /// Access to guest memory. Sleeps.
+    #[inline]
+    pub fn memory(&self) -> Memory<'_, H> {
+        Memory { mmu: self, slots: self.slots.read(), last: Cell::new(self.last.load(Relaxed)) }
+    }
+
+    /// Reads guest memory; the range may cross pages and slots. Sleeps.
+    pub fn read_phys(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), PhysError> {
+        self.memory().read(gpa, buf)
+    }
+
+    /// Writes guest memory and marks it dirty. Sleeps.
+    pub fn write_phys(&self, gpa: Gpa, data: &[u8]) -> Result<(), PhysError> {
+        self.memory().write(gpa, data)
+    }
+
+    /// Atomic compare-exchange of `size` bytes; returns what memory held. Sleeps.
+    pub fn cmpxchg_phys(&self, gpa: Gpa, size: u8, old: u64, new: u64) -> Result<u64, PhysError> {
+        let memory = self.memory();
+        let mask = u64::MAX >> 64u32.saturating_sub(u32::from(size) * 8).min(63);
+        let (old, new) = (old & mask, new & mask);
+        for _ in 0..TRIES {
+            if memory.cmpxchg(gpa, size, old, new)? {
+                return Ok(old);
+            }
+            let mut bytes = [0; 8];
+            memory.read(gpa, bytes.get_mut(..size.into()).unwrap_or(&mut []))?;
+            let seen = u64::from_le_bytes(bytes);
+            if seen != old {
+                return Ok(seen);
+            }
+            // It changed back in between.
+        }
+        // As if the other value had been seen: the caller cannot tell how long ago that was.
+        Ok(!old & mask)
+    }
+
+    /// Is there memory that the guest may read, or (with `write`) write?
+    pub fn is_memory(&self, gpa: Gpa, write: bool) -> bool {
+        self.memory().place(gpa, write).is_some()
+    }
+}
+
+impl<H: Host> Memory<'_, H> {
+    #[inline]
+    fn slot(&self, gfn: u64) -> Option<&Slot> {
+        if let Some(slot) = self.slots.at(self.last.get()).filter(|s| s.holds(gfn)) {
+            return Some(slot);
+        }
+        let (place, slot) = self.slots.find(gfn)?;
+        self.last.set(place);
+        self.mmu.last.store(place, Relaxed);
+        Some(slot)
+    }
+
+    /// The VMM's address, how many bytes follow it in the slot, and the slot. None: not to be accessed that way.
+    #[inline]
+    fn place(&self, gpa: Gpa, write: bool) -> Option<(Hva, u64, &Slot)> {
+        let gfn = gpa.gfn().0;
+        let slot = self.slot(gfn)?;
+        if write && slot.read_only() {
+            return None;
+        }
+        let offset = gpa.0.wrapping_sub(slot.base << 12);
+        Some((Hva(slot.hva.wrapping_add(offset)), (slot.pages << 12).wrapping_sub(offset), slot))
+    }
+
+    /// Reads; on an error the buffer's contents are undefined.
+    #[inline]
+    pub fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), PhysError> {
+        let (mut gpa, mut buf) = (gpa, buf);
+        while !buf.is_empty() {
+            let (hva, left, _) = self.place(gpa, false).ok_or(PhysError::NoSlot(gpa))?;
+            let (now, later) = buf.split_at_mut(fitting(left, buf.len()));
+            self.mmu.host.read_user(hva, now).map_err(|stop| PhysError::Host { gpa, stop })?;
+            gpa = Gpa(gpa.0.wrapping_add(now.len() as u64));
+            buf = later;
+        }
+        Ok(())
+    }
+
+    /// Writes and marks dirty, slot by slot; on an error the slots before may have been written.
+    pub fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), PhysError> {
+        let (mut gpa, mut data) = (gpa, data);
+        while !data.is_empty() {
+            let (hva, left, slot) = self.place(gpa, true).ok_or(PhysError::NoSlot(gpa))?;
+            let (now, later) = data.split_at(fitting(left, data.len()));
+            self.mmu.host.write_user(hva, now).map_err(|stop| PhysError::Host { gpa, stop })?;
+            self.mark(slot, gpa, now.len());
+            gpa = Gpa(gpa.0.wrapping_add(now.len() as u64));
+            data = later;
+        }
+        Ok(())
+    }
+
+    /// Atomic compare-exchange of `size` bytes; true if memory held `old`.
+    pub fn cmpxchg(&self, gpa: Gpa, size: u8, old: u64, new: u64) -> Result<bool, PhysError> {
+        if !matches!(size, 1 | 2 | 4 | 8) || gpa.0 % u64::from(size) != 0 {
+            return Err(PhysError::NoSlot(gpa));
+        }
+        let (hva, _, slot) = self.place(gpa, true).ok_or(PhysError::NoSlot(gpa))?;
+        let done = self.mmu.host.cmpxchg_user(hva, old, new, size).map_err(|stop| PhysError::Host { gpa, stop })?;
+        if done {
+            self.mark(slot, gpa, size.into());
+        }
+        Ok(done)
+    }
+
+    /// Marks the pages of `[gpa, gpa + len)` as written; the write has happened, so whoever takes a bit after this
+    /// sees its page as it is.
+    #[inline]
+    fn mark(&self, slot: &Slot, gpa: Gpa, len: usize) {
+        if slot.logs() {
+            self.mark_pages(gpa, len);
+        }
+    }
+
+    #[cold]
+    fn mark_pages(&self, gpa: Gpa, len: usize) {
+        let maps = self.mmu.maps.read();
+        let end = gpa.offset().wrapping_add(len).div_ceil(PAGE_SIZE) as u64;
+        for page in 0..end {
+            maps.mark_dirty(gpa.gfn().0.wrapping_add(page));
+        }
+    }
+}
+
+/// The smaller of the bytes left in a slot and the bytes wanted.
+fn fitting(left: u64, wanted: usize) -> usize {
+    usize::try_from(left).unwrap_or(usize::MAX).min(wanted)
+}

@@ -1,0 +1,209 @@
+//! Memory slots as data: what a slot is, which ones a VM has, and the rules of KVM_SET_USER_MEMORY_REGION
+//! (KVM API document, 4.35).
+
+use alloc::vec::Vec;
+use arch::Hva;
+use host::{Errno, Host};
+
+/// Slots that user space may use in an address space (KVM_CAP_NR_MEMSLOTS).
+pub const USER_SLOTS: u16 = 32764;
+/// Address spaces (KVM_CAP_MULTI_ADDRESS_SPACE); a second one would be system management mode's.
+pub const ADDRESS_SPACES: u32 = 1;
+/// KVM_MEM_LOG_DIRTY_PAGES: keep a bitmap of pages that are written.
+pub const LOG_DIRTY_PAGES: u32 = 1 << 0;
+/// KVM_MEM_READONLY: the guest's writes go to user space as MMIO.
+pub const READONLY: u32 = 1 << 1;
+
+/// Most pages of a slot; the API has their number in 31 bits.
+const MAX_PAGES: u64 = (1 << 31) - 1;
+/// Guest frames are below this: physical addresses have at most 52 bits.
+const MAX_GFN: u64 = 1 << 40;
+/// Bytes in a page.
+const PAGE: u64 = host::PAGE_SIZE as u64;
+
+/// `struct kvm_userspace_memory_region`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UserRegion {
+    /// Address space in bits 31:16, slot id in 15:0.
+    pub slot: u32,
+    /// [`LOG_DIRTY_PAGES`], [`READONLY`].
+    pub flags: u32,
+    /// `guest_phys_addr`, in bytes.
+    pub gpa: u64,
+    /// `memory_size`, in bytes; 0 deletes the slot.
+    pub size: u64,
+    /// `userspace_addr`.
+    pub hva: u64,
+}
+
+/// A range of guest memory and the VMM's memory behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// User space's name for it, below [`USER_SLOTS`].
+    pub id: u16,
+    /// [`LOG_DIRTY_PAGES`], [`READONLY`].
+    pub flags: u32,
+    /// First guest frame.
+    pub base: u64,
+    /// Number of 4 KiB pages, at least 1.
+    pub pages: u64,
+    /// Where its first page is in the VMM's memory, page aligned.
+    pub hva: u64,
+}
+
+impl Slot {
+    /// The frame after its last one.
+    pub const fn end(&self) -> u64 {
+        self.base.wrapping_add(self.pages)
+    }
+    /// Is the frame in it?
+    #[inline]
+    pub const fn holds(&self, gfn: u64) -> bool {
+        gfn.wrapping_sub(self.base) < self.pages
+    }
+    /// The VMM's page behind a frame that it holds.
+    #[inline]
+    pub const fn hva_of(&self, gfn: u64) -> Hva {
+        Hva(self.hva.wrapping_add(gfn.wrapping_sub(self.base) << 12))
+    }
+    /// The frames behind `[start, end)` of the VMM's memory, touched pages included; None if it has none.
+    pub fn gfns(&self, start: u64, end: u64) -> Option<(u64, u64)> {
+        let len = self.pages << 12;
+        let from = start.saturating_sub(self.hva).min(len);
+        let to = end.saturating_sub(self.hva).min(len);
+        let (first, last) = (from >> 12, to.div_ceil(PAGE));
+        (to > from).then(|| (self.base.wrapping_add(first), self.base.wrapping_add(last)))
+    }
+    /// May the guest not write it?
+    pub const fn read_only(&self) -> bool {
+        self.flags & READONLY != 0
+    }
+    /// Are written pages recorded?
+    pub const fn logs(&self) -> bool {
+        self.flags & LOG_DIRTY_PAGES != 0
+    }
+}
+
+/// What a valid request amounts to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is that way already.
+    Nothing,
+    /// A new slot.
+    Create(Slot),
+    /// The slot goes away.
+    Delete(Slot),
+    /// Same memory at another guest address; `flags` may change with it.
+    Move { from: Slot, to: Slot },
+    /// Only `flags` change.
+    Flags { from: Slot, to: Slot },
+}
+
+/// The slots of a VM, ordered by guest address; they never overlap.
+#[derive(Default)]
+pub struct SlotTable {
+    by_gfn: Vec<Slot>,
+    /// Id and first frame, ordered by id.
+    by_id: Vec<(u16, u64)>,
+}
+
+impl SlotTable {
+    /// The slot that holds a frame, and its place for [`at`](Self::at).
+    #[inline]
+    pub fn find(&self, gfn: u64) -> Option<(usize, &Slot)> {
+        let n = self.by_gfn.partition_point(|s| s.base <= gfn).checked_sub(1)?;
+        let slot = self.by_gfn.get(n)?;
+        slot.holds(gfn).then_some((n, slot))
+    }
+
+    /// The slot at a place that [`find`](Self::find) told, if there still is one.
+    #[inline]
+    pub fn at(&self, place: usize) -> Option<&Slot> {
+        self.by_gfn.get(place)
+    }
+
+    /// The slot with an id.
+    pub fn by_id(&self, id: u16) -> Option<&Slot> {
+        let n = self.by_id.binary_search_by_key(&id, |e| e.0).ok()?;
+        let (_, base) = self.by_id.get(n)?;
+        self.find(*base).map(|f| f.1)
+    }
+
+    /// Makes room for one more. Errors: ENOMEM.
+    pub fn reserve(&mut self) -> Result<(), Errno> {
+        self.by_gfn.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        self.by_id.try_reserve(1).map_err(|_| Errno::ENOMEM)
+    }
+
+    /// Carries out a change that [`plan`](Self::plan) allowed, after [`reserve`](Self::reserve).
+    pub fn apply(&mut self, change: &Change) {
+        match *change {
+            Change::Nothing => {}
+            Change::Create(s) => self.insert(s),
+            Change::Delete(s) => self.remove(&s),
+            Change::Move { from, to } | Change::Flags { from, to } => {
+                self.remove(&from);
+                self.insert(to);
+            }
+        }
+    }
+
+    fn insert(&mut self, s: Slot) {
+        let at = self.by_gfn.partition_point(|o| o.base < s.base);
+        self.by_gfn.insert(at, s);
+        let at = self.by_id.partition_point(|o| o.0 < s.id);
+        self.by_id.insert(at, (s.id, s.base));
+    }
+
+    fn remove(&mut self, s: &Slot) {
+        self.by_gfn.retain(|o| o.id != s.id);
+        self.by_id.retain(|o| o.0 != s.id);
+    }
+
+    /// Checks a request against the rules and the slots there are.
+    ///
+    /// Errors: EINVAL (unknown flag, unaligned or wrapping range, slot or address space out of range, too large,
+    /// memory that is no user memory, deletion of what is not there, other size, user address or read-only flag for
+    /// an existing slot), EEXIST (overlap with another slot).
+    pub fn plan<H: Host>(&self, host: &H, r: &UserRegion) -> Result<Change, Errno> {
+        let (space, id) = (r.slot >> 16, r.slot as u16);
+        let aligned = (r.gpa | r.size | r.hva) & (PAGE - 1) == 0;
+        let to = Slot { id, flags: r.flags, base: r.gpa >> 12, pages: r.size >> 12, hva: r.hva };
+        if r.flags & !(LOG_DIRTY_PAGES | READONLY) != 0
+            || !aligned
+            || space >= ADDRESS_SPACES
+            || id >= USER_SLOTS
+            || r.gpa.checked_add(r.size).is_none()
+            || to.pages > MAX_PAGES
+            || !host.user_range_ok(Hva(r.hva), r.size)
+        {
+            return Err(Errno::EINVAL);
+        }
+        let Some(from) = self.by_id(id).copied() else {
+            if to.pages == 0 {
+                return Err(Errno::EINVAL);
+            }
+            return self.place(&to).map(|()| Change::Create(to));
+        };
+        if to.pages == 0 {
+            return Ok(Change::Delete(from));
+        }
+        if to.hva != from.hva || to.pages != from.pages || (to.flags ^ from.flags) & READONLY != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if to.base != from.base {
+            return self.place(&to).map(|()| Change::Move { from, to });
+        }
+        Ok(if to.flags == from.flags { Change::Nothing } else { Change::Flags { from, to } })
+    }
+
+    /// May a slot lie there? Its own old place does not count.
+    fn place(&self, s: &Slot) -> Result<(), Errno> {
+        let after = self.by_gfn.partition_point(|o| o.base < s.end());
+        let mut before = self.by_gfn.get(..after).unwrap_or(&[]).iter().rev().filter(|o| o.id != s.id);
+        if before.next().is_some_and(|o| o.end() > s.base) {
+            return Err(Errno::EEXIST);
+        }
+        if s.end() > MAX_GFN { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,295 @@
+//! Faults: what gets mapped, how large, with which permission, and what happens when it cannot be.
+
+use super::fake::{Fake, PAGE, Pte};
+use super::{Vm, npf};
+use crate::{LOG_DIRTY_PAGES, Mapped::*, READONLY};
+use arch::{Gpa, NpfCode};
+use host::MapLevel::*;
+use host::{Errno, Stop};
+use std::sync::atomic::Ordering::SeqCst;
+
+const HVA: u64 = 0x7000_0000_0000;
+const M2: u64 = 2 << 20;
+const G1: u64 = 1 << 30;
+
+#[test]
+fn small_pages() {
+    for host in [Fake::new(), Fake::new().with_five_levels()] {
+        let mut vm = Vm::on(host).checked();
+        let first = vm.host.map(HVA, 4, true);
+        vm.set(0, 0x10_0000, 4, HVA, 0).unwrap();
+        assert_eq!(vm.fault(0x10_2123, false), Ok(Done));
+        let found = vm.look(0x10_2123).unwrap();
+        // Writable at once: the host's page is.
+        assert_eq!((found.pa, found.write, found.level), (((first + 2) << 12) + 0x123, true, 1));
+        assert!(found.accessed);
+        assert_eq!(vm.look(0x10_1000), None);
+        assert_eq!(vm.fault(0x10_2123, true), Ok(Done)); // spurious
+        assert_eq!(vm.fault(0xf_f000, false), Ok(Mmio));
+        assert_eq!(vm.fault(0x10_4000, true), Ok(Mmio));
+        assert_eq!(vm.fault(1 << 50, true), Ok(Mmio));
+        assert_eq!(vm.flush_count(), 0);
+        vm.end();
+    }
+}
+
+#[test]
+fn read_only_memory_becomes_writable_when_written() {
+    let mut vm = Vm::new().checked();
+    vm.host.map(HVA, 1, false);
+    vm.set(0, 0, 1, HVA, 0).unwrap();
+    assert_eq!(vm.fault(0, false), Ok(Done));
+    assert!(!vm.look(0).unwrap().write);
+    assert_eq!(vm.fault(0, true), Err(Stop::Fault)); // not even by the host
+    // Same page, now writable: the entry is upgraded in place.
+    vm.host.0.space.lock().unwrap().pages.get_mut(&HVA).unwrap().writable = true;
+    assert_eq!(vm.fault(0, true), Ok(Done));
+    assert!(vm.look(0).unwrap().write);
+    vm.end();
+}
+
+#[test]
+fn a_page_replaced_behind_our_back_is_refused() {
+    let mut vm = Vm::new().checked();
+    vm.host.map(HVA, 1, true);
+    vm.set(0, 0, 1, HVA, 0).unwrap();
+    vm.fault(0, false).unwrap();
+    vm.host.map(HVA, 1, true);
+    assert_eq!(vm.fault(0, true), Err(Stop::Errno(Errno::EIO)));
+    vm.end();
+}
+
+#[test]
+fn read_only_slot() {
+    let mut vm = Vm::new().checked();
+    vm.host.map_as(HVA, 512, true, Page2M);
+    vm.set(0, 0, 512, HVA, READONLY).unwrap();
+    assert_eq!(vm.fault(0x5000, true), Ok(Mmio));
+    assert_eq!(vm.look(0x5000), None);
+    assert_eq!(vm.fault(0x5000, false), Ok(Done));
+    let found = vm.look(0x5000).unwrap();
+    assert_eq!((found.write, found.level), (false, 2));
+    assert_eq!(vm.fault(0x5000, true), Ok(Mmio));
+    assert!(!vm.look(0x5000).unwrap().write);
+    vm.end();
+}
+
+#[test]
+fn errors_of_the_host() {
+    let mut vm = Vm::new().checked();
+    vm.set(0, 0, 4, HVA, 0).unwrap();
+    assert_eq!(vm.fault(0, false), Err(Stop::Fault));
+    vm.host.map(HVA, 4, true);
+    vm.host.0.space.lock().unwrap().poisoned.insert(HVA);
+    assert_eq!(vm.fault(0, false), Err(Stop::Poison));
+    assert_eq!(vm.fault(0x1000, false), Ok(Done));
+    assert_eq!(
+        vm.mmu.handle_fault(&mut vm.cache, Gpa(0x2000), NpfCode(npf(false).0 | 8 | 1)),
+        Err(Stop::Errno(Errno::EIO))
+    );
+    vm.mmu.release(&|| vm.flush());
+    assert_eq!((vm.look(0x1000), vm.flush_count()), (None, 1));
+    assert_eq!(vm.fault(0x1000, false), Err(Stop::Errno(Errno::EIO)));
+    vm.end();
+}
+
+/// The size of a mapping follows the host's, the slot's bounds and the alignment of all three addresses.
+#[test]
+fn large_pages() {
+    // (guest address, host mapping, offset of the slot's memory, pages, 1 GiB pages exist) -> level at guest + 3 MiB
+    for (gpa, level, offset, pages, page_1g, want) in [
+        (0, Page2M, 0, 1024, true, 2),
+        (0, Page4K, 0, 1024, true, 1),
+        (M2, Page2M, 0, 1024, true, 2),
+        (0x1000, Page2M, 0, 1024, true, 1),      // guest and user address disagree
+        (0x1000, Page2M, 0x1000, 1023, true, 2), // they agree again
+        (0, Page2M, 0, 1023, true, 1),           // the page reaches out of the slot at its end
+        (M2 + 0x1000, Page2M, M2 + 0x1000, 511, true, 1), // and at its start
+        (0, Page1G, 0, 1 << 18, true, 3),
+        (0, Page1G, 0, 1 << 18, false, 2),
+        (0, Page1G, 0, (1 << 18) - 1, true, 2),
+        (M2, Page1G, 0, 1 << 18, true, 2),
+        (G1, Page1G, 0, 1 << 18, true, 3),
+    ] {
+        let host = if page_1g { Fake::new() } else { Fake::new().without_1g() };
+        let mut vm = Vm::on(host);
+        // 3 MiB into the memory, or where the slot begins; no other page is asked for.
+        let at = (3 << 20u64).max(offset) - offset;
+        let first = 5 << 18;
+        let pfn = first + ((offset + at) >> 12);
+        vm.host.0.space.lock().unwrap().pages.insert(HVA + offset + at, Pte { pfn, writable: true, level });
+        vm.set(0, gpa, pages, HVA + offset, 0).unwrap();
+        assert_eq!(vm.fault(gpa + at, false), Ok(Done));
+        let found = vm.look(gpa + at).unwrap();
+        assert_eq!(found.level, want, "{gpa:#x} {level:?} {offset:#x} {pages:#x}");
+        assert_eq!(found.pa, (first << 12) + offset + at);
+        // Neighbours that the same entry maps are right too, and none is outside of the slot.
+        for probe in [gpa, gpa + pages * PAGE - PAGE, gpa + at + PAGE] {
+            if let Some(f) = vm.look(probe) {
+                assert_eq!(f.pa, (first << 12) + offset + probe - gpa);
+            }
+        }
+        assert_eq!(vm.look(gpa + pages * PAGE), None);
+        if gpa > 0 {
+            assert_eq!(vm.look(gpa - 1), None);
+        }
+        vm.end();
+    }
+}
+
+#[test]
+fn physically_misplaced_memory_stays_small() {
+    let mut vm = Vm::new();
+    vm.host.map_as(HVA, 512, true, Page2M);
+    // The host claims a large mapping, but its frames are not aligned.
+    for pte in vm.host.0.space.lock().unwrap().pages.values_mut() {
+        pte.pfn += 1;
+    }
+    vm.set(0, 0, 512, HVA, 0).unwrap();
+    vm.fault(0x1000, true).unwrap();
+    assert_eq!(vm.look(0x1000).unwrap().level, 1);
+    vm.end();
+}
+
+#[test]
+fn memory_only_readable_so_far_is_mapped_small() {
+    let mut vm = Vm::new();
+    vm.host.map_as(HVA, 512, false, Page2M);
+    vm.set(0, 0, 512, HVA, 0).unwrap();
+    vm.fault(0x1000, false).unwrap();
+    assert_eq!(vm.look(0x1000).unwrap().level, 1);
+    // The host breaks copy-on-write for all of it and tells; then it is mapped large.
+    vm.invalidate(HVA, HVA + M2);
+    vm.host.map_as(HVA, 512, true, Page2M);
+    vm.invalidate_end(HVA, HVA + M2);
+    vm.fault(0x1000, true).unwrap();
+    assert_eq!(vm.look(0x1000).unwrap().level, 2);
+    vm.end();
+}
+
+#[test]
+fn small_pages_in_the_way_of_a_large_one_are_kept() {
+    let mut vm = Vm::new();
+    let first = vm.host.map(HVA.next_multiple_of(M2), 0, true);
+    vm.host.map_as(HVA, 512, true, Page2M);
+    let pfn = vm.host.pte(HVA).unwrap().pfn;
+    assert!(pfn >= first);
+    let level = |vm: &Vm, level| {
+        vm.host.0.space.lock().unwrap().pages.values_mut().for_each(|p| p.level = level);
+    };
+    level(&vm, Page4K);
+    vm.set(0, 0, 512, HVA, 0).unwrap();
+    vm.fault(0x1000, true).unwrap();
+    level(&vm, Page2M);
+    vm.fault(0x2000, true).unwrap();
+    assert_eq!(vm.look(0x2000).unwrap().level, 1);
+    assert_eq!(vm.look(0x2000).unwrap().pa, (pfn + 2) << 12);
+    assert_eq!(vm.look(0x1000).unwrap().pa, (pfn + 1) << 12);
+    vm.end();
+}
+
+#[test]
+fn changes_of_a_slot_split_and_join() {
+    let mut vm = Vm::new().checked();
+    vm.host.map_as(HVA, 1024, true, Page2M);
+    vm.set(0, 0, 1024, HVA, 0).unwrap();
+    vm.fault(0x1000, true).unwrap();
+    vm.fault(M2, true).unwrap();
+    assert_eq!((vm.look(0x1000).unwrap().level, vm.look(M2).unwrap().level), (2, 2));
+    // Logging: large pages go, small ones come, writable only when written.
+    vm.set(0, 0, 1024, HVA, LOG_DIRTY_PAGES).unwrap();
+    assert_eq!((vm.look(0x1000), vm.look(M2), vm.flush_count()), (None, None, 1));
+    vm.fault(0x1000, false).unwrap();
+    vm.fault(0x2000, true).unwrap();
+    assert_eq!(vm.look(0x1000).map(|f| (f.level, f.write)), Some((1, false)));
+    assert_eq!(vm.look(0x2000).map(|f| (f.level, f.write)), Some((1, true)));
+    assert_eq!(vm.look(0x3000), None);
+    let small = vm.host.live_tables();
+    // And back.
+    vm.set(0, 0, 1024, HVA, 0).unwrap();
+    assert_eq!((vm.look(0x1000), vm.flush_count()), (None, 2));
+    assert!(vm.host.live_tables() < small, "emptied tables are freed");
+    vm.fault(0x1000, false).unwrap();
+    assert_eq!(vm.look(0x2000).map(|f| (f.level, f.write)), Some((2, true)));
+    // Deletion and a new slot over half of it.
+    vm.set(0, 0, 0, 0, 0).unwrap();
+    assert_eq!((vm.look(0x1000), vm.flush_count()), (None, 3));
+    assert_eq!(vm.fault(0x1000, false), Ok(Mmio));
+    vm.set(0, 0, 100, HVA, 0).unwrap();
+    vm.fault(0x1000, false).unwrap();
+    assert_eq!(vm.look(0x1000).unwrap().level, 1);
+    vm.end();
+}
+
+#[test]
+fn moving_a_slot_moves_its_memory() {
+    let mut vm = Vm::new().checked();
+    let first = vm.host.map(HVA, 4, true);
+    vm.set(0, 0x1000, 4, HVA, 0).unwrap();
+    vm.fault(0x1000, true).unwrap();
+    vm.set(0, 0x3000, 4, HVA, 0).unwrap();
+    assert_eq!((vm.look(0x1000), vm.flush_count()), (None, 1));
+    assert_eq!(vm.fault(0x1000, true), Ok(Mmio));
+    vm.fault(0x3000, true).unwrap();
+    assert_eq!(vm.look(0x3000).unwrap().pa, first << 12);
+    vm.end();
+}
+
+/// Deleting everything at once unlinks the top of the tree only; the rest is freed after the flush.
+#[test]
+fn a_wide_tree_is_freed() {
+    let mut vm = Vm::on(Fake::new().with_five_levels()).checked();
+    vm.host.map(HVA, 1, true);
+    for (n, gpa) in [0, 0x1000, M2, 511 * M2, G1, 3 * G1, 1 << 39, 7 << 39, 1 << 48, 1 << 50].into_iter().enumerate() {
+        vm.set(n as u32, gpa, 1, HVA, 0).unwrap();
+        vm.fault(gpa, true).unwrap();
+    }
+    let live = vm.host.live_tables();
+    assert!(live > 20, "{live}");
+    let mmu = vm.mmu.clone();
+    let host = vm.host.clone();
+    mmu.release(&move || assert_eq!(host.live_tables(), live, "freed before the flush"));
+    assert!(vm.host.live_tables() <= 1 + 4);
+    drop(mmu);
+    vm.end();
+}
+
+/// Every allocation of a table fails once: the fault fails, nothing leaks, and the next attempt works.
+#[test]
+fn every_allocation_fails_once() {
+    const AT: [u64; 4] = [0, M2, G1, 1 << 39];
+    let run = |five: bool, n: i64| {
+        let host = if five { Fake::new().with_five_levels() } else { Fake::new() };
+        let mut vm = Vm::on(host);
+        vm.host.map(HVA, 8, true);
+        for (slot, gpa) in AT.into_iter().enumerate() {
+            vm.set(slot as u32, gpa, 1, HVA + slot as u64 * PAGE, 0).unwrap();
+        }
+        vm.host.fail_after(n);
+        let before = vm.host.0.allocs.load(SeqCst);
+        let mut failed = 0;
+        for gpa in AT {
+            if vm.fault(gpa, true) == Err(Stop::Errno(Errno::ENOMEM)) {
+                failed += 1;
+                assert_eq!(vm.look(gpa), None);
+                vm.host.fail_after(i64::MAX);
+                assert_eq!(vm.fault(gpa, true), Ok(Done));
+            }
+            assert!(vm.look(gpa).is_some());
+        }
+        let allocs = vm.host.0.allocs.load(SeqCst) - before;
+        vm.end();
+        (failed, allocs as i64)
+    };
+    for five in [false, true] {
+        let (_, all) = run(five, i64::MAX);
+        assert!(all >= 9);
+        for n in 0..all {
+            assert_eq!(run(five, n).0, 1, "allocation {n}");
+        }
+    }
+    let host = Fake::new();
+    host.fail_after(0);
+    assert!(crate::Mmu::new(host.clone()).is_err_and(|e| e == Errno::ENOMEM));
+    assert_eq!(host.live_tables(), 0);
+}

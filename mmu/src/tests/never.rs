@@ -1,0 +1,68 @@
+//! The parts of a machine that the mmu never asks for, as types without values.
+
+use arch::{CleanBits, ControlArea, EventInj, Exit, HostPa, Intercepts, NestedRoot, SaveArea};
+use host::{Cpu, Doorbell, Errno, EventFd, ExtraRegs, Fpu, PageCells, SharedPage, VcpuThread};
+
+pub enum Never {}
+
+macro_rules! never {
+    ($($trait:ident { $(fn $name:ident($($arg:tt)*) $(-> $ret:ty)?;)* })*) => {$(
+        impl $trait for Never {
+            $(fn $name($($arg)*) $(-> $ret)? { unreachable!() })*
+        }
+    )*};
+}
+never! {
+    Cpu {
+        fn gpr(&self, _: u8) -> u64;
+        fn set_gpr(&mut self, _: u8, _: u64);
+        fn save(&self) -> &SaveArea;
+        fn save_mut(&mut self, _: CleanBits) -> &mut SaveArea;
+        fn control(&self) -> &ControlArea;
+        fn set_event_inj(&mut self, _: EventInj);
+        fn set_virq(&mut self, _: u8, _: u8, _: bool);
+        fn clear_virq(&mut self);
+        fn set_vtpr(&mut self, _: u8);
+        fn set_interrupt_shadow(&mut self, _: bool);
+        fn set_intercept(&mut self, _: Intercepts, _: bool);
+        fn set_cr_intercepts(&mut self, _: u16, _: u16);
+        fn set_exception_intercepts(&mut self, _: u32);
+        fn set_msr_intercept(&mut self, _: u32, _: bool, _: bool);
+        fn set_tsc_offset(&mut self, _: u64);
+        fn set_root(&mut self, _: NestedRoot);
+        fn flush_tlb(&mut self);
+        fn extra(&self) -> &ExtraRegs;
+        fn extra_mut(&mut self) -> &mut ExtraRegs;
+        fn begin(&mut self);
+        fn end(&mut self);
+        fn enter(&mut self, _: &Doorbell) -> Exit;
+        fn last_cpu(&self) -> u32;
+        fn broken(&self) -> Option<Errno>;
+    }
+    VcpuThread {
+        fn bell(&self) -> &Doorbell;
+        fn kick(&self);
+        fn wake(&self);
+        fn block(&self);
+        fn arm_timer(&self, _: u64);
+        fn cancel_timer(&self);
+    }
+    SharedPage {
+        fn cells(&self) -> &PageCells;
+        fn pa(&self) -> HostPa;
+    }
+    EventFd {
+        fn signal(&self);
+        fn same(&self, _: &Self) -> bool;
+    }
+    Fpu {
+        fn load(&mut self);
+        fn put(&mut self);
+        fn user_size(&self) -> usize;
+        fn get(&self, _: &mut [u8], _: u32);
+        fn set(&mut self, _: &[u8], _: u64, _: &mut u32) -> Result<(), Errno>;
+        fn vector(&self, _: u8) -> [u8; 32];
+        fn set_vector(&mut self, _: u8, _: &[u8; 32], _: bool);
+        fn reset(&mut self) -> Result<(), Errno>;
+    }
+}

@@ -1,0 +1,83 @@
+//! Address space identifiers: which translations in this CPU's TLB are whose (APM 15.16).
+//!
+//! Each CPU hands out its own ASIDs in order. When they run out it starts over with a new generation and one flush
+//! of everything; a vCPU whose ticket is of another generation, or of another CPU, takes a new one. A fresh ASID has
+//! no translations, so taking one is also how a guest is flushed where the processor cannot flush one ASID.
+
+/// An ASID as it was handed out. The default is never valid.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ticket {
+    generation: u64,
+    /// 1..=max; 0 is the host's and never handed out.
+    pub asid: u32,
+}
+
+/// The ASIDs of one CPU. All zero is a valid start: it has none until [`reset`](Self::reset).
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Asids {
+    generation: u64,
+    next: u32,
+    max: u32,
+}
+
+impl Asids {
+    /// The CPU was switched on (again) with ASIDs up to `max`. The generation goes on from where it was, so that no
+    /// ticket from before is taken for a new one.
+    pub fn reset(&mut self, max: u32) {
+        self.max = max;
+        // The first ticket opens a new generation, which flushes whatever the TLB holds.
+        self.next = max.wrapping_add(1);
+    }
+
+    /// Is the ticket still good on this CPU? It must have come from this CPU.
+    #[inline]
+    pub fn holds(&self, t: Ticket) -> bool {
+        t.generation == self.generation && t.asid != 0
+    }
+
+    /// A fresh ASID; true if the TLB has to be flushed of all ASIDs before it is used.
+    pub fn take(&mut self) -> (Ticket, bool) {
+        let flush = self.next > self.max || self.next == 0;
+        if flush {
+            self.generation = self.generation.wrapping_add(1);
+            self.next = 1;
+        }
+        let t = Ticket { generation: self.generation, asid: self.next };
+        self.next = self.next.wrapping_add(1);
+        (t, flush)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn asid_zero_is_never_handed_out_and_running_out_flushes() {
+        let mut a = Asids::default();
+        a.reset(3);
+        let (first, flush) = a.take();
+        assert!(flush && first.asid == 1 && a.holds(first));
+        assert!((2..=3).all(|n| a.take() == (Ticket { generation: 1, asid: n }, false)));
+        assert!(a.holds(first));
+        let (again, flush) = a.take();
+        assert!(flush && again.asid == 1);
+        assert!(a.holds(again) && !a.holds(first));
+    }
+
+    #[test]
+    fn a_cpu_that_comes_back_honours_no_old_ticket() {
+        let mut a = Asids::default();
+        a.reset(8);
+        let (old, _) = a.take();
+        a.reset(8);
+        let (new, flush) = a.take();
+        assert!(flush && new.asid == old.asid && !a.holds(old) && a.holds(new));
+    }
+
+    #[test]
+    fn the_default_ticket_is_invalid_on_a_fresh_cpu() {
+        assert!(!Asids::default().holds(Ticket::default()));
+    }
+}

@@ -1,0 +1,210 @@
+//! The processors under us: what they can do, and switching SVM on and off.
+
+use crate::{CpuData, Pages, Platform, insn, pages::Block};
+use arch::{HostPa, msr};
+use core::ptr::NonNull;
+use host::{CpuFeatures, Errno};
+
+/// Why the machine cannot run guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsupported {
+    /// The processor has no SVM (CPUID `Fn8000_0001_ECX[2]`).
+    NoSvm,
+    /// The firmware switched SVM off (VM_CR.SVMDIS, APM 15.4).
+    Disabled,
+    /// No nested paging (`Fn8000_000A_EDX[0]`).
+    NoNestedPaging,
+    /// Fewer than two ASIDs: none for a guest.
+    NoAsids,
+    /// Not the processor's fault: no memory.
+    NoMemory,
+}
+
+impl Unsupported {
+    /// What loading the module fails with.
+    pub fn errno(self) -> Errno {
+        if self == Self::NoMemory { Errno::ENOMEM } else { Errno::EOPNOTSUPP }
+    }
+
+    /// The same for people.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::NoSvm => "the processor has no SVM",
+            Self::Disabled => "SVM is disabled by the firmware (VM_CR)",
+            Self::NoNestedPaging => "the processor has no nested paging, which hsave needs",
+            Self::NoAsids => "the processor has no ASID for a guest",
+            Self::NoMemory => "out of memory",
+        }
+    }
+}
+
+/// What all CPUs and vCPUs share: made once at load, dropped when no vCPU is left.
+pub struct Machine<P: Platform> {
+    pub(crate) features: CpuFeatures,
+    /// XCR0 of the host; 0 where the kernel does not use XSAVE.
+    pub(crate) host_xcr0: u64,
+    /// IA32_XSS of the host; None where the processor has none.
+    pub(crate) host_xss: Option<u64>,
+    /// The kernel has protection keys on (CR4.PKE).
+    pub(crate) pku: bool,
+    max_asid: u32,
+    iopm: Block<P, 2>,
+}
+
+// SAFETY: nothing in it changes after `new`; the map is read by hardware only.
+unsafe impl<P: Platform> Send for Machine<P> {}
+// SAFETY: as above.
+unsafe impl<P: Platform> Sync for Machine<P> {}
+
+const _: () = assert!(arch::iopm::IOPM_SIZE <= 4 * host::PAGE_SIZE);
+
+impl<P: Platform> Machine<P> {
+    /// Looks at the processor (APM 15.4) and makes what all vCPUs share. Task context.
+    pub fn new() -> Result<Self, Unsupported> {
+        if P::cpuid(0x8000_0000, 0)[0] < 0x8000_000a || P::cpuid(0x8000_0001, 0)[2] & 1 << 2 == 0 {
+            return Err(Unsupported::NoSvm);
+        }
+        if P::read_msr(msr::VM_CR).is_some_and(|v| v & msr::VM_CR_SVM_DISABLE != 0) {
+            return Err(Unsupported::Disabled);
+        }
+        let [_, asids, _, svm] = P::cpuid(0x8000_000a, 0);
+        if svm & 1 == 0 {
+            return Err(Unsupported::NoNestedPaging);
+        }
+        let max_asid = asids.wrapping_sub(1);
+        if asids < 2 {
+            return Err(Unsupported::NoAsids);
+        }
+        let mut iopm = Block::new().map_err(|_| Unsupported::NoMemory)?;
+        iopm.bytes().fill(0xff);
+        let basic = P::cpuid(1, 0)[2];
+        let xsave = basic & 1 << 27 != 0; // OSXSAVE: the kernel uses it.
+        let xsaves = xsave && P::cpuid(0xd, 1)[0] & 1 << 3 != 0;
+        Ok(Self {
+            features: features::<P>(svm),
+            // SAFETY: CR4.OSXSAVE is set, says CPUID.
+            host_xcr0: if xsave { unsafe { insn::xgetbv() } } else { 0 },
+            host_xss: if xsaves { P::read_msr(msr::XSS) } else { None },
+            pku: P::cpuid(0, 0)[0] >= 7 && P::cpuid(7, 0)[2] & 1 << 4 != 0,
+            max_asid,
+            iopm,
+        })
+    }
+
+    /// What the processor can do.
+    pub fn features(&self) -> CpuFeatures {
+        self.features
+    }
+
+    pub(crate) fn iopm_pa(&self) -> HostPa {
+        self.iopm.pa()
+    }
+
+    /// Allocates the host save area of a CPU; nothing if it has one. Task context, on any CPU. Errors: ENOMEM.
+    ///
+    /// # Safety
+    /// `cpu` is the `hsave_cpu_data` of a CPU, and nobody else uses it at the moment: the CPU is not enabled.
+    pub unsafe fn prepare_cpu(cpu: NonNull<CpuData>) -> Result<(), Errno> {
+        // SAFETY: by contract.
+        let cpu = unsafe { cpu.as_ref() };
+        if cpu.hsave_va.get() == 0 {
+            let pages = Block::<P, 0>::new()?.into_raw();
+            cpu.hsave_va.set(pages.va.as_ptr().expose_provenance());
+            cpu.hsave_pa.set(pages.pa);
+        }
+        Ok(())
+    }
+
+    /// Frees what [`prepare_cpu`](Self::prepare_cpu) allocated.
+    ///
+    /// # Safety
+    /// As there; [`disable`](Self::disable) ran on the CPU, or it is gone.
+    pub unsafe fn release_cpu(cpu: NonNull<CpuData>) {
+        // SAFETY: by contract.
+        let cpu = unsafe { cpu.as_ref() };
+        let va = core::ptr::with_exposed_provenance_mut(cpu.hsave_va.get());
+        if let Some(va) = NonNull::new(va) {
+            // SAFETY: these are the pages of `prepare_cpu`; the fields are cleared, so this happens once.
+            drop(unsafe { Block::<P, 0>::from_raw(Pages { va, pa: cpu.hsave_pa.get() }) });
+            cpu.hsave_va.set(0);
+            cpu.hsave_pa.set(HostPa(0));
+        }
+    }
+
+    /// Switches SVM on on this CPU: EFER.SVME, VM_HSAVE_PA. Preemption is off. Nothing if it is on.
+    /// Errors: EBUSY (somebody else uses SVM), ENODEV (the CPU was not prepared).
+    pub fn enable(&self) -> Result<(), Errno> {
+        // SAFETY: the platform gives this CPU's own data, and preemption is off.
+        let cpu = unsafe { P::cpu_data().as_ref() };
+        if cpu.enabled.get() {
+            return Ok(());
+        }
+        if cpu.hsave_va.get() == 0 {
+            return Err(Errno::ENODEV);
+        }
+        P::svme_on()?;
+        // SAFETY: the page belongs to this CPU and outlives SVM on it (`release_cpu` comes after `disable`).
+        unsafe { insn::wrmsr(msr::VM_HSAVE_PA, cpu.hsave_pa.get().0) };
+        if self.features.tsc_scaling {
+            // SAFETY: the ratio applies to guests only.
+            unsafe { insn::wrmsr(msr::TSC_RATIO, TSC_RATIO_ONE) };
+            cpu.tsc_ratio.set(TSC_RATIO_ONE);
+        }
+        let mut asids = cpu.asids.get();
+        asids.reset(self.max_asid);
+        cpu.asids.set(asids);
+        // Whatever ran here last is not loaded any more.
+        cpu.last_vcpu.set(0);
+        cpu.enabled.set(true);
+        Ok(())
+    }
+
+    /// Switches SVM off on this CPU. Preemption is off and no guest runs. Nothing if it is off.
+    pub fn disable(&self) {
+        // SAFETY: as in `enable`.
+        let cpu = unsafe { P::cpu_data().as_ref() };
+        if !cpu.enabled.replace(false) {
+            return;
+        }
+        if self.features.tsc_scaling {
+            // SAFETY: as in `enable`.
+            unsafe { insn::wrmsr(msr::TSC_RATIO, TSC_RATIO_ONE) };
+        }
+        // SAFETY: no VMRUN follows on this CPU; 0 is what the register holds after reset.
+        unsafe { insn::wrmsr(msr::VM_HSAVE_PA, 0) };
+        // After a CPU was switched off by force GIF may be clear; EFER.SVME must not go with it clear (APM 15.17).
+        // SAFETY: sets what is set in any other case.
+        unsafe { insn::stgi() };
+        P::svme_off();
+    }
+}
+
+/// TSC ratio 1.0 (APM 15.30.5).
+pub(crate) const TSC_RATIO_ONE: u64 = 1 << 32;
+
+/// The features, from CPUID Fn8000_000A_EDX (`svm`) and the leaves around it.
+fn features<P: Platform>(svm: u32) -> CpuFeatures {
+    let max = P::cpuid(0x8000_0000, 0)[0];
+    let basic_max = P::cpuid(0, 0)[0];
+    let extended = P::cpuid(0x8000_0001, 0)[3];
+    let [sizes, speculation, ..] = if max >= 0x8000_0008 { P::cpuid(0x8000_0008, 0) } else { [36, 0, 0, 0] };
+    let rdpid = basic_max >= 7 && P::cpuid(7, 0)[2] & 1 << 22 != 0;
+    let has = |bit: u32| svm & 1 << bit != 0;
+    CpuFeatures {
+        nrips: has(3),
+        tsc_scaling: has(4),
+        vmcb_clean: has(5),
+        flush_by_asid: has(6),
+        decode_assists: has(7),
+        pause_filter: has(10),
+        pause_filter_threshold: has(12),
+        vgif: has(16),
+        v_spec_ctrl: has(20),
+        // IBRS, STIBP or SSBD: any of them brings the MSR.
+        spec_ctrl: speculation & (1 << 14 | 1 << 15 | 1 << 24) != 0,
+        tsc_aux: extended & 1 << 27 != 0 || rdpid,
+        page_1g: extended & 1 << 26 != 0,
+        nx: extended & 1 << 20 != 0,
+        phys_bits: sizes as u8,
+    }
+}

@@ -1,0 +1,78 @@
+//! What the world switch needs of the kernel under it.
+//!
+//! Everything that an instruction can do by itself (CLGI, VMSAVE, WRMSR, XSETBV, debug registers) the switch does
+//! itself; here is only what the kernel has a say in. The module implements the trait over its C shim, tests over a
+//! scripted double.
+
+use crate::CpuData;
+use arch::HostPa;
+use core::ptr::NonNull;
+use host::Errno;
+
+/// A run of physically contiguous, zeroed pages.
+#[derive(Clone, Copy, Debug)]
+pub struct Pages {
+    /// Kernel address of the first byte.
+    pub va: NonNull<u8>,
+    /// Physical address of the first byte.
+    pub pa: HostPa,
+}
+
+/// The kernel as the world switch sees it. No values: the implementing type is a name, all functions are static.
+///
+/// # Safety
+/// The switch dereferences what [`cpu_data`](Self::cpu_data) and [`alloc_pages`](Self::alloc_pages) return, and lets
+/// the processor write there: the implementation keeps to the contract of each function.
+pub unsafe trait Platform: 'static {
+    /// `1 << order` zeroed contiguous pages, accounted to the caller's memory cgroup. May sleep. None: no memory.
+    fn alloc_pages(order: u32) -> Option<Pages>;
+    /// Frees what [`alloc_pages`](Self::alloc_pages) returned for the same `order`.
+    ///
+    /// # Safety
+    /// `pages` came from there, is freed once and nobody, no processor either, uses it any more.
+    unsafe fn free_pages(pages: Pages, order: u32);
+
+    /// This CPU's data: [`CpuData`] in the shim's per-CPU variable `hsave_cpu_data`. Interrupts or preemption are
+    /// off. The same CPU always gives the same address.
+    fn cpu_data() -> NonNull<CpuData>;
+
+    /// Interrupts off on this CPU (`local_irq_disable`).
+    fn irq_disable();
+    /// Interrupts on again after [`irq_disable`](Self::irq_disable), when the guest was not entered.
+    fn irq_enable();
+
+    /// Interrupts off, last look: true if the guest may be entered, false if the kernel wants work done first
+    /// (`xfer_to_guest_mode_work_pending`). If true, the FPU registers are this task's (`switch_fpu_return` where
+    /// TIF_NEED_FPU_LOAD is set).
+    fn may_enter() -> bool;
+    /// Interrupts off: the CPU goes to the guest (`guest_timing_enter_irqoff`, `guest_state_enter_irqoff`). From
+    /// here to [`guest_exit`](Self::guest_exit) nothing of the kernel is called.
+    fn guest_enter();
+    /// Interrupts off: the CPU is back (`guest_state_exit_irqoff`); gives the host its hardware breakpoints back if
+    /// it uses any (`hw_breakpoint_active`, `hw_breakpoint_restore`).
+    fn guest_exit();
+    /// Ends the time of the guest (`guest_timing_exit_irqoff`) and switches interrupts on. With `pending` an
+    /// interrupt ended the run: it is taken first, with preemption off, so that the tick is accounted to the guest.
+    fn guest_done(pending: bool);
+
+    /// Interrupts off: another guest is about to run on this CPU than before: indirect branch prediction barrier, if
+    /// the kernel's policy asks for one between guests (`indirect_branch_prediction_barrier`).
+    fn guest_barrier();
+    /// Interrupts off, right after #VMEXIT: the guest was interrupted by a machine check; runs the kernel's handler.
+    fn machine_check();
+
+    /// Interrupts off: writes TSC_AUX for the guest and sees to it that the host's value is back before this CPU
+    /// returns to user mode (`user_return_notifier_register`). Keeps [`CpuData::tsc_aux`] equal to the register.
+    fn set_user_return_tsc_aux(value: u64);
+
+    /// Sets EFER.SVME on this CPU, or asks the kernel to where it owns the bit (`x86_virt_get_ref`, Linux 7.x).
+    /// Errors: EBUSY if it is set already: somebody else uses SVM.
+    fn svme_on() -> Result<(), Errno>;
+    /// Clears EFER.SVME on this CPU, or gives the reference back.
+    fn svme_off();
+
+    /// CPUID of the host: `[eax, ebx, ecx, edx]`.
+    fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4];
+    /// Reads an MSR that may not exist (`rdmsr_safe`); None if it faults.
+    fn read_msr(msr: u32) -> Option<u64>;
+}

@@ -1,0 +1,281 @@
+//! One entry into the guest, from interrupts off to interrupts on.
+
+use crate::{CpuData, Platform, Svm, Ticket, entry::hsave_vcpu_run, insn, machine::TSC_RATIO_ONE};
+use arch::{
+    CleanBits, Exit, cr,
+    event::vector,
+    exit::code,
+    msr,
+    vmcb::tlb_control::{DO_NOTHING, FLUSH_ALL_ASID, FLUSH_ASID},
+};
+use host::{Doorbell, Errno};
+
+/// Exit code of an intercepted #MC.
+const MACHINE_CHECK: u64 = code::EXCP0 + vector::MC as u64;
+
+/// What has to be given back to the host after #VMEXIT, because it was changed for the guest.
+#[derive(Default)]
+struct Changed {
+    xcr0: bool,
+    xss: bool,
+    pkru: Option<u32>,
+    debugctl: Option<u64>,
+}
+
+impl<P: Platform> Svm<P> {
+    #[inline]
+    pub(crate) fn run(&mut self, bell: &Doorbell) -> Exit {
+        P::irq_disable();
+        if !P::may_enter() || !bell.try_enter() {
+            P::irq_enable();
+            return Exit::None;
+        }
+        // SAFETY: this CPU's own data; interrupts stay off until it was used for the last time.
+        let cpu = unsafe { P::cpu_data().as_ref() };
+        if !cpu.enabled.get() {
+            return self.refuse(bell);
+        }
+        self.load(cpu);
+        self.assign_asid(cpu);
+        self.load_msrs(cpu);
+        let mut changed = Changed::default();
+        self.load_guest(&mut changed);
+        self.spec_ctrl_in();
+        let clean = self.clean.bits();
+        let vmcb = self.vmcb_mut();
+        vmcb.control.clean = clean;
+        vmcb.save.efer |= cr::Efer::SVME.bits();
+
+        // SAFETY: this CPU is enabled and its host save area was filled by `load`; both VMCB addresses are of our
+        // own page; GIF is clear and IF set around the assembly, as it wants.
+        unsafe {
+            insn::clgi();
+            P::guest_enter();
+            insn::sti();
+            hsave_vcpu_run(&raw mut self.ctx, self.flags);
+            insn::cli();
+            if self.dr_passed {
+                self.extra.dr = insn::debug_addresses();
+            }
+            P::guest_exit();
+            insn::stgi();
+        }
+
+        self.spec_ctrl_out();
+        self.load_host(&changed);
+        self.clean = if self.machine.features.vmcb_clean { CleanBits::all() } else { CleanBits::empty() };
+        let c = &mut self.vmcb_mut().control;
+        c.tlb_control = DO_NOTHING;
+        c.event_inj.0 = 0; // Injected, or reported in EXITINTINFO.
+        let info = c.exit_info();
+        if info.code == MACHINE_CHECK {
+            P::machine_check();
+        }
+        bell.leave();
+        P::guest_done(info.code == code::INTR);
+        if self.ctx.faulted != 0 {
+            self.broken = Some(Errno::EIO);
+            return Exit::None;
+        }
+        Exit::decode(&info, self.machine.features.decode_assists)
+    }
+
+    /// SVM is off on this CPU: it is going away, or the machine reboots.
+    #[cold]
+    fn refuse(&mut self, bell: &Doorbell) -> Exit {
+        bell.leave();
+        P::irq_enable();
+        self.broken = Some(Errno::EIO);
+        Exit::None
+    }
+
+    /// Sees to it that this CPU's host save area holds this thread's state. Once per KVM_RUN and CPU; but LDTR may
+    /// change under a thread that is in KVM_RUN (another thread of its process may call modify_ldt), and VMLOAD
+    /// would bring back a descriptor that points to freed memory: where there is a local table it is saved anew.
+    #[inline]
+    fn load(&mut self, cpu: &CpuData) {
+        let here = self.loaded && self.last_cpu == cpu.number && cpu.last_vcpu.get() == self.id;
+        let ldt = insn::sldt() != 0;
+        if here && !ldt && !cpu.ldt_saved.get() {
+            return;
+        }
+        if !here {
+            self.arrive(cpu);
+        }
+        self.host_debugctl = insn::rdmsr(msr::DEBUGCTL);
+        // SAFETY: the area is this CPU's page.
+        unsafe { insn::vmsave(cpu.hsave_pa.get()) };
+        cpu.ldt_saved.set(ldt);
+    }
+
+    /// First entry of a KVM_RUN, or on another CPU, or after another vCPU was here.
+    #[cold]
+    fn arrive(&mut self, cpu: &CpuData) {
+        if self.last_cpu != cpu.number {
+            // ASIDs and cached VMCB fields are per CPU.
+            self.last_cpu = cpu.number;
+            self.ticket = Ticket::default();
+            self.clean = CleanBits::empty();
+        }
+        if cpu.last_vcpu.get() != self.id {
+            if cpu.last_vcpu.get() != 0 {
+                P::guest_barrier();
+            }
+            cpu.last_vcpu.set(self.id);
+        }
+        self.loaded = true;
+    }
+
+    /// An ASID that is good on this CPU, and the flush that was asked for.
+    #[inline]
+    fn assign_asid(&mut self, cpu: &CpuData) {
+        if !self.flush && cpu.asids.get().holds(self.ticket) {
+            return;
+        }
+        self.flush_or_renew(cpu);
+    }
+
+    #[cold]
+    fn flush_or_renew(&mut self, cpu: &CpuData) {
+        self.flush = false;
+        let mut how = FLUSH_ASID;
+        if !self.machine.features.flush_by_asid || !cpu.asids.get().holds(self.ticket) {
+            let mut asids = cpu.asids.get();
+            let (ticket, all) = asids.take();
+            cpu.asids.set(asids);
+            self.ticket = ticket;
+            self.clean = self.clean.difference(CleanBits::ASID);
+            how = if all { FLUSH_ALL_ASID } else { DO_NOTHING };
+        }
+        let asid = self.ticket.asid;
+        let c = &mut self.vmcb_mut().control;
+        c.asid = asid;
+        c.tlb_control = how;
+    }
+
+    /// MSRs that stay the guest's across exits: the host does not use them in the kernel.
+    #[inline]
+    fn load_msrs(&mut self, cpu: &CpuData) {
+        if self.extra.load_tsc_aux && cpu.tsc_aux.get() != self.extra.tsc_aux {
+            P::set_user_return_tsc_aux(self.extra.tsc_aux);
+        }
+        if self.machine.features.tsc_scaling {
+            let ratio = if self.extra.tsc_ratio == 0 { TSC_RATIO_ONE } else { self.extra.tsc_ratio };
+            if cpu.tsc_ratio.get() != ratio {
+                // SAFETY: the ratio applies to guests only.
+                unsafe { insn::wrmsr(msr::TSC_RATIO, ratio) };
+                cpu.tsc_ratio.set(ratio);
+            }
+        }
+    }
+
+    /// Registers that VMRUN does not switch and the host needs back right after #VMEXIT; written where they differ.
+    #[inline]
+    fn load_guest(&mut self, changed: &mut Changed) {
+        let m = self.machine;
+        let (cr4, guest_debugctl) = (self.vmcb().save.cr4, self.vmcb().save.dbgctl);
+        if cr4 & cr::Cr4::OSXSAVE.bits() != 0 && m.host_xcr0 != 0 {
+            if self.extra.xcr0 != m.host_xcr0 {
+                // SAFETY: the kernel uses XSAVE (`host_xcr0`); the host's value is back before the host's FPU is.
+                unsafe { insn::xsetbv(self.extra.xcr0) };
+                changed.xcr0 = true;
+            }
+            if m.host_xss.is_some_and(|host| host != self.extra.xss) {
+                // SAFETY: as above.
+                unsafe { insn::wrmsr(msr::XSS, self.extra.xss) };
+                changed.xss = true;
+            }
+        }
+        if m.pku && self.guest_has_pkru(cr4) {
+            // SAFETY: CR4.PKE is set on the host (`pku`); the host's value is given back after the exit.
+            unsafe {
+                let host = insn::rdpkru();
+                if host != self.extra.pkru {
+                    insn::wrpkru(self.extra.pkru);
+                }
+                changed.pkru = Some(host);
+            }
+        }
+        if self.extra.load_dr || self.dr_passed {
+            self.load_debug_registers();
+        }
+        // VMRUN switches DEBUGCTL only with LBR virtualization, which is off (APM 15.23). The host's is read once per
+        // KVM_RUN: it seldom has one, and then hardly ever another one meanwhile.
+        if self.host_debugctl != guest_debugctl {
+            let host = insn::rdmsr(msr::DEBUGCTL);
+            // SAFETY: the value is what the run loop lets a guest have; the host's is given back after the exit.
+            unsafe { insn::wrmsr(msr::DEBUGCTL, guest_debugctl) };
+            changed.debugctl = Some(host);
+        }
+    }
+
+    /// DR6 and DR7 are in the VMCB; DR0..DR3 are not.
+    #[cold]
+    fn load_debug_registers(&mut self) {
+        let pass = self.extra.load_dr && self.extra.pass_dr;
+        if pass != self.dr_passed {
+            self.dr_passed = pass;
+            self.clean = self.clean.difference(CleanBits::I);
+            let c = &mut self.vmcb_mut().control;
+            c.intercept_dr_read = if pass { 0 } else { u16::MAX };
+            c.intercept_dr_write = c.intercept_dr_read;
+        }
+        if self.extra.load_dr {
+            // SAFETY: `guest_exit` gives the host its breakpoints back.
+            unsafe { insn::set_debug_addresses(&self.extra.dr) };
+        }
+    }
+
+    /// The assembly switches SPEC_CTRL where the guest's differs from the host's. Where the processor does it by
+    /// itself (APM 15.35) they are made equal.
+    #[inline]
+    fn spec_ctrl_in(&mut self) {
+        let f = &self.machine.features;
+        if f.v_spec_ctrl {
+            self.vmcb_mut().save.spec_ctrl = self.extra.spec_ctrl;
+            self.ctx.spec_ctrl = insn::host_spec_ctrl();
+        } else if f.spec_ctrl {
+            self.ctx.spec_ctrl = self.extra.spec_ctrl;
+        }
+    }
+
+    #[inline]
+    fn spec_ctrl_out(&mut self) {
+        let f = &self.machine.features;
+        if f.v_spec_ctrl {
+            self.extra.spec_ctrl = self.vmcb().save.spec_ctrl;
+        } else if f.spec_ctrl {
+            self.extra.spec_ctrl = self.ctx.spec_ctrl;
+        }
+    }
+
+    /// PKRU counts for the guest's memory accesses (CR4.PKE), or at least for its XSAVE.
+    #[inline]
+    fn guest_has_pkru(&self, cr4: u64) -> bool {
+        cr4 & cr::Cr4::PKE.bits() != 0 || self.extra.xcr0 & cr::Xcr0::PKRU.bits() != 0
+    }
+
+    /// The reverse of [`load_guest`](Self::load_guest), keeping what the guest could change by itself.
+    #[inline]
+    fn load_host(&mut self, changed: &Changed) {
+        let m = self.machine;
+        // SAFETY: these are the values that the host had.
+        unsafe {
+            if let Some(host) = changed.debugctl {
+                insn::wrmsr(msr::DEBUGCTL, host);
+            }
+            if let Some(host) = changed.pkru {
+                self.extra.pkru = insn::rdpkru();
+                if self.extra.pkru != host {
+                    insn::wrpkru(host);
+                }
+            }
+            if changed.xss {
+                insn::wrmsr(msr::XSS, m.host_xss.unwrap_or(0));
+            }
+            if changed.xcr0 {
+                insn::xsetbv(m.host_xcr0);
+            }
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! The processor, played by the handler of the faults that its privileged instructions raise in user mode.
+//!
+//! Physical addresses are addresses of this process; GS has base 0 for CPU 0 and the distance to the second copy of
+//! the per-CPU variables for CPU 1. While "the guest's" FS and GS are loaded, GS points nowhere, so that a use of
+//! per-CPU data in that window fails the test.
+
+use super::kernel::{PERCPU_STRIDE, piece_at};
+use arch::{CleanBits, Vmcb, exit::code};
+use std::{
+    boxed::Box,
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, Once},
+    vec::Vec,
+};
+
+/// What happened, in order: privileged instructions, mitigation pieces, the return, calls into the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    Clgi,
+    Stgi,
+    Sti,
+    Cli,
+    Vmload(u64),
+    Vmsave(u64),
+    Vmrun(u64),
+    Rdmsr(u32),
+    Wrmsr(u32, u64),
+    Xsetbv(u64),
+    ReadDr(u8),
+    WriteDr(u8, u64),
+    /// A mitigation piece of the shim was passed.
+    Piece(&'static str),
+    /// The return thunk, with all sixteen registers.
+    Return([u64; 16]),
+    /// A fault went to the exception table.
+    Fixup,
+    /// A function of the kernel was called.
+    Call(&'static str),
+}
+
+/// The guest's turn: its registers (RSP excluded) and the VMCB of the VMRUN.
+pub type Guest = Box<dyn FnMut(&mut [u64; 16], &mut Vmcb) + Send>;
+
+/// The processor and the record of what it did.
+pub struct Hardware {
+    pub trace: Vec<Op>,
+    pub msrs: BTreeMap<u32, u64>,
+    pub guest: Guest,
+    /// GIF. VMRUN insists on it being clear, and IF set.
+    pub gif: bool,
+    pub interrupts: bool,
+    /// SVM was switched off: SVM's instructions fault.
+    pub svm_off: bool,
+    pub cpu: u64,
+    pub dr: [u64; 4],
+    /// Clean bits that each VMRUN saw, and the TLB control with the ASID.
+    pub entries: Vec<(CleanBits, u8, u32)>,
+}
+
+static mut HARDWARE: Option<Hardware> = None;
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+static INSTALL: Once = Once::new();
+
+/// The hardware of one test; others wait.
+pub struct Bench(#[allow(dead_code, reason = "held")] MutexGuard<'static, ()>);
+
+impl Bench {
+    pub fn new() -> Self {
+        INSTALL.call_once(|| {
+            for signal in [libc::SIGSEGV, libc::SIGILL, libc::SIGTRAP] {
+                // SAFETY: a plain installation of a handler with the right signature.
+                unsafe {
+                    let mut action: libc::sigaction = core::mem::zeroed();
+                    action.sa_sigaction = handler as *const () as usize;
+                    action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
+                    assert_eq!(libc::sigaction(signal, &action, core::ptr::null_mut()), 0);
+                }
+            }
+        });
+        let guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+        let hardware = Hardware {
+            trace: Vec::new(),
+            msrs: BTreeMap::new(),
+            guest: Box::new(|_, vmcb| vmcb.control.exit_code = code::HLT),
+            gif: true,
+            interrupts: true,
+            svm_off: false,
+            cpu: 0,
+            dr: [0; 4],
+            entries: Vec::new(),
+        };
+        // SAFETY: the lock is held; the handler runs on the thread that holds it.
+        unsafe { HARDWARE = Some(hardware) };
+        set_gs(0);
+        super::kernel::reset();
+        Self(guard)
+    }
+
+    /// The other CPU.
+    pub fn move_to(&self, cpu: u64) {
+        hw().cpu = cpu;
+        set_gs(cpu * PERCPU_STRIDE as u64);
+    }
+
+    /// Takes the record so far.
+    pub fn trace(&self) -> Vec<Op> {
+        core::mem::take(&mut hw().trace)
+    }
+}
+
+/// The hardware; call it with a [`Bench`] alive.
+pub fn hw() -> &'static mut Hardware {
+    let hardware = &raw mut HARDWARE;
+    // SAFETY: one test at a time; a fault interrupts the test at an instruction that does not touch this.
+    unsafe { (*hardware).as_mut().expect("a bench") }
+}
+
+pub fn set_gs(base: u64) {
+    const ARCH_SET_GS: libc::c_int = 0x1001;
+    // SAFETY: user-space Rust does not use GS.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, base) }, 0);
+}
+
+const NOWHERE: u64 = 0x10;
+
+/// Order of the registers in machine encoding, as the signal frame names them.
+const GPRS: [libc::c_int; 16] = [
+    libc::REG_RAX,
+    libc::REG_RCX,
+    libc::REG_RDX,
+    libc::REG_RBX,
+    libc::REG_RSP,
+    libc::REG_RBP,
+    libc::REG_RSI,
+    libc::REG_RDI,
+    libc::REG_R8,
+    libc::REG_R9,
+    libc::REG_R10,
+    libc::REG_R11,
+    libc::REG_R12,
+    libc::REG_R13,
+    libc::REG_R14,
+    libc::REG_R15,
+];
+
+extern "C" fn handler(_signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel hands us the frame of the interrupted thread, which is ours to change.
+    let regs = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    let rip = regs[libc::REG_RIP as usize] as u64;
+    // SAFETY: the processor just fetched from there; an instruction has at most 15 bytes and text goes on.
+    let insn = unsafe { core::slice::from_raw_parts(rip as *const u8, 4) };
+    let hw = hw();
+    if let Some(name) = piece_at(rip) {
+        // After INT3, RIP is the next byte.
+        hw.trace.push(match name {
+            "return" => Op::Return(GPRS.map(|r| regs[r as usize] as u64)),
+            name => Op::Piece(name),
+        });
+        return;
+    }
+    let rax = regs[libc::REG_RAX as usize] as u64;
+    let rcx = regs[libc::REG_RCX as usize] as u32;
+    let edx_eax = rax & 0xffff_ffff | (regs[libc::REG_RDX as usize] as u64) << 32;
+    let svm = matches!(insn, [0x0f, 0x01, 0xd8..=0xdd, ..]);
+    if svm && hw.svm_off {
+        let Some(to) = fixup(rip) else { die("a fault without exception table entry", insn) };
+        hw.trace.push(Op::Fixup);
+        regs[libc::REG_RIP as usize] = to as i64;
+        return;
+    }
+    let length = match insn {
+        [0x0f, 0x01, 0xd8, ..] => {
+            hw.trace.push(Op::Vmrun(rax));
+            if hw.gif || !hw.interrupts {
+                die("VMRUN with GIF set or IF clear", insn);
+            }
+            // SAFETY: the address of the test's VMCB page.
+            let vmcb = unsafe { &mut *(rax as *mut Vmcb) };
+            let clean = CleanBits::from_bits_retain(vmcb.control.clean);
+            hw.entries.push((clean, vmcb.control.tlb_control, vmcb.control.asid));
+            let mut guest = GPRS.map(|r| regs[r as usize] as u64);
+            (guest[0], guest[4]) = (vmcb.save.rax, vmcb.save.rsp);
+            (hw.guest)(&mut guest, vmcb);
+            (vmcb.save.rax, vmcb.save.rsp) = (guest[0], guest[4]);
+            for (n, r) in GPRS.into_iter().enumerate().filter(|(n, _)| ![0, 4].contains(n)) {
+                regs[r as usize] = guest[n] as i64;
+            }
+            3
+        }
+        [0x0f, 0x01, 0xda, ..] => {
+            hw.trace.push(Op::Vmload(rax));
+            let host = super::kernel::host_area(hw.cpu) == rax;
+            set_gs(if host { hw.cpu * PERCPU_STRIDE as u64 } else { NOWHERE });
+            3
+        }
+        [0x0f, 0x01, 0xdb, ..] => {
+            hw.trace.push(Op::Vmsave(rax));
+            3
+        }
+        [0x0f, 0x01, 0xdc, ..] => {
+            hw.trace.push(Op::Stgi);
+            hw.gif = true;
+            3
+        }
+        [0x0f, 0x01, 0xdd, ..] => {
+            hw.trace.push(Op::Clgi);
+            hw.gif = false;
+            3
+        }
+        [0x0f, 0x01, 0xd1, ..] => {
+            hw.trace.push(Op::Xsetbv(edx_eax));
+            3
+        }
+        [0x0f, 0x32, ..] => {
+            hw.trace.push(Op::Rdmsr(rcx));
+            let value = hw.msrs.get(&rcx).copied().unwrap_or(0);
+            regs[libc::REG_RAX as usize] = (value & 0xffff_ffff) as i64;
+            regs[libc::REG_RDX as usize] = (value >> 32) as i64;
+            2
+        }
+        [0x0f, 0x30, ..] => {
+            hw.trace.push(Op::Wrmsr(rcx, edx_eax));
+            hw.msrs.insert(rcx, edx_eax);
+            2
+        }
+        [0xfb, ..] => {
+            hw.trace.push(Op::Sti);
+            hw.interrupts = true;
+            1
+        }
+        [0xfa, ..] => {
+            hw.trace.push(Op::Cli);
+            hw.interrupts = false;
+            1
+        }
+        [0x0f, op @ (0x21 | 0x23), modrm, ..] => 3 + move_dr(hw, regs, *op, *modrm, 0),
+        [rex @ 0x40..=0x4f, 0x0f, op @ (0x21 | 0x23), modrm] => 4 + move_dr(hw, regs, *op, *modrm, rex & 1),
+        [0x0f, 0x0b, ..] => {
+            // UD2: a test that expects it runs in a child process.
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(BUG) }
+        }
+        _ => die("an unexpected fault", insn),
+    };
+    regs[libc::REG_RIP as usize] += length;
+}
+
+/// Exit status of a process that met UD2.
+pub const BUG: libc::c_int = 77;
+
+/// MOV to or from DRn; returns 0, for the caller's sum.
+fn move_dr(hw: &mut Hardware, regs: &mut [i64], op: u8, modrm: u8, rex_b: u8) -> i64 {
+    let (n, gpr) = (modrm >> 3 & 7, GPRS[(modrm & 7 | rex_b << 3) as usize] as usize);
+    let known = hw.dr.get_mut(n as usize);
+    if op == 0x21 {
+        hw.trace.push(Op::ReadDr(n));
+        regs[gpr] = known.map_or(0, |v| *v) as i64;
+    } else {
+        hw.trace.push(Op::WriteDr(n, regs[gpr] as u64));
+        if let Some(v) = known {
+            *v = regs[gpr] as u64;
+        }
+    }
+    0
+}
+
+unsafe extern "C" {
+    static __start___ex_table: [i32; 3];
+    static __stop___ex_table: [i32; 3];
+}
+
+/// Where the exception table sends a fault at `rip`.
+fn fixup(rip: u64) -> Option<u64> {
+    let (mut entry, stop) = (&raw const __start___ex_table, &raw const __stop___ex_table);
+    let target = |field: *const i32| {
+        // SAFETY: a field of the table; offsets are relative to themselves.
+        (field as u64).wrapping_add_signed(unsafe { *field } as i64)
+    };
+    while entry < stop {
+        let from = entry.cast::<i32>();
+        if target(from) == rip {
+            return Some(target(from.wrapping_add(1)));
+        }
+        entry = entry.wrapping_add(1);
+    }
+    None
+}
+
+fn die(what: &str, insn: &[u8]) -> ! {
+    std::eprintln!("{what}: {insn:02x?}; trace: {:?}", hw().trace);
+    // SAFETY: ends the process; a panic cannot unwind out of a signal frame.
+    unsafe { libc::_exit(70) }
+}

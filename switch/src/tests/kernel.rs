@@ -1,0 +1,201 @@
+//! The kernel and its shim: a scripted [`Platform`], and the symbols that the assembly refers to.
+
+use super::hardware::{Op, hw};
+use crate::{CpuData, Pages, Platform};
+use arch::HostPa;
+use core::ptr::NonNull;
+use host::{Errno, PAGE_SIZE};
+use std::{alloc::Layout, collections::BTreeMap, sync::Mutex};
+
+/// Bytes between the per-CPU variables of CPU 0 and CPU 1.
+pub const PERCPU_STRIDE: usize = 320;
+
+core::arch::global_asm!(
+    // The pieces of the shim, and the return thunk: each stops at an INT3 for the record.
+    ".pushsection .text",
+    "hsave_mitigate_entry: int3",
+    "test_entry: jmp hsave_mitigate_entry_done",
+    "hsave_mitigate_exit_rsb: int3",
+    "test_rsb: mov eax, -1", // What a piece may clobber, it clobbers.
+    "jmp hsave_mitigate_exit_rsb_done",
+    "hsave_mitigate_exit_untrain: int3",
+    "test_untrain: mov eax, -1",
+    "mov ecx, -1",
+    "mov edx, -1",
+    "jmp hsave_mitigate_exit_untrain_done",
+    "__x86_return_thunk: int3",
+    "test_return: ret",
+    ".globl hsave_mitigate_entry, hsave_mitigate_exit_rsb, hsave_mitigate_exit_untrain, __x86_return_thunk",
+    ".popsection",
+    ".pushsection .bss",
+    ".balign 64",
+    "hsave_cpu_data: .skip 256",
+    "x86_spec_ctrl_current: .skip 64",
+    ".skip {stride}",
+    "hsave_rebooting: .byte 0",
+    ".globl hsave_cpu_data, x86_spec_ctrl_current, hsave_rebooting",
+    ".popsection",
+    stride = const PERCPU_STRIDE,
+);
+
+unsafe extern "C" {
+    static mut hsave_cpu_data: [u8; 256];
+    static mut x86_spec_ctrl_current: u64;
+    static mut hsave_rebooting: u8;
+    fn test_entry();
+    fn test_rsb();
+    fn test_untrain();
+    fn test_return();
+}
+
+/// The piece whose INT3 comes before `rip`.
+pub fn piece_at(rip: u64) -> Option<&'static str> {
+    let pieces: [(unsafe extern "C" fn(), &str); 4] =
+        [(test_entry, "entry"), (test_rsb, "rsb"), (test_untrain, "untrain"), (test_return, "return")];
+    pieces.into_iter().find(|(at, _)| *at as usize as u64 == rip).map(|(_, name)| name)
+}
+
+/// Per-CPU data of a CPU.
+pub fn cpu_data(cpu: u64) -> *mut CpuData {
+    (&raw mut hsave_cpu_data).wrapping_byte_add(cpu as usize * PERCPU_STRIDE).cast()
+}
+
+/// Where a CPU's host state is saved.
+pub fn host_area(cpu: u64) -> u64 {
+    // SAFETY: written by this thread only.
+    unsafe { (*cpu_data(cpu)).hsave_pa.get().0 }
+}
+
+/// The host's SPEC_CTRL on a CPU, in the kernel's variable.
+pub fn set_host_spec_ctrl(cpu: u64, value: u64) {
+    // SAFETY: both copies were reserved above.
+    unsafe { *(&raw mut x86_spec_ctrl_current).wrapping_byte_add(cpu as usize * PERCPU_STRIDE) = value }
+}
+
+pub fn set_rebooting(on: bool) {
+    // SAFETY: one test at a time.
+    unsafe { hsave_rebooting = on as u8 }
+}
+
+/// What the kernel says when it is asked.
+pub struct Script {
+    pub cpuid: BTreeMap<(u32, u32), [u32; 4]>,
+    pub may_enter: bool,
+    /// Pages that may still be allocated.
+    pub pages: usize,
+    /// Pages that are allocated.
+    pub held: usize,
+    pub svme: Result<(), Errno>,
+}
+
+static SCRIPT: Mutex<Option<Script>> = Mutex::new(None);
+
+/// Looks at the script or changes it.
+pub fn script<R>(f: impl FnOnce(&mut Script) -> R) -> R {
+    let mut guard = SCRIPT.lock().unwrap_or_else(|e| e.into_inner());
+    f(guard.get_or_insert_with(|| Script {
+        cpuid: BTreeMap::from([
+            ((0, 0), [1, 0, 0, 0]),
+            ((0x8000_0000, 0), [0x8000_000a, 0, 0, 0]),
+            ((0x8000_0001, 0), [0, 0, 1 << 2, 0]),
+            ((0x8000_0008, 0), [48, 0, 0, 0]),
+            ((0x8000_000a, 0), [1, 4, 0, 1]),
+        ]),
+        may_enter: true,
+        pages: usize::MAX,
+        held: 0,
+        svme: Ok(()),
+    }))
+}
+
+/// Everything as after loading the module.
+pub fn reset() {
+    *SCRIPT.lock().unwrap_or_else(|e| e.into_inner()) = None;
+    for cpu in 0..2 {
+        let data = cpu_data(cpu);
+        // SAFETY: reserved above; the lock of the bench is held.
+        unsafe {
+            data.cast::<u8>().write_bytes(0, crate::CPU_DATA_SIZE);
+            (*data).this = data;
+            (*data).number = cpu as u32;
+        }
+        set_host_spec_ctrl(cpu, 0);
+    }
+    set_rebooting(false);
+}
+
+fn call(name: &'static str) {
+    hw().trace.push(Op::Call(name));
+}
+
+fn layout(order: u32) -> Layout {
+    Layout::from_size_align(PAGE_SIZE << order, PAGE_SIZE).expect("a page")
+}
+
+/// The scripted kernel.
+pub enum Kernel {}
+
+// SAFETY: `cpu_data` and `alloc_pages` return memory that lives and is exclusive as the trait asks.
+unsafe impl Platform for Kernel {
+    fn alloc_pages(order: u32) -> Option<Pages> {
+        script(|s| {
+            s.pages = s.pages.checked_sub(1 << order)?;
+            s.held += 1 << order;
+            // SAFETY: the layout has a size.
+            let va = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout(order)) })?;
+            Some(Pages { va, pa: HostPa(va.as_ptr().expose_provenance() as u64) })
+        })
+    }
+    unsafe fn free_pages(pages: Pages, order: u32) {
+        script(|s| s.held -= 1 << order);
+        // SAFETY: allocated above with this layout.
+        unsafe { std::alloc::dealloc(pages.va.as_ptr(), layout(order)) }
+    }
+    fn cpu_data() -> NonNull<CpuData> {
+        NonNull::new(cpu_data(hw().cpu)).expect("an address")
+    }
+    fn irq_disable() {
+        hw().interrupts = false;
+        call("irq_disable");
+    }
+    fn irq_enable() {
+        hw().interrupts = true;
+        call("irq_enable");
+    }
+    fn may_enter() -> bool {
+        script(|s| s.may_enter)
+    }
+    fn guest_enter() {
+        call("guest_enter");
+    }
+    fn guest_exit() {
+        call("guest_exit");
+    }
+    fn guest_done(pending: bool) {
+        hw().interrupts = true;
+        call(if pending { "guest_done, take the interrupt" } else { "guest_done" });
+    }
+    fn guest_barrier() {
+        call("guest_barrier");
+    }
+    fn machine_check() {
+        call("machine_check");
+    }
+    fn set_user_return_tsc_aux(value: u64) {
+        // SAFETY: this CPU's data.
+        unsafe { (*cpu_data(hw().cpu)).tsc_aux.set(value) };
+        call("set_user_return_tsc_aux");
+    }
+    fn svme_on() -> Result<(), Errno> {
+        script(|s| s.svme)
+    }
+    fn svme_off() {
+        call("svme_off");
+    }
+    fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+        script(|s| s.cpuid.get(&(leaf, subleaf)).copied().unwrap_or_default())
+    }
+    fn read_msr(msr: u32) -> Option<u64> {
+        hw().msrs.get(&msr).copied()
+    }
+}

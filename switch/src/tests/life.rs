@@ -1,0 +1,122 @@
+//! The life of a machine and of a vCPU: what it takes, what it sets, what it gives back.
+
+use super::{
+    hardware::{Bench, Op, hw},
+    kernel::{Kernel, cpu_data, host_area, script},
+    run::{ROOT, machine},
+};
+use crate::{MANDATORY, Machine, Svm, Unsupported};
+use arch::{Intercepts, msr, msrpm};
+use core::ptr::NonNull;
+use host::{Cpu, Errno};
+use std::vec::Vec;
+
+#[test]
+fn mandatory_intercepts_stay() {
+    let b = Bench::new();
+    let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
+    cpu.set_intercept(Intercepts::all(), false);
+    cpu.set_exception_intercepts(0);
+    cpu.set_cr_intercepts(0, 0);
+    let c = cpu.control();
+    assert_eq!(c.intercept_3 as u64 | (c.intercept_4 as u64) << 32, MANDATORY.bits());
+    assert_eq!(c.intercept_exceptions, 1 << 18 | 1 << 17 | 1 << 1);
+    assert_eq!((c.intercept_cr_read, c.intercept_cr_write), (1 << 4, 1 << 4));
+    cpu.set_intercept(Intercepts::HLT, true);
+    assert!(cpu.control().intercept_3 as u64 & Intercepts::HLT.bits() != 0);
+}
+
+/// The permission bits of an MSR in the map that the VMCB names.
+fn permission(cpu: &Svm<Kernel>, msr: u32) -> u8 {
+    let (byte, bit) = msrpm::position(msr).unwrap();
+    let map = cpu.control().msrpm_base_pa as *const u8;
+    // SAFETY: the vCPU's own map; physical addresses are addresses here.
+    unsafe { *map.add(byte) >> bit & 3 }
+}
+
+#[test]
+fn the_permission_maps_let_nothing_through_but_what_is_switched() {
+    let b = Bench::new();
+    let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
+    let passed = |cpu: &Svm<Kernel>| {
+        let ranges = (0..0x2000).chain(0xc000_0000..0xc000_2000).chain(0xc001_0000..0xc001_2000);
+        ranges.filter(|msr| permission(cpu, *msr) != 3).collect::<Vec<u32>>()
+    };
+    let switched = [
+        msr::SYSENTER_CS,
+        msr::SYSENTER_ESP,
+        msr::SYSENTER_EIP,
+        msr::STAR,
+        msr::LSTAR,
+        msr::CSTAR,
+        msr::SYSCALL_MASK,
+        msr::FS_BASE,
+        msr::GS_BASE,
+        msr::KERNEL_GS_BASE,
+    ];
+    assert_eq!(passed(&cpu), switched);
+    cpu.set_msr_intercept(msr::TSC_AUX, false, true);
+    assert_eq!(permission(&cpu, msr::TSC_AUX), 2);
+    cpu.set_msr_intercept(msr::TSC_AUX, true, true);
+    cpu.set_msr_intercept(0xdead_beef, false, false);
+    assert_eq!(passed(&cpu), switched);
+    // SAFETY: the shared map.
+    let io = unsafe { core::slice::from_raw_parts(cpu.control().iopm_base_pa as *const u8, arch::iopm::IOPM_SIZE) };
+    assert!(io.iter().all(|b| *b == 0xff));
+}
+
+#[test]
+fn no_memory_is_enomem_and_nothing_leaks() {
+    let b = Bench::new();
+    let m = machine(&b, 0);
+    let before = script(|s| s.held);
+    for pages in 0..3 {
+        script(|s| s.pages = pages);
+        assert_eq!(Svm::new(m, &ROOT).err(), Some(Errno::ENOMEM), "{pages} pages");
+        assert_eq!(script(|s| s.held), before);
+    }
+    script(|s| s.pages = 3);
+    drop(Svm::new(m, &ROOT).unwrap());
+    assert_eq!(script(|s| s.held), before);
+    script(|s| s.pages = 0);
+    assert_eq!(Machine::<Kernel>::new().err(), Some(Unsupported::NoMemory));
+    drop(b);
+}
+
+#[test]
+fn a_machine_that_cannot_says_why() {
+    let _b = Bench::new();
+    let why = || Machine::<Kernel>::new().err().map(|e| (e, e.errno()));
+    script(|s| s.cpuid.insert((0x8000_000a, 0), [1, 1, 0, 1]));
+    assert_eq!(why(), Some((Unsupported::NoAsids, Errno::EOPNOTSUPP)));
+    script(|s| s.cpuid.insert((0x8000_000a, 0), [1, 4, 0, 0]));
+    assert_eq!(why(), Some((Unsupported::NoNestedPaging, Errno::EOPNOTSUPP)));
+    hw().msrs.insert(msr::VM_CR, msr::VM_CR_SVM_DISABLE);
+    assert_eq!(why(), Some((Unsupported::Disabled, Errno::EOPNOTSUPP)));
+    script(|s| s.cpuid.insert((0x8000_0001, 0), [0; 4]));
+    assert_eq!(why(), Some((Unsupported::NoSvm, Errno::EOPNOTSUPP)));
+}
+
+#[test]
+fn svm_is_switched_on_once_and_busy_is_busy() {
+    let b = Bench::new();
+    let m = machine(&b, 0);
+    let area = host_area(0);
+    m.disable();
+    assert_eq!(b.trace(), [Op::Wrmsr(msr::VM_HSAVE_PA, 0), Op::Stgi, Op::Call("svme_off")]);
+    m.disable();
+    assert_eq!(b.trace(), []);
+    script(|s| s.svme = Err(Errno::EBUSY));
+    assert_eq!(m.enable(), Err(Errno::EBUSY));
+    assert_eq!(b.trace(), []);
+    script(|s| s.svme = Ok(()));
+    m.enable().unwrap();
+    m.enable().unwrap();
+    assert_eq!(b.trace(), [Op::Wrmsr(msr::VM_HSAVE_PA, area)]);
+    let held = script(|s| s.held);
+    m.disable();
+    // SAFETY: SVM is off on this CPU.
+    unsafe { Machine::<Kernel>::release_cpu(NonNull::new(cpu_data(0)).unwrap()) };
+    assert_eq!(script(|s| s.held), held - 1);
+    assert_eq!(m.enable(), Err(Errno::ENODEV));
+}

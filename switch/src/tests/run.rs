@@ -1,0 +1,378 @@
+//! A whole run, from interrupts off to interrupts on.
+
+use super::{
+    hardware::{Bench, Op, hw},
+    kernel::{Kernel, cpu_data, script, set_host_spec_ctrl},
+};
+use crate::{Machine, Svm};
+use arch::{
+    CleanBits, EventInj, EventType, Exit, HostPa, Intercepts, NestedRoot,
+    exit::code,
+    msr,
+    vmcb::tlb_control::{DO_NOTHING, FLUSH_ALL_ASID, FLUSH_ASID},
+};
+use core::ptr::NonNull;
+use host::{Cpu, CpuConfig, Doorbell, Errno, Request};
+use std::{boxed::Box, vec::Vec};
+
+pub const ROOT: CpuConfig = CpuConfig { root: NestedRoot::new(HostPa(0x5000)) };
+
+/// A machine with both CPUs on. `svm` are the bits of CPUID Fn8000_000A_EDX beside nested paging.
+pub fn machine(bench: &Bench, svm: u32) -> &'static Machine<Kernel> {
+    script(|s| s.cpuid.get_mut(&(0x8000_000a, 0)).expect("scripted")[3] |= svm);
+    let m: &'static Machine<Kernel> = Box::leak(Box::new(Machine::new().expect("a machine with SVM")));
+    for cpu in [1, 0] {
+        bench.move_to(cpu);
+        let data = NonNull::new(cpu_data(cpu)).expect("an address");
+        // SAFETY: this CPU's data, not in use.
+        unsafe { Machine::<Kernel>::prepare_cpu(data) }.expect("pages");
+        m.enable().expect("SVM is free");
+    }
+    bench.trace();
+    m
+}
+
+fn last_entry() -> (CleanBits, u8, u32) {
+    *hw().entries.last().expect("an entry")
+}
+
+fn host_areas(trace: &[Op]) -> Vec<u64> {
+    let guest = |pa: u64| trace.contains(&Op::Vmrun(pa));
+    trace
+        .iter()
+        .filter_map(|op| if let Op::Vmsave(pa) = op { Some(*pa) } else { None })
+        .filter(|pa| !guest(*pa))
+        .collect()
+}
+
+#[test]
+fn one_run_from_interrupts_off_to_interrupts_on() {
+    let b = Bench::new();
+    let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
+    cpu.begin();
+    let bell = Doorbell::new();
+    hw().guest = Box::new(|_, vmcb| vmcb.control.exit_code = code::INTR);
+    assert_eq!(cpu.enter(&bell), Exit::Intr);
+    let trace = b.trace();
+    let kept = |op: &&Op| matches!(op, Op::Call(_) | Op::Clgi | Op::Stgi | Op::Sti | Op::Cli | Op::Vmrun(_));
+    let order: Vec<Op> = trace.iter().filter(kept).copied().collect();
+    let vmcb = order.iter().copied().find(|o| matches!(o, Op::Vmrun(_))).unwrap();
+    assert_eq!(
+        order,
+        [
+            Op::Call("irq_disable"),
+            Op::Clgi,
+            Op::Call("guest_enter"),
+            Op::Sti,
+            vmcb,
+            Op::Cli,
+            Op::Call("guest_exit"),
+            Op::Stgi,
+            Op::Call("guest_done, take the interrupt"),
+        ]
+    );
+    assert!(hw().gif && hw().interrupts && !bell.needs_ipi());
+}
+
+#[test]
+fn a_rung_bell_or_a_signal_keeps_the_guest_out() {
+    let b = Bench::new();
+    let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
+    let bell = Doorbell::new();
+    bell.ring(Request::Event);
+    assert_eq!(cpu.enter(&bell), Exit::None);
+    bell.take_all();
+    script(|s| s.may_enter = false);
+    assert_eq!(cpu.enter(&bell), Exit::None);
+    assert_eq!(b.trace(), [Op::Call("irq_disable"), Op::Call("irq_enable")].repeat(2));
+    assert!(cpu.broken().is_none() && !bell.needs_ipi());
+}
+
+#[test]
+fn host_state_is_saved_once_per_run_ioctl_and_cpu() {
+    let b = Bench::new();
+    let m = machine(&b, 0);
+    let (mut one, mut two) = (Svm::new(m, &ROOT).unwrap(), Svm::new(m, &ROOT).unwrap());
+    let bell = Doorbell::new();
+    let saves = |cpu: &mut Svm<Kernel>| {
+        cpu.enter(&bell);
+        let trace = b.trace();
+        (host_areas(&trace).len(), trace.contains(&Op::Call("guest_barrier")))
+    };
+    one.begin();
+    assert_eq!(saves(&mut one), (1, false));
+    assert_eq!(saves(&mut one), (0, false));
+    one.begin();
+    assert_eq!(saves(&mut one), (1, false), "user space may have changed FS");
+    two.begin();
+    assert_eq!(saves(&mut two), (1, true), "another guest: barrier");
+    assert_eq!(saves(&mut one), (1, true), "the area is the other's");
+    b.move_to(1);
+    assert_eq!(saves(&mut one), (1, false), "another CPU");
+    assert_eq!(one.last_cpu(), 1);
+    b.move_to(0);
+    assert_eq!(saves(&mut two), (1, true));
+}
+
+#[test]
+fn asids_follow_the_cpu_and_flush_when_they_run_out() {
+    let b = Bench::new();
+    let m = machine(&b, 0); // ASIDs 1 to 3.
+    let bell = Doorbell::new();
+    let mut cpus: Vec<_> = (0..4).map(|_| Svm::new(m, &ROOT).unwrap()).collect();
+    let mut asids = Vec::new();
+    for cpu in &mut cpus {
+        cpu.enter(&bell);
+        asids.push((last_entry().1, last_entry().2));
+    }
+    assert_eq!(asids, [(FLUSH_ALL_ASID, 1), (DO_NOTHING, 2), (DO_NOTHING, 3), (FLUSH_ALL_ASID, 1)]);
+    cpus[3].enter(&bell);
+    assert_eq!((last_entry().1, last_entry().2), (DO_NOTHING, 1), "TLB control is cleared after the run");
+    cpus[0].enter(&bell);
+    assert_eq!(last_entry().2, 2, "its old ASID is another guest's now");
+    b.move_to(1);
+    cpus[0].enter(&bell);
+    assert_eq!((last_entry().1, last_entry().2), (FLUSH_ALL_ASID, 1), "the other CPU counts by itself");
+}
+
+#[test]
+fn an_asid_of_one_cpu_says_nothing_on_another() {
+    let b = Bench::new();
+    let m = machine(&b, 0);
+    let bell = Doorbell::new();
+    let mut cpus = [Svm::new(m, &ROOT).unwrap(), Svm::new(m, &ROOT).unwrap()];
+    for (n, cpu) in cpus.iter_mut().enumerate() {
+        b.move_to(n as u64);
+        cpu.enter(&bell);
+        assert_eq!(last_entry().2, 1);
+    }
+    // The same generation and number, but here it is the other guest's.
+    cpus[0].enter(&bell);
+    assert_eq!(last_entry().2, 2);
+}
+
+#[test]
+fn a_flush_takes_a_new_asid_or_flushes_the_one() {
+    for (svm, how, asid) in [(0, DO_NOTHING, 2), (1 << 6, FLUSH_ASID, 1)] {
+        let b = Bench::new();
+        let mut cpu = Svm::new(machine(&b, svm), &ROOT).unwrap();
+        let bell = Doorbell::new();
+        cpu.enter(&bell);
+        cpu.flush_tlb();
+        cpu.enter(&bell);
+        assert_eq!((last_entry().1, last_entry().2), (how, asid));
+        cpu.enter(&bell);
+        assert_eq!((last_entry().1, last_entry().2), (DO_NOTHING, asid));
+    }
+}
+
+#[test]
+fn clean_bits_are_kept_on_one_cpu_and_only_where_they_exist() {
+    let b = Bench::new();
+    let mut cpu = Svm::new(machine(&b, 1 << 5), &ROOT).unwrap();
+    let bell = Doorbell::new();
+    cpu.enter(&bell);
+    assert_eq!(last_entry().0, CleanBits::empty());
+    cpu.enter(&bell);
+    assert_eq!(last_entry().0, CleanBits::all());
+    cpu.save_mut(CleanBits::SEG).cs.base = 5;
+    cpu.set_intercept(Intercepts::VINTR, true);
+    cpu.enter(&bell);
+    assert_eq!(last_entry().0, CleanBits::all() - CleanBits::SEG - CleanBits::I);
+    b.move_to(1);
+    cpu.enter(&bell);
+    assert_eq!(last_entry().0, CleanBits::empty());
+    drop((cpu, b));
+
+    let b = Bench::new();
+    let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
+    cpu.enter(&bell);
+    cpu.enter(&bell);
+    assert_eq!(last_entry().0, CleanBits::empty());
+}
+
+#[test]
+fn spec_ctrl_is_read_back_only_if_the_guest_may_write_it() {
+    for (svm, read_back) in [(0, true), (1 << 20, false)] {
+        let b = Bench::new();
+        script(|s| s.cpuid.insert((0x8000_0008, 0), [48, 1 << 14, 0, 0]));
+        let mut cpu = Svm::new(machine(&b, svm), &ROOT).unwrap();
+        let bell = Doorbell::new();
+        set_host_spec_ctrl(0, 1);
+        cpu.extra_mut().spec_ctrl = 1;
+        cpu.enter(&bell);
+        let touched =
+            |t: &[Op]| t.iter().any(|o| matches!(o, Op::Rdmsr(msr::SPEC_CTRL) | Op::Wrmsr(msr::SPEC_CTRL, _)));
+        assert!(!touched(&b.trace()));
+        cpu.set_msr_intercept(msr::SPEC_CTRL, false, false);
+        hw().guest = Box::new(|_, vmcb| {
+            vmcb.save.spec_ctrl = 4;
+            hw().msrs.insert(msr::SPEC_CTRL, 4);
+        });
+        cpu.enter(&bell);
+        assert_eq!(cpu.extra().spec_ctrl, 4);
+        assert_eq!(touched(&b.trace()), read_back, "virtualised: the hardware switches it");
+    }
+}
+
+#[test]
+fn registers_outside_of_the_vmcb_are_switched_only_where_they_differ() {
+    let b = Bench::new();
+    hw().msrs.insert(msr::DEBUGCTL, 0x40);
+    let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
+    let bell = Doorbell::new();
+    cpu.begin();
+    cpu.save_mut(CleanBits::LBR).dbgctl = 0x40;
+    cpu.enter(&bell);
+    assert!(!b.trace().iter().any(|o| matches!(o, Op::Wrmsr(..))));
+    cpu.save_mut(CleanBits::LBR).dbgctl = 2;
+    cpu.extra_mut().load_tsc_aux = true;
+    cpu.extra_mut().tsc_aux = 9;
+    cpu.enter(&bell);
+    let trace = b.trace();
+    let writes: Vec<_> = trace.iter().filter(|o| matches!(o, Op::Wrmsr(..))).collect();
+    assert_eq!(writes, [&Op::Wrmsr(msr::DEBUGCTL, 2), &Op::Wrmsr(msr::DEBUGCTL, 0x40)]);
+    assert!(trace.contains(&Op::Call("set_user_return_tsc_aux")));
+    cpu.enter(&bell);
+    assert!(!b.trace().contains(&Op::Call("set_user_return_tsc_aux")), "it is there already");
+}
+
+#[test]
+fn debug_registers_are_loaded_and_read_back_on_request() {
+    let b = Bench::new();
+    let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
+    let bell = Doorbell::new();
+    cpu.enter(&bell);
+    let dr = |o: &Op| matches!(o, Op::ReadDr(_) | Op::WriteDr(..));
+    assert!(!b.trace().iter().any(dr) && cpu.control().intercept_dr_write == u16::MAX);
+    cpu.extra_mut().dr = [1, 2, 3, 4];
+    (cpu.extra_mut().load_dr, cpu.extra_mut().pass_dr) = (true, true);
+    hw().guest = Box::new(|_, _| {
+        assert_eq!(hw().dr, [1, 2, 3, 4]);
+        hw().dr[2] = 7;
+    });
+    cpu.enter(&bell);
+    assert_eq!((cpu.extra().dr, cpu.control().intercept_dr_write), ([1, 2, 7, 4], 0));
+    hw().guest = Box::new(|_, _| {});
+    cpu.extra_mut().load_dr = false;
+    b.trace();
+    cpu.enter(&bell);
+    assert!(!b.trace().iter().any(dr) && cpu.control().intercept_dr_write == u16::MAX);
+}
+
+#[test]
+fn an_injected_event_is_injected_once() {
+    let b = Bench::new();
+    let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
+    let bell = Doorbell::new();
+    let event = EventInj::new(EventType::Intr, 0x30, None);
+    cpu.set_event_inj(event);
+    bell.ring(Request::Kick);
+    cpu.enter(&bell);
+    assert_eq!(cpu.control().event_inj, event, "not entered: it still waits");
+    bell.take_all();
+    hw().guest = Box::new(move |_, vmcb| assert_eq!(vmcb.control.event_inj, event));
+    cpu.enter(&bell);
+    assert!(!cpu.control().event_inj.valid());
+}
+
+#[test]
+fn a_machine_check_in_the_guest_goes_to_the_host_and_a_refused_vmcb_is_reported() {
+    let b = Bench::new();
+    let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
+    let bell = Doorbell::new();
+    hw().guest = Box::new(|_, vmcb| vmcb.control.exit_code = code::EXCP0 + 18);
+    assert!(matches!(cpu.enter(&bell), Exit::Exception { vector: 18, .. }));
+    let trace = b.trace();
+    let at = |op: Op| trace.iter().position(|o| *o == op).unwrap();
+    assert!(at(Op::Stgi) < at(Op::Call("machine_check")) && at(Op::Call("machine_check")) < at(Op::Call("guest_done")));
+    hw().guest = Box::new(|_, vmcb| vmcb.control.exit_code = code::INVALID);
+    assert_eq!(cpu.enter(&bell), Exit::Invalid);
+    assert!(cpu.broken().is_none() && hw().gif);
+}
+
+#[test]
+fn without_svm_on_this_cpu_the_vcpu_is_broken() {
+    let b = Bench::new();
+    let m = machine(&b, 0);
+    let mut cpu = Svm::new(m, &ROOT).unwrap();
+    m.disable();
+    assert_eq!((cpu.enter(&Doorbell::new()), cpu.broken()), (Exit::None, Some(Errno::EIO)));
+    assert!(!b.trace().iter().any(|o| matches!(o, Op::Vmrun(_))));
+    m.enable().unwrap();
+    cpu.begin();
+    assert_eq!((cpu.enter(&Doorbell::new()), cpu.broken()), (Exit::Hlt, None));
+}
+
+/// Runs `f` in a child process, which has the address space and its descriptor table to itself. The child's answer.
+fn in_child(f: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child runs `f` and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let good = f();
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(!good as i32) }
+    }
+    let mut status = 0;
+    // SAFETY: our child.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
+}
+
+#[test]
+fn a_process_with_a_local_descriptor_table_has_it_saved_at_each_entry() {
+    let b = Bench::new();
+    let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
+    assert!(in_child(move || {
+        let bell = Doorbell::new();
+        let mut saves = || {
+            cpu.enter(&bell);
+            host_areas(&b.trace()).len()
+        };
+        let before = [saves(), saves()];
+        // struct user_desc: a 32-bit data segment in entry 0.
+        let descriptor: [u32; 4] = [0, 0, 0xfffff, 0b101_0001];
+        // SAFETY: changes this process's descriptor table only.
+        let set = unsafe { libc::syscall(libc::SYS_modify_ldt, 1, &descriptor, 16) };
+        if set != 0 {
+            std::eprintln!("this kernel has no modify_ldt: not tested");
+            return true;
+        }
+        before == [1, 0] && [saves(), saves()] == [1, 1]
+    }));
+}
+
+#[test]
+fn xcr0_is_switched_where_it_differs_and_the_guest_uses_it() {
+    if !std::is_x86_feature_detected!("xsave") {
+        return std::eprintln!("this processor has no XSAVE: not tested");
+    }
+    let b = Bench::new();
+    script(|s| s.cpuid.insert((1, 0), [0, 0, 1 << 27, 0]));
+    let m = machine(&b, 0);
+    let mut cpu = Svm::new(m, &ROOT).unwrap();
+    let bell = Doorbell::new();
+    let writes = |cpu: &mut Svm<Kernel>| {
+        cpu.enter(&bell);
+        b.trace().into_iter().filter(|o| matches!(o, Op::Xsetbv(_) | Op::Vmrun(_))).collect::<Vec<_>>()
+    };
+    assert_eq!(writes(&mut cpu).len(), 1, "the guest has no OSXSAVE");
+    cpu.save_mut(CleanBits::CRX).cr4 = arch::cr::Cr4::OSXSAVE.bits();
+    let [first, _, last] = writes(&mut cpu)[..] else { panic!("not one write each way") };
+    assert_eq!((first, last), (Op::Xsetbv(1), Op::Xsetbv(m.host_xcr0)));
+    cpu.extra_mut().xcr0 = m.host_xcr0;
+    assert_eq!(writes(&mut cpu).len(), 1, "equal");
+}
+
+#[test]
+fn svm_that_goes_away_during_a_reboot_breaks_the_vcpu_and_not_the_machine() {
+    let b = Bench::new();
+    let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
+    super::kernel::set_rebooting(true);
+    hw().svm_off = true;
+    assert_eq!((cpu.enter(&Doorbell::new()), cpu.broken()), (Exit::None, Some(Errno::EIO)));
+    let trace = b.trace();
+    // VMSAVE of the host, CLGI, the four of the assembly, STGI.
+    assert_eq!(trace.iter().filter(|o| **o == Op::Fixup).count(), 7);
+    assert!(hw().interrupts && trace.last() == Some(&Op::Call("guest_done")));
+}

@@ -1,0 +1,136 @@
+//! A small KVM client on `/dev/kvm`: one VM whose guest starts in 64-bit mode with memory identity-mapped.
+//!
+//! It is written against the KVM API alone (crate `kvm-ioctls`), so that the same program runs on stock KVM and ours.
+
+use anyhow::{Context, Result, anyhow};
+use iced_x86::code_asm::CodeAssembler;
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_regs, kvm_segment, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use memmap2::{MmapMut, MmapOptions};
+
+/// Where guest code is put.
+pub const CODE: u64 = 0x10_0000;
+/// Top of the guest's stack.
+pub const STACK: u64 = 0x9_0000;
+const PML4: u64 = 0x1000;
+const PDPT: u64 = 0x2000;
+const PD: u64 = 0x3000;
+/// The page directories that follow map this many GiB.
+const GIB: u64 = 4;
+
+/// A VM with one piece of memory from guest physical address 0.
+pub struct Client {
+    /// `/dev/kvm`.
+    pub kvm: Kvm,
+    /// The VM.
+    pub vm: VmFd,
+    memory: MmapMut,
+}
+
+impl Client {
+    /// A VM with `bytes` of memory; `populate` has the host allocate it at once.
+    pub fn new(bytes: usize, populate: bool) -> Result<Self> {
+        let kvm = Kvm::new().context("opening /dev/kvm")?;
+        let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
+        let mut options = MmapOptions::new();
+        options.len(bytes);
+        if populate {
+            options.populate();
+        }
+        let mut client = Self { kvm, vm, memory: options.map_anon()? };
+        client.map(0, 0, client.memory.as_ptr() as u64, bytes as u64)?;
+        client.page_tables();
+        Ok(client)
+    }
+
+    /// KVM_SET_USER_MEMORY_REGION; `size` 0 deletes the slot.
+    pub fn map(&self, slot: u32, gpa: u64, hva: u64, size: u64) -> Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: gpa,
+            memory_size: size,
+            userspace_addr: hva,
+        };
+        // SAFETY: The caller's mapping outlives the VM: `Client` drops `vm` before `memory`, and other mappings are
+        // the tests' own, which expect the guest to write to them.
+        unsafe { self.vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")
+    }
+
+    /// The in-kernel local APIC, with the other interrupt controllers left to user space.
+    pub fn split_irqchip(&self) -> Result<()> {
+        let mut cap = kvm_enable_cap { cap: kvm_bindings::KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+        cap.args[0] = 24;
+        self.vm.enable_cap(&cap).context("KVM_CAP_SPLIT_IRQCHIP")
+    }
+
+    /// Makes the host use 4 KiB pages behind all of the memory: drops what is there, and populates it anew.
+    pub fn small_pages(&mut self) -> Result<()> {
+        self.memory.advise(memmap2::Advice::NoHugePage)?;
+        // Pages that are populated already may be huge: a new mapping takes their place.
+        let mut options = MmapOptions::new();
+        let fresh = options.len(self.memory.len()).map_anon()?;
+        fresh.advise(memmap2::Advice::NoHugePage)?;
+        fresh.advise(memmap2::Advice::PopulateWrite)?;
+        self.map(0, 0, 0, 0)?;
+        self.map(0, 0, fresh.as_ptr() as u64, fresh.len() as u64)?;
+        self.memory = fresh;
+        self.page_tables();
+        Ok(())
+    }
+
+    /// Guest memory, to look at and to fill.
+    pub fn memory(&mut self) -> &mut [u8] {
+        &mut self.memory
+    }
+
+    fn put(&mut self, at: u64, value: u64) {
+        self.memory[at as usize..at as usize + 8].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// Identity-maps the first 4 GiB with 2 MiB pages.
+    fn page_tables(&mut self) {
+        self.put(PML4, PDPT | 3);
+        for g in 0..GIB {
+            self.put(PDPT + 8 * g, (PD + 0x1000 * g) | 3);
+            for n in 0..512 {
+                self.put(PD + 0x1000 * g + 8 * n, (g << 30 | n << 21) | 0x83);
+            }
+        }
+    }
+
+    /// Assembles `code` at [`CODE`].
+    pub fn load(&mut self, mut code: CodeAssembler) -> Result<()> {
+        let bytes = code.assemble(CODE)?;
+        self.memory[CODE as usize..CODE as usize + bytes.len()].copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    /// A vCPU in 64-bit mode, at [`CODE`], with the CPUID that KVM supports.
+    pub fn vcpu(&self, id: u64) -> Result<VcpuFd> {
+        let vcpu = self.vm.create_vcpu(id).context("KVM_CREATE_VCPU")?;
+        let cpuid = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
+        vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
+        let mut s = vcpu.get_sregs().context("KVM_GET_SREGS")?;
+        let flat = kvm_segment { limit: !0, type_: 3, present: 1, s: 1, g: 1, db: 1, selector: 16, ..Default::default() };
+        (s.ds, s.es, s.ss, s.fs, s.gs) = (flat, flat, flat, flat, flat);
+        s.cs = kvm_segment { type_: 11, l: 1, db: 0, selector: 8, ..flat };
+        s.cr3 = PML4;
+        s.cr4 = 0x20 | 0x600;
+        s.cr0 = 0x8005_0033;
+        s.efer = 0x500;
+        vcpu.set_sregs(&s).context("KVM_SET_SREGS")?;
+        let regs = kvm_regs { rip: CODE, rsp: STACK, rflags: 2, ..Default::default() };
+        vcpu.set_regs(&regs).context("KVM_SET_REGS")?;
+        Ok(vcpu)
+    }
+}
+
+/// Assembles a guest program.
+pub fn assemble(f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Result<CodeAssembler> {
+    let mut a = CodeAssembler::new(64).map_err(|e| anyhow!("assembler: {e}"))?;
+    f(&mut a).map_err(|e| anyhow!("assembling the guest: {e}"))?;
+    Ok(a)
+}

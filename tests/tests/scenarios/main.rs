@@ -1,0 +1,14 @@
+//! The hypervisor on a simulated machine: what a VMM sees of what a guest does.
+
+mod cpuid;
+mod events;
+mod failures;
+mod interrupts;
+mod ioctls;
+mod memory;
+mod mmio;
+mod msr;
+mod port;
+mod random;
+mod smp;
+mod timer;

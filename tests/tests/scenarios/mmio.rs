@@ -1,0 +1,203 @@
+//! Accesses to addresses that are nobody's: through the emulator to user space and back.
+
+use kvm::abi::ioctl::KVM_IOEVENTFD;
+use kvm::abi::run::exit::MMIO_DATA;
+use kvm_bindings::kvm_ioeventfd;
+use sim::Outcome;
+use sim::arch::exit::code;
+use sim::host::{Cpu, CpuFeatures};
+use tests::scenario::{CODE, Left, MMIO, Machine, PLAIN, RAM, RAM_HVA};
+
+/// mov rax, [rbx]
+const LOAD: [u8; 3] = [0x48, 0x8b, 0x03];
+/// mov [rbx], rax
+const STORE: [u8; 3] = [0x48, 0x89, 0x03];
+
+fn read(gpa: u64, len: usize) -> Left {
+    Left::Mmio { gpa, write: false, data: vec![0; len] }
+}
+
+fn write(gpa: u64, data: &[u8]) -> Left {
+    Left::Mmio { gpa, write: true, data: data.to_vec() }
+}
+
+/// A VM that is about to execute `code` with RBX = `rbx`.
+fn machine(code: &[u8], rbx: u64) -> Machine {
+    let m = Machine::new();
+    m.long(0, code);
+    m.with_regs(0, |r| r.rbx = rbx);
+    m
+}
+
+fn answer(m: &Machine, data: &[u8]) {
+    m.page(0).write(MMIO_DATA, data);
+}
+
+#[test]
+fn read_completes_with_the_answer() {
+    let m = machine(&LOAD, MMIO);
+    m.npf(0, MMIO, false);
+    assert_eq!(m.run(0), Ok(read(MMIO, 8)));
+    assert_eq!(m.regs(0).rip, CODE, "not done yet");
+    answer(&m, &0x0123_4567_89ab_cdefu64.to_le_bytes());
+    m.run_out(0);
+    assert_eq!((m.regs(0).rax, m.regs(0).rip), (0x0123_4567_89ab_cdef, CODE + 3));
+    m.end();
+}
+
+#[test]
+fn write_is_over_when_user_space_sees_it() {
+    let m = machine(&STORE, MMIO + 8);
+    m.with_regs(0, |r| r.rax = 0x1122_3344_5566_7788);
+    m.npf(0, MMIO + 8, true);
+    assert_eq!(m.run(0), Ok(write(MMIO + 8, &0x1122_3344_5566_7788u64.to_le_bytes())));
+    assert_eq!(m.regs(0).rip, CODE + 3);
+    m.run_out(0);
+    assert_eq!(m.regs(0).rip, CODE + 3);
+}
+
+#[test]
+fn misaligned_read_is_cut_at_eight_bytes() {
+    let m = machine(&LOAD, MMIO + 5);
+    m.npf(0, MMIO + 5, false);
+    assert_eq!(m.run(0), Ok(read(MMIO + 5, 3)));
+    answer(&m, &[1, 2, 3]);
+    assert_eq!(m.run(0), Ok(read(MMIO + 8, 5)));
+    answer(&m, &[4, 5, 6, 7, 8]);
+    m.run_out(0);
+    assert_eq!(m.regs(0).rax, 0x0807_0605_0403_0201);
+}
+
+#[test]
+fn access_across_a_page_is_two() {
+    let m = machine(&[LOAD, STORE].concat(), MMIO + 0xffc);
+    m.npf(0, MMIO + 0xffc, false);
+    assert_eq!(m.run(0), Ok(read(MMIO + 0xffc, 4)));
+    answer(&m, &[1, 2, 3, 4]);
+    assert_eq!(m.run(0), Ok(read(MMIO + 0x1000, 4)));
+    answer(&m, &[5, 6, 7, 8]);
+    m.npf(0, MMIO + 0xffc, true);
+    assert_eq!(m.run(0), Ok(write(MMIO + 0xffc, &[1, 2, 3, 4])));
+    assert_eq!(m.run(0), Ok(write(MMIO + 0x1000, &[5, 6, 7, 8])));
+    m.run_out(0);
+    assert_eq!(m.regs(0).rip, CODE + 6);
+}
+
+#[test]
+fn access_that_begins_in_memory() {
+    let m = machine(&[LOAD, STORE].concat(), RAM - 4);
+    m.write_ram(RAM - 4, &[1, 2, 3, 4]);
+    m.npf(0, RAM, false);
+    assert_eq!(m.run(0), Ok(read(RAM, 4)));
+    answer(&m, &[5, 6, 7, 8]);
+    m.npf(0, RAM, true);
+    // The register now holds both parts; the store writes its own part of memory again.
+    m.write_ram(RAM - 4, &[0; 4]);
+    assert_eq!(m.run(0), Ok(write(RAM, &[5, 6, 7, 8])));
+    m.run_out(0);
+    assert_eq!(m.read_ram::<[u8; 4]>(RAM - 4), [1, 2, 3, 4]);
+}
+
+#[test]
+fn read_modify_write_reads_then_writes() {
+    let m = machine(&[0x01, 0x03], MMIO); // add [rbx], eax
+    m.with_regs(0, |r| r.rax = 5);
+    m.npf(0, MMIO, true);
+    assert_eq!(m.run(0), Ok(read(MMIO, 4)));
+    answer(&m, &37u32.to_le_bytes());
+    assert_eq!(m.run(0), Ok(write(MMIO, &42u32.to_le_bytes())));
+    m.run_out(0);
+    assert_eq!(m.regs(0).rip, CODE + 2);
+}
+
+#[test]
+fn sixteen_bytes_are_two_writes() {
+    let m = machine(&[0x0f, 0x11, 0x03], MMIO); // movups [rbx], xmm0
+    m.inside(0, |c| {
+        use sim::host::Fpu;
+        c.core.fpu.set_vector(0, &std::array::from_fn(|i| i as u8), false);
+    });
+    m.npf(0, MMIO, true);
+    assert_eq!(m.run(0), Ok(write(MMIO, &[0, 1, 2, 3, 4, 5, 6, 7])));
+    assert_eq!(m.run(0), Ok(write(MMIO + 8, &[8, 9, 10, 11, 12, 13, 14, 15])));
+    m.run_out(0);
+}
+
+#[test]
+fn rep_stos_to_a_device() {
+    let m = machine(&[0xf3, 0xaa], 0);
+    m.with_regs(0, |r| (r.rdi, r.rcx, r.rax) = (MMIO, 3, 0x55));
+    m.sim.act(0, |c| match c.gpr(1) {
+        0 => Outcome::Next,
+        _ => Outcome::Again(code::NPF, 1 << 32 | 6, c.gpr(7)),
+    });
+    for n in 0..3 {
+        assert_eq!(m.run(0), Ok(write(MMIO + n, &[0x55])));
+    }
+    m.run_out(0);
+    assert_eq!((m.regs(0).rip, m.regs(0).rdi), (CODE + 2, MMIO + 3));
+}
+
+#[test]
+fn decode_assists_spare_the_fetch() {
+    let m = Machine::bare(CpuFeatures { decode_assists: true, ..PLAIN }).unwrap();
+    m.region(0, 0, 0, RAM, RAM_HVA).unwrap();
+    m.add_vcpu(0).unwrap();
+    m.long(0, &[0xcc]); // not what the processor had fetched
+    m.with_regs(0, |r| r.rbx = MMIO);
+    m.sim.step(0, |c| {
+        c.vmcb().insn_len = 3;
+        c.vmcb().insn_bytes[..3].copy_from_slice(&LOAD);
+        (code::NPF, 1 << 32 | 4, MMIO)
+    });
+    assert_eq!(m.run(0), Ok(read(MMIO, 8)));
+}
+
+#[test]
+fn registers_changed_in_between_make_it_another_access() {
+    let m = machine(&LOAD, MMIO);
+    m.npf(0, MMIO, false);
+    assert_eq!(m.run(0), Ok(read(MMIO, 8)));
+    m.with_regs(0, |r| r.rbx = MMIO + 0x100);
+    answer(&m, &[1; 8]);
+    assert_eq!(m.run(0), Ok(read(MMIO + 0x100, 8)));
+    answer(&m, &[2; 8]);
+    m.run_out(0);
+    assert_eq!(m.regs(0).rax, 0x0202_0202_0202_0202);
+}
+
+#[test]
+fn page_fault_of_the_emulated_instruction() {
+    // The store goes to memory that the guest's own tables do not map any more: #PF, not an access.
+    let m = machine(&STORE, MMIO);
+    m.write_ram(0x3000 + 3 * 0x1000 + 8 * ((MMIO >> 21) & 511), &0u64.to_le_bytes());
+    m.npf(0, MMIO, true);
+    m.does(0, |c| assert_eq!(c.guest().cr2, MMIO));
+    m.run_out(0);
+    let e = m.injected(0);
+    assert_eq!((e.len(), e[0].vector(), e[0].error_code()), (1, 14, Some(2)));
+    assert_eq!(m.regs(0).rip, CODE);
+}
+
+#[test]
+fn ioeventfd_takes_its_address_without_user_space() {
+    let m = machine(&[0x89, 0x03, 0x89, 0x03], MMIO); // mov [rbx], eax
+    let event = kvm_ioeventfd { addr: MMIO, len: 4, fd: 1, ..Default::default() };
+    assert_eq!(m.vm_with(KVM_IOEVENTFD, &event), Ok(0));
+    m.npf(0, MMIO, true);
+    m.run_out(0);
+    assert_eq!((m.sim.event_count(1), m.regs(0).rip), (1, CODE + 2));
+    assert_eq!(m.vm_with(KVM_IOEVENTFD, &kvm_ioeventfd { flags: 4, ..event }), Ok(0));
+    m.npf(0, MMIO, true);
+    assert_eq!(m.run(0), Ok(write(MMIO, &[0; 4])));
+    assert_eq!(m.sim.event_count(1), 1);
+}
+
+#[test]
+fn local_apic_page_is_served_in_the_kernel() {
+    let m = machine(&[0x8b, 0x03], 0xfee0_0030); // mov eax, [rbx]: version
+    m.npf(0, 0xfee0_0030, false);
+    m.run_out(0);
+    assert_eq!(m.regs(0).rax & 0xff, 0x14);
+    assert_eq!(m.regs(0).rip, CODE + 2);
+}

@@ -1,0 +1,123 @@
+//! Requests that others ring for, and what `kvm_run` reports about the state of interrupts.
+
+use crate::run::Next;
+use crate::user::{Pending, UserExit};
+use crate::{Ctx, MpState};
+use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+use host::{Cpu, Errno, Host, Request, VcpuThread};
+use irqchip::TimerEffect;
+
+impl<H: Host> Ctx<'_, H> {
+    /// What the last exit to user space waits for.
+    pub fn pending(&self) -> Pending {
+        self.core.pending
+    }
+
+    /// Can user space hand over an interrupt with KVM_INTERRUPT (`ready_for_interrupt_injection`)?
+    pub fn ready_for_interrupt(&self) -> bool {
+        let accepts = self.core.lapic.as_ref().is_none_or(|l| l.accepts_pic_intr());
+        accepts && self.core.inject.external.is_none() && !self.core.inject.busy() && self.core.interruptible()
+    }
+
+    /// `if_flag`: RFLAGS.IF.
+    pub fn if_flag(&self) -> bool {
+        self.core.cpu.save().rflags & arch::cr::Rflags::IF.bits() != 0
+    }
+
+    /// CR8 as the guest sees it, 0..16.
+    pub fn cr8(&self) -> u64 {
+        self.core.lapic.as_ref().map_or(self.core.cr8, |l| l.cr8().into())
+    }
+
+    /// IA32_APIC_BASE.
+    pub fn apic_base(&self) -> u64 {
+        self.core.lapic.as_ref().map_or(self.core.apic_base, |l| l.base())
+    }
+
+    /// Does everything that was rung for. Nothing rung costs one load.
+    #[inline]
+    pub(crate) fn service_requests(&mut self) -> Result<(), Next> {
+        if self.me.thread.bell().pending() { self.serve() } else { Ok(()) }
+    }
+
+    #[cold]
+    fn serve(&mut self) -> Result<(), Next> {
+        let requests = self.me.thread.bell().take_all();
+        if requests.has(Request::VmDead) {
+            self.me.thread.bell().ring(Request::VmDead);
+            return Err(Next::Fail(Errno::EIO, UserExit::Shutdown));
+        }
+        if requests.has(Request::ReloadMmu) {
+            self.core.cpu.set_root(self.vm.mmu.root());
+        }
+        if requests.has(Request::FlushTlb) {
+            self.core.cpu.flush_tlb();
+        }
+        if requests.has(Request::Event) {
+            self.fetch_mail();
+        }
+        if requests.has(Request::Timer) {
+            self.expire_timer();
+        }
+        if requests.has(Request::Clock) {
+            self.update_clock();
+        }
+        if requests.has(Request::ScanIoapic) {
+            self.scan_ioapic();
+        }
+        if requests.has(Request::MsrFilter) {
+            self.apply_msr_policy();
+        }
+        if self.core.inject.triple_fault {
+            self.core.inject.triple_fault = false;
+            return Err(Next::User(UserExit::Shutdown));
+        }
+        Ok(())
+    }
+
+    /// Takes what other threads posted: interrupts, NMIs, INIT and SIPI.
+    pub(crate) fn fetch_mail(&mut self) {
+        if let Some(lapic) = &mut self.core.lapic {
+            self.me.pir.drain_into(lapic);
+        }
+        let mail = &self.me.mail;
+        let nmi = mail.nmi.swap(0, AcqRel);
+        // One may be latched while a handler runs, two before the first is taken (APM 8.1.9 allows one pending).
+        let limit = if self.core.inject.nmi_masked { 1 } else { 2 };
+        self.core.inject.nmi_pending = (u32::from(self.core.inject.nmi_pending).saturating_add(nmi)).min(limit) as u8;
+        if mail.init.load(Relaxed) && mail.init.swap(false, AcqRel) {
+            self.init();
+        }
+        let sipi = mail.sipi.swap(0, AcqRel);
+        if sipi != 0 && self.core.mp_state == MpState::InitReceived {
+            self.start_at(sipi as u8);
+        }
+    }
+
+    fn expire_timer(&mut self) {
+        let (now, tsc) = (self.vm.host.now_ns(), self.guest_tsc());
+        if let Some(lapic) = &mut self.core.lapic {
+            let effect = lapic.expire(now, tsc);
+            self.apply_timer(effect);
+        }
+    }
+
+    /// Arms or cancels the host timer behind the local APIC's.
+    pub(crate) fn apply_timer(&mut self, effect: TimerEffect) {
+        match effect {
+            TimerEffect::Keep => {}
+            TimerEffect::Cancel => self.me.thread.cancel_timer(),
+            TimerEffect::ArmNs(deadline) => self.me.thread.arm_timer(deadline),
+            TimerEffect::ArmTsc(deadline) => {
+                let ahead = deadline.saturating_sub(self.guest_tsc());
+                let ns = self.core.clock.guest_cycles_to_ns(ahead);
+                self.me.thread.arm_timer(self.vm.host.now_ns().saturating_add(ns));
+            }
+        }
+    }
+
+    /// The guest's TSC now.
+    pub(crate) fn guest_tsc(&self) -> u64 {
+        self.vm.host.tsc().wrapping_add(self.core.clock.tsc_offset())
+    }
+}

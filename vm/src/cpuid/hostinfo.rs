@@ -1,0 +1,30 @@
+//! What the policy here asks about the host's processor: a small part of [`host::Host`].
+
+use host::{CpuFeatures, Host};
+
+/// The host's processor as CPUID and MSR policy see it. Every [`Host`] is one.
+pub trait HostInfo {
+    /// CPUID on the host, limited to what its kernel lets be used: `[eax, ebx, ecx, edx]`.
+    fn leaf(&self, function: u32, index: u32) -> [u32; 4];
+    /// The host's XCR0; 0 without XSAVE.
+    fn xcr0(&self) -> u64;
+    /// What the world switch can do.
+    fn switch_features(&self) -> CpuFeatures;
+    /// An MSR that describes the processor; None if reading it faults.
+    fn describing_msr(&self, msr: u32) -> Option<u64>;
+}
+
+impl<H: Host> HostInfo for H {
+    fn leaf(&self, function: u32, index: u32) -> [u32; 4] {
+        self.cpuid(function, index)
+    }
+    fn xcr0(&self) -> u64 {
+        self.host_xcr0()
+    }
+    fn switch_features(&self) -> CpuFeatures {
+        self.features()
+    }
+    fn describing_msr(&self, msr: u32) -> Option<u64> {
+        self.read_host_msr(msr)
+    }
+}

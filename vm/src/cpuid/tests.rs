@@ -1,0 +1,357 @@
+//! CPUID policy against a scripted host.
+
+use super::*;
+use crate::state::{CPUID_SUBLEAF_MATTERS, CpuidEntry};
+use host::{CpuFeatures, Errno};
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+/// A processor that exists only here.
+#[derive(Clone)]
+pub(crate) struct FakeHost {
+    pub leaves: BTreeMap<(u32, u32), [u32; 4]>,
+    pub xcr0: u64,
+    pub features: CpuFeatures,
+    pub msrs: BTreeMap<u32, u64>,
+}
+
+impl HostInfo for FakeHost {
+    fn leaf(&self, function: u32, index: u32) -> [u32; 4] {
+        self.leaves.get(&(function, index)).copied().unwrap_or([0; 4])
+    }
+    fn xcr0(&self) -> u64 {
+        self.xcr0
+    }
+    fn switch_features(&self) -> CpuFeatures {
+        self.features
+    }
+    fn describing_msr(&self, msr: u32) -> Option<u64> {
+        self.msrs.get(&msr).copied()
+    }
+}
+
+const AMD: [u32; 3] = [0x6874_7541, 0x444d_4163, 0x6974_6e65]; // EBX, ECX, EDX
+
+impl FakeHost {
+    /// About what a Zen 3 says, with every bit set in the feature words, so that whatever is not masked shows.
+    pub fn zen3() -> Self {
+        let all = u32::MAX;
+        let leaves = BTreeMap::from([
+            ((0, 0), [0x10, AMD[0], AMD[1], AMD[2]]),
+            ((1, 0), [0x00a2_0f12, 0x0b20_0800, all & !(1 << 31), all]),
+            ((6, 0), [all; 4]),
+            ((7, 0), [1, all, all, all]),
+            ((7, 1), [all; 4]),
+            ((0xb, 0), [1, 2, 0x100, 11]),
+            ((0xb, 1), [7, 32, 0x201, 11]),
+            ((0xd, 0), [0x207, 832, 2440, 0]),
+            ((0xd, 1), [0xf, 840, 0x1800, 0]),
+            ((0xd, 2), [256, 576, 0, 0]),
+            ((0xd, 9), [8, 2432, 0, 0]),
+            ((0xd, 11), [16, 0, 1, 0]),
+            ((0x8000_0000, 0), [0x8000_0023, AMD[0], AMD[1], AMD[2]]),
+            ((0x8000_0001, 0), [0x00a2_0f12, 0x2fff_1234, all, all]),
+            ((0x8000_0002, 0), [0x2044_4d41; 4]),
+            ((0x8000_0005, 0), [1, 2, 3, 4]),
+            ((0x8000_0006, 0), [1, 2, 3, all]),
+            ((0x8000_0007, 0), [0, 0x3b, 0, 0x6799]),
+            ((0x8000_0008, 0), [0x3030, all, 0x0001_501f, 0x1_0000]),
+            ((0x8000_000a, 0), [1, 0x8000, 0, all]),
+            ((0x8000_0019, 0), [1, 2, 3, 4]),
+            ((0x8000_001a, 0), [0xff, 1, 1, 1]),
+            ((0x8000_001d, 0), [0x121, 1, 2, 3]),
+            ((0x8000_001d, 1), [0x143, 4, 5, 6]),
+            ((0x8000_001d, 2), [0, 0, 0, 0]),
+            ((0x8000_001d, 3), [0x999, 0, 0, 0]),
+            ((0x8000_001e, 0), [11, 0x105, 0, 0]),
+            ((0x8000_001f, 0), [all; 4]),
+            ((0x8000_0021, 0), [all, 0, all, all]),
+        ]);
+        let features = CpuFeatures { spec_ctrl: true, tsc_aux: true, page_1g: true, nx: true, ..Default::default() };
+        let msrs = BTreeMap::from([(arch::msr::OSVW_ID_LENGTH, 5), (arch::msr::OSVW_STATUS, 0x17)]);
+        Self { leaves, xcr0: 0x207, features, msrs }
+    }
+}
+
+/// A guest that got everything that is offered.
+pub(crate) fn generous(host: &FakeHost) -> GuestCpuid {
+    let mut g = GuestCpuid::new(host);
+    g.set(&supported_cpuid(host).unwrap(), &Runtime::default(), false).unwrap();
+    g
+}
+
+fn find(list: &[CpuidEntry], function: u32, index: u32) -> [u32; 4] {
+    let hits: Vec<_> = list.iter().filter(|e| e.function == function && e.index == index).collect();
+    assert_eq!(hits.len(), 1, "{function:#x}.{index}");
+    hits[0].regs
+}
+
+#[test]
+fn supported_leaf_by_leaf() {
+    let list = supported_cpuid(&FakeHost::zen3()).unwrap();
+    let leaf = |f, i| find(&list, f, i);
+    assert_eq!(leaf(0, 0), [0x10, AMD[0], AMD[1], AMD[2]]);
+    // No MONITOR, VMX, PDCM, DCA, OSXSAVE; X2APIC, TSC deadline and the hypervisor bit are there.
+    assert_eq!(leaf(1, 0)[..3], [0x00a2_0f12, 0x0b20_0800, 0xf7fa_3203]);
+    assert_eq!(leaf(1, 0)[3], 0x0f8b_fbff);
+    assert_eq!(leaf(6, 0), [4, 0, 0, 0]);
+    assert_eq!(leaf(7, 0)[0], 1);
+    assert_eq!(leaf(7, 0)[1] & 0x0240_5004, 0, "SGX, PQM, MPX, PQE, PCOMMIT, PT");
+    assert_eq!(leaf(7, 0)[1] & 2, 2, "TSC_ADJUST is emulated");
+    assert_eq!(leaf(7, 0)[2] >> 4 & 1, 0, "OSPKE follows CR4");
+    assert_eq!(leaf(7, 0)[3] & 0xbc00_0000, 0xac00_0000, "SPEC_CTRL, STIBP, SSBD, ARCH_CAPABILITIES; no L1D flush");
+    assert_eq!(leaf(7, 1)[1..3], [0, 0]);
+    assert_eq!(leaf(0xb, 0), [0, 0, 0, 11]);
+    assert_eq!(leaf(0xd, 0), [0x207, 2440, 2440, 0]);
+    assert_eq!(leaf(0xd, 1), [0xf, 840, 0, 0]);
+    assert_eq!(leaf(0xd, 2), [256, 576, 0, 0]);
+    assert_eq!(leaf(0xd, 9), [8, 2432, 0, 0]);
+    assert!(!list.iter().any(|e| e.function == 0xd && e.index == 11), "no supervisor state");
+    assert_eq!(leaf(0x8000_0000, 0)[0], 0x8000_0022);
+    assert_eq!(leaf(0x8000_0001, 0)[1], 0x2000_1234);
+    assert_eq!(leaf(0x8000_0001, 0)[2] & 0x0080_343c, 0x30, "no SVM, ExtApicSpace, IBS, SKINIT, WDT, PerfCtr");
+    assert_eq!(leaf(0x8000_0002, 0), [0; 4]);
+    assert_eq!(leaf(0x8000_0006, 0), [1, 2, 3, 0xfffc_ffff]);
+    assert_eq!(leaf(0x8000_0007, 0), [0, 0, 0, 0x100]);
+    assert_eq!(leaf(0x8000_0008, 0), [0x30_3030, 0x5502_d205, 0x501f, 0]);
+    assert_eq!(leaf(0x8000_000a, 0), [0; 4]);
+    assert_eq!(leaf(0x8000_001a, 0), [7, 0, 0, 0]);
+    assert_eq!(leaf(0x8000_001d, 1), [0x143, 4, 5, 6]);
+    assert_eq!(leaf(0x8000_001d, 2), [0; 4]);
+    assert!(!list.iter().any(|e| e.function == 0x8000_001d && e.index == 3));
+    assert_eq!(leaf(0x8000_001e, 0), [0; 4]);
+    assert_eq!(leaf(0x8000_001f, 0), [0; 4]);
+    assert_eq!(leaf(0x8000_0021, 0), [0x7800_0367, 0, 6, 0]);
+    assert_eq!(leaf(0x4000_0000, 0), [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d]);
+    assert_eq!(leaf(0x4000_0001, 0), [KVM_FEATURES, 0, 0, 0]);
+}
+
+#[test]
+fn supported_order_and_flags() {
+    let list = supported_cpuid(&FakeHost::zen3()).unwrap();
+    let functions: Vec<u32> = list.iter().map(|e| e.function).collect();
+    let mut deduplicated = functions.clone();
+    deduplicated.dedup();
+    let want: Vec<u32> = (0..=0x10).chain(0x8000_0000..=0x8000_0022).chain([0x4000_0000, 0x4000_0001]).collect();
+    assert_eq!(deduplicated, want);
+    assert!(list.len() < MAX_ENTRIES);
+    for e in &list {
+        let indexed = matches!(e.function, 4 | 7 | 0xb | 0xd | 0xf | 0x10 | 0x8000_001d);
+        assert_eq!(e.flags, if indexed { CPUID_SUBLEAF_MATTERS } else { 0 }, "{:#x}", e.function);
+    }
+}
+
+#[test]
+fn what_the_host_lacks_is_not_offered() {
+    let mut host = FakeHost::zen3();
+    host.xcr0 = 0;
+    host.features = CpuFeatures::default();
+    host.leaves.get_mut(&(7, 0)).unwrap()[2] &= !(1 << 4);
+    let caps = Caps::new(&host);
+    for f in [
+        Feature::XSAVE,
+        Feature::XSAVES,
+        Feature::PKU,
+        Feature::RDTSCP,
+        Feature::RDPID,
+        Feature::AMD_IBRS,
+        Feature::SPEC_CTRL,
+        Feature::SPEC_CTRL_SSBD,
+    ] {
+        assert!(!caps.has(f), "{f:?}");
+    }
+    assert!(caps.has(Feature::AMD_IBPB), "a command, not a state");
+    let list = supported_cpuid(&host).unwrap();
+    assert_eq!(find(&list, 0xd, 0), [0; 4]);
+    // A host without leaf 0x80000021 still gets one for LFENCE.
+    host.leaves.get_mut(&(0x8000_0000, 0)).unwrap()[0] = 0x8000_001e;
+    let list = supported_cpuid(&host).unwrap();
+    assert_eq!(find(&list, 0x8000_0000, 0)[0], 0x8000_0021);
+    assert_eq!(find(&list, 0x8000_0021, 0), [1 << 2 | 1 << 9, 0, 0, 0]);
+    assert_eq!(find(&list, 0x8000_001f, 0), [0; 4]);
+}
+
+#[test]
+fn lookup_agrees_with_a_plain_search() {
+    let host = FakeHost::zen3();
+    let mut entries = supported_cpuid(&host).unwrap();
+    entries.reverse();
+    // A duplicate (the first wins), entries outside of the table, a leaf with index but without the flag.
+    entries.push(CpuidEntry { function: 1, index: 0, flags: 0, regs: [9; 4] });
+    entries.push(CpuidEntry { function: 0xc000_0000, index: 0, flags: 0, regs: [0xc000_0001, 0, 0, 0] });
+    entries.push(CpuidEntry { function: 0x8000_0040, index: 0, flags: 0, regs: [6; 4] });
+    entries.push(CpuidEntry { function: 0x14, index: 5, flags: 0, regs: [7; 4] });
+    let mut g = GuestCpuid::new(&host);
+    g.set(&entries, &Runtime::default(), false).unwrap();
+    let functions = (0..0x30).chain(0x4000_0000..0x4000_0020).chain(0x8000_0000..0x8000_0050).chain([
+        0xc000_0000,
+        0xc000_0001,
+        0xffff_ffff,
+        0x7fff_ffff,
+    ]);
+    for function in functions {
+        for index in [0, 1, 2, 3, 9, 63, u32::MAX] {
+            let plain = g
+                .entries()
+                .iter()
+                .find(|e| e.function == function && (e.flags & CPUID_SUBLEAF_MATTERS == 0 || e.index == index));
+            assert_eq!(g.get(function, index), plain, "{function:#x}.{index}");
+            if let Some(e) = plain {
+                assert_eq!(g.lookup(function, index), e.regs);
+            }
+        }
+    }
+    assert_eq!(g.lookup(0x8000_0050, 0), [0; 4], "AMD reads zero beyond the limit");
+}
+
+#[test]
+fn out_of_range_on_intel_reads_the_highest_basic_leaf() {
+    let host = FakeHost::zen3();
+    let mut g = GuestCpuid::new(&host);
+    let e = |function, index, flags, regs| CpuidEntry { function, index, flags, regs };
+    let intel = [
+        e(0, 0, 0, [0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
+        e(0xb, 0, 1, [1, 2, 3, 4]),
+        e(0xb, 1, 1, [1, 2, 3, 5]),
+        e(0xd, 0, 1, [1, 7, 7, 7]),
+        e(0x8000_0000, 0, 0, [0x8000_0004, 0, 0, 0]),
+    ];
+    g.set(&intel, &Runtime { xcr0: 1, ..Default::default() }, false).unwrap();
+    assert!(!g.flags().is_amd);
+    assert_eq!(g.lookup(0x20, 0), [1, 576, 7, 7]);
+    assert_eq!(g.lookup(0x8000_0008, 0), [1, 576, 7, 7]);
+    assert_eq!(g.lookup(0x4000_0000, 0), [1, 576, 7, 7]);
+    assert_eq!(g.lookup(3, 0), [0; 4], "within the limit but absent");
+    assert_eq!(g.lookup(0x8000_0002, 0), [0; 4]);
+    assert_eq!(g.lookup(0x20, 1), [0; 4], "the highest leaf has no such index");
+    assert_eq!(g.lookup(0xb, 0x123), [0, 0, 0x23, 5]);
+}
+
+#[test]
+fn runtime_state_shows() {
+    let host = FakeHost::zen3();
+    let mut g = generous(&host);
+    let cr4 = (arch::cr::Cr4::OSXSAVE | arch::cr::Cr4::PKE).bits();
+    assert_eq!(g.lookup(1, 0)[2] >> 27 & 1, 0);
+    let now = Runtime { cr4, apic_enabled: true, xcr0: 7, xss: 0, mwait: Some(true), hlt_in_guest: true };
+    g.update(&now);
+    assert_eq!(g.lookup(1, 0)[2] >> 27 & 1, 1);
+    assert_eq!(g.lookup(1, 0)[2] >> 3 & 1, 1);
+    assert_eq!(g.lookup(1, 0)[3] >> 9 & 1, 1);
+    assert_eq!(g.lookup(7, 0)[2] >> 4 & 1, 1);
+    assert_eq!(g.lookup(0xd, 0)[1], 832);
+    assert_eq!(g.lookup(0xd, 1)[1], 832);
+    assert_eq!(g.lookup(0x4000_0001, 0)[0] & KVM_PV_UNHALT, 0);
+    g.update(&Runtime { apic_enabled: false, mwait: None, ..Runtime::default() });
+    assert_eq!(g.lookup(1, 0)[2] >> 27 & 1, 0);
+    assert_eq!(g.lookup(1, 0)[2] >> 3 & 1, 1, "the quirk leaves MWAIT alone");
+    assert_eq!(g.lookup(1, 0)[3] >> 9 & 1, 0);
+}
+
+#[test]
+fn what_set_refuses() {
+    let host = FakeHost::zen3();
+    let mut g = generous(&host);
+    let entries = supported_cpuid(&host).unwrap();
+    let now = Runtime::default();
+    let many: Vec<_> = (0..257).map(|i| CpuidEntry { function: i, ..Default::default() }).collect();
+    assert_eq!(g.set(&many, &now, false), Err(Errno::E2BIG));
+    assert_eq!(g.set(&many[..256], &now, true), Err(Errno::EINVAL));
+    assert_eq!(g.set(&entries, &now, true), Ok(()));
+    assert_eq!(g.entries().len(), entries.len());
+    let one = |function, eax| [CpuidEntry { function, index: 0, flags: 0, regs: [eax, 0, 0, 0] }];
+    assert_eq!(g.set(&one(0x8000_0008, 0x3430), &now, false), Err(Errno::EINVAL));
+    assert_eq!(g.set(&one(0xd, 1 << 18), &now, false), Err(Errno::EPERM));
+    assert_eq!(g.entries().len(), entries.len(), "a refused set changes nothing");
+    for eax in [0x3930, 0x3030, 0x30] {
+        assert_eq!(g.set(&one(0x8000_0008, eax), &now, false), Ok(()));
+    }
+    assert_eq!(g.set(&many[..256], &now, false), Ok(()));
+    assert_eq!(g.set(&[], &now, false), Ok(()));
+    assert_eq!(g.lookup(0, 0), [0; 4]);
+}
+
+#[test]
+fn flags_follow_guest_and_host() {
+    let host = FakeHost::zen3();
+    let g = generous(&host);
+    let f = g.flags();
+    assert!(f.is_amd && f.nx && f.lm && f.xsave && f.rdtscp && f.spec_ctrl && f.ibpb && f.page_1g && f.x2apic);
+    assert_eq!((f.family, f.model, f.phys_bits), (0x19, 0x21, 48));
+    assert_eq!(f.reserved_gpa_bits, !0 << 48);
+    assert_eq!(f.xcr0, 0x207);
+    assert_eq!(f.kvm_features, KVM_FEATURES);
+    assert!(g.cr4_valid(arch::cr::Cr4::SMAP.bits()) && !g.cr4_valid(arch::cr::Cr4::VMXE.bits()));
+    assert!(g.efer_valid(0xd01) && !g.efer_valid(1 << 12) && !g.efer_valid(1 << 15));
+    for (xcr0, ok) in
+        [(0, false), (1, true), (3, true), (5, false), (7, true), (0x207, true), (0x27, false), (0xe7, false)]
+    {
+        assert_eq!(g.xcr0_valid(xcr0), ok, "{xcr0:#x}");
+    }
+    // A guest without CPUID has nothing.
+    let bare = GuestCpuid::new(&host);
+    let f = bare.flags();
+    assert!(!f.is_amd && !f.nx && !f.lm && !f.xsave && f.phys_bits == 36 && f.xcr0 == 0);
+    assert!(bare.xcr0_valid(1) && !bare.xcr0_valid(3));
+    assert!(!bare.cr4_valid(arch::cr::Cr4::SMEP.bits()));
+    // Claims without substance stay claims.
+    let mut liar = GuestCpuid::new(&host);
+    let e = CpuidEntry { function: 0x8000_0001, index: 0, flags: 0, regs: [u32::MAX; 4] };
+    liar.set(&[e], &Runtime::default(), false).unwrap();
+    assert!(liar.shows(Feature(Word::X1Ecx, 2)) && !liar.caps().has(Feature(Word::X1Ecx, 2)));
+}
+
+#[test]
+fn kvm_leaf_is_found_behind_another_hypervisors() {
+    let host = FakeHost::zen3();
+    let mut g = GuestCpuid::new(&host);
+    let e = |function, regs| CpuidEntry { function, index: 0, flags: 0, regs };
+    let list = [
+        e(0x4000_0000, [0x4000_000a, 0x7263_694d, 0x666f_736f, 0x7648_2074]),
+        e(0x4000_0001, [0x3123_7648, 0, 0, 0]),
+        e(0x4000_0100, [0x4000_0101, 0x4b4d_564b, 0x564b_4d56, 0x4d]),
+        e(0x4000_0101, [u32::MAX, 0, 0, 0]),
+    ];
+    g.set(&list, &Runtime::default(), false).unwrap();
+    assert_eq!(g.flags().kvm_features, KVM_FEATURES);
+}
+
+#[test]
+fn any_entries_and_any_leaf_are_harmless() {
+    let host = FakeHost::zen3();
+    let mut seed = 1u64;
+    let mut random = move || {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (seed >> 32) as u32
+    };
+    for _ in 0..500 {
+        let n = random() % 60;
+        let mut entries = Vec::new();
+        for _ in 0..n {
+            let base = [0, 0x4000_0000, 0x8000_0000, 0xc000_0000][random() as usize % 4];
+            let e = CpuidEntry {
+                function: base + random() % 0x48,
+                index: random() % 4,
+                flags: random() % 2,
+                regs: [random(), random(), random(), random()],
+            };
+            entries.push(e);
+        }
+        let mut g = GuestCpuid::new(&host);
+        let now = Runtime {
+            cr4: random().into(),
+            apic_enabled: true,
+            xcr0: u64::from(random()) << 32 | u64::from(random()),
+            xss: random().into(),
+            mwait: None,
+            hlt_in_guest: true,
+        };
+        if g.set(&entries, &now, false).is_ok() {
+            assert!((1..=52).contains(&g.phys_bits()));
+        }
+        for _ in 0..100 {
+            g.lookup(random() & 0xc000_00ff, random() % 8);
+            g.lookup(random(), random());
+        }
+    }
+}

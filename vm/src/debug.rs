@@ -1,0 +1,116 @@
+//! Debug registers: the guest's own, and those of a debugger in user space that stand in for them while it works
+//! (KVM_SET_GUEST_DEBUG, KVM API document, 4.87).
+
+use crate::Ctx;
+use crate::vcpu::Core;
+use arch::cr::{DR7_ENABLED, DR7_RESET, Rflags};
+use arch::event::vector;
+use arch::{CleanBits, Exception};
+use host::{Cpu, Errno, Host};
+
+/// KVM_GUESTDBG_ENABLE: without it, none of the others counts.
+pub const ENABLE: u32 = 1;
+/// KVM_GUESTDBG_SINGLESTEP.
+pub const SINGLESTEP: u32 = 2;
+/// KVM_GUESTDBG_USE_SW_BP: #BP goes to user space.
+pub const USE_SW_BP: u32 = 0x1_0000;
+/// KVM_GUESTDBG_USE_HW_BP: the debugger's DR0 to DR3 and DR7 are in force.
+pub const USE_HW_BP: u32 = 0x2_0000;
+/// KVM_GUESTDBG_INJECT_DB: a #DB that user space had been shown was the guest's.
+pub const INJECT_DB: u32 = 0x4_0000;
+/// KVM_GUESTDBG_INJECT_BP: the same for #BP.
+pub const INJECT_BP: u32 = 0x8_0000;
+/// KVM_GUESTDBG_BLOCKIRQ: no interrupts while single-stepping.
+pub const BLOCKIRQ: u32 = 0x10_0000;
+/// Every control bit that is known.
+pub const ALL: u32 = ENABLE | SINGLESTEP | USE_SW_BP | USE_HW_BP | INJECT_DB | INJECT_BP | BLOCKIRQ;
+
+/// Debug state of one vCPU.
+#[derive(Clone, Copy, Debug)]
+pub struct DebugState {
+    /// The guest's DR0 to DR3.
+    pub dr: [u64; 4],
+    /// The guest's DR7.
+    pub dr7: u64,
+    /// KVM_SET_GUEST_DEBUG control bits.
+    pub control: u32,
+    /// The debugger's DR0 to DR3.
+    debugger_dr: [u64; 4],
+    /// The debugger's DR7.
+    debugger_dr7: u64,
+}
+
+impl Default for DebugState {
+    fn default() -> Self {
+        Self { dr: [0; 4], dr7: DR7_RESET, control: 0, debugger_dr: [0; 4], debugger_dr7: DR7_RESET }
+    }
+}
+
+impl DebugState {
+    /// Sets the guest's DR7; reserved bits keep their fixed values (APM 13.1.1.4).
+    pub fn set_dr7(&mut self, value: u64) {
+        self.dr7 = value & 0xffff_2bff | DR7_RESET;
+    }
+
+    /// Does the debugger step through single instructions?
+    pub fn steps(&self) -> bool {
+        self.control & SINGLESTEP != 0
+    }
+}
+
+impl<H: Host> Core<H> {
+    /// Puts the registers in force into the processor: the debugger's if it uses breakpoints, else the guest's.
+    pub(crate) fn load_debug(&mut self) {
+        let d = &self.debug;
+        let (dr, dr7) = if d.control & USE_HW_BP != 0 { (d.debugger_dr, d.debugger_dr7) } else { (d.dr, d.dr7) };
+        self.cpu.save_mut(CleanBits::DRX).dr7 = dr7;
+        let extra = self.cpu.extra_mut();
+        extra.dr = dr;
+        extra.load_dr = dr7 & DR7_ENABLED != 0;
+    }
+
+    /// RFLAGS without the trap flag that the debugger, not the guest, has set.
+    pub(crate) fn visible_rflags(&self) -> u64 {
+        let hidden = if self.debug.steps() { Rflags::TF.bits() } else { 0 };
+        self.cpu.save().rflags & !hidden
+    }
+
+    /// Sets the trap flag for the debugger.
+    #[inline]
+    pub(crate) fn arm_single_step(&mut self) {
+        if self.debug.steps() {
+            self.cpu.save_mut(CleanBits::empty()).rflags |= Rflags::TF.bits();
+        }
+    }
+}
+
+impl<H: Host> Ctx<'_, H> {
+    /// KVM_SET_GUEST_DEBUG. `dr` are DR0 to DR7. Errors: EINVAL (unknown control bits), EBUSY (an exception waits
+    /// already, so that none can be injected).
+    pub fn set_guest_debug(&mut self, control: u32, dr: &[u64; 8]) -> Result<(), Errno> {
+        if control & !ALL != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if control & (INJECT_DB | INJECT_BP) != 0 {
+            if self.core.inject.exception.is_some() {
+                return Err(Errno::EBUSY);
+            }
+            let v = if control & INJECT_DB != 0 { vector::DB } else { vector::BP };
+            self.core.inject.queue(Exception::plain(v));
+        }
+        let stepped = self.core.debug.steps();
+        let control = if control & ENABLE != 0 { control } else { 0 };
+        self.core.debug.control = control;
+        if stepped && !self.core.debug.steps() {
+            self.core.cpu.save_mut(CleanBits::empty()).rflags &= !Rflags::TF.bits();
+        }
+        let [d0, d1, d2, d3, _, _, _, d7] = *dr;
+        self.core.debug.debugger_dr = [d0, d1, d2, d3];
+        self.core.debug.debugger_dr7 = d7 & 0xffff_2bff | DR7_RESET;
+        let breakpoints = if control & USE_SW_BP != 0 { 1 << vector::BP } else { 0 };
+        self.core.cpu.set_exception_intercepts(breakpoints);
+        self.core.load_debug();
+        self.core.arm_single_step();
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+//! Control and debug registers (APM 15.8). Without decode assists the instruction is read from memory.
+
+use crate::Ctx;
+use crate::run::Next;
+use arch::Exception;
+use arch::cr::{Cr4, DR6_BD, DR7_GD};
+use arch::event::vector;
+use host::{Cpu, Host};
+
+/// MOV to or from CRn; LMSW, SMSW and CLTS come without a register number.
+pub fn cr<H: Host>(ctx: &mut Ctx<'_, H>, n: u8, gpr: Option<u8>, write: bool) -> Next {
+    let next_rip = ctx.core.cpu.control().next_rip;
+    let (Some(gpr), true) = (gpr, ctx.core.features.nrips && next_rip != 0) else { return ctx.emulate() };
+    let long = ctx.in_64bit_mode();
+    if !write {
+        let value = match n {
+            0 => ctx.core.cr0(),
+            4 => ctx.core.guest_cr4,
+            8 => ctx.cr8(),
+            _ => return ctx.emulate(),
+        };
+        ctx.core.cpu.set_gpr(gpr, if long { value } else { value & 0xffff_ffff });
+        return ctx.advance(next_rip);
+    }
+    let value = ctx.core.cpu.gpr(gpr);
+    let value = if long { value } else { value & 0xffff_ffff };
+    match ctx.write_cr(n, value) {
+        Ok(()) => ctx.advance(next_rip),
+        Err(e) => ctx.fault(e),
+    }
+}
+
+/// MOV to or from DRn.
+pub fn dr<H: Host>(ctx: &mut Ctx<'_, H>, n: u8, gpr: Option<u8>, write: bool) -> Next {
+    let dr7 = ctx.core.debug.dr7;
+    if dr7 & DR7_GD != 0 {
+        return ctx.fault(Exception { vector: vector::DB, error_code: None, payload: Some(DR6_BD) });
+    }
+    let next_rip = ctx.core.cpu.control().next_rip;
+    let (Some(gpr), true) = (gpr, ctx.core.features.nrips && next_rip != 0) else { return ctx.emulate() };
+    if matches!(n, 4 | 5) && ctx.core.guest_cr4 & Cr4::DE.bits() != 0 {
+        return ctx.fault(Exception::UD);
+    }
+    let mask = if ctx.in_64bit_mode() { !0 } else { 0xffff_ffff };
+    if write {
+        let value = ctx.core.cpu.gpr(gpr) & mask;
+        if let Err(e) = ctx.write_dr(n, value) {
+            return ctx.fault(e);
+        }
+    } else {
+        let value = ctx.read_dr(n);
+        ctx.core.cpu.set_gpr(gpr, value & mask);
+    }
+    ctx.advance(next_rip)
+}
+
+impl<H: Host> Ctx<'_, H> {
+    /// A guest's write of CRn.
+    pub(crate) fn write_cr(&mut self, n: u8, value: u64) -> Result<(), Exception> {
+        match n {
+            0 => self.core.write_cr0(value),
+            2 => {
+                self.core.cpu.save_mut(arch::CleanBits::CR2).cr2 = value;
+                Ok(())
+            }
+            3 => self.core.write_cr3(value),
+            4 => {
+                self.core.write_cr4(value)?;
+                self.update_cpuid();
+                Ok(())
+            }
+            8 if value >> 4 == 0 => {
+                self.set_cr8(value);
+                Ok(())
+            }
+            8 => Err(Exception::gp(0)),
+            _ => Err(Exception::UD),
+        }
+    }
+
+    /// DR0 to DR3, DR6 (also as 4), DR7 (also as 5).
+    pub(crate) fn read_dr(&self, n: u8) -> u64 {
+        match n {
+            0..=3 => self.core.debug.dr.get(usize::from(n)).copied().unwrap_or(0),
+            4 | 6 => self.core.cpu.save().dr6,
+            _ => self.core.debug.dr7,
+        }
+    }
+
+    /// A guest's write of a debug register. Err: #GP(0) (upper half of DR6 or DR7).
+    pub(crate) fn write_dr(&mut self, n: u8, value: u64) -> Result<(), Exception> {
+        if n >= 4 && value >> 32 != 0 {
+            return Err(Exception::gp(0));
+        }
+        match n {
+            0..=3 => {
+                if let Some(d) = self.core.debug.dr.get_mut(usize::from(n)) {
+                    *d = value;
+                }
+                self.core.load_debug();
+            }
+            4 | 6 => {
+                let fixed = arch::cr::DR6_RESET;
+                self.core.cpu.save_mut(arch::CleanBits::DRX).dr6 = value & 0xe00f | fixed;
+            }
+            _ => {
+                self.core.debug.set_dr7(value);
+                self.core.load_debug();
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! The handlers of rare exits.
+
+use super::{internal_error, unexpected};
+use crate::debug::{SINGLESTEP, USE_HW_BP, USE_SW_BP};
+use crate::run::Next;
+use crate::user::{Pending, UserExit, suberror};
+use crate::{Ctx, MpState};
+use arch::event::vector;
+use arch::{Exception, cr};
+use core::sync::atomic::Ordering::Relaxed;
+use emulator::Known;
+use host::{Cpu, Host};
+use irqchip::Accept;
+
+/// HLT: the loop sleeps until something wakes the guest.
+pub fn hlt<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
+    let next = ctx.skip(Known::Hlt);
+    if next != Next::Resume {
+        return next;
+    }
+    if ctx.core.lapic.is_none() {
+        return Next::User(UserExit::Hlt);
+    }
+    ctx.core.mp_state = MpState::Halted;
+    Next::Resume
+}
+
+/// PAUSE in a loop: somebody else may hold what the guest waits for.
+pub fn pause<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
+    ctx.vm.host.cond_resched();
+    ctx.skip(Known::Pause)
+}
+
+/// RDPMC: no performance counters are offered (APM 13.2.2).
+pub fn rdpmc<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
+    ctx.fault(Exception::gp(0))
+}
+
+/// XSETBV (APM 11.5.2).
+pub fn xsetbv<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
+    let cpu = &ctx.core.cpu;
+    let index = cpu.gpr(1) as u32;
+    let value = cpu.gpr(0) & 0xffff_ffff | cpu.gpr(2) << 32;
+    if index != 0 || cpu.save().cpl != 0 || ctx.set_xcr0(value).is_err() {
+        return ctx.fault(Exception::gp(0));
+    }
+    ctx.skip(Known::Xsetbv)
+}
+
+/// KVM hypercall numbers (KVM's hypercalls document).
+const KVM_HC_VAPIC_POLL_IRQ: u64 = 1;
+const KVM_HC_KICK_CPU: u64 = 5;
+const KVM_HC_MAP_GPA_RANGE: u64 = 12;
+const KVM_ENOSYS: u64 = -1000i64 as u64;
+const KVM_EPERM: u64 = -1i64 as u64;
+
+/// VMMCALL.
+pub fn vmmcall<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
+    let long = ctx.in_64bit_mode();
+    let mask = if long { !0 } else { 0xffff_ffff };
+    let arg = |n| ctx.core.cpu.gpr(n) & mask;
+    let (nr, args) = (arg(0), [arg(3), arg(1), arg(2), arg(6), arg(7), 0]);
+    let result = if ctx.core.cpu.save().cpl != 0 {
+        KVM_EPERM
+    } else {
+        match nr {
+            KVM_HC_VAPIC_POLL_IRQ => 0,
+            KVM_HC_KICK_CPU if ctx.core.has_pv_unhalt() => {
+                ctx.kick_apic_id(args[1] as u32);
+                0
+            }
+            KVM_HC_MAP_GPA_RANGE if ctx.vm.config.exit_hypercall.load(Relaxed) & 1 << nr != 0 => {
+                ctx.core.pending = Pending::Hypercall;
+                return Next::User(UserExit::Hypercall { nr, args, longmode: long });
+            }
+            _ => KVM_ENOSYS,
+        }
+    };
+    ctx.core.cpu.set_gpr(0, result & mask);
+    ctx.skip(Known::Vmmcall)
+}
+
+/// User space's answer to KVM_EXIT_HYPERCALL.
+pub fn complete_hypercall<H: Host>(ctx: &mut Ctx<'_, H>, ret: u64) -> Next {
+    let mask = if ctx.in_64bit_mode() { !0 } else { 0xffff_ffff };
+    ctx.core.cpu.set_gpr(0, ret & mask);
+    ctx.skip(Known::Vmmcall)
+}
+
+/// Triple fault: the registers are undefined afterwards, so they are put into a defined state (APM 15.14.3).
+pub fn shutdown<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
+    ctx.core.reset_registers(true);
+    ctx.update_cpuid();
+    Next::User(UserExit::Shutdown)
+}
+
+/// VMRUN refused the VMCB.
+pub fn invalid<H: Host>(_ctx: &mut Ctx<'_, H>) -> Next {
+    Next::User(UserExit::FailEntry { reason: arch::exit::code::INVALID, cpu: _ctx.core.cpu.last_cpu() })
+}
+
+/// An exit code that nobody asked for.
+pub fn unknown<H: Host>(ctx: &mut Ctx<'_, H>, code: u64, _info1: u64, _info2: u64) -> Next {
+    ctx.vm.host.warn("unexpected exit code", code);
+    unexpected(code, ctx.core.cpu.last_cpu())
+}
+
+/// A hardware task switch: only 32-bit guests that use task gates meet it, and it is not implemented.
+pub fn task_switch<H: Host>(_ctx: &mut Ctx<'_, H>, info1: u64, info2: u64) -> Next {
+    internal_error(suberror::EMULATION, &[0, arch::exit::code::TASK_SWITCH, info1, info2])
+}
+
+/// Exceptions are intercepted for the debugger in user space, and #DB, #AC and #MC because a guest could keep the
+/// processor in an endless delivery of them (APM 15.12.5).
+pub fn exception<H: Host>(ctx: &mut Ctx<'_, H>, v: u8, error_code: u32) -> Next {
+    let debug = ctx.core.debug.control;
+    match v {
+        vector::MC => Next::Resume, // The world switch handed it to the host.
+        vector::DB => {
+            let dr6 = ctx.core.cpu.save().dr6;
+            if debug & (SINGLESTEP | USE_HW_BP) != 0 {
+                return debug_exit(ctx, vector::DB, dr6);
+            }
+            ctx.fault(Exception { vector: v, error_code: None, payload: Some(dr6 & !cr::DR6_RESET & 0xe00f) })
+        }
+        vector::BP if debug & USE_SW_BP != 0 => debug_exit(ctx, vector::BP, 0),
+        vector::AC => ctx.fault(Exception { vector: v, error_code: Some(error_code), payload: None }),
+        _ => {
+            let code = Exception::pushes_error_code(v).then_some(error_code);
+            ctx.fault(Exception { vector: v, error_code: code, payload: None })
+        }
+    }
+}
+
+/// KVM_EXIT_DEBUG.
+pub fn debug_exit<H: Host>(ctx: &mut Ctx<'_, H>, v: u8, dr6: u64) -> Next {
+    let save = ctx.core.cpu.save();
+    let (pc, dr7) = (save.cs.base.wrapping_add(save.rip), save.dr7);
+    Next::User(UserExit::Debug { exception: v.into(), pc, dr6, dr7 })
+}
+
+impl<H: Host> Ctx<'_, H> {
+    /// KVM_HC_KICK_CPU: ends HLT of the vCPU with this APIC ID.
+    fn kick_apic_id(&self, apic_id: u32) {
+        if let Some(v) = self.vm.vcpu_by_id(apic_id) {
+            v.deliver(Accept::Unhalt);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What happens at an exit: one exhaustive match, and the handlers that need no file of their own.
+
+mod cpuid;
+mod cr;
+mod io;
+mod misc;
+mod msr;
+mod npf;
+
+pub(crate) use io::complete_input;
+pub(crate) use misc::complete_hypercall;
+pub(crate) use msr::complete as complete_msr;
+
+use crate::Ctx;
+use crate::run::Next;
+use crate::user::{UserExit, suberror};
+use arch::event::vector;
+use arch::{Exception, Exit};
+use emulator::Known;
+use host::{Cpu, Host};
+
+/// Handles one exit of the guest.
+#[inline]
+pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, exit: Exit) -> Next {
+    match exit {
+        Exit::Npf { gpa, code } => npf::handle(ctx, gpa, code),
+        Exit::Io(io) => io::handle(ctx, io),
+        Exit::Cpuid => cpuid::handle(ctx),
+        Exit::Rdmsr => msr::read(ctx),
+        Exit::Wrmsr => msr::write(ctx),
+        Exit::Hlt => misc::hlt(ctx),
+        // The world switch let the host take them; there is nothing left to do.
+        Exit::None | Exit::Intr | Exit::Nmi | Exit::Smi | Exit::Init => Next::Resume,
+        // The window is open: the loop injects, or tells user space.
+        Exit::Vintr => Next::Resume,
+        Exit::Iret => {
+            ctx.core.on_iret();
+            Next::Resume
+        }
+        Exit::Vmmcall => misc::vmmcall(ctx),
+        Exit::CrRead { gpr, n } => cr::cr(ctx, n, gpr, false),
+        Exit::CrWrite { gpr, n } => cr::cr(ctx, n, gpr, true),
+        Exit::Cr0SelWrite { gpr } => cr::cr(ctx, 0, gpr, true),
+        Exit::DrRead { n, gpr } => cr::dr(ctx, n, gpr, false),
+        Exit::DrWrite { n, gpr } => cr::dr(ctx, n, gpr, true),
+        Exit::Xsetbv => misc::xsetbv(ctx),
+        // Caches are coherent and shared with the host: there is nothing that a guest could need written back.
+        Exit::Wbinvd => ctx.skip(Known::Wbinvd),
+        Exit::Invd => ctx.skip(Known::Invd),
+        Exit::Pause => misc::pause(ctx),
+        // Without their CPUID bits these idle hints do nothing, as on stock KVM.
+        Exit::Monitor => ctx.skip(Known::Monitor),
+        Exit::Mwait => ctx.skip(Known::Mwait),
+        Exit::Rdpmc => misc::rdpmc(ctx),
+        Exit::Rdtsc | Exit::Rdtscp => ctx.fault(Exception::UD),
+        Exit::Invlpg { .. } | Exit::Invpcid => ctx.emulate(),
+        Exit::Shutdown => misc::shutdown(ctx),
+        Exit::Exception { vector, error_code, .. } => misc::exception(ctx, vector, error_code),
+        // No nested virtualisation is offered (no SVM bit in the guest's CPUID, EFER.SVME is refused): #UD. So are
+        // RDPRU and RSM outside of system management mode.
+        Exit::Svm { .. } | Exit::Rdpru | Exit::Rsm => ctx.fault(Exception::UD),
+        Exit::TaskSwitch { info1, info2 } => misc::task_switch(ctx, info1, info2),
+        Exit::Invalid => misc::invalid(ctx),
+        Exit::Unknown { code, info1, info2 } => misc::unknown(ctx, code, info1, info2),
+    }
+}
+
+impl<H: Host> Ctx<'_, H> {
+    /// Queues an exception that the instruction at RIP caused.
+    pub(crate) fn fault(&mut self, e: Exception) -> Next {
+        self.core.inject.queue(e);
+        if self.core.inject.triple_fault {
+            return misc::shutdown(self);
+        }
+        Next::Resume
+    }
+
+    /// Moves RIP past the intercepted instruction.
+    pub(crate) fn skip(&mut self, what: Known) -> Next {
+        match self.next_rip(what) {
+            Ok(rip) => self.advance(rip),
+            Err(stop) => stop,
+        }
+    }
+
+    /// RIP becomes `rip`; the shadow of the instruction before ends, and a single step traps.
+    #[inline]
+    pub(crate) fn advance(&mut self, rip: u64) -> Next {
+        let save = self.core.cpu.save_mut(arch::CleanBits::empty());
+        save.rip = rip;
+        let single_step = save.rflags & arch::cr::Rflags::TF.bits() != 0;
+        if self.core.cpu.control().int_state & arch::vmcb::INT_SHADOW != 0 {
+            self.core.cpu.set_interrupt_shadow(false);
+        }
+        if single_step {
+            return self.single_step();
+        }
+        Next::Resume
+    }
+
+    /// #DB after an instruction that was carried out here with RFLAGS.TF set.
+    #[cold]
+    pub(crate) fn single_step(&mut self) -> Next {
+        if self.core.debug.control & crate::debug::SINGLESTEP != 0 {
+            return misc::debug_exit(self, vector::DB, arch::cr::DR6_BS);
+        }
+        self.fault(Exception { vector: vector::DB, error_code: None, payload: Some(arch::cr::DR6_BS) })
+    }
+}
+
+/// KVM_EXIT_INTERNAL_ERROR with the words given.
+pub(crate) fn internal_error(suberror: u32, words: &[u64]) -> Next {
+    let mut data = [0; 16];
+    for (d, w) in data.iter_mut().zip(words) {
+        *d = *w;
+    }
+    Next::User(UserExit::InternalError { suberror, ndata: words.len().min(16) as u32, data })
+}
+
+/// The hardware reported something that it was never asked for.
+pub(crate) fn unexpected(code: u64, cpu: u32) -> Next {
+    internal_error(suberror::UNEXPECTED_EXIT_REASON, &[code, cpu.into()])
+}

@@ -1,0 +1,18 @@
+//! Nested page faults (APM 15.25.6): map and resume, or emulate an access to a device.
+
+use crate::Ctx;
+use crate::memory::fault_outcome;
+use crate::run::Next;
+use arch::{Gpa, NpfCode};
+use host::Host;
+
+pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, gpa: Gpa, code: NpfCode) -> Next {
+    match ctx.vm.mmu.handle_fault(&mut ctx.core.tables, gpa, code) {
+        Ok(mmu::Mapped::Done | mmu::Mapped::Retry) => Next::Resume,
+        Ok(mmu::Mapped::Mmio) => {
+            ctx.core.fault_gpa = Some(gpa);
+            ctx.emulate()
+        }
+        Err(stop) => fault_outcome(gpa, stop),
+    }
+}

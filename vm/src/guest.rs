@@ -1,0 +1,357 @@
+//! The vCPU as the emulator sees it (`emulator::Machine`), and the ways in which emulation ends.
+
+use crate::exits::internal_error;
+use crate::mmio::{Target, Wanted};
+use crate::run::Next;
+use crate::user::{Answer, Pending, UserExit, suberror};
+use crate::{Ctx, exits};
+use arch::cr::{Cr0, Cr4, Efer, Rflags};
+use arch::event::vector;
+use arch::{CleanBits, SegmentAttr};
+use core::sync::atomic::Ordering::Relaxed;
+use emulator::{Access, Done, Insn, Known, Machine, Mode, Seg, Segment, Shadow, Stop, Table, TableReg};
+use host::{Cpu, Fpu, Host, SharedPage};
+
+impl From<emulator::Exception> for crate::inject::FromEmulator {
+    fn from(e: emulator::Exception) -> Self {
+        let payload = matches!(e.vector, vector::PF | vector::DB).then_some(e.payload);
+        Self(arch::Exception { vector: e.vector, error_code: e.error_code, payload })
+    }
+}
+
+impl<H: Host> Ctx<'_, H> {
+    /// Is the guest in 64-bit mode (not compatibility mode)?
+    #[inline]
+    pub(crate) fn in_64bit_mode(&self) -> bool {
+        let save = self.core.cpu.save();
+        save.efer & Efer::LMA.bits() != 0 && save.cs.attrib.has(SegmentAttr::L)
+    }
+
+    /// RIP of the instruction after the intercepted one: from the hardware, or by looking at the bytes.
+    #[inline]
+    pub(crate) fn next_rip(&mut self, what: Known) -> Result<u64, Next> {
+        if self.core.features.nrips {
+            let next = self.core.cpu.control().next_rip;
+            if next != 0 {
+                return Ok(next);
+            }
+        }
+        let save = self.core.cpu.save();
+        let rip = save.rip;
+        if self.in_64bit_mode() {
+            let mut bytes = [0; 15];
+            let got = self.fetch_code(rip, &mut bytes);
+            if let Some(len) = emulator::len_of(bytes.get(..got).unwrap_or(&[]), Mode::Long64, what) {
+                return Ok(rip.wrapping_add(len.into()));
+            }
+        }
+        match emulator::fetch(self, &[]) {
+            Ok(insn) => Ok(insn.next_rip(rip)),
+            Err(stop) => Err(self.stopped(stop)),
+        }
+    }
+
+    /// Carries out the instruction at RIP.
+    pub(crate) fn emulate(&mut self) -> Next {
+        self.core.traffic.clear();
+        let mut bytes = [0; 15];
+        let known = self.core.cpu.control().insn();
+        let n = known.len();
+        if let Some(b) = bytes.get_mut(..n) {
+            b.copy_from_slice(known);
+        }
+        match emulator::fetch(self, bytes.get(..n).unwrap_or(&[])) {
+            Ok(insn) => self.step(insn),
+            Err(stop) => self.stopped(stop),
+        }
+    }
+
+    /// One call of the emulator, and what follows from its result.
+    fn step(&mut self, insn: Insn) -> Next {
+        self.core.traffic.rewind();
+        self.core.traffic.insn = Some(insn);
+        match emulator::emulate(self, &insn) {
+            Ok(done) => {
+                self.core.traffic.forget();
+                self.completed(done)
+            }
+            Err(stop) => self.stopped(stop),
+        }
+    }
+
+    fn completed(&mut self, done: Done) -> Next {
+        self.core.traffic.insn = None;
+        self.core.cpu.set_interrupt_shadow(matches!(done.shadow, Some(Shadow::Sti | Shadow::MovSs)));
+        if let Next::User(why) = core::mem::replace(&mut self.core.device_exit, Next::Resume) {
+            // A device in the kernel needs user space (EOI of its IOAPIC): the instruction is complete.
+            return Next::User(why);
+        }
+        if done.single_step {
+            let next = self.single_step();
+            if next != Next::Resume {
+                return next;
+            }
+        }
+        self.flush_writes()
+    }
+
+    /// Sends the next posted write to user space; Resume when all are out.
+    fn flush_writes(&mut self) -> Next {
+        while let Some(p) = self.core.traffic.next_write() {
+            match p.target {
+                Target::Mmio(gpa) => {
+                    self.core.pending = Pending::MmioWrite;
+                    return Next::User(UserExit::Mmio { gpa, data: p.data, len: p.len, write: true });
+                }
+                Target::Port(port) => {
+                    self.me.pio_page().cells().write(0, p.data.get(..p.len.into()).unwrap_or(&[]));
+                    self.core.pending = Pending::PioOut;
+                    return Next::User(UserExit::Io { input: false, size: p.len, port, count: 1 });
+                }
+            }
+        }
+        Next::Resume
+    }
+
+    fn stopped(&mut self, stop: Stop) -> Next {
+        match stop {
+            Stop::NeedUser => match self.core.traffic.wanted {
+                Some(Wanted::Mmio { gpa, len }) => {
+                    self.core.pending = Pending::MmioRead { len };
+                    Next::User(UserExit::Mmio { gpa, data: [0; 8], len, write: false })
+                }
+                Some(Wanted::Port { port, size, count }) => {
+                    self.core.pending = Pending::PioIn { size, count };
+                    Next::User(UserExit::Io { input: true, size, port, count })
+                }
+                None => self.core.host_stop.take().unwrap_or_else(|| self.unhandleable()),
+            },
+            Stop::Fault(e) => {
+                self.core.traffic.clear();
+                let crate::inject::FromEmulator(e) = e.into();
+                self.fault(e)
+            }
+            Stop::Unhandleable => {
+                self.core.traffic.clear();
+                self.unhandleable()
+            }
+        }
+    }
+
+    /// KVM_INTERNAL_ERROR_EMULATION: flags, instruction bytes, then the exit that led here (KVM API document, section
+    /// 5, `emulation_failure`). User code of the guest gets #UD instead, so that it cannot end its own VM.
+    fn unhandleable(&mut self) -> Next {
+        let save = self.core.cpu.save();
+        if save.cpl != 0 && !self.vm.config.exit_on_emulation_error.load(Relaxed) {
+            return self.fault(arch::Exception::UD);
+        }
+        let mut bytes = [0u8; 16];
+        let linear = if self.in_64bit_mode() { save.rip } else { save.cs.base.wrapping_add(save.rip) & 0xffff_ffff };
+        let mut code = [0u8; 15];
+        let got = self.fetch_code(linear, &mut code);
+        bytes[0] = got as u8;
+        for (d, s) in bytes.iter_mut().skip(1).zip(code.iter().take(got)) {
+            *d = *s;
+        }
+        let (low, high) = bytes.split_at(8);
+        let word = |b: &[u8]| b.iter().rev().fold(0u64, |w, x| w << 8 | u64::from(*x));
+        let info = self.core.cpu.control().exit_info();
+        let flags = u64::from(got > 0);
+        internal_error(
+            suberror::EMULATION,
+            &[flags, word(low), word(high), info.code, info.info1, info.info2, info.int_info.0, 0],
+        )
+    }
+
+    /// User space came back: finishes what the last exit left open. Err: leave again.
+    pub(crate) fn complete(&mut self, answer: Answer) -> Result<(), Next> {
+        let next = match (core::mem::take(&mut self.core.pending), answer) {
+            (Pending::None, _) => return Ok(()),
+            (Pending::MmioRead { .. }, Answer::Mmio(data)) => {
+                if !self.core.traffic.answer(data) {
+                    self.core.traffic.clear();
+                    self.unhandleable()
+                } else {
+                    self.resume_instruction()
+                }
+            }
+            (Pending::PioIn { size, .. }, _) if self.core.traffic.insn.is_none() => exits::complete_input(self, size),
+            (Pending::PioIn { .. }, _) => {
+                self.core.traffic.port_answered = self.core.traffic.wanted.take();
+                self.resume_instruction()
+            }
+            (Pending::MmioWrite | Pending::PioOut, _) => self.flush_writes(),
+            (Pending::Rdmsr, Answer::Msr { data, error }) => exits::complete_msr(self, false, data, error),
+            (Pending::Wrmsr, Answer::Msr { data, error }) => exits::complete_msr(self, true, data, error),
+            (Pending::Hypercall, Answer::Hypercall { ret }) => exits::complete_hypercall(self, ret),
+            // The answer does not fit the question: only a caller that mixes them up gets here.
+            (Pending::MmioRead { .. } | Pending::Rdmsr | Pending::Wrmsr | Pending::Hypercall, _) => {
+                self.core.traffic.clear();
+                Next::Resume
+            }
+        };
+        match next {
+            Next::Resume => Ok(()),
+            leave => Err(leave),
+        }
+    }
+
+    fn resume_instruction(&mut self) -> Next {
+        match self.core.traffic.insn {
+            Some(insn) => self.step(insn),
+            None => Next::Resume,
+        }
+    }
+}
+
+impl<H: Host> Machine for Ctx<'_, H> {
+    fn gpr(&self, index: u8) -> u64 {
+        self.core.cpu.gpr(index)
+    }
+    fn set_gpr(&mut self, index: u8, value: u64) {
+        self.core.cpu.set_gpr(index, value);
+    }
+    fn rip(&self) -> u64 {
+        self.core.cpu.save().rip
+    }
+    fn set_rip(&mut self, value: u64) {
+        self.core.cpu.save_mut(CleanBits::empty()).rip = value;
+    }
+    fn rflags(&self) -> u64 {
+        self.core.cpu.save().rflags
+    }
+    fn set_rflags(&mut self, value: u64) {
+        self.core.cpu.save_mut(CleanBits::empty()).rflags = value | Rflags::FIXED.bits();
+    }
+    fn segment(&self, seg: Seg) -> Segment {
+        let s = self.core.segment(seg as u8);
+        Segment { selector: s.selector, base: s.base, limit: s.limit, attr: s.attrib.0 }
+    }
+    fn set_segment(&mut self, seg: Seg, value: Segment) {
+        let Segment { selector, base, limit, attr } = value;
+        self.core.set_segment(seg as u8, arch::Segment { selector, attrib: SegmentAttr(attr), limit, base });
+    }
+    fn table(&self, which: Table) -> TableReg {
+        let save = self.core.cpu.save();
+        let s = match which {
+            Table::Gdt => &save.gdtr,
+            Table::Idt => &save.idtr,
+        };
+        TableReg { base: s.base, limit: s.limit as u16 }
+    }
+    fn set_table(&mut self, which: Table, value: TableReg) {
+        let save = self.core.cpu.save_mut(CleanBits::DT);
+        let s = match which {
+            Table::Gdt => &mut save.gdtr,
+            Table::Idt => &mut save.idtr,
+        };
+        (s.base, s.limit) = (value.base, value.limit.into());
+    }
+    fn cpl(&self) -> u8 {
+        let save = self.core.cpu.save();
+        match () {
+            () if save.cr0 & Cr0::PE.bits() == 0 => 0,
+            () if save.rflags & Rflags::VM.bits() != 0 => 3,
+            () => save.cpl,
+        }
+    }
+    fn cr(&self, n: u8) -> u64 {
+        match n {
+            0 => self.core.cr0(),
+            2 => self.core.cpu.save().cr2,
+            3 => self.core.cpu.save().cr3,
+            4 => self.core.guest_cr4,
+            _ => self.cr8(),
+        }
+    }
+    fn set_cr(&mut self, n: u8, value: u64) -> Result<(), Stop> {
+        self.write_cr(n, value).map_err(to_emulator)
+    }
+    fn dr(&self, n: u8) -> u64 {
+        self.read_dr(n)
+    }
+    fn set_dr(&mut self, n: u8, value: u64) -> Result<(), Stop> {
+        self.write_dr(n, value).map_err(to_emulator)
+    }
+    fn efer(&self) -> u64 {
+        self.core.cpu.save().efer & !Efer::SVME.bits()
+    }
+    fn xcr0(&self) -> u64 {
+        if self.core.guest_cr4 & Cr4::OSXSAVE.bits() != 0 { self.core.cpu.extra().xcr0 } else { 0 }
+    }
+
+    fn fetch(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        self.fetch_linear(linear, buf)
+    }
+    fn read(&mut self, linear: u64, buf: &mut [u8], access: Access) -> Result<(), Stop> {
+        self.read_linear(linear, buf, access)
+    }
+    fn write(&mut self, linear: u64, data: &[u8], access: Access) -> Result<(), Stop> {
+        self.write_linear(linear, data, access)
+    }
+    fn check_write(&mut self, linear: u64, len: usize) -> Result<(), Stop> {
+        self.check_linear_write(linear, len)
+    }
+    fn cmpxchg(&mut self, linear: u64, size: u8, old: u128, new: u128) -> Result<u128, Stop> {
+        self.cmpxchg_linear(linear, size, old, new)
+    }
+
+    fn pio_in(&mut self, port: u16, size: u8, buf: &mut [u8]) -> Result<(), Stop> {
+        let mut first = [0; 4];
+        if let Some(f) = first.get_mut(..size.into()) {
+            if self.vm.device_port_read(port, f) {
+                let mut chunks = buf.chunks_mut(size.max(1).into());
+                if let Some(c) = chunks.next() {
+                    c.copy_from_slice(f.get(..c.len()).unwrap_or(&[]));
+                }
+                for c in chunks {
+                    self.vm.device_port_read(port, c);
+                }
+                return Ok(());
+            }
+        }
+        let count = (buf.len() / usize::from(size.max(1))) as u32;
+        let want = Wanted::Port { port, size, count };
+        if self.core.traffic.port_answered == Some(want) {
+            self.me.pio_page().cells().read(0, buf);
+            return Ok(());
+        }
+        self.core.traffic.wanted = Some(want);
+        Err(Stop::NeedUser)
+    }
+    fn pio_out(&mut self, port: u16, data: &[u8]) -> Result<(), Stop> {
+        if self.vm.device_port_write(port, data) || self.core.traffic.post_port(port, data) {
+            return Ok(());
+        }
+        Err(Stop::Unhandleable)
+    }
+
+    fn ymm(&self, index: u8) -> [u8; 32] {
+        self.core.fpu.vector(index)
+    }
+    fn set_xmm(&mut self, index: u8, value: &[u8; 16]) {
+        let mut wide = [0; 32];
+        for (d, s) in wide.iter_mut().zip(value) {
+            *d = *s;
+        }
+        self.core.fpu.set_vector(index, &wide, false);
+    }
+    fn set_ymm(&mut self, index: u8, value: &[u8; 32]) {
+        self.core.fpu.set_vector(index, value, true);
+    }
+    fn invlpg(&mut self, _linear: u64) {
+        // One page's guest translations cannot be dropped from here without INVLPGA in the guest's ASID.
+        self.core.cpu.flush_tlb();
+    }
+    fn commit(&mut self) {
+        self.core.traffic.forget();
+    }
+    fn pause(&self) -> bool {
+        self.core.traffic.has_writes()
+    }
+}
+
+/// An exception of ours as the emulator passes it on.
+pub(crate) fn to_emulator(e: arch::Exception) -> Stop {
+    Stop::Fault(emulator::Exception { vector: e.vector, error_code: e.error_code, payload: e.payload.unwrap_or(0) })
+}

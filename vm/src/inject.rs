@@ -1,0 +1,289 @@
+//! Events on their way into the guest: what waits, what goes first, and how it reaches the VMCB (APM 15.20, 15.21).
+//!
+//! Exceptions and NMIs go through EVENTINJ. So do interrupts when the guest can take one at once; otherwise the
+//! interrupt is left with the processor as a virtual interrupt (V_IRQ), which delivers it without an exit as soon as
+//! RFLAGS.IF, the shadow and V_TPR allow. After the exit a cleared V_IRQ tells that it was taken.
+
+use crate::vcpu::Core;
+use arch::event::vector;
+use arch::vmcb::{INT_SHADOW, int_ctl};
+use arch::{CleanBits, EventInj, EventType, Exception, Intercepts, cr::Rflags};
+use host::{Cpu, Host};
+
+/// What waits for injection into one vCPU.
+#[derive(Default)]
+pub struct Injection {
+    /// An exception that has to be delivered before anything else.
+    pub exception: Option<Exception>,
+    /// The exception was already being delivered when the guest exited.
+    pub exception_reinjected: bool,
+    /// An interrupt that was acknowledged but whose delivery was cut short.
+    pub interrupt: Option<u8>,
+    /// A vector from the userspace PIC (KVM_INTERRUPT), not acknowledged by the guest yet.
+    pub external: Option<u8>,
+    /// The local APIC vector that the processor holds as a virtual interrupt.
+    pub armed: Option<Armed>,
+    /// An NMI whose delivery was cut short.
+    pub nmi_injected: bool,
+    /// NMIs that wait, 0 to 2.
+    pub nmi_pending: u8,
+    /// An NMI handler runs (until IRET).
+    pub nmi_masked: bool,
+    /// RIP of the IRET that will end the mask, once it was met.
+    pub iret_rip: Option<u64>,
+    /// A triple fault happened (KVM_CAP_X86_TRIPLE_FAULT_EVENT, or found while queueing).
+    pub triple_fault: bool,
+}
+
+/// An exception of the emulator's in our form.
+pub(crate) struct FromEmulator(pub Exception);
+
+/// What V_IRQ stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Armed {
+    /// A vector of the local APIC.
+    Apic(u8),
+    /// The userspace PIC's vector.
+    External(u8),
+    /// Nothing: V_IRQ with the VINTR intercept, to learn when the guest can take an interrupt.
+    Window,
+}
+
+/// Classes of exceptions for double-fault detection (APM 8.2.9).
+fn is_contributory(v: u8) -> bool {
+    matches!(v, vector::DE | vector::TS | vector::NP | vector::SS | vector::GP)
+}
+
+impl Injection {
+    /// Queues an exception that the guest has caused. If one is being delivered already the two combine as the
+    /// processor combines them: #DF, or shutdown.
+    pub fn queue(&mut self, e: Exception) {
+        let Some(first) = self.exception else {
+            self.exception = Some(e);
+            self.exception_reinjected = false;
+            return;
+        };
+        let (a, b) = (first.vector, e.vector);
+        if a == vector::DF {
+            self.exception = None;
+            self.triple_fault = true;
+        } else if is_contributory(a) && is_contributory(b)
+            || a == vector::PF && (is_contributory(b) || b == vector::PF)
+        {
+            self.exception = Some(Exception { vector: vector::DF, error_code: Some(0), payload: None });
+        } else {
+            // Benign after anything: the second is delivered, the first happens again when its cause is met again.
+            self.exception = Some(e);
+        }
+        self.exception_reinjected = false;
+    }
+
+    /// Is an event queued that goes into the next EVENTINJ whatever the guest's interrupt flag says?
+    pub fn busy(&self) -> bool {
+        self.exception.is_some() || self.interrupt.is_some() || self.nmi_injected
+    }
+
+    /// Forgets everything (INIT, reset).
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl<H: Host> Core<H> {
+    /// True if RFLAGS.IF and the interrupt shadow let the guest take a maskable interrupt.
+    #[inline]
+    pub fn interruptible(&self) -> bool {
+        self.cpu.save().rflags & Rflags::IF.bits() != 0 && self.cpu.control().int_state & INT_SHADOW == 0
+    }
+
+    /// Moves waiting events into the VMCB, as the last thing before entry. `window` is user space's wish to know when
+    /// the guest can take an interrupt.
+    #[inline]
+    pub fn inject_pending(&mut self, window: bool) {
+        let (tpr, waiting) = match &self.lapic {
+            Some(lapic) => (lapic.cr8(), lapic.has_irr()),
+            None => (self.cr8 as u8, false),
+        };
+        if tpr != self.vtpr {
+            self.vtpr = tpr;
+            self.cpu.set_vtpr(tpr);
+        }
+        if waiting || window || !self.inject.nothing() {
+            self.inject_events(window);
+        }
+    }
+
+    fn inject_events(&mut self, window: bool) {
+        let mut injected = self.inject_exception() || self.inject_reinjected();
+        if !injected && self.inject.nmi_pending > 0 && self.nmi_allowed() {
+            self.inject.nmi_pending -= 1;
+            self.inject_nmi();
+            injected = true;
+        }
+        if !injected && self.interruptible() {
+            if let Some(v) = self.acknowledge() {
+                self.inject.interrupt = Some(v);
+                self.cpu.set_event_inj(EventInj::new(EventType::Intr, v, None));
+            }
+        }
+        self.arm_virq(window);
+        if self.inject.nmi_pending > 0 && self.inject.nmi_masked {
+            self.cpu.set_intercept(Intercepts::IRET, true);
+        }
+    }
+
+    fn inject_exception(&mut self) -> bool {
+        let Some(e) = self.inject.exception else { return false };
+        match (e.vector, e.payload) {
+            (vector::PF, Some(cr2)) => self.cpu.save_mut(CleanBits::CR2).cr2 = cr2,
+            (vector::DB, Some(bits)) => {
+                let save = self.cpu.save_mut(CleanBits::DRX);
+                save.dr6 = save.dr6 & !15 | bits;
+                save.dr7 &= !arch::cr::DR7_GD;
+            }
+            _ => {}
+        }
+        if !self.inject.exception_reinjected && is_fault(e.vector) {
+            self.cpu.save_mut(CleanBits::empty()).rflags |= Rflags::RF.bits();
+        }
+        let code = if Exception::pushes_error_code(e.vector) { e.error_code.or(Some(0)) } else { None };
+        let code = if self.cpu.save().cr0 & 1 == 0 { None } else { code };
+        self.inject.exception_reinjected = true;
+        if let Some(x) = &mut self.inject.exception {
+            x.payload = None;
+        }
+        self.cpu.set_event_inj(EventInj::new(EventType::Exception, e.vector, code));
+        true
+    }
+
+    fn inject_reinjected(&mut self) -> bool {
+        if self.inject.nmi_injected {
+            self.inject_nmi();
+        } else if let Some(v) = self.inject.interrupt {
+            self.cpu.set_event_inj(EventInj::new(EventType::Intr, v, None));
+        } else {
+            return false;
+        }
+        true
+    }
+
+    fn inject_nmi(&mut self) {
+        self.inject.nmi_injected = true;
+        self.inject.nmi_masked = true;
+        self.cpu.set_intercept(Intercepts::IRET, true);
+        self.cpu.set_event_inj(EventInj::new(EventType::Nmi, vector::NMI, None));
+    }
+
+    fn nmi_allowed(&self) -> bool {
+        !self.inject.nmi_masked && self.cpu.control().int_state & INT_SHADOW == 0
+    }
+
+    /// Takes the interrupt that is due: the userspace PIC's first, then the local APIC's.
+    fn acknowledge(&mut self) -> Option<u8> {
+        if let Some(v) = self.inject.external.take() {
+            return Some(v);
+        }
+        self.lapic.as_mut()?.ack()
+    }
+
+    /// Leaves with the processor what the guest cannot take now.
+    fn arm_virq(&mut self, window: bool) {
+        let nmi_in_shadow = self.inject.nmi_pending > 0 && !self.inject.nmi_masked;
+        let want = if window || nmi_in_shadow {
+            Some(Armed::Window)
+        } else if let Some(v) = self.inject.external {
+            Some(Armed::External(v))
+        } else {
+            self.lapic.as_ref().and_then(|l| l.candidate()).map(Armed::Apic)
+        };
+        if want == self.inject.armed {
+            return;
+        }
+        if matches!(want, Some(Armed::Window)) != matches!(self.inject.armed, Some(Armed::Window)) {
+            self.cpu.set_intercept(Intercepts::VINTR, matches!(want, Some(Armed::Window)));
+        }
+        match want {
+            Some(Armed::Apic(v)) => self.cpu.set_virq(v, v >> 4, false),
+            Some(Armed::External(v)) => self.cpu.set_virq(v, 15, true),
+            Some(Armed::Window) => self.cpu.set_virq(0, 15, true),
+            None => self.cpu.clear_virq(),
+        }
+        self.inject.armed = want;
+    }
+
+    /// After an exit: what became of the events that were handed over.
+    #[inline]
+    pub fn collect_events(&mut self) {
+        let tpr = (self.cpu.control().int_ctl & 0xf) as u8;
+        if tpr != self.vtpr {
+            self.vtpr = tpr;
+            match &mut self.lapic {
+                Some(lapic) => lapic.set_cr8(tpr),
+                None => self.cr8 = tpr.into(),
+            }
+        }
+        if let Some(armed) = self.inject.armed {
+            if self.cpu.control().int_ctl & int_ctl::V_IRQ == 0 {
+                self.inject.armed = None;
+                match armed {
+                    Armed::Apic(v) => {
+                        if let Some(lapic) = &mut self.lapic {
+                            lapic.take(v);
+                        }
+                    }
+                    Armed::External(_) => self.inject.external = None,
+                    Armed::Window => self.cpu.set_intercept(Intercepts::VINTR, false),
+                }
+            }
+        }
+        let info = self.cpu.control().exit_int_info;
+        if info.valid() || self.inject.busy() {
+            self.requeue(info);
+        }
+        if let Some(rip) = self.inject.iret_rip {
+            if self.cpu.save().rip != rip {
+                self.inject.iret_rip = None;
+                self.inject.nmi_masked = false;
+            }
+        }
+    }
+
+    /// The event in EXITINTINFO was being delivered when the guest exited; it is delivered again. Software
+    /// interrupts and #BP/#OF are left out: RIP still points at their instruction, which runs again.
+    fn requeue(&mut self, info: EventInj) {
+        self.inject.exception = None;
+        self.inject.interrupt = None;
+        self.inject.nmi_injected = false;
+        if !info.valid() {
+            return;
+        }
+        let v = info.vector();
+        match info.kind() {
+            Some(EventType::Nmi) => self.inject.nmi_injected = true,
+            Some(EventType::Exception) if v != vector::BP && v != vector::OF => {
+                self.inject.exception = Some(Exception { vector: v, error_code: info.error_code(), payload: None });
+                self.inject.exception_reinjected = true;
+            }
+            Some(EventType::Intr) => self.inject.interrupt = Some(v),
+            Some(EventType::Soft) | Some(EventType::Exception) | None => {}
+        }
+    }
+
+    /// IRET of an NMI handler is about to run: it ends the mask once it has.
+    pub fn on_iret(&mut self) {
+        self.cpu.set_intercept(Intercepts::IRET, false);
+        self.inject.iret_rip = Some(self.cpu.save().rip);
+    }
+}
+
+impl Injection {
+    #[inline]
+    fn nothing(&self) -> bool {
+        !self.busy() && self.external.is_none() && self.armed.is_none() && self.nmi_pending == 0
+    }
+}
+
+/// Faults push RFLAGS.RF set (APM 3.1.6); traps and interrupts do not.
+fn is_fault(v: u8) -> bool {
+    !matches!(v, vector::DB | vector::NMI | vector::BP | vector::OF | vector::DF | vector::MC)
+}

@@ -1,0 +1,213 @@
+//! Interrupts between vCPUs, devices and user space: IPIs, MSIs, KVM_INTERRUPT, NMI, and the local APIC's ioctls.
+
+use crate::run::Next;
+use crate::user::UserExit;
+use crate::{Ctx, Vcpu, Vm};
+use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
+use host::{Errno, Host, Request, VcpuThread};
+use irqchip::{Accept, ChipMode, Effect, Eoi, Message, MsiFormat, Route, RoutingTable, Target, pick_lowest};
+
+impl<H: Host> Vcpu<H> {
+    /// Asks the vCPU to look at its mail.
+    pub(crate) fn thread_ring_event(&self) {
+        self.thread.bell().ring(Request::Event);
+        self.thread.wake();
+    }
+
+    /// Delivers what a message means for this vCPU. False if its APIC refuses it. Any thread.
+    pub(crate) fn deliver(&self, what: Accept) -> bool {
+        match what {
+            Accept::Refused => return false,
+            Accept::Interrupt { vector, level } => {
+                if !self.pir.post(vector, level) {
+                    return true;
+                }
+            }
+            // Never above two: `fetch_mail` latches no more.
+            Accept::Nmi => {
+                let _ = self.mail.nmi.fetch_update(AcqRel, Relaxed, |n| Some((n + 1).min(2)));
+            }
+            Accept::Init => self.mail.init.store(true, Release),
+            Accept::Startup { vector } => self.mail.sipi.store(0x100 | u32::from(vector), Release),
+            Accept::Unhalt => self.mail.unhalt.store(true, Release),
+            // No system management mode is offered (KVM_CAP_X86_SMM is 0): an SMI ends here, as on a processor
+            // whose SMIs are blocked.
+            Accept::Smi => return true,
+        }
+        self.thread_ring_event();
+        true
+    }
+}
+
+impl<H: Host> Vm<H> {
+    /// Sends a message to every vCPU that it matches. Returns how many took it; None if it matched nobody.
+    /// `sender` is the index of the vCPU that sent it.
+    pub fn send(&self, m: &Message, sender: Option<usize>) -> Option<u32> {
+        let matching = || self.vcpus().filter(|v| v.address.load().matches(m, sender == Some(v.index)));
+        let take = |v: &Vcpu<H>| u32::from(v.deliver(v.address.load().accept(m)));
+        if m.lowest {
+            let n = matching().count();
+            return matching().nth(pick_lowest(m.vector, n)).map(take);
+        }
+        matching().fold(None, |sum, v| Some(sum.unwrap_or(0) + take(v)))
+    }
+
+    /// How the addresses of messages are read (KVM_CAP_X2APIC_API).
+    pub fn msi_format(&self) -> MsiFormat {
+        MsiFormat {
+            x2apic_format: self.config.x2apic_format.load(Relaxed),
+            broadcast_quirk_disabled: self.config.broadcast_quirk_disabled.load(Relaxed),
+        }
+    }
+
+    /// KVM_SIGNAL_MSI. Ok: number of vCPUs reached; 0 if it was blocked or matched nobody. Errors: ENXIO (no
+    /// in-kernel irqchip).
+    pub fn signal_msi(&self, address: u64, data: u32) -> Result<i32, Errno> {
+        if self.chip_mode() == ChipMode::None {
+            return Err(Errno::ENXIO);
+        }
+        let m = Message::from_msi(address, data, self.msi_format());
+        Ok(self.send(&m, None).map_or(-1, |n| n as i32))
+    }
+
+    /// KVM_SET_GSI_ROUTING. Errors: EINVAL, ENOMEM, ENXIO (no in-kernel irqchip).
+    pub fn set_routing(&self, routes: &[Route]) -> Result<(), Errno> {
+        let mode = self.chip_mode();
+        if mode == ChipMode::None {
+            return Err(Errno::EINVAL);
+        }
+        let table = RoutingTable::build(routes, mode, self.config.x2apic_format.load(Relaxed)).map_err(|e| match e {
+            irqchip::RoutingError::Invalid => Errno::EINVAL,
+            irqchip::RoutingError::NoMemory => Errno::ENOMEM,
+        })?;
+        // The old table is freed after the lock is let go.
+        let old = core::mem::replace(&mut *self.routing.lock(), table);
+        drop(old);
+        for v in self.vcpus() {
+            v.thread.bell().ring(Request::ScanIoapic);
+            v.thread.kick();
+        }
+        Ok(())
+    }
+
+    /// Raises (or lowers) a GSI, from an eventfd or KVM_IRQ_LINE. Ok: as KVM_IRQ_LINE_STATUS; -1 if nobody took it.
+    pub fn set_gsi(&self, gsi: u32, level: bool) -> i32 {
+        if !level {
+            return 0;
+        }
+        // A GSI has at most three routes (PIC, IOAPIC, MSI); with the irqchip in user space only MSIs.
+        let mut targets = [None; 3];
+        for (t, r) in targets.iter_mut().zip(self.routing.lock().lookup(gsi)) {
+            *t = Some(r.target);
+        }
+        let mut status = -1;
+        for target in targets.into_iter().flatten() {
+            if let Target::Msi { address, data } = target {
+                let m = Message::from_msi(address, data, self.msi_format());
+                if let Some(n) = self.send(&m, None) {
+                    status = status.max(0) + n as i32;
+                }
+            }
+        }
+        status
+    }
+}
+
+impl<H: Host> Ctx<'_, H> {
+    /// Carries out what a write to the local APIC means outside of it.
+    pub(crate) fn apply_effect(&mut self, effect: Effect) -> Next {
+        match effect {
+            Effect::None => {}
+            Effect::Timer(t) => self.apply_timer(t),
+            Effect::Ipi(m) => {
+                self.vm.send(&m, Some(self.me.index));
+            }
+            Effect::AddressChanged => self.publish_address(),
+            Effect::Eoi(eoi) => return self.after_eoi(eoi),
+        }
+        Next::Resume
+    }
+
+    /// EOI of a vector that user space's IOAPIC waits for leaves to it.
+    pub(crate) fn after_eoi(&mut self, eoi: Eoi) -> Next {
+        if self.core.ioapic_eoi.contains(eoi.vector) {
+            return Next::User(UserExit::IoapicEoi { vector: eoi.vector });
+        }
+        Next::Resume
+    }
+
+    pub(crate) fn publish_address(&mut self) {
+        if let Some(lapic) = &self.core.lapic {
+            self.me.address.store(lapic.address());
+        }
+        // Destinations of userspace IOAPIC routes are matched against the address.
+        self.scan_ioapic();
+    }
+
+    /// Computes anew which vectors' EOIs go to user space.
+    pub(crate) fn scan_ioapic(&mut self) {
+        if let Some(lapic) = &self.core.lapic {
+            let pins = self.vm.reserved_pins();
+            self.core.ioapic_eoi = self.vm.routing.lock().eoi_exit_bitmap(pins, lapic, self.vm.msi_format());
+        }
+    }
+
+    /// KVM_INTERRUPT: a vector from an interrupt controller in user space. Errors: EINVAL (above 255), ENXIO (the
+    /// irqchip is in the kernel), EEXIST (the last one has not been taken).
+    pub fn interrupt(&mut self, vector: u32) -> Result<(), Errno> {
+        let vector = u8::try_from(vector).map_err(|_| Errno::EINVAL)?;
+        match self.vm.chip_mode() {
+            ChipMode::Kernel => return Err(Errno::ENXIO),
+            ChipMode::Split | ChipMode::None => {}
+        }
+        if self.core.inject.external.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        self.core.inject.external = Some(vector);
+        Ok(())
+    }
+
+    /// KVM_NMI.
+    pub fn nmi(&mut self) {
+        self.me.deliver(Accept::Nmi);
+    }
+
+    /// KVM_GET_LAPIC. Errors: EINVAL (no in-kernel local APIC).
+    pub fn get_lapic(&mut self, out: &mut [u8; 1024]) -> Result<(), Errno> {
+        self.fetch_mail();
+        let now = self.vm.host.now_ns();
+        let format = self.vm.config.x2apic_format.load(Relaxed);
+        let lapic = self.core.lapic.as_ref().ok_or(Errno::EINVAL)?;
+        lapic.get_state(out, now, format);
+        Ok(())
+    }
+
+    /// KVM_SET_LAPIC. Errors: EINVAL (no in-kernel local APIC, or an ID that is not this vCPU's).
+    pub fn set_lapic(&mut self, regs: &[u8; 1024]) -> Result<(), Errno> {
+        let now = self.vm.host.now_ns();
+        let format = self.vm.config.x2apic_format.load(Relaxed);
+        let lapic = self.core.lapic.as_mut().ok_or(Errno::EINVAL)?;
+        self.me.pir.clear();
+        let effect = lapic.set_state(regs, now, format).map_err(|_| Errno::EINVAL)?;
+        self.publish_address();
+        self.apply_timer(effect);
+        self.me.thread_ring_event();
+        Ok(())
+    }
+
+    /// IA32_APIC_BASE, from the guest or (`host`) user space. Errors: EINVAL (an illegal value or transition).
+    pub(crate) fn set_apic_base(&mut self, value: u64, host: bool) -> Result<(), Errno> {
+        let reserved = self.core.cpuid.flags().reserved_gpa_bits;
+        let Some(lapic) = &mut self.core.lapic else {
+            self.core.apic_base = value;
+            return Ok(());
+        };
+        if lapic.base() == value {
+            return Ok(());
+        }
+        lapic.set_base(value, host, reserved).map_err(|_| Errno::EINVAL)?;
+        self.update_cpuid();
+        self.publish_address();
+        Ok(())
+    }
+}

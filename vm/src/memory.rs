@@ -1,0 +1,209 @@
+//! Guest memory as instructions see it: linear addresses through the guest's page tables, then RAM or a device.
+
+use crate::Ctx;
+use crate::run::Next;
+use crate::user::UserExit;
+use arch::cr::Rflags;
+use arch::{Gpa, PAGE};
+use emulator::{Access, Exception, Stop};
+use host::{Cpu, Errno, Host, Stop as HostStop};
+use mmu::{Kind, Paging, PhysError};
+
+/// Leaves KVM_RUN because the VMM's memory behind `gpa` cannot be used.
+pub(crate) fn fault_outcome(gpa: Gpa, stop: HostStop) -> Next {
+    let fault = |poison| UserExit::MemoryFault { gpa: gpa.0 & !0xfff, size: PAGE, poison };
+    match stop {
+        HostStop::Fault => Next::Fail(Errno::EFAULT, fault(false)),
+        HostStop::Poison => Next::Fail(Errno::EHWPOISON, fault(true)),
+        HostStop::Errno(e) => Next::Fail(e, UserExit::Interrupted),
+    }
+}
+
+/// What an access touches.
+enum Place {
+    /// The local APIC's page, at this offset.
+    Apic(u32),
+    /// Memory, or user space's devices.
+    Other,
+}
+
+impl<H: Host> Ctx<'_, H> {
+    /// The guest's paging mode now.
+    pub(crate) fn paging(&self) -> Paging {
+        let save = self.core.cpu.save();
+        Paging {
+            cr0: self.core.cr0(),
+            cr3: save.cr3,
+            cr4: self.core.guest_cr4,
+            efer: save.efer,
+            cpl: emulator::Machine::cpl(self),
+            ac: save.rflags & Rflags::AC.bits() != 0,
+            pkru: self.core.cpu.extra().pkru,
+            phys_bits: self.core.cpuid.flags().phys_bits,
+        }
+    }
+
+    /// Translates one linear address. Err: #PF, or the host's own failure.
+    fn translate_for(&mut self, linear: u64, kind: Kind) -> Result<Gpa, Stop> {
+        let paging = self.paging();
+        match self.vm.mmu.walk(&paging, linear, kind) {
+            Ok(t) => Ok(t.gpa),
+            Err(mmu::WalkError::Fault { code }) => Err(Stop::Fault(Exception::pf(code, linear))),
+            Err(mmu::WalkError::Host { gpa, stop }) => Err(self.host_failed(gpa, stop)),
+        }
+    }
+
+    /// The access cannot be done because of the VMM's memory: the instruction ends, KVM_RUN fails.
+    fn host_failed(&mut self, gpa: Gpa, stop: HostStop) -> Stop {
+        self.core.traffic.wanted = None;
+        self.core.host_stop = Some(fault_outcome(gpa, stop));
+        Stop::NeedUser
+    }
+
+    /// Up to 15 bytes of code at a linear address; how many could be read.
+    pub(crate) fn fetch_code(&mut self, linear: u64, buf: &mut [u8; 15]) -> usize {
+        let paging = self.paging();
+        self.vm.mmu.fetch(&paging, linear, buf)
+    }
+
+    pub(crate) fn fetch_linear(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        let gpa = self.translate_for(linear, Kind::Fetch)?;
+        match self.vm.mmu.read_phys(gpa, buf) {
+            Ok(()) => Ok(()),
+            // Code in device memory cannot be emulated.
+            Err(PhysError::NoSlot(_)) => Err(Stop::Unhandleable),
+            Err(PhysError::Host { gpa, stop }) => Err(self.host_failed(gpa, stop)),
+        }
+    }
+
+    pub(crate) fn read_linear(&mut self, linear: u64, buf: &mut [u8], access: Access) -> Result<(), Stop> {
+        let kind = match access {
+            Access::Data => Kind::Read,
+            Access::Modify => Kind::Write,
+            Access::System => Kind::SystemRead,
+        };
+        let (now, later) = split(linear, buf.len());
+        // Both pages have to be accessible before anything is read.
+        let first = self.translate_for(linear, kind)?;
+        let second = match later {
+            0 => None,
+            _ => Some(self.translate_for(linear.wrapping_add(now as u64), kind)?),
+        };
+        let (a, b) = buf.split_at_mut(now.min(buf.len()));
+        self.read_gpa(first, a)?;
+        second.map_or(Ok(()), |gpa| self.read_gpa(gpa, b))
+    }
+
+    fn read_gpa(&mut self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Stop> {
+        if let Place::Apic(offset) = self.place(gpa) {
+            let now = self.vm.host.now_ns();
+            if let Some(lapic) = &mut self.core.lapic {
+                lapic.mmio_read(offset, buf, now);
+            }
+            return Ok(());
+        }
+        match self.vm.mmu.read_phys(gpa, buf) {
+            Ok(()) => Ok(()),
+            Err(PhysError::NoSlot(_)) => self.read_device(gpa, buf),
+            Err(PhysError::Host { gpa, stop }) => Err(self.host_failed(gpa, stop)),
+        }
+    }
+
+    /// User space's device, in pieces of at most 8 bytes that do not cross an 8-byte boundary.
+    fn read_device(&mut self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Stop> {
+        let (mut at, mut rest) = (gpa.0, buf);
+        while !rest.is_empty() {
+            let len = (8 - (at & 7) as usize).min(rest.len());
+            let (piece, later) = rest.split_at_mut(len);
+            if !self.core.traffic.read(at, piece) {
+                return Err(Stop::NeedUser);
+            }
+            at = at.wrapping_add(len as u64);
+            rest = later;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_linear(&mut self, linear: u64, data: &[u8], access: Access) -> Result<(), Stop> {
+        let (now, later) = split(linear, data.len());
+        let kind = if access == Access::System { Kind::SystemWrite } else { Kind::Write };
+        let first = self.translate_for(linear, kind)?;
+        let second = match later {
+            0 => None,
+            _ => Some(self.translate_for(linear.wrapping_add(now as u64), kind)?),
+        };
+        let (a, b) = data.split_at(now.min(data.len()));
+        self.write_gpa(first, a)?;
+        second.map_or(Ok(()), |gpa| self.write_gpa(gpa, b))
+    }
+
+    fn write_gpa(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), Stop> {
+        if let Place::Apic(offset) = self.place(gpa) {
+            let now = self.vm.host.now_ns();
+            if let Some(lapic) = &mut self.core.lapic {
+                let effect = lapic.mmio_write(offset, data, now);
+                self.core.device_exit = self.apply_effect(effect);
+            }
+            return Ok(());
+        }
+        match self.vm.mmu.write_phys(gpa, data) {
+            Ok(()) => Ok(()),
+            Err(PhysError::NoSlot(_)) if self.vm.device_mmio_write(gpa.0, data) => Ok(()),
+            Err(PhysError::NoSlot(_)) if self.core.traffic.post(gpa.0, data) => Ok(()),
+            Err(PhysError::NoSlot(_)) => Err(Stop::Unhandleable),
+            Err(PhysError::Host { gpa, stop }) => Err(self.host_failed(gpa, stop)),
+        }
+    }
+
+    pub(crate) fn check_linear_write(&mut self, linear: u64, len: usize) -> Result<(), Stop> {
+        let (now, later) = split(linear, len);
+        self.translate_for(linear, Kind::Write)?;
+        if later != 0 {
+            self.translate_for(linear.wrapping_add(now as u64), Kind::Write)?;
+        }
+        Ok(())
+    }
+
+    /// LOCK CMPXCHG and its kin. Across a page or on 16 bytes it is done without atomicity, which real processors
+    /// forbid software to rely on for device memory and which no guest uses for RAM that faults here.
+    pub(crate) fn cmpxchg_linear(&mut self, linear: u64, size: u8, old: u128, new: u128) -> Result<u128, Stop> {
+        let bytes = new.to_le_bytes();
+        let data = bytes.get(..size.into()).unwrap_or(&bytes);
+        if split(linear, size.into()).1 == 0 && size <= 8 {
+            let gpa = self.translate_for(linear, Kind::Write)?;
+            if matches!(self.place(gpa), Place::Other) {
+                match self.vm.mmu.cmpxchg_phys(gpa, size, old as u64, new as u64) {
+                    Ok(seen) => return Ok(seen.into()),
+                    Err(PhysError::NoSlot(_)) => {}
+                    Err(PhysError::Host { gpa, stop }) => return Err(self.host_failed(gpa, stop)),
+                }
+            }
+        }
+        self.write_linear(linear, data, Access::Data)?;
+        Ok(old)
+    }
+
+    fn place(&self, gpa: Gpa) -> Place {
+        match &self.core.lapic {
+            Some(l) if l.mode() == irqchip::Mode::XApic && gpa.0 & !0xfff == l.base_gpa() => {
+                Place::Apic((gpa.0 & 0xfff) as u32)
+            }
+            _ => Place::Other,
+        }
+    }
+
+    /// KVM_TRANSLATE: physical address, valid, writable, user.
+    pub fn translate(&mut self, linear: u64) -> (u64, bool, bool, bool) {
+        let paging = self.paging();
+        match self.vm.mmu.translate(&paging, linear) {
+            Some(t) => (t.gpa.0, true, t.writable, t.user),
+            None => (!0, false, false, false),
+        }
+    }
+}
+
+/// How many of `len` bytes lie in the page of `linear`, and how many after it.
+fn split(linear: u64, len: usize) -> (usize, usize) {
+    let now = (4096 - (linear & 0xfff) as usize).min(len);
+    (now, len - now)
+}

@@ -1,0 +1,221 @@
+//! Accesses of the instruction that is being emulated which go to user space: the log of reads that it answered, the
+//! access it is asked for, and the queue of posted writes (the contract is in the documentation of `emulator`).
+
+use emulator::Insn;
+
+/// Largest number of pieces in flight: a write of 256 bytes in pieces of 8, misaligned.
+const QUEUE: usize = 34;
+/// Largest number of answered reads in one step.
+const LOG: usize = 16;
+
+/// One access to user space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A guest physical address.
+    Mmio(u64),
+    /// A port.
+    Port(u16),
+}
+
+/// Up to 8 bytes to or from a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Where.
+    pub target: Target,
+    /// Number of bytes, 1 to 8.
+    pub len: u8,
+    /// The bytes.
+    pub data: [u8; 8],
+}
+
+/// A read that only user space can answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// KVM_EXIT_MMIO.
+    Mmio { gpa: u64, len: u8 },
+    /// KVM_EXIT_IO; the answer is `size * count` bytes in the PIO page.
+    Port { port: u16, size: u8, count: u32 },
+}
+
+/// Everything on its way to user space and back.
+#[derive(Default)]
+pub struct Traffic {
+    /// The instruction that waits for an answer.
+    pub insn: Option<Insn>,
+    /// The read that user space is to answer.
+    pub wanted: Option<Wanted>,
+    /// The PIO page holds the answer to the port read in `wanted`.
+    pub port_answered: Option<Wanted>,
+    log: List<LOG>,
+    cursor: usize,
+    queue: List<QUEUE>,
+    sent: usize,
+}
+
+/// A short list without heap.
+struct List<const N: usize> {
+    items: [Option<Piece>; N],
+    len: usize,
+}
+
+impl<const N: usize> Default for List<N> {
+    fn default() -> Self {
+        Self { items: [None; N], len: 0 }
+    }
+}
+
+impl<const N: usize> List<N> {
+    fn push(&mut self, p: Piece) -> bool {
+        let Some(slot) = self.items.get_mut(self.len) else { return false };
+        *slot = Some(p);
+        self.len += 1;
+        true
+    }
+    fn get(&self, n: usize) -> Option<Piece> {
+        if n < self.len { self.items.get(n).copied().flatten() } else { None }
+    }
+}
+
+impl Traffic {
+    /// A new call of the emulator begins: reads are answered from the start of the log.
+    pub fn rewind(&mut self) {
+        self.cursor = 0;
+    }
+
+    /// The step is complete, or will not be: forgets the answers.
+    pub fn forget(&mut self) {
+        self.log.len = 0;
+        self.cursor = 0;
+        self.wanted = None;
+        self.port_answered = None;
+    }
+
+    /// Forgets all, the queue of writes too.
+    pub fn clear(&mut self) {
+        self.forget();
+        self.insn = None;
+        self.queue.len = 0;
+        self.sent = 0;
+    }
+
+    /// Answers a read of up to 8 bytes from the log, or notes that user space has to. True if answered.
+    pub fn read(&mut self, gpa: u64, buf: &mut [u8]) -> bool {
+        let len = buf.len().min(8) as u8;
+        if let Some(p) = self.log.get(self.cursor) {
+            if p.target == Target::Mmio(gpa) && p.len == len {
+                buf.copy_from_slice(p.data.get(..buf.len()).unwrap_or(&[0; 8]));
+                self.cursor += 1;
+                return true;
+            }
+            // User space changed the guest's registers meanwhile: this is another access.
+            self.log.len = self.cursor;
+        }
+        self.wanted = Some(Wanted::Mmio { gpa, len });
+        false
+    }
+
+    /// User space's answer to the MMIO read in `wanted`. False if the log is full (no instruction reads that much).
+    pub fn answer(&mut self, data: [u8; 8]) -> bool {
+        match self.wanted.take() {
+            Some(Wanted::Mmio { gpa, len }) => self.log.push(Piece { target: Target::Mmio(gpa), len, data }),
+            _ => false,
+        }
+    }
+
+    /// Posts a write in pieces that do not cross an 8-byte boundary. False if the queue is full.
+    pub fn post(&mut self, gpa: u64, data: &[u8]) -> bool {
+        let (mut at, mut rest) = (gpa, data);
+        while !rest.is_empty() {
+            let len = (8 - (at & 7) as usize).min(rest.len());
+            let (now, later) = rest.split_at(len);
+            if !self.push(Target::Mmio(at), now) {
+                return false;
+            }
+            at = at.wrapping_add(len as u64);
+            rest = later;
+        }
+        true
+    }
+
+    /// Posts a port write of 1, 2 or 4 bytes.
+    pub fn post_port(&mut self, port: u16, data: &[u8]) -> bool {
+        self.push(Target::Port(port), data)
+    }
+
+    fn push(&mut self, target: Target, bytes: &[u8]) -> bool {
+        let mut data = [0; 8];
+        for (d, b) in data.iter_mut().zip(bytes) {
+            *d = *b;
+        }
+        self.queue.push(Piece { target, len: bytes.len().min(8) as u8, data })
+    }
+
+    /// The next posted write, in order; None when all are out.
+    pub fn next_write(&mut self) -> Option<Piece> {
+        let p = self.queue.get(self.sent);
+        match p {
+            Some(_) => self.sent += 1,
+            None => (self.queue.len, self.sent) = (0, 0),
+        }
+        p
+    }
+
+    /// Are there posted writes?
+    pub fn has_writes(&self) -> bool {
+        self.queue.len != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_are_answered_in_order_and_replayed() {
+        let mut t = Traffic::default();
+        let mut b = [0; 4];
+        assert!(!t.read(0x1000, &mut b));
+        assert_eq!(t.wanted, Some(Wanted::Mmio { gpa: 0x1000, len: 4 }));
+        assert!(t.answer([1, 2, 3, 4, 0, 0, 0, 0]));
+        t.rewind();
+        assert!(t.read(0x1000, &mut b));
+        assert_eq!(b, [1, 2, 3, 4]);
+        assert!(!t.read(0x1004, &mut b));
+        assert!(t.answer([5; 8]));
+        t.rewind();
+        assert!(t.read(0x1000, &mut b) && t.read(0x1004, &mut b));
+        assert_eq!(b, [5; 4]);
+    }
+
+    #[test]
+    fn another_access_is_a_new_one() {
+        let mut t = Traffic::default();
+        let mut b = [0; 2];
+        assert!(!t.read(0x1000, &mut b));
+        assert!(t.answer([1; 8]));
+        t.rewind();
+        assert!(!t.read(0x2000, &mut b));
+        assert_eq!(t.wanted, Some(Wanted::Mmio { gpa: 0x2000, len: 2 }));
+    }
+
+    #[test]
+    fn writes_are_cut_at_eight_bytes() {
+        let mut t = Traffic::default();
+        assert!(t.post(0x1006, &[9; 256]));
+        let mut at = 0x1006;
+        while let Some(p) = t.next_write() {
+            assert_eq!(p.target, Target::Mmio(at));
+            assert!((at & 7) + u64::from(p.len) <= 8);
+            at += u64::from(p.len);
+        }
+        assert_eq!(at, 0x1106);
+        assert!(!t.has_writes());
+    }
+
+    #[test]
+    fn a_full_queue_refuses() {
+        let mut t = Traffic::default();
+        assert!(t.post(0, &[0; 272]));
+        assert!(!t.post(0, &[0; 8]));
+    }
+}

@@ -1,0 +1,174 @@
+//! One access to an MSR: what it borrows, and what it may lead to.
+
+use super::{MsrState, list};
+use crate::clock::VcpuClock;
+use crate::cpuid::GuestCpuid;
+use crate::vcpu::Core;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use host::{Cpu, Host};
+use irqchip::{Lapic, TimerEffect};
+
+/// Why an access did not happen. The guest gets #GP(0), unless user space wants to know (KVM_CAP_X86_USER_SPACE_MSR).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MsrError {
+    /// There is no such MSR.
+    Unknown,
+    /// There is, but not for this guest, not in this way or not with this value.
+    Invalid,
+    /// The filter denies it.
+    Filtered,
+}
+
+impl MsrError {
+    /// KVM_MSR_EXIT_REASON_*.
+    pub const fn exit_reason(self) -> u32 {
+        match self {
+            MsrError::Invalid => 1,
+            MsrError::Unknown => 2,
+            MsrError::Filtered => 4,
+        }
+    }
+}
+
+/// What has to be done after a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MsrEffect {
+    /// Nothing.
+    None,
+    /// What a register of the local APIC asks for.
+    Lapic(irqchip::Effect),
+    /// The TSC deadline changed.
+    Timer(TimerEffect),
+    /// IA32_APIC_BASE changed: what others know of the local APIC, and the APIC bit in CPUID.
+    ApicBase,
+    /// Something that CPUID shows changed.
+    CpuidChanged,
+    /// EFER changed; the new value is in the save area.
+    Efer {
+        /// EFER before, without SVME.
+        old: u64,
+    },
+    /// The TSC offset changed.
+    TscOffset,
+    /// User space wrote the TSC: [`VmClock::write_tsc`](crate::clock::VmClock::write_tsc) with this value.
+    SyncTsc(u64),
+    /// The system-time MSR was written: [`VmClock::system_time_written`](crate::clock::VmClock::system_time_written).
+    SystemTime {
+        /// The guest used the old pair of MSRs (true) or the new one; None if it was user space.
+        old_msr: Option<bool>,
+    },
+    /// The wall clock page at this address is to be written.
+    WallClock(u64),
+    /// SPEC_CTRL was used for the first time: it passes through from now on.
+    SpecCtrl,
+    /// A prediction barrier with this value, asked for by user space or a guest that is intercepted.
+    PredCmd(u64),
+}
+
+/// MSR state and policy that the vCPUs of a VM share.
+#[derive(Debug, Default)]
+pub struct VmMsrs {
+    /// KVM_WALL_CLOCK.
+    pub wall_clock: AtomicU64,
+    /// KVM_CAP_MSR_PLATFORM_INFO switched off: guests cannot read PLATFORM_INFO.
+    pub platform_info_hidden: AtomicBool,
+    /// KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT switched off: MISC_ENABLE bit 18 shows in CPUID.
+    pub misc_enable_mwait: AtomicBool,
+    /// KVM_CAP_ENFORCE_PV_FEATURE_CPUID: paravirtual MSRs exist only for guests that were shown them.
+    pub enforce_pv: AtomicBool,
+    /// The module parameter `ignore_msrs`: unknown MSRs read zero and swallow writes.
+    pub ignore: AtomicBool,
+}
+
+/// The clocks that MSRs show. Every [`Host`] has them.
+pub trait Clocks {
+    /// Host TSC.
+    fn host_tsc(&self) -> u64;
+    /// Monotonic time in ns.
+    fn monotonic_ns(&self) -> u64;
+}
+
+impl<H: Host> Clocks for H {
+    #[inline]
+    fn host_tsc(&self) -> u64 {
+        self.tsc()
+    }
+    #[inline]
+    fn monotonic_ns(&self) -> u64 {
+        self.now_ns()
+    }
+}
+
+/// One vCPU's MSRs, for one access.
+pub struct MsrAccess<'a, C: Cpu, T: Clocks> {
+    /// Clocks.
+    pub time: &'a T,
+    /// The processor: MSRs in the save area and those that the world switch swaps.
+    pub cpu: &'a mut C,
+    /// The local APIC, if it is in the kernel.
+    pub lapic: Option<&'a mut Lapic>,
+    /// IA32_APIC_BASE if it is not.
+    pub apic_base: &'a mut u64,
+    /// What the guest was shown.
+    pub cpuid: &'a GuestCpuid,
+    /// Plain values.
+    pub state: &'a mut MsrState,
+    /// TSC and clock page.
+    pub clock: &'a mut VcpuClock,
+    /// What vCPUs share.
+    pub vm: &'a VmMsrs,
+    /// The guest's CR0.
+    pub cr0: u64,
+    /// The guest's CR4.
+    pub cr4: u64,
+}
+
+impl<H: Host> Core<H> {
+    /// Borrows what an MSR access needs.
+    #[inline]
+    pub fn msrs<'a>(&'a mut self, host: &'a H, vm: &'a VmMsrs) -> MsrAccess<'a, H::Cpu, H> {
+        MsrAccess {
+            time: host,
+            cpu: &mut self.cpu,
+            lapic: self.lapic.as_mut(),
+            apic_base: &mut self.apic_base,
+            cpuid: &self.cpuid,
+            state: &mut self.msr,
+            clock: &mut self.clock,
+            vm,
+            cr0: self.guest_cr0,
+            cr4: self.guest_cr4,
+        }
+    }
+}
+
+impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
+    /// RDMSR, or KVM_GET_MSRS with `host`. The filter is the caller's.
+    #[inline]
+    pub fn read(&mut self, index: u32, host: bool) -> Result<u64, MsrError> {
+        match self.read_known(index, host) {
+            // User space may read whatever KVM_GET_MSR_INDEX_LIST names, also when the guest does not have it.
+            Err(MsrError::Unknown) if host && list::is_advertised(index) || self.vm.ignore.load(Relaxed) => Ok(0),
+            result => result,
+        }
+    }
+
+    /// WRMSR, or KVM_SET_MSRS with `host`. The filter is the caller's.
+    #[inline]
+    pub fn write(&mut self, index: u32, value: u64, host: bool) -> Result<MsrEffect, MsrError> {
+        match self.write_known(index, value, host) {
+            Err(MsrError::Unknown)
+                if host && value == 0 && list::is_advertised(index) || self.vm.ignore.load(Relaxed) =>
+            {
+                Ok(MsrEffect::None)
+            }
+            result => result,
+        }
+    }
+
+    /// Does the guest have the paravirtual feature? Without enforcement, all that are offered exist.
+    pub(super) fn pv(&self, feature: u32) -> Result<(), MsrError> {
+        let has = !self.vm.enforce_pv.load(Relaxed) || self.cpuid.flags().kvm_features & feature != 0;
+        if has { Ok(()) } else { Err(MsrError::Invalid) }
+    }
+}

@@ -1,0 +1,92 @@
+//! Which MSRs KVM_GET_MSR_INDEX_LIST and KVM_GET_MSR_FEATURE_INDEX_LIST name (KVM API document 4.3).
+
+use super::number::{DE_CFG_LFENCE, POWER_CTL};
+use crate::cpuid::{Caps, Feature, HostInfo};
+use arch::msr::*;
+
+/// Guest state that the processor has, too.
+const SAVED: [u32; 13] = [
+    SYSENTER_CS,
+    SYSENTER_ESP,
+    SYSENTER_EIP,
+    STAR,
+    CSTAR,
+    KERNEL_GS_BASE,
+    SYSCALL_MASK,
+    LSTAR,
+    TSC,
+    PAT,
+    VM_HSAVE_PA,
+    TSC_AUX,
+    SPEC_CTRL,
+];
+
+/// Guest state that exists whatever the processor has.
+const EMULATED: [u32; 18] = [
+    KVM_WALL_CLOCK,
+    KVM_SYSTEM_TIME,
+    KVM_WALL_CLOCK_NEW,
+    KVM_SYSTEM_TIME_NEW,
+    TSC_ADJUST,
+    TSC_DEADLINE,
+    ARCH_CAPABILITIES,
+    MISC_ENABLE,
+    MCG_STATUS,
+    MCG_CTL,
+    PLATFORM_INFO,
+    MISC_FEATURES_ENABLES,
+    VIRT_SPEC_CTRL,
+    TSC_RATIO,
+    POWER_CTL,
+    BIOS_SIGN_ID,
+    KVM_POLL_CONTROL,
+    HWCR,
+];
+
+/// MSRs that describe the processor, for KVM_GET_MSRS on /dev/kvm.
+const FEATURES: [u32; 3] = [DE_CFG, BIOS_SIGN_ID, ARCH_CAPABILITIES];
+
+/// What ARCH_CAPABILITIES says by default: none of Intel's leaks (RDCL_NO, MDS_NO, GDS_NO, ITS_NO), no flush of the L1D
+/// at nested entry needed, and no machine check by changing a page's size.
+pub(super) const ARCH_CAPABILITIES_DEFAULT: u64 = 1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 26 | 1 << 62;
+
+/// MSRs that user space saves and restores.
+pub fn msr_index_list(host: &impl HostInfo, each: &mut impl FnMut(u32)) {
+    let switch = host.switch_features();
+    for msr in SAVED {
+        let exists = match msr {
+            TSC_AUX => switch.tsc_aux,
+            SPEC_CTRL => switch.spec_ctrl,
+            _ => true,
+        };
+        if exists {
+            each(msr);
+        }
+    }
+    EMULATED.into_iter().for_each(each);
+}
+
+/// Is it one that [`msr_index_list`] may name?
+pub(super) fn is_advertised(msr: u32) -> bool {
+    SAVED.contains(&msr) || EMULATED.contains(&msr)
+}
+
+/// MSRs of which [`feature_msr`] knows a value.
+pub fn feature_index_list(host: &impl HostInfo, each: &mut impl FnMut(u32)) {
+    FEATURES.into_iter().filter(|&msr| feature_msr(host, msr).is_some()).for_each(each);
+}
+
+/// What can be offered in a describing MSR; None if it is none, or the host has none.
+pub fn feature_msr(host: &impl HostInfo, msr: u32) -> Option<u64> {
+    match msr {
+        DE_CFG => Some(de_cfg(&Caps::new(host))),
+        BIOS_SIGN_ID => host.describing_msr(BIOS_SIGN_ID),
+        ARCH_CAPABILITIES => Some(ARCH_CAPABILITIES_DEFAULT),
+        _ => None,
+    }
+}
+
+/// DE_CFG bits that a guest may set: LFENCE serializes if the host's does.
+pub(super) fn de_cfg(caps: &Caps) -> u64 {
+    if caps.has(Feature::LFENCE_RDTSC) { DE_CFG_LFENCE } else { 0 }
+}

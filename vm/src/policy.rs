@@ -1,0 +1,245 @@
+//! What CPUID, the MSRs and the clocks mean for one vCPU: the thin layer between their pure rules and the processor.
+
+use crate::clock::{ClockData, GuestMemory, write_wall_clock};
+use crate::cpuid::{KVM_PV_UNHALT, Runtime};
+use crate::msr::{MsrEffect, MsrError, passthrough};
+use crate::run::Next;
+use crate::vcpu::Core;
+use crate::{CpuidEntry, Ctx, Vm};
+use arch::Gpa;
+use core::sync::atomic::Ordering::Relaxed;
+use host::{Cpu, Errno, Host, Request};
+use irqchip::ChipMode;
+
+/// KVM_X86_DISABLE_EXITS_HLT.
+const DISABLE_HLT: u32 = 2;
+
+/// Guest memory for the clock pages.
+struct Pages<'a, H: Host>(&'a Vm<H>);
+
+impl<H: Host> GuestMemory for Pages<'_, H> {
+    fn read(&mut self, gpa: u64, buf: &mut [u8]) -> bool {
+        self.0.mmu.read_phys(Gpa(gpa), buf).is_ok()
+    }
+    fn write(&mut self, gpa: u64, buf: &[u8]) -> bool {
+        self.0.mmu.write_phys(Gpa(gpa), buf).is_ok()
+    }
+}
+
+impl<H: Host> Core<H> {
+    fn runtime(&self, vm: &Vm<H>) -> Runtime {
+        let extra = self.cpu.extra();
+        Runtime {
+            cr4: self.guest_cr4,
+            apic_enabled: match &self.lapic {
+                Some(l) => l.mode() != irqchip::Mode::Disabled,
+                None => self.apic_base & 1 << 11 != 0,
+            },
+            xcr0: extra.xcr0,
+            xss: extra.xss,
+            mwait: None,
+            hlt_in_guest: vm.config.disabled_exits.load(Relaxed) & DISABLE_HLT != 0,
+        }
+    }
+
+    /// Does the guest have the paravirtual kick?
+    pub(crate) fn has_pv_unhalt(&self) -> bool {
+        self.cpuid.flags().kvm_features & KVM_PV_UNHALT != 0
+    }
+}
+
+impl<H: Host> Ctx<'_, H> {
+    /// CPUID shows some state of the processor: after CR4, XCR0, XSS or the APIC base changed.
+    pub(crate) fn update_cpuid(&mut self) {
+        let now = self.core.runtime(self.vm);
+        self.core.cpuid.update(&now);
+    }
+
+    /// KVM_SET_CPUID2. Errors: E2BIG, EINVAL (what this hypervisor cannot give, or a change after the first KVM_RUN),
+    /// ENOMEM.
+    pub fn set_cpuid(&mut self, entries: &[CpuidEntry]) -> Result<(), Errno> {
+        let now = self.core.runtime(self.vm);
+        self.core.cpuid.set(entries, &now, self.core.has_run)?;
+        let features = self.core.cpuid.lapic_features(self.vm.chip_mode() == ChipMode::Split);
+        if let Some(lapic) = &mut self.core.lapic {
+            lapic.set_features(features);
+        }
+        let flags = self.core.cpuid.flags();
+        let tsc_aux = flags.rdtscp || flags.rdpid;
+        self.core.cpu.extra_mut().load_tsc_aux = tsc_aux;
+        self.apply_msr_policy();
+        Ok(())
+    }
+
+    /// KVM_GET_CPUID2.
+    pub fn cpuid_entries(&self) -> &[CpuidEntry] {
+        self.core.cpuid.entries()
+    }
+
+    /// KVM_X86_SETUP_MCE. Errors: EINVAL (capabilities that are not supported).
+    pub fn setup_mce(&mut self, mcg_cap: u64) -> Result<(), Errno> {
+        self.core.msr.setup_mce(mcg_cap)
+    }
+
+    /// Sets which MSRs pass without an exit.
+    pub(crate) fn apply_msr_policy(&mut self) {
+        let filter = self.vm.msr_filter.read();
+        let core = &mut *self.core;
+        let cpu = &mut core.cpu;
+        passthrough(&core.cpuid, &core.msr, filter.as_ref(), &mut |msr, read, write| {
+            cpu.set_msr_intercept(msr, read, write);
+        });
+    }
+
+    /// KVM_GET_MSRS, one MSR.
+    pub fn get_msr(&mut self, index: u32) -> Result<u64, MsrError> {
+        self.core.msrs(&self.vm.host, &self.vm.msrs).read(index, true)
+    }
+
+    /// KVM_SET_MSRS, one MSR.
+    pub fn set_msr(&mut self, index: u32, value: u64) -> Result<(), MsrError> {
+        let effect = self.core.msrs(&self.vm.host, &self.vm.msrs).write(index, value, true)?;
+        self.apply_msr_effect(effect);
+        Ok(())
+    }
+
+    /// RDMSR by the guest.
+    #[inline]
+    pub(crate) fn guest_read_msr(&mut self, index: u32) -> Result<u64, MsrError> {
+        self.filtered(index, false)?;
+        self.core.msrs(&self.vm.host, &self.vm.msrs).read(index, false)
+    }
+
+    /// WRMSR by the guest. Ok: what the write asks of user space.
+    #[inline]
+    pub(crate) fn guest_write_msr(&mut self, index: u32, value: u64) -> Result<Next, MsrError> {
+        self.filtered(index, true)?;
+        let effect = self.core.msrs(&self.vm.host, &self.vm.msrs).write(index, value, false)?;
+        Ok(self.apply_msr_effect(effect))
+    }
+
+    #[inline]
+    fn filtered(&self, index: u32, write: bool) -> Result<(), MsrError> {
+        if !self.vm.msr_filter_used.load(Relaxed) {
+            return Ok(());
+        }
+        match &*self.vm.msr_filter.read() {
+            Some(f) if !f.allowed(index, write) => Err(MsrError::Filtered),
+            _ => Ok(()),
+        }
+    }
+
+    fn apply_msr_effect(&mut self, effect: MsrEffect) -> Next {
+        match effect {
+            MsrEffect::None | MsrEffect::PredCmd(_) => {}
+            MsrEffect::Lapic(e) => return self.apply_effect(e),
+            MsrEffect::Timer(t) => self.apply_timer(t),
+            MsrEffect::ApicBase => {
+                self.update_cpuid();
+                self.publish_address();
+            }
+            MsrEffect::CpuidChanged => self.update_cpuid(),
+            MsrEffect::Efer { .. } => self.core.cpu.flush_tlb(),
+            MsrEffect::TscOffset => self.tsc_moved(),
+            MsrEffect::SyncTsc(value) => {
+                let now = self.vm.host.time_point();
+                let all = self.vm.clock.lock().write_tsc(&mut self.core.clock, value, now);
+                self.tsc_moved();
+                self.ring_clock(all);
+            }
+            MsrEffect::SystemTime { old_msr } => {
+                let now = self.vm.host.time_point();
+                let boot = self.vm.is_bsp(self.me.id);
+                let all = self.vm.clock.lock().system_time_written(boot, old_msr, now);
+                self.ring_clock(all);
+            }
+            MsrEffect::WallClock(gpa) => {
+                let now = self.vm.host.time_point();
+                let clock = *self.vm.clock.lock();
+                write_wall_clock(&clock, gpa, now, &mut Pages(self.vm));
+            }
+            MsrEffect::SpecCtrl => self.apply_msr_policy(),
+        }
+        Next::Resume
+    }
+
+    /// The TSC offset changed: the processor, the timer and the clock page follow.
+    fn tsc_moved(&mut self) {
+        self.core.cpu.set_tsc_offset(self.core.clock.tsc_offset());
+        if let Some(lapic) = &self.core.lapic {
+            let due = lapic.timer_due();
+            self.apply_timer(due);
+        }
+        self.ring_clock(false);
+    }
+
+    fn ring_clock(&self, all: bool) {
+        use host::VcpuThread;
+        if all {
+            self.vm.ring_all(Request::Clock);
+        } else {
+            self.me.thread.bell().ring(Request::Clock);
+        }
+    }
+
+    /// Request::Clock: writes the guest's clock page anew.
+    pub(crate) fn update_clock(&mut self) {
+        let now = self.vm.host.time_point();
+        let clock = *self.vm.clock.lock();
+        self.core.clock.publish(&clock, now, &mut Pages(self.vm));
+    }
+
+    /// KVM_KVMCLOCK_CTRL. Errors: EINVAL (the guest has no clock page).
+    pub fn kvmclock_ctrl(&mut self) -> Result<(), Errno> {
+        self.core.clock.pause()?;
+        self.ring_clock(false);
+        Ok(())
+    }
+
+    /// KVM_SET_TSC_KHZ. Errors: EINVAL (a frequency that the processor cannot give).
+    pub fn set_tsc_khz(&mut self, khz: u32) -> Result<(), Errno> {
+        self.core.clock.set_tsc_khz(khz, self.vm.host.tsc_khz())?;
+        self.ring_clock(false);
+        Ok(())
+    }
+
+    /// KVM_GET_TSC_KHZ.
+    pub fn tsc_khz(&self) -> u32 {
+        self.core.clock.tsc_khz()
+    }
+
+    /// KVM_VCPU_TSC_OFFSET.
+    pub fn tsc_offset(&self) -> u64 {
+        self.core.clock.tsc_offset()
+    }
+
+    /// KVM_VCPU_TSC_OFFSET.
+    pub fn set_tsc_offset(&mut self, offset: u64) {
+        let now = self.vm.host.time_point();
+        let all = self.vm.clock.lock().set_tsc_offset(&mut self.core.clock, offset, now);
+        self.tsc_moved();
+        self.ring_clock(all);
+    }
+}
+
+impl<H: Host> Vm<H> {
+    /// KVM_GET_CLOCK.
+    pub fn get_clock(&self) -> ClockData {
+        self.clock.lock().get(self.host.time_point())
+    }
+
+    /// KVM_SET_CLOCK. Errors: EINVAL (unknown flags).
+    pub fn set_clock(&self, d: ClockData) -> Result<(), Errno> {
+        self.clock.lock().set(d, self.host.time_point())?;
+        self.ring_all(Request::Clock);
+        Ok(())
+    }
+
+    /// KVM_X86_SET_MSR_FILTER: replaces the filter; None denies nothing.
+    pub fn set_msr_filter(&self, filter: Option<crate::msr::MsrFilter>) {
+        self.msr_filter_used.store(filter.is_some(), Relaxed);
+        let old = core::mem::replace(&mut *self.msr_filter.write(), filter);
+        drop(old);
+        self.ring_all(Request::MsrFilter);
+    }
+}

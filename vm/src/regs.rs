@@ -1,0 +1,376 @@
+//! Control registers with what follows from them, and the register ioctls.
+
+use crate::state::{DebugRegs, Regs, Sregs};
+use crate::vcpu::Core;
+use crate::{Ctx, Events, MpState};
+use arch::cr::{Cr0, Cr4, DR6_RESET, Efer};
+use arch::event::vector;
+use arch::vmcb::INT_SHADOW;
+use arch::{CleanBits, Exception, Segment, SegmentAttr};
+use core::sync::atomic::Ordering::Relaxed;
+use host::{Cpu, Errno, Fpu, Host};
+
+/// Writable bits of CR0 (APM 3.1.1).
+const CR0_BITS: u64 = 0xe005_003f;
+/// Bits of CR0 that the hardware runs without, whatever the guest sets: caching is the host's business.
+const CR0_MASKED: Cr0 = Cr0::CD.union(Cr0::NW);
+
+impl<H: Host> Core<H> {
+    /// CR0 as the guest sees it.
+    pub(crate) fn cr0(&self) -> u64 {
+        // TS and MP change without an exit (only selective writes are intercepted).
+        let live = (Cr0::TS | Cr0::MP).bits();
+        self.guest_cr0 & !live | self.cpu.save().cr0 & live
+    }
+
+    /// Puts a CR0 that has been checked into the hardware.
+    pub(crate) fn load_cr0(&mut self, value: u64) {
+        let value = value | Cr0::ET.bits();
+        self.guest_cr0 = value;
+        let hw = value & !CR0_MASKED.bits();
+        self.cpu.save_mut(CleanBits::CRX).cr0 = hw;
+        // Reads must be answered with the guest's value only while it differs from the hardware's, and then every
+        // write has to be seen as well.
+        let differs = u16::from(hw != value);
+        self.cpu.set_cr_intercepts(differs, differs);
+    }
+
+    /// Puts a CR4 that has been checked into the hardware. MCE stays on: a machine check is the host's.
+    pub(crate) fn load_cr4(&mut self, value: u64) {
+        self.guest_cr4 = value;
+        self.cpu.save_mut(CleanBits::CRX).cr4 = value | Cr4::MCE.bits();
+    }
+
+    /// A guest's MOV to CR0 with its checks and consequences (APM 3.1.1, 14.6). Err: #GP(0).
+    pub(crate) fn write_cr0(&mut self, value: u64) -> Result<(), Exception> {
+        let gp = Err(Exception::gp(0));
+        let old = self.cr0();
+        let new = Cr0::from_bits_retain(value & CR0_BITS | Cr0::ET.bits());
+        if value >> 32 != 0
+            || new.contains(Cr0::PG) && !new.contains(Cr0::PE)
+            || new.contains(Cr0::NW) && !new.contains(Cr0::CD)
+        {
+            return gp;
+        }
+        let was_paging = old & Cr0::PG.bits() != 0;
+        let paging = new.contains(Cr0::PG);
+        let efer = Efer::from_bits_retain(self.cpu.save().efer);
+        if paging != was_paging {
+            if paging && efer.contains(Efer::LME) {
+                let long_code = self.cpu.save().cs.attrib.has(SegmentAttr::L);
+                if self.guest_cr4 & Cr4::PAE.bits() == 0 || long_code {
+                    return gp;
+                }
+                self.cpu.save_mut(CleanBits::CRX).efer = (efer | Efer::LMA).bits();
+            } else if !paging {
+                if self.guest_cr4 & Cr4::PCIDE.bits() != 0 || self.cpu.save().cs.attrib.has(SegmentAttr::L) && efer.contains(Efer::LMA) {
+                    return gp;
+                }
+                self.cpu.save_mut(CleanBits::CRX).efer = (efer - Efer::LMA).bits();
+            }
+        }
+        self.load_cr0(new.bits());
+        if (old ^ new.bits()) & (Cr0::PG | Cr0::WP | Cr0::PE).bits() != 0 {
+            self.cpu.flush_tlb();
+        }
+        Ok(())
+    }
+
+    /// A guest's MOV to CR4 (APM 3.1.3). Err: #GP(0).
+    pub(crate) fn write_cr4(&mut self, value: u64) -> Result<(), Exception> {
+        let gp = Err(Exception::gp(0));
+        let old = self.guest_cr4;
+        if !self.cpuid.cr4_valid(value) {
+            return gp;
+        }
+        let (old_bits, new) = (Cr4::from_bits_retain(old), Cr4::from_bits_retain(value));
+        let long = self.cpu.save().efer & Efer::LMA.bits() != 0;
+        if long && (!new.contains(Cr4::PAE) || (old_bits ^ new).contains(Cr4::LA57)) {
+            return gp;
+        }
+        if new.contains(Cr4::PCIDE) && !old_bits.contains(Cr4::PCIDE) && (!long || self.cpu.save().cr3 & 0xfff != 0) {
+            return gp;
+        }
+        self.load_cr4(value);
+        let flushing = Cr4::PSE | Cr4::PAE | Cr4::PGE | Cr4::PCIDE | Cr4::SMEP | Cr4::SMAP | Cr4::PKE | Cr4::LA57;
+        if (old_bits ^ new).intersects(flushing) {
+            self.cpu.flush_tlb();
+        }
+        Ok(())
+    }
+
+    /// A guest's MOV to CR3, met only by the emulator. Err: #GP(0).
+    pub(crate) fn write_cr3(&mut self, value: u64) -> Result<(), Exception> {
+        let long = self.cpu.save().efer & Efer::LMA.bits() != 0;
+        let reserved = if long { !0u64 << self.cpuid.flags().phys_bits & !(1 << 63) } else { !0u64 << 32 };
+        if value & reserved != 0 {
+            return Err(Exception::gp(0));
+        }
+        let no_flush = value >> 63 != 0 && self.guest_cr4 & Cr4::PCIDE.bits() != 0;
+        self.cpu.save_mut(CleanBits::CRX).cr3 = value & !(1 << 63);
+        if !no_flush {
+            self.cpu.flush_tlb();
+        }
+        Ok(())
+    }
+
+    /// A segment register by the number that ModRM.reg uses (0 ES .. 5 GS), 6 LDTR, 7 TR.
+    pub(crate) fn segment(&self, n: u8) -> Segment {
+        let save = self.cpu.save();
+        match n {
+            0 => save.es,
+            1 => save.cs,
+            2 => save.ss,
+            3 => save.ds,
+            4 => save.fs,
+            5 => save.gs,
+            6 => save.ldtr,
+            _ => save.tr,
+        }
+    }
+
+    /// Loads a segment register; the CPL follows SS.
+    pub(crate) fn set_segment(&mut self, n: u8, value: Segment) {
+        let save = self.cpu.save_mut(CleanBits::SEG);
+        match n {
+            0 => save.es = value,
+            1 => save.cs = value,
+            2 => {
+                save.ss = value;
+                save.cpl = value.attrib.dpl();
+            }
+            3 => save.ds = value,
+            4 => save.fs = value,
+            5 => save.gs = value,
+            6 => save.ldtr = value,
+            _ => save.tr = value,
+        }
+    }
+}
+
+impl<H: Host> Ctx<'_, H> {
+    /// KVM_GET_REGS.
+    pub fn get_regs(&self) -> Regs {
+        let save = self.core.cpu.save();
+        Regs { gpr: core::array::from_fn(|n| self.core.cpu.gpr(n as u8)), rip: save.rip, rflags: self.core.visible_rflags() }
+    }
+
+    /// KVM_SET_REGS. Forgets an exception that waits, as an instruction that has not begun cannot have caused it.
+    pub fn set_regs(&mut self, r: &Regs) {
+        for (n, v) in r.gpr.iter().enumerate() {
+            self.core.cpu.set_gpr(n as u8, *v);
+        }
+        let save = self.core.cpu.save_mut(CleanBits::empty());
+        save.rip = r.rip;
+        save.rflags = r.rflags | 2;
+        self.core.arm_single_step();
+        self.core.inject.exception = None;
+    }
+
+    /// KVM_GET_SREGS(2).
+    pub fn get_sregs(&self) -> Sregs {
+        let save = self.core.cpu.save();
+        Sregs {
+            seg: [save.es, save.cs, save.ss, save.ds, save.fs, save.gs],
+            tr: save.tr,
+            ldtr: save.ldtr,
+            gdt: (save.gdtr.base, save.gdtr.limit as u16),
+            idt: (save.idtr.base, save.idtr.limit as u16),
+            cr0: self.core.cr0(),
+            cr2: save.cr2,
+            cr3: save.cr3,
+            cr4: self.core.guest_cr4,
+            cr8: self.cr8(),
+            efer: save.efer & !Efer::SVME.bits(),
+            apic_base: self.apic_base(),
+            interrupt: self.core.inject.interrupt,
+            pdptrs: None,
+        }
+    }
+
+    /// KVM_SET_SREGS(2). Errors: EINVAL (a control register, EFER or APIC base that no processor holds); nothing is
+    /// changed then.
+    pub fn set_sregs(&mut self, s: &Sregs) -> Result<(), Errno> {
+        self.check_sregs(s)?;
+        self.set_apic_base(s.apic_base, true)?;
+        let save = self.core.cpu.save_mut(CleanBits::all());
+        let [es, cs, ss, ds, fs, gs] = s.seg;
+        (save.es, save.cs, save.ss, save.ds, save.fs, save.gs) = (es, cs, ss, ds, fs, gs);
+        save.cpl = ss.attrib.dpl();
+        (save.tr, save.ldtr) = (s.tr, s.ldtr);
+        (save.gdtr.base, save.gdtr.limit) = (s.gdt.0, s.gdt.1.into());
+        (save.idtr.base, save.idtr.limit) = (s.idt.0, s.idt.1.into());
+        (save.cr2, save.cr3, save.efer) = (s.cr2, s.cr3, s.efer | Efer::SVME.bits());
+        self.core.load_cr0(s.cr0);
+        self.core.load_cr4(s.cr4);
+        self.update_cpuid();
+        self.set_cr8(s.cr8);
+        self.core.cpu.flush_tlb();
+        self.core.inject.interrupt = s.interrupt.or(self.core.inject.interrupt);
+        // Older user space starts the bootstrap processor by its registers alone.
+        if self.core.mp_state == MpState::Halted && self.vm.is_bsp(self.me.id) && cs.selector == 0xf000 && save_is_reset(self.core) {
+            self.core.mp_state = MpState::Runnable;
+        }
+        Ok(())
+    }
+
+    fn check_sregs(&self, s: &Sregs) -> Result<(), Errno> {
+        let cr0 = Cr0::from_bits_retain(s.cr0);
+        let efer = Efer::from_bits_retain(s.efer);
+        let paging = cr0.contains(Cr0::PG);
+        let bad = s.cr0 & !CR0_BITS != 0
+            || paging && !cr0.contains(Cr0::PE)
+            || cr0.contains(Cr0::NW) && !cr0.contains(Cr0::CD)
+            || !self.core.cpuid.cr4_valid(s.cr4)
+            || !self.core.cpuid.efer_valid(s.efer);
+        let long_bad = if efer.contains(Efer::LME) && paging {
+            s.cr4 & Cr4::PAE.bits() == 0
+                || !efer.contains(Efer::LMA)
+                || s.cr3 >> self.core.cpuid.phys_bits() != 0
+        } else {
+            efer.contains(Efer::LMA) || s.seg.get(1).is_some_and(|cs| cs.attrib.has(SegmentAttr::L))
+        };
+        if bad || long_bad { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
+    /// CR8 of the guest (the local APIC's task priority class); bits above 3 are ignored.
+    pub(crate) fn set_cr8(&mut self, value: u64) {
+        match &mut self.core.lapic {
+            Some(lapic) => lapic.set_cr8(value as u8 & 15),
+            None => self.core.cr8 = value & 15,
+        }
+    }
+
+    /// KVM_GET_VCPU_EVENTS.
+    pub fn get_events(&mut self) -> Events {
+        self.fetch_mail();
+        let inject = &self.core.inject;
+        let payloads = self.vm.config.exception_payload.load(Relaxed);
+        let exception = inject.exception;
+        let waiting = exception.is_some() && !inject.exception_reinjected;
+        Events {
+            exception_injected: exception.is_some() && (inject.exception_reinjected || !payloads),
+            exception_pending: waiting && payloads,
+            exception_nr: exception.map_or(0, |e| e.vector),
+            exception_error_code: exception.and_then(|e| e.error_code),
+            exception_payload: exception.and_then(|e| e.payload).filter(|_| waiting && payloads),
+            interrupt_injected: inject.interrupt.is_some(),
+            interrupt_nr: inject.interrupt.unwrap_or(0),
+            interrupt_soft: false,
+            shadow: Some(if self.core.cpu.control().int_state & INT_SHADOW != 0 { 3 } else { 0 }),
+            nmi_injected: inject.nmi_injected,
+            nmi_pending: Some(inject.nmi_pending != 0),
+            nmi_masked: inject.nmi_masked,
+            sipi_vector: None,
+            triple_fault: Some(inject.triple_fault),
+        }
+    }
+
+    /// KVM_SET_VCPU_EVENTS. Errors: EINVAL (vector out of range, NMI as exception, a payload without its capability).
+    pub fn set_events(&mut self, e: &Events) -> Result<(), Errno> {
+        let payloads = self.vm.config.exception_payload.load(Relaxed);
+        let has_exception = e.exception_injected || e.exception_pending;
+        if has_exception && (e.exception_nr > 31 || e.exception_nr == vector::NMI)
+            || e.exception_pending && (!payloads || e.exception_injected)
+        {
+            return Err(Errno::EINVAL);
+        }
+        self.fetch_mail();
+        let inject = &mut self.core.inject;
+        inject.exception = has_exception.then_some(Exception {
+            vector: e.exception_nr,
+            error_code: e.exception_error_code,
+            payload: e.exception_payload,
+        });
+        inject.exception_reinjected = e.exception_injected;
+        inject.interrupt = e.interrupt_injected.then_some(e.interrupt_nr);
+        inject.nmi_injected = e.nmi_injected;
+        inject.nmi_masked = e.nmi_masked;
+        if let Some(pending) = e.nmi_pending {
+            inject.nmi_pending = pending.into();
+        }
+        if let Some(triple) = e.triple_fault {
+            inject.triple_fault = triple;
+        }
+        if let Some(shadow) = e.shadow {
+            self.core.cpu.set_interrupt_shadow(shadow != 0);
+        }
+        self.core.cpu.set_intercept(arch::Intercepts::IRET, e.nmi_masked);
+        if let Some(v) = e.sipi_vector.filter(|_| self.core.mp_state == MpState::SipiReceived) {
+            self.start_at(v as u8);
+        }
+        self.me.thread_ring_event();
+        Ok(())
+    }
+
+    /// KVM_GET_DEBUGREGS.
+    pub fn get_debugregs(&self) -> DebugRegs {
+        DebugRegs { db: self.core.debug.dr, dr6: self.core.cpu.save().dr6, dr7: self.core.debug.dr7 }
+    }
+
+    /// KVM_SET_DEBUGREGS. Errors: EINVAL (DR6 or DR7 beyond 32 bits).
+    pub fn set_debugregs(&mut self, d: &DebugRegs) -> Result<(), Errno> {
+        if d.dr6 >> 32 != 0 || d.dr7 >> 32 != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.core.debug.dr = d.db;
+        self.core.cpu.save_mut(CleanBits::DRX).dr6 = d.dr6 | DR6_RESET;
+        self.core.debug.set_dr7(d.dr7);
+        self.core.load_debug();
+        Ok(())
+    }
+
+    /// KVM_GET_MP_STATE.
+    pub fn get_mp_state(&mut self) -> MpState {
+        self.fetch_mail();
+        self.core.mp_state
+    }
+
+    /// KVM_SET_MP_STATE. Errors: EINVAL (a state that needs an in-kernel local APIC).
+    pub fn set_mp_state(&mut self, state: MpState) -> Result<(), Errno> {
+        if self.core.lapic.is_none() && state != MpState::Runnable {
+            return Err(Errno::EINVAL);
+        }
+        self.core.mp_state = match state {
+            MpState::SipiReceived => MpState::InitReceived,
+            other => other,
+        };
+        self.me.thread_ring_event();
+        Ok(())
+    }
+
+    /// KVM_GET_XCRS: XCR0.
+    pub fn get_xcr0(&self) -> u64 {
+        self.core.cpu.extra().xcr0
+    }
+
+    /// XCR0 from the guest (XSETBV) or user space. Errors: EINVAL (components that the guest was not offered, or in a
+    /// combination that the processor refuses; APM 11.5.2).
+    pub fn set_xcr0(&mut self, value: u64) -> Result<(), Errno> {
+        if !self.core.cpuid.xcr0_valid(value) {
+            return Err(Errno::EINVAL);
+        }
+        self.core.cpu.extra_mut().xcr0 = value;
+        self.update_cpuid();
+        Ok(())
+    }
+
+    /// KVM_GET_FPU / KVM_GET_XSAVE(2) of what the kernel keeps; `buf` is cut to the buffer's size.
+    pub fn get_xsave(&self, buf: &mut [u8]) {
+        self.core.fpu.get(buf, self.core.cpu.extra().pkru);
+    }
+
+    /// KVM_SET_XSAVE. Errors: EINVAL (components or MXCSR bits that are not supported).
+    pub fn set_xsave(&mut self, buf: &[u8]) -> Result<(), Errno> {
+        let supported = self.vm.host.host_xcr0();
+        let mut pkru = self.core.cpu.extra().pkru;
+        self.core.fpu.set(buf, supported, &mut pkru)?;
+        self.core.cpu.extra_mut().pkru = pkru;
+        Ok(())
+    }
+}
+
+/// Do the registers look like those after reset (RIP 0xfff0, protection off)?
+fn save_is_reset<H: Host>(core: &Core<H>) -> bool {
+    core.cpu.save().rip == 0xfff0 && core.guest_cr0 & Cr0::PE.bits() == 0
+}

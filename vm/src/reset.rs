@@ -1,0 +1,94 @@
+//! The state of a processor after power-on, INIT and SIPI (APM 14.1.3, table 14-1).
+
+use crate::vcpu::Core;
+use crate::{Ctx, MpState};
+use arch::cr::{Cr0, DR6_RESET, DR7_RESET, Efer};
+use arch::{CleanBits, Segment, SegmentAttr};
+use host::{Cpu, Host};
+
+const CODE: u16 = SegmentAttr::P | SegmentAttr::S | 0xb;
+const DATA: u16 = SegmentAttr::P | SegmentAttr::S | 0x3;
+const LDT: u16 = SegmentAttr::P | 0x2;
+const TSS: u16 = SegmentAttr::P | 0xb;
+
+/// What a segment register holds after reset: 64 KiB at zero.
+const fn segment(attrib: u16) -> Segment {
+    Segment { selector: 0, attrib: SegmentAttr(attrib), limit: 0xffff, base: 0 }
+}
+
+impl<H: Host> Core<H> {
+    /// Puts the registers into their reset state; INIT leaves CR0.CD and NW, the FPU and most MSRs alone.
+    pub(crate) fn reset_registers(&mut self, init: bool) {
+        // RDX holds the processor's signature (APM 14.1.3): CPUID Fn1 EAX, or a family 6 processor's before KVM_SET_CPUID2.
+        let signature = self.cpuid.get(1, 0).map_or(0x600, |e| e.regs[0]);
+        for n in 0..16 {
+            self.cpu.set_gpr(n, 0);
+        }
+        self.cpu.set_gpr(2, signature.into());
+        let kept = if init { self.guest_cr0 & (Cr0::CD | Cr0::NW).bits() } else { (Cr0::CD | Cr0::NW).bits() };
+        let save = self.cpu.save_mut(CleanBits::all());
+        save.cs = Segment { selector: 0xf000, base: 0xffff_0000, ..segment(CODE) };
+        for s in [&mut save.ds, &mut save.es, &mut save.fs, &mut save.gs, &mut save.ss] {
+            *s = segment(DATA);
+        }
+        save.gdtr = segment(0);
+        save.idtr = segment(0);
+        save.ldtr = segment(LDT);
+        save.tr = segment(TSS);
+        save.cpl = 0;
+        save.rip = 0xfff0;
+        save.rflags = 2;
+        save.cr2 = 0;
+        save.cr3 = 0;
+        save.dr6 = DR6_RESET;
+        save.efer = Efer::SVME.bits();
+        if !init {
+            save.g_pat = 0x0007_0406_0007_0406;
+            (save.star, save.lstar, save.cstar, save.sfmask) = (0, 0, 0, 0);
+            (save.kernel_gs_base, save.sysenter_cs, save.sysenter_esp, save.sysenter_eip) = (0, 0, 0, 0);
+            self.cpu.extra_mut().xcr0 = 1;
+            self.cpu.extra_mut().xss = 0;
+        }
+        (self.debug.dr, self.debug.dr7) = ([0; 4], DR7_RESET);
+        self.load_debug();
+        self.cpu.set_interrupt_shadow(false);
+        self.load_cr0(Cr0::ET.bits() | kept);
+        self.load_cr4(0);
+        self.clock.reset();
+        if !init {
+            self.msr.reset();
+        }
+        self.inject.clear();
+        self.traffic.clear();
+        self.cpu.set_event_inj(arch::EventInj::NONE);
+        self.cpu.clear_virq();
+        self.vtpr = 0;
+        self.cpu.set_vtpr(0);
+        self.cpu.set_intercept(arch::Intercepts::VINTR | arch::Intercepts::IRET, false);
+        self.cpu.flush_tlb();
+    }
+}
+
+impl<H: Host> Ctx<'_, H> {
+    /// INIT: application processors wait for SIPI, the bootstrap processor starts over.
+    pub(crate) fn init(&mut self) {
+        self.core.reset_registers(true);
+        self.update_cpuid();
+        if let Some(lapic) = &mut self.core.lapic {
+            let effect = lapic.init();
+            self.me.address.store(lapic.address());
+            self.apply_timer(effect);
+        }
+        self.core.mp_state =
+            if self.vm.is_bsp(self.me.id) { MpState::Runnable } else { MpState::InitReceived };
+    }
+
+    /// SIPI: real mode at `vector << 12`.
+    pub(crate) fn start_at(&mut self, vector: u8) {
+        let save = self.core.cpu.save_mut(CleanBits::SEG);
+        save.cs.selector = u16::from(vector) << 8;
+        save.cs.base = u64::from(vector) << 12;
+        save.rip = 0;
+        self.core.mp_state = MpState::Runnable;
+    }
+}

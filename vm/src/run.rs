@@ -1,0 +1,123 @@
+//! KVM_RUN: the loop that enters the guest, handles its exits and leaves when user space is needed.
+
+use crate::user::{Answer, RunRequest, UserExit};
+use crate::{Ctx, MpState, exits};
+use arch::{EventInj, Exit};
+use host::{Cpu, Errno, Fpu, Host, VcpuThread, Work};
+
+/// What an exit handler decides.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Enter the guest again.
+    Resume,
+    /// Leave to user space.
+    User(UserExit),
+    /// Leave with an errno, and what `kvm_run` says about it.
+    Fail(Errno, UserExit),
+}
+
+impl<H: Host> Ctx<'_, H> {
+    /// One KVM_RUN (KVM API document, 4.10). `answer` is user space's reply to [`pending`](Self::pending).
+    ///
+    /// The second part of the result is the ioctl's: Ok, or EINTR (signal or `immediate_exit`), EAGAIN (an
+    /// application processor that nobody has started), EFAULT or EHWPOISON (guest memory), EIO (the VM is dead).
+    pub fn run(&mut self, req: RunRequest, answer: Answer) -> (UserExit, Result<(), Errno>) {
+        self.core.has_run = true;
+        self.core.arm_single_step();
+        self.core.fpu.load();
+        self.core.cpu.begin();
+        let next = self.complete(answer).and_then(|()| self.start(req)).and_then(|()| self.cycle(req));
+        self.core.cpu.end();
+        self.core.fpu.put();
+        match next {
+            Ok(never) => match never {},
+            Err(Next::User(why)) => (why, Ok(())),
+            Err(Next::Fail(errno, why)) => (why, Err(errno)),
+            Err(Next::Resume) => (UserExit::Interrupted, Err(Errno::EINTR)),
+        }
+    }
+
+    /// What has to hold before the first entry.
+    fn start(&mut self, req: RunRequest) -> Result<(), Next> {
+        if req.immediate_exit {
+            return Err(INTERRUPTED);
+        }
+        if self.core.lapic.is_none() {
+            self.core.cr8 = req.cr8 & 15;
+        }
+        if self.core.mp_state == MpState::Uninitialized {
+            // A processor that waits for INIT and SIPI: sleep, then let user space look.
+            self.me.thread.block();
+            self.service_requests()?;
+            let why = if self.vm.host.do_work() == Work::Signal { Errno::EINTR } else { Errno::EAGAIN };
+            return Err(Next::Fail(why, UserExit::Interrupted));
+        }
+        Ok(())
+    }
+
+    /// The loop. Only returns with a reason to leave.
+    fn cycle(&mut self, req: RunRequest) -> Result<core::convert::Infallible, Next> {
+        loop {
+            self.service_requests()?;
+            if self.core.mp_state != MpState::Runnable {
+                self.wait()?;
+                continue;
+            }
+            if req.interrupt_window && self.ready_for_interrupt() {
+                return Err(Next::User(UserExit::IrqWindowOpen));
+            }
+            self.core.inject_pending(req.interrupt_window);
+            match self.core.cpu.enter(self.me.thread.bell()) {
+                Exit::None => self.not_entered()?,
+                exit => {
+                    self.core.collect_events();
+                    match exits::handle(self, exit) {
+                        Next::Resume => {}
+                        leave => return Err(leave),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The processor was not entered: somebody wants something first.
+    #[cold]
+    fn not_entered(&mut self) -> Result<(), Next> {
+        self.core.cpu.set_event_inj(EventInj::NONE);
+        if let Some(errno) = self.core.cpu.broken() {
+            return Err(Next::Fail(errno, UserExit::Shutdown));
+        }
+        match self.vm.host.do_work() {
+            Work::None => Ok(()),
+            Work::Signal => Err(INTERRUPTED),
+        }
+    }
+
+    /// Halted: sleep until something wakes the guest, or a signal.
+    fn wait(&mut self) -> Result<(), Next> {
+        if self.wake_condition() {
+            self.core.mp_state = MpState::Runnable;
+            return Ok(());
+        }
+        self.me.thread.block();
+        match self.vm.host.do_work() {
+            Work::None => Ok(()),
+            Work::Signal => Err(INTERRUPTED),
+        }
+    }
+
+    /// Does anything end HLT?
+    fn wake_condition(&mut self) -> bool {
+        let core = &mut *self.core;
+        if core.mp_state != MpState::Halted {
+            return false;
+        }
+        let unhalted = self.me.mail.unhalt.swap(false, core::sync::atomic::Ordering::AcqRel);
+        let inject = &core.inject;
+        let interrupt = inject.external.is_some() || core.lapic.as_ref().is_some_and(|l| l.pending_vector().is_some());
+        unhalted || inject.busy() || inject.nmi_pending > 0 && !inject.nmi_masked || interrupt && core.interruptible()
+    }
+}
+
+/// A signal is pending, or user space asked to come straight back.
+pub const INTERRUPTED: Next = Next::Fail(Errno::EINTR, UserExit::Interrupted);

@@ -1,0 +1,92 @@
+//! What a vCPU says to user space when KVM_RUN returns, and what user space answers (KVM API document, section 5).
+
+/// Why KVM_RUN returned, with what `kvm_run` has to say. The ABI crate writes it into the shared page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserExit {
+    /// KVM_EXIT_IO: the data lies in (or goes to) the PIO page, `size * count` bytes from its start.
+    Io { input: bool, size: u8, port: u16, count: u32 },
+    /// KVM_EXIT_MMIO: `len` is 1 to 8; `data` matters for writes.
+    Mmio { gpa: u64, data: [u8; 8], len: u8, write: bool },
+    /// KVM_EXIT_HLT: only without in-kernel local APIC.
+    Hlt,
+    /// KVM_EXIT_IRQ_WINDOW_OPEN.
+    IrqWindowOpen,
+    /// KVM_EXIT_SHUTDOWN: triple fault.
+    Shutdown,
+    /// KVM_EXIT_FAIL_ENTRY with the hardware's reason and the physical CPU.
+    FailEntry { reason: u64, cpu: u32 },
+    /// KVM_EXIT_INTERNAL_ERROR with `ndata` valid words of data.
+    InternalError { suberror: u32, ndata: u32, data: [u64; 16] },
+    /// KVM_EXIT_IOAPIC_EOI: split irqchip, level-triggered vector.
+    IoapicEoi { vector: u8 },
+    /// KVM_EXIT_X86_RDMSR or _WRMSR (KVM_CAP_X86_USER_SPACE_MSR).
+    Msr { write: bool, reason: u32, index: u32, data: u64 },
+    /// KVM_EXIT_HYPERCALL.
+    Hypercall { nr: u64, args: [u64; 6], longmode: bool },
+    /// KVM_EXIT_DEBUG (KVM_SET_GUEST_DEBUG).
+    Debug { exception: u32, pc: u64, dr6: u64, dr7: u64 },
+    /// KVM_EXIT_SYSTEM_EVENT.
+    SystemEvent { kind: u32 },
+    /// KVM_EXIT_INTR together with -EINTR.
+    Interrupted,
+    /// KVM_EXIT_MEMORY_FAULT together with -EFAULT or -EHWPOISON.
+    MemoryFault { gpa: u64, size: u64, poison: bool },
+}
+
+/// What an exit that needs an answer waits for. Asked at the next KVM_RUN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pending {
+    /// Nothing.
+    #[default]
+    None,
+    /// An MMIO read of this many bytes (1 to 8).
+    MmioRead { len: u8 },
+    /// An MMIO write was reported; more fragments or nothing may follow.
+    MmioWrite,
+    /// A port read: `size * count` bytes of the PIO page.
+    PioIn { size: u8, count: u32 },
+    /// A port write was reported.
+    PioOut,
+    /// KVM_EXIT_X86_RDMSR.
+    Rdmsr,
+    /// KVM_EXIT_X86_WRMSR.
+    Wrmsr,
+    /// KVM_EXIT_HYPERCALL.
+    Hypercall,
+}
+
+/// The answer to [`Pending`], taken from `kvm_run` by the ABI crate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing was asked, or the answer lies in the PIO page, or none is needed.
+    Done,
+    /// MMIO read data.
+    Mmio([u8; 8]),
+    /// MSR exits: `error` nonzero injects #GP.
+    Msr { data: u64, error: bool },
+    /// The hypercall's return value.
+    Hypercall { ret: u64 },
+}
+
+/// What user space asked for in `kvm_run` at the start of KVM_RUN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunRequest {
+    /// `request_interrupt_window`.
+    pub interrupt_window: bool,
+    /// `immediate_exit`.
+    pub immediate_exit: bool,
+    /// `cr8`: taken only without in-kernel local APIC.
+    pub cr8: u64,
+}
+
+/// KVM_INTERNAL_ERROR_* suberrors.
+pub mod suberror {
+    /// The emulator met an instruction that it cannot do.
+    pub const EMULATION: u32 = 1;
+    /// Unexpected exits in a row.
+    pub const SIMUL_EX: u32 = 2;
+    /// An exit while an event was being delivered that the event cannot have caused.
+    pub const DELIVERY_EV: u32 = 3;
+    /// The hardware reported an exit that nobody asked for.
+    pub const UNEXPECTED_EXIT_REASON: u32 = 4;
+}

@@ -1,0 +1,115 @@
+//! One vCPU: the part that other threads reach, and the core that only its own thread (under the vCPU's mutex) does.
+
+use crate::{
+    Vm, clock::VcpuClock, cpuid::GuestCpuid, debug::DebugState, inject::Injection, mmio::Traffic, msr::MsrState, run::Next, state::MpState,
+    user::Pending,
+};
+use arch::Gpa;
+use core::sync::atomic::{AtomicBool, AtomicU32};
+use host::{CpuFeatures, Host, OneBox};
+use irqchip::{AddressCell, Lapic, Pir};
+use lock_api::Mutex;
+use mmu::TableCache;
+
+/// A vCPU. Lives in its VM until the VM ends, whatever happens to its file.
+pub struct Vcpu<H: Host> {
+    /// `vcpu_id` of KVM_CREATE_VCPU: the initial APIC ID.
+    pub id: u32,
+    /// Place in the VM's table, in order of creation.
+    pub index: usize,
+    /// Doorbell, sleep, timer.
+    pub thread: H::Thread,
+    /// Interrupts that others post.
+    pub pir: Pir,
+    /// What others may know of the local APIC.
+    pub address: AddressCell,
+    /// Other events that others post.
+    pub mail: Mail,
+    /// `kvm_run`, the PIO data page, the coalesced ring: what mmap of the vCPU file shows, in this order.
+    pub pages: [H::SharedPage; 3],
+    /// Everything else. Held for the length of each vCPU ioctl.
+    pub core: Mutex<H::RawMutex, Core<H>>,
+}
+
+/// Events posted by other threads; each is followed by a ring of `Request::Event`.
+#[derive(Default)]
+pub struct Mail {
+    /// NMIs that wait, at most 2 (one in service, one latched).
+    pub nmi: AtomicU32,
+    /// INIT arrived.
+    pub init: AtomicBool,
+    /// SIPI arrived: bit 8 set and the vector.
+    pub sipi: AtomicU32,
+    /// A paravirtual kick ends HLT.
+    pub unhalt: AtomicBool,
+}
+
+/// A vCPU's own state.
+pub struct Core<H: Host> {
+    /// The processor: world switch and VMCB.
+    pub cpu: H::Cpu,
+    /// Guest FPU state.
+    pub fpu: H::Fpu,
+    /// The local APIC; None without in-kernel irqchip.
+    pub lapic: Option<Lapic>,
+    /// KVM_SET_CPUID2 and what follows from it.
+    pub cpuid: OneBox<GuestCpuid>,
+    /// MSRs that are plain values.
+    pub msr: OneBox<MsrState>,
+    /// Paravirtual clock and TSC of this vCPU.
+    pub clock: VcpuClock,
+    /// Exceptions, interrupts and NMIs on their way into the guest.
+    pub inject: Injection,
+    /// MMIO and PIO on their way to user space.
+    pub traffic: OneBox<Traffic>,
+    /// Run state.
+    pub mp_state: MpState,
+    /// What the last exit to user space waits for.
+    pub pending: Pending,
+    /// Table pages put aside for nested faults.
+    pub tables: TableCache<H>,
+    /// IA32_APIC_BASE without in-kernel local APIC.
+    pub apic_base: u64,
+    /// CR8 without in-kernel local APIC.
+    pub cr8: u64,
+    /// The guest's view of CR0 and CR4 where they differ from what the hardware runs with (CR0.CD/NW, CR4.MCE).
+    pub guest_cr0: u64,
+    /// See `guest_cr0`.
+    pub guest_cr4: u64,
+    /// The guest's debug registers, and the debugger's.
+    pub debug: DebugState,
+    /// KVM_RUN has been called.
+    pub has_run: bool,
+    /// V_TPR as last seen in the VMCB, to notice the guest's own changes.
+    pub vtpr: u8,
+    /// The processor's features.
+    pub features: CpuFeatures,
+    /// RIP after the IN that user space answers.
+    pub(crate) io_next_rip: u64,
+    /// Guest physical address of the nested fault that is being emulated.
+    pub(crate) fault_gpa: Option<Gpa>,
+    /// Why the host could not do an access of the emulated instruction.
+    pub(crate) host_stop: Option<Next>,
+    /// What a write to a device in the kernel wants of user space once the instruction is complete.
+    pub(crate) device_exit: Next,
+    /// Vectors whose EOI goes to a userspace IOAPIC.
+    pub ioapic_eoi: irqchip::Bits256,
+}
+
+/// One vCPU while its own thread works on it: the VM, what others see, and its state.
+pub struct Ctx<'a, H: Host> {
+    /// The VM.
+    pub vm: &'a Vm<H>,
+    /// The part that other threads reach.
+    pub me: &'a Vcpu<H>,
+    /// Its state, locked.
+    pub core: &'a mut Core<H>,
+}
+
+impl<H: Host> Vcpu<H> {
+    /// The page that holds the data of KVM_EXIT_IO.
+    pub(crate) fn pio_page(&self) -> &H::SharedPage {
+        let [_, pio, _] = &self.pages;
+        pio
+    }
+}

@@ -1,0 +1,364 @@
+//! A VM: what its vCPUs share.
+
+use crate::clock::{VcpuClock, VmClock};
+use crate::debug::DebugState;
+use crate::inject::Injection;
+use crate::ioeventfd::{IoEventSpec, IoEvents};
+use crate::mmio::Traffic;
+use crate::msr::{MsrFilter, MsrState, VmMsrs};
+use crate::run::Next;
+use crate::state::MpState;
+use crate::user::Pending;
+use crate::vcpu::{Core, Ctx, Mail, Vcpu};
+use crate::{cpuid::GuestCpuid, irqchip};
+use ::irqchip::{Address, AddressCell, ChipMode, Lapic, Pir, RoutingTable};
+use alloc::boxed::Box;
+use arch::Hva;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
+use host::{Cpu, CpuConfig, Errno, Host, OneBox, Request, VcpuThread, try_box};
+use lock_api::{Mutex, RwLock};
+use mmu::{Mmu, TableCache};
+use once_cell::race::OnceBox;
+
+/// Most vCPUs of a VM (KVM_CAP_MAX_VCPUS, as stock Debian kernels).
+pub const MAX_VCPUS: usize = 1024;
+/// vCPU ids are below this (KVM_CAP_MAX_VCPU_ID).
+pub const MAX_VCPU_ID: u32 = 4096;
+/// The table of vCPUs has two levels of this size, so that a small VM needs two small pieces.
+const FANOUT: usize = 32;
+
+type Leaf<H> = [OnceBox<[Vcpu<H>; 1]>; FANOUT];
+
+/// Switches that KVM_ENABLE_CAP and the VM ioctls set, read at any time without a lock.
+#[derive(Default)]
+pub struct Config {
+    /// KVM_X2APIC_API_USE_32BIT_IDS.
+    pub x2apic_format: AtomicBool,
+    /// KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK.
+    pub broadcast_quirk_disabled: AtomicBool,
+    /// KVM_CAP_X86_USER_SPACE_MSR: KVM_MSR_EXIT_REASON_* that go to user space.
+    pub user_space_msr: AtomicU32,
+    /// KVM_CAP_EXCEPTION_PAYLOAD.
+    pub exception_payload: AtomicBool,
+    /// KVM_CAP_X86_TRIPLE_FAULT_EVENT.
+    pub triple_fault_event: AtomicBool,
+    /// KVM_CAP_X86_DISABLE_EXITS.
+    pub disabled_exits: AtomicU32,
+    /// KVM_CAP_DISABLE_QUIRKS2.
+    pub disabled_quirks: AtomicU64,
+    /// KVM_CAP_MAX_VCPU_ID; 0: not limited.
+    pub max_vcpu_id: AtomicU32,
+    /// KVM_SET_BOOT_CPU_ID.
+    pub bsp_id: AtomicU32,
+    /// KVM_CAP_EXIT_HYPERCALL: a bit per hypercall number.
+    pub exit_hypercall: AtomicU64,
+    /// KVM_CAP_EXIT_ON_EMULATION_FAILURE.
+    pub exit_on_emulation_error: AtomicBool,
+    /// KVM_SET_TSC_KHZ of the VM: frequency of new vCPUs in kHz; 0: the host's.
+    pub tsc_khz: AtomicU32,
+}
+
+/// A virtual machine.
+pub struct Vm<H: Host> {
+    /// The machine under it.
+    pub host: H,
+    /// Guest memory.
+    pub mmu: Mmu<H>,
+    /// Switches.
+    pub config: Config,
+    /// The paravirtual clock.
+    pub clock: Mutex<H::RawSpin, VmClock>,
+    /// MSR state that the vCPUs share.
+    pub msrs: VmMsrs,
+    /// Which MSRs the guest may touch; None: no filter.
+    pub(crate) msr_filter: RwLock<H::RawRwSem, Option<MsrFilter>>,
+    pub(crate) msr_filter_used: AtomicBool,
+    /// GSI routing. Also taken from eventfd wake-ups, with interrupts off.
+    pub(crate) routing: Mutex<H::RawSpinIrq, RoutingTable>,
+    ioevents: RwLock<H::RawRwSem, IoEvents<H>>,
+    ioevents_used: AtomicBool,
+    /// Where the interrupt controllers are: 0 nowhere, 1 split, 2 all in the kernel.
+    chip: AtomicU8,
+    reserved_pins: AtomicU32,
+    /// Serialises what changes the VM's shape (KVM's `kvm->lock`).
+    shape: Mutex<H::RawMutex, ()>,
+    vcpus: [OnceBox<Leaf<H>>; FANOUT],
+    count: AtomicUsize,
+}
+
+impl<H: Host> Vm<H> {
+    /// A VM without memory and vCPUs. Errors: ENOMEM.
+    pub fn new(host: H) -> Result<Self, Errno> {
+        Ok(Self {
+            mmu: Mmu::new(host.clone())?,
+            clock: Mutex::new(VmClock::new(host.time_point(), host.tsc_khz(), host.tsc_is_stable())),
+            msrs: VmMsrs::default(),
+            config: Config::default(),
+            msr_filter: RwLock::new(None),
+            msr_filter_used: AtomicBool::new(false),
+            routing: Mutex::new(RoutingTable::empty()),
+            ioevents: RwLock::new(IoEvents::default()),
+            ioevents_used: AtomicBool::new(false),
+            chip: AtomicU8::new(0),
+            reserved_pins: AtomicU32::new(0),
+            shape: Mutex::new(()),
+            vcpus: [const { OnceBox::new() }; FANOUT],
+            count: AtomicUsize::new(0),
+            host,
+        })
+    }
+
+    /// KVM_CREATE_VCPU. Ok: the vCPU's index. Errors: EINVAL (id or number of vCPUs above the limit), EEXIST, ENOMEM.
+    pub fn create_vcpu(&self, id: u32) -> Result<usize, Errno> {
+        let limit = match self.config.max_vcpu_id.load(Relaxed) {
+            0 => MAX_VCPU_ID,
+            n => n,
+        };
+        if id >= limit {
+            return Err(Errno::EINVAL);
+        }
+        let _shape = self.shape.lock();
+        if self.vcpu_by_id(id).is_some() {
+            return Err(Errno::EEXIST);
+        }
+        let index = self.count.load(Relaxed);
+        if index >= MAX_VCPUS {
+            return Err(Errno::EINVAL);
+        }
+        let slot = self.slot(index)?;
+        let vcpu = self.new_vcpu(id, index)?;
+        slot.set(vcpu.into_inner()).map_err(|_| Errno::EEXIST)?;
+        self.count.store(index + 1, Release);
+        Ok(index)
+    }
+
+    fn slot(&self, index: usize) -> Result<&OnceBox<[Vcpu<H>; 1]>, Errno> {
+        let leaf = self.vcpus.get(index / FANOUT).ok_or(Errno::EINVAL)?;
+        let leaf = leaf.get_or_try_init(|| -> Result<Box<Leaf<H>>, Errno> {
+            let mut v = alloc::vec::Vec::new();
+            v.try_reserve_exact(FANOUT).map_err(|_| Errno::ENOMEM)?;
+            v.resize_with(FANOUT, OnceBox::new);
+            <Box<Leaf<H>>>::try_from(v.into_boxed_slice()).map_err(|_| Errno::ENOMEM)
+        })?;
+        leaf.get(index % FANOUT).ok_or(Errno::EINVAL)
+    }
+
+    fn new_vcpu(&self, id: u32, index: usize) -> Result<OneBox<Vcpu<H>>, Errno> {
+        let host = &self.host;
+        let bsp = self.is_bsp(id);
+        let cpu = host.new_cpu(&CpuConfig { root: self.mmu.root() })?;
+        let lapic = (self.chip_mode() != ChipMode::None).then(|| Lapic::new(irqchip::Config::new(id, bsp)));
+        let address = AddressCell::new(lapic.as_ref().map_or(Address::NONE, Lapic::address));
+        let waits = !bsp && lapic.is_some();
+        let khz = match self.config.tsc_khz.load(Relaxed) {
+            0 => host.tsc_khz(),
+            khz => khz,
+        };
+        let mut clock = VcpuClock::new(khz);
+        if self.clock.lock().vcpu_created(&mut clock, host.time_point()) {
+            self.ring_all(Request::Clock);
+        }
+        let mut core = Core {
+            cpu,
+            fpu: host.new_fpu()?,
+            lapic,
+            features: host.features(),
+            cpuid: try_box(|| GuestCpuid::new(host))?,
+            msr: try_box(|| MsrState::new(host))?,
+            clock,
+            inject: Injection::default(),
+            traffic: try_box(Traffic::default)?,
+            mp_state: if waits { MpState::Uninitialized } else { MpState::Runnable },
+            pending: Pending::None,
+            tables: TableCache::new(host),
+            apic_base: 0xfee0_0800 | if bsp { 0x100 } else { 0 },
+            cr8: 0,
+            vtpr: 0,
+            has_run: false,
+            guest_cr0: 0,
+            guest_cr4: 0,
+            debug: DebugState::default(),
+            ioapic_eoi: irqchip::Bits256::default(),
+            io_next_rip: 0,
+            fault_gpa: None,
+            host_stop: None,
+            device_exit: Next::Resume,
+        };
+        core.reset_registers(false);
+        core.cpu.set_tsc_offset(core.clock.tsc_offset());
+        let thread = host.new_thread()?;
+        let pages = [host.new_shared_page()?, host.new_shared_page()?, host.new_shared_page()?];
+        let (pir, mail) = (Pir::new(), Mail::default());
+        try_box(|| Vcpu { id, index, thread, pir, address, mail, pages, core: Mutex::new(core) })
+    }
+
+    /// The vCPU that was created as number `index`.
+    #[inline]
+    pub fn vcpu(&self, index: usize) -> Option<&Vcpu<H>> {
+        let [v] = self.vcpus.get(index / FANOUT)?.get()?.get(index % FANOUT)?.get()?;
+        Some(v)
+    }
+
+    /// All vCPUs, in order of creation.
+    pub fn vcpus(&self) -> impl Iterator<Item = &Vcpu<H>> {
+        (0..self.count.load(Acquire)).map_while(|n| self.vcpu(n))
+    }
+
+    /// The vCPU with this id.
+    pub fn vcpu_by_id(&self, id: u32) -> Option<&Vcpu<H>> {
+        self.vcpu(id as usize).filter(|v| v.id == id).or_else(|| self.vcpus().find(|v| v.id == id))
+    }
+
+    /// Runs `f` with the vCPU's own state locked. May sleep until another ioctl on this vCPU returns.
+    pub fn with_vcpu<R>(&self, v: &Vcpu<H>, f: impl FnOnce(&mut Ctx<'_, H>) -> R) -> R {
+        let mut core = v.core.lock();
+        f(&mut Ctx { vm: self, me: v, core: &mut core })
+    }
+
+    /// Is this the bootstrap processor?
+    pub fn is_bsp(&self, id: u32) -> bool {
+        self.config.bsp_id.load(Relaxed) == id
+    }
+
+    /// Where the interrupt controllers are.
+    pub fn chip_mode(&self) -> ChipMode {
+        match self.chip.load(Acquire) {
+            0 => ChipMode::None,
+            1 => ChipMode::Split,
+            _ => ChipMode::Kernel,
+        }
+    }
+
+    /// Pins of the userspace IOAPIC (KVM_CAP_SPLIT_IRQCHIP).
+    pub(crate) fn reserved_pins(&self) -> u32 {
+        self.reserved_pins.load(Relaxed)
+    }
+
+    /// KVM_CAP_SPLIT_IRQCHIP. Errors: EINVAL (more than 4096 pins), EEXIST (there is an irqchip, or a vCPU).
+    pub fn enable_split_irqchip(&self, pins: u64) -> Result<(), Errno> {
+        if pins > irqchip::MAX_ROUTES as u64 {
+            return Err(Errno::EINVAL);
+        }
+        let _shape = self.shape.lock();
+        if self.chip_mode() != ChipMode::None || self.count.load(Relaxed) != 0 {
+            return Err(Errno::EEXIST);
+        }
+        self.reserved_pins.store(pins as u32, Relaxed);
+        self.chip.store(1, Release);
+        Ok(())
+    }
+
+    /// KVM_SET_BOOT_CPU_ID. Errors: EBUSY (there are vCPUs).
+    pub fn set_boot_cpu_id(&self, id: u32) -> Result<(), Errno> {
+        let _shape = self.shape.lock();
+        if self.count.load(Relaxed) != 0 {
+            return Err(Errno::EBUSY);
+        }
+        self.config.bsp_id.store(id, Relaxed);
+        Ok(())
+    }
+
+    /// Are there vCPUs already?
+    pub fn has_vcpus(&self) -> bool {
+        self.count.load(Acquire) != 0
+    }
+
+    /// KVM_IOEVENTFD. Errors: EBADF, EINVAL (no eventfd), EEXIST, ENOENT, ENOSPC, ENOMEM.
+    pub fn ioeventfd(&self, assign: bool, spec: IoEventSpec, fd: i32) -> Result<(), Errno> {
+        let event = self.host.eventfd(fd)?;
+        let _shape = self.shape.lock();
+        if assign {
+            self.ioevents.write().assign(spec, event)?;
+            self.ioevents_used.store(true, Release);
+        } else {
+            let gone = self.ioevents.write().deassign(&spec, &event)?;
+            drop(gone);
+        }
+        Ok(())
+    }
+
+    /// A port write that something in the kernel takes. False: it is user space's.
+    #[inline]
+    pub(crate) fn device_port_write(&self, port: u16, data: &[u8]) -> bool {
+        self.ioevents_used.load(Relaxed) && self.ioevents.read().write(true, port.into(), data)
+    }
+
+    /// A port read that something in the kernel answers.
+    #[inline]
+    pub(crate) fn device_port_read(&self, _port: u16, _data: &mut [u8]) -> bool {
+        false
+    }
+
+    /// An MMIO write that something in the kernel takes.
+    pub(crate) fn device_mmio_write(&self, gpa: u64, data: &[u8]) -> bool {
+        self.ioevents_used.load(Relaxed) && self.ioevents.read().write(false, gpa, data)
+    }
+
+    /// Rings every vCPU, and gets those out of the guest that are in it.
+    pub(crate) fn ring_all(&self, what: Request) {
+        for v in self.vcpus() {
+            v.thread.bell().ring(what);
+            v.thread.kick();
+        }
+    }
+
+    /// The VM is broken for good: every KVM_RUN ends with EIO.
+    pub fn kill(&self) {
+        for v in self.vcpus() {
+            v.thread.bell().ring(Request::VmDead);
+            v.thread.wake();
+        }
+    }
+
+    /// Makes every vCPU drop its nested translations, and returns when none of them can use an old one.
+    pub fn flush_all(&self) {
+        self.ring_all(Request::FlushTlb);
+        for v in self.vcpus() {
+            // The IPI is on its way; the vCPU leaves the guest within its latency.
+            while v.thread.bell().needs_ipi() && v.thread.bell().is_rung(Request::FlushTlb) {
+                core::hint::spin_loop();
+            }
+        }
+    }
+
+    /// mmu notifier: the host is about to change `[start, end)` of the VMM's memory.
+    pub fn mmu_invalidate_start(&self, start: Hva, end: Hva, may_block: bool) {
+        self.mmu.invalidate_start(start, end, may_block, &|| self.flush_all());
+    }
+
+    /// mmu notifier: has the guest used `[start, end)` since the last call? Forgets it.
+    pub fn mmu_age(&self, start: Hva, end: Hva) -> bool {
+        self.mmu.age(start, end)
+    }
+
+    /// mmu notifier: has the guest used `[start, end)`?
+    pub fn mmu_test_young(&self, start: Hva, end: Hva) -> bool {
+        self.mmu.test_young(start, end)
+    }
+
+    /// mmu notifier: the VMM's address space goes away.
+    pub fn mmu_release(&self) {
+        self.mmu.release(&|| self.flush_all());
+        self.kill();
+    }
+
+    /// KVM_SET_USER_MEMORY_REGION. Errors: EINVAL, EEXIST, ENOMEM (KVM API document, 4.35).
+    pub fn set_user_region(&self, r: &mmu::UserRegion) -> Result<(), Errno> {
+        self.mmu.set_user_region(r, &|| self.flush_all())
+    }
+
+    /// KVM_GET_DIRTY_LOG. Errors: EINVAL, ENOENT, EFAULT.
+    pub fn get_dirty_log(&self, slot: u32, bitmap: Hva) -> Result<(), Errno> {
+        self.mmu.get_dirty_log(slot, bitmap, &|| self.flush_all())
+    }
+
+    /// KVM_CLEAR_DIRTY_LOG. Errors: EINVAL, ENOENT, EFAULT.
+    pub fn clear_dirty_log(&self, slot: u32, first: u64, pages: u32, bitmap: Hva) -> Result<(), Errno> {
+        self.mmu.clear_dirty_log(slot, first, pages, bitmap, &|| self.flush_all())
+    }
+
+    /// mmu notifier: the host has changed it.
+    pub fn mmu_invalidate_end(&self, start: Hva, end: Hva) {
+        self.mmu.invalidate_end(start, end);
+    }
+}
