@@ -1,3 +1,28 @@
-//! TODO
+//! The module: the hypervisor's traits over the Linux kernel, and its entry points.
+//!
+//! One object for all kernels; what differs between them is in the C shim (linux/shim), which holds inlines, macros
+//! and static tables of the kernel and no logic. [`Linux`] implements `host::Host`, `Kernel` implements
+//! `switch::Platform`; `load` is where it begins, `files` is where system calls arrive.
 #![no_std]
+#![deny(unsafe_op_in_unsafe_fn)]
 
+extern crate alloc;
+
+mod cpuid;
+mod errno;
+mod event;
+mod files;
+mod fpu;
+mod heap;
+mod irqfd;
+mod load;
+mod lock;
+mod log;
+mod machine;
+mod page;
+mod panic;
+mod platform;
+mod shim;
+mod thread;
+
+pub use machine::Linux;

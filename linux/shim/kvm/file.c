@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * /dev/kvm and the files of VMs and vCPUs. Each table is owned by the vendor module, which cannot be unloaded while a
+ * file is open, and with it this one.
+ */
+#include <linux/anon_inodes.h>
+#include <linux/compat.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/kvm.h>
+#include <linux/miscdevice.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/sched.h>
+#include <hsave.h>
+
+static long system_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	return hsave_system_ioctl(cmd, arg);
+}
+
+static struct file_operations system_fops = {
+	.unlocked_ioctl = system_ioctl,
+	.compat_ioctl = system_ioctl,
+	.llseek = noop_llseek,
+};
+
+static struct miscdevice kvm_device = {
+	.minor = KVM_MINOR,
+	.name = "kvm",
+	.fops = &system_fops,
+};
+
+static long vm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	return hsave_vm_ioctl(file->private_data, cmd, arg, current->mm);
+}
+
+static int vm_release(struct inode *inode, struct file *file)
+{
+	hsave_vm_release(file->private_data);
+	return 0;
+}
+
+static struct file_operations vm_fops = {
+	.unlocked_ioctl = vm_ioctl,
+	.compat_ioctl = vm_ioctl,
+	.release = vm_release,
+	.llseek = noop_llseek,
+};
+
+static long vcpu_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	return hsave_vcpu_ioctl(file->private_data, cmd, arg, current->mm);
+}
+
+static int vcpu_release(struct inode *inode, struct file *file)
+{
+	hsave_vcpu_release(file->private_data);
+	return 0;
+}
+
+static vm_fault_t vcpu_fault(struct vm_fault *vmf)
+{
+	u64 pa = hsave_vcpu_page(vmf->vma->vm_file->private_data, vmf->pgoff);
+
+	if (!pa)
+		return VM_FAULT_SIGBUS;
+	vmf->page = pfn_to_page(pa >> PAGE_SHIFT);
+	get_page(vmf->page);
+	return 0;
+}
+
+static const struct vm_operations_struct vcpu_vm_ops = {
+	.fault = vcpu_fault,
+};
+
+static int vcpu_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	vma->vm_ops = &vcpu_vm_ops;
+	return 0;
+}
+
+static struct file_operations vcpu_fops = {
+	.unlocked_ioctl = vcpu_ioctl,
+	.compat_ioctl = vcpu_ioctl,
+	.release = vcpu_release,
+	.mmap = vcpu_mmap,
+	.llseek = noop_llseek,
+};
+
+/* The descriptor of a new file that owns object, or an error with the object untouched. */
+static int install(const char *name, const struct file_operations *fops, void *object)
+{
+	struct file *file;
+	int fd = get_unused_fd_flags(O_CLOEXEC);
+
+	if (fd < 0)
+		return fd;
+	file = anon_inode_getfile(name, fops, object, O_RDWR);
+	if (IS_ERR(file)) {
+		put_unused_fd(fd);
+		return PTR_ERR(file);
+	}
+	fd_install(fd, file);
+	return fd;
+}
+
+int hsave_install_vm(void *vm)
+{
+	return install("kvm-vm", &vm_fops, vm);
+}
+
+int hsave_install_vcpu(void *vcpu, u32 id)
+{
+	char name[24];
+
+	snprintf(name, sizeof(name), "kvm-vcpu:%u", id);
+	return install(name, &vcpu_fops, vcpu);
+}
+
+void hsave_set_owner(struct module *vendor)
+{
+	system_fops.owner = vendor;
+	vm_fops.owner = vendor;
+	vcpu_fops.owner = vendor;
+}
+
+int hsave_device_register(void)
+{
+	return misc_register(&kvm_device);
+}
+
+void hsave_device_unregister(void)
+{
+	misc_deregister(&kvm_device);
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What the world switch needs at each entry and exit: linux/src/platform.rs. Interrupts are off in all of it.
+ */
+#include <linux/hw_breakpoint.h>
+#include <linux/irqflags.h>
+#include <linux/kvm_host.h>
+#include <asm/cpufeature.h>
+#include <asm/debugreg.h>
+#include <asm/fpu/api.h>
+#include <asm/mce.h>
+#include <asm/nospec-branch.h>
+#if __has_include(<linux/entry-virt.h>)
+#include <linux/entry-virt.h>
+#else
+#include <linux/entry-kvm.h>
+#endif
+#include <hsave.h>
+#include "cpu.h"
+
+void hsave_irq_disable(void)
+{
+	local_irq_disable();
+}
+
+void hsave_irq_enable(void)
+{
+	local_irq_enable();
+}
+
+/* False: the kernel wants work done first. True: the FPU registers are this task's. */
+bool hsave_may_enter(void)
+{
+	xfer_to_guest_mode_prepare();
+	if (xfer_to_guest_mode_work_pending())
+		return false;
+	if (test_thread_flag(TIF_NEED_FPU_LOAD))
+		switch_fpu_return();
+	return true;
+}
+
+void hsave_guest_enter(void)
+{
+	guest_timing_enter_irqoff();
+	guest_state_enter_irqoff();
+}
+
+void hsave_guest_exit(void)
+{
+	guest_state_exit_irqoff();
+	if (hw_breakpoint_active())
+		hw_breakpoint_restore();
+}
+
+/* With an interrupt pending it is taken here: a tick that ended the run is the guest's time. */
+void hsave_guest_done(bool pending)
+{
+	if (pending) {
+		preempt_disable();
+		local_irq_enable();
+		/* The instruction after STI runs before the interrupt is taken. */
+		asm volatile("nop");
+		local_irq_disable();
+	}
+	guest_timing_exit_irqoff();
+	local_irq_enable();
+	if (pending)
+		preempt_enable();
+}
+
+/* Between two guests on this CPU. */
+void hsave_guest_barrier(void)
+{
+#if LINUX_AT_LEAST(7, 0)
+	if (static_branch_likely(&switch_vcpu_ibpb))
+		indirect_branch_prediction_barrier();
+#else
+	indirect_branch_prediction_barrier();
+#endif
+}
+
+void hsave_machine_check(void)
+{
+#if LINUX_AT_LEAST(6, 12)
+	/* As if from user mode: nothing of the kernel was interrupted. */
+	struct pt_regs regs = { .cs = 3, .flags = X86_EFLAGS_IF };
+
+	do_machine_check(&regs);
+#else
+	/* The handler is not exported. */
+	asm volatile("int $18");
+#endif
+}
+
+int hsave_read_msr(u32 index, u64 *value)
+{
+	return rdmsrl_safe(index, value);
+}
+
+/* Which bits of a CPUID register the kernel lets be used; all ones where it has no say. */
+static const struct {
+	u32 leaf;
+	u8 subleaf;
+	u8 reg;
+	u8 word;
+} cpuid_words[] = {
+	{ 0x00000001, 0, 3, CPUID_1_EDX },
+	{ 0x00000001, 0, 2, CPUID_1_ECX },
+	{ 0x00000006, 0, 0, CPUID_6_EAX },
+	{ 0x00000007, 0, 1, CPUID_7_0_EBX },
+	{ 0x00000007, 0, 2, CPUID_7_ECX },
+	{ 0x00000007, 0, 3, CPUID_7_EDX },
+	{ 0x00000007, 1, 0, CPUID_7_1_EAX },
+	{ 0x0000000d, 1, 0, CPUID_D_1_EAX },
+	{ 0x80000001, 0, 3, CPUID_8000_0001_EDX },
+	{ 0x80000001, 0, 2, CPUID_8000_0001_ECX },
+	{ 0x80000008, 0, 1, CPUID_8000_0008_EBX },
+	{ 0x8000000a, 0, 3, CPUID_8000_000A_EDX },
+	{ 0x8000001f, 0, 0, CPUID_8000_001F_EAX },
+	{ 0x80000021, 0, 0, CPUID_8000_0021_EAX },
+};
+
+u32 hsave_cpuid_mask(u32 leaf, u32 subleaf, u32 reg)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(cpuid_words); i++) {
+		if (cpuid_words[i].leaf == leaf && cpuid_words[i].subleaf == subleaf && cpuid_words[i].reg == reg)
+			return boot_cpu_data.x86_capability[cpuid_words[i].word];
+	}
+	return ~0u;
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What locks and loops need of the scheduler: sleeping on a word, preemption, interrupts, pending work.
+ */
+#include <linux/kvm_host.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+#include <linux/wait_bit.h>
+#if __has_include(<linux/entry-virt.h>)
+#include <linux/entry-virt.h>
+#else
+#include <linux/entry-kvm.h>
+#endif
+#include <hsave.h>
+
+/*
+ * Sleeps until *word is no longer value. TASK_IDLE: the holder may be in a guest for as long as it likes, which is no
+ * hung task.
+ */
+void hsave_wait_word(u32 *word, u32 value)
+{
+	might_sleep();
+	___wait_var_event(word, READ_ONCE(*word) != value, TASK_IDLE, 0, 0, schedule());
+}
+
+/* Wakes who sleeps on word. The store to *word before it was a locked instruction, the barrier that this needs. */
+void hsave_wake_word(u32 *word)
+{
+	wake_up_var(word);
+}
+
+void hsave_preempt_disable(void)
+{
+	preempt_disable();
+}
+
+void hsave_preempt_enable(void)
+{
+	preempt_enable();
+}
+
+unsigned long hsave_irq_save(void)
+{
+	unsigned long flags;
+
+	local_irq_save(flags);
+	preempt_disable();
+	return flags;
+}
+
+void hsave_irq_restore(unsigned long flags)
+{
+	local_irq_restore(flags);
+	preempt_enable();
+}
+
+void hsave_cond_resched(void)
+{
+	cond_resched();
+}
+
+#if !LINUX_AT_LEAST(7, 0)
+/* Older kernels report a signal through a vCPU of the stock module; this one takes the report, nobody reads it. */
+static struct kvm_run no_run;
+static struct kvm_vcpu no_vcpu = { .run = &no_run };
+#define handle_work() xfer_to_guest_mode_handle_work(&no_vcpu)
+#else
+#define handle_work() xfer_to_guest_mode_handle_work()
+#endif
+
+/* Reschedules and runs task work as asked for. Nonzero: a signal is pending. May sleep. */
+int hsave_do_work(void)
+{
+	if (!__xfer_to_guest_mode_work_pending())
+		return 0;
+	return handle_work();
+}
+
+/* KVM_SET_SIGNAL_MASK: blocks other signals than the caller's own mask for the length of KVM_RUN. */
+void hsave_sigmask_set(u64 mask)
+{
+	sigset_t set = { .sig = { mask } };
+
+	BUILD_BUG_ON(sizeof(set) != sizeof(mask));
+	sigprocmask(SIG_SETMASK, &set, &current->real_blocked);
+}
+
+void hsave_sigmask_restore(void)
+{
+	sigprocmask(SIG_SETMASK, &current->real_blocked, NULL);
+	sigemptyset(&current->real_blocked);
+}

@@ -1,0 +1,39 @@
+//! The host's CPUID, as far as the kernel lets it be used, and XCR0.
+
+use crate::shim;
+use core::arch::x86_64::__cpuid_count;
+
+/// Bits that follow a control register at run time, so that the kernel's boot-time record says nothing: OSXSAVE
+/// (Fn1_ECX) and OSPKE (Fn7_ECX).
+const LIVE: [(u32, u32, u32); 2] = [(1, 2, 1 << 27), (7, 2, 1 << 4)];
+
+/// CPUID, unfiltered.
+pub fn raw(leaf: u32, subleaf: u32) -> [u32; 4] {
+    #[allow(unused_unsafe)] // Safe on newer compilers.
+    // SAFETY: every processor with SVM has CPUID.
+    let r = unsafe { __cpuid_count(leaf, subleaf) };
+    [r.eax, r.ebx, r.ecx, r.edx]
+}
+
+/// CPUID without what the kernel switched off.
+pub fn limited(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let mut regs = raw(leaf, subleaf);
+    for (n, reg) in (0..).zip(&mut regs) {
+        let live = LIVE.iter().find(|l| (l.0, l.1) == (leaf, n)).map_or(0, |l| l.2);
+        *reg &= shim::hsave_cpuid_mask(leaf, subleaf, n) | live;
+    }
+    regs
+}
+
+/// XCR0 as the host runs; 1 (x87) where it does not use XSAVE.
+pub fn host_xcr0() -> u64 {
+    if raw(1, 0)[2] & 1 << 27 == 0 {
+        return 1;
+    }
+    let (lo, hi): (u32, u32);
+    // SAFETY: OSXSAVE says that XGETBV works.
+    unsafe {
+        core::arch::asm!("xgetbv", in("ecx") 0, out("eax") lo, out("edx") hi, options(nomem, nostack, preserves_flags));
+    }
+    u64::from(hi) << 32 | u64::from(lo)
+}

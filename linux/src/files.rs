@@ -1,0 +1,332 @@
+//! System calls on /dev/kvm and the files of VMs and vCPUs: who owns what, and on to `kvm`.
+//!
+//! A VM lives as long as its own file or any of its vCPUs' files. The kernel keeps a file's object alive during a call
+//! on the file.
+
+use crate::{Linux, errno::check, irqfd::Irqfds, shim, shim::KMm, shim::KNotifier};
+use alloc::boxed::Box;
+use arch::Hva;
+use core::ffi::{c_long, c_void};
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::*};
+use host::{Errno, SharedPage, try_box};
+use kvm::{SystemReply, VcpuReply, VmReply, abi::ioctl::KVM_RUN};
+
+type Vm = vm::Vm<Linux>;
+type Vcpu = vm::Vcpu<Linux>;
+
+/// What the files of a VM share.
+pub struct VmObject {
+    references: AtomicUsize,
+    /// Both null until the VM is at its final place.
+    notifier: AtomicPtr<KNotifier>,
+    /// The address space of the creator, the only one that may use the VM. Compared, never read through.
+    mm: AtomicPtr<KMm>,
+    /// Goes before the VM that it raises interrupts of.
+    irqfds: Irqfds,
+    vm: Vm,
+}
+
+// They are moved into place through the stack, of which the kernel has 16 KiB.
+const _: () = assert!(size_of::<VmObject>() <= 2048);
+const _: () = assert!(size_of::<Vcpu>() <= 8192);
+
+/// A counted reference to a VM.
+struct VmRef(NonNull<VmObject>);
+
+impl VmRef {
+    /// A VM of the current process. Errors: ENOMEM.
+    fn new() -> Result<Self, Errno> {
+        let vm = Vm::new(Linux)?;
+        let object = try_box(|| VmObject {
+            references: AtomicUsize::new(1),
+            notifier: AtomicPtr::new(null_mut()),
+            mm: AtomicPtr::new(null_mut()),
+            irqfds: Irqfds::default(),
+            vm,
+        })?;
+        let object = Box::into_raw(object.into_inner()).cast::<VmObject>();
+        // SAFETY: the box's pointer.
+        let this = Self(unsafe { NonNull::new_unchecked(object) });
+        // SAFETY: the VM is at its final place and outlives the notifier (`drop`).
+        let notifier = unsafe { shim::hsave_notifier_new((&raw const (*object).vm).cast()) };
+        if notifier.is_null() {
+            return Err(Errno::ENOMEM);
+        }
+        this.notifier.store(notifier, Release);
+        // SAFETY: the notifier was just made.
+        this.mm.store(unsafe { shim::hsave_notifier_mm(notifier) }.cast_mut(), Release);
+        Ok(this)
+    }
+}
+
+impl VmObject {
+    /// Is `mm` the address space of the creator?
+    #[inline]
+    fn belongs_to(&self, mm: *const KMm) -> bool {
+        self.mm.load(Relaxed).cast_const() == mm
+    }
+}
+
+impl Clone for VmRef {
+    fn clone(&self) -> Self {
+        self.references.fetch_add(1, Relaxed);
+        Self(self.0)
+    }
+}
+
+// SAFETY: the object is only ever shared, and may be dropped by any thread.
+unsafe impl Send for VmRef {}
+
+impl core::ops::Deref for VmRef {
+    type Target = VmObject;
+
+    fn deref(&self) -> &VmObject {
+        // SAFETY: the reference keeps it alive; it is only ever shared.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for VmRef {
+    /// The last reference goes in process context: a file's release, or a system call.
+    fn drop(&mut self) {
+        if self.references.fetch_sub(1, AcqRel) != 1 {
+            return;
+        }
+        let notifier = self.notifier.load(Acquire);
+        // SAFETY: the last reference. First no notifier call comes any more, then the VM goes; it came from a box of
+        // an array of one.
+        unsafe {
+            if !notifier.is_null() {
+                shim::hsave_notifier_free(notifier);
+            }
+            drop(Box::from_raw(self.0.as_ptr().cast::<[VmObject; 1]>()));
+        }
+    }
+}
+
+/// The file of a vCPU.
+pub struct VcpuFile {
+    owner: VmRef,
+    index: usize,
+    mask: SignalMask,
+}
+
+impl VcpuFile {
+    #[inline]
+    fn vcpu(&self) -> Option<&Vcpu> {
+        self.owner.vm.vcpu(self.index)
+    }
+}
+
+/// KVM_SET_SIGNAL_MASK.
+#[derive(Default)]
+struct SignalMask {
+    on: AtomicBool,
+    blocked: AtomicU64,
+}
+
+impl SignalMask {
+    /// SIGKILL and SIGSTOP cannot be blocked.
+    const NEVER: u64 = 1 << (9 - 1) | 1 << (19 - 1);
+
+    fn set(&self, mask: Option<u64>) {
+        self.blocked.store(mask.unwrap_or(0) & !Self::NEVER, Relaxed);
+        self.on.store(mask.is_some(), Release);
+    }
+
+    /// Runs `f` with the mask in place of the thread's own.
+    #[inline]
+    fn apply<R>(&self, f: impl FnOnce() -> R) -> R {
+        if !self.on.load(Acquire) {
+            return f();
+        }
+        shim::hsave_sigmask_set(self.blocked.load(Relaxed));
+        let r = f();
+        shim::hsave_sigmask_restore();
+        r
+    }
+}
+
+/// What a system call returns.
+#[inline]
+fn result(r: Result<i64, Errno>) -> c_long {
+    r.unwrap_or_else(|e| -i64::from(e as i32))
+}
+
+/// Hands `object` to a new file and returns the descriptor; on failure the object is dropped. The file may be closed
+/// by another thread before this returns. Errors: those of opening a file, ENOMEM.
+fn give<T>(object: T, install: impl FnOnce(*mut c_void) -> i32) -> Result<i64, Errno> {
+    let raw = Box::into_raw(try_box(|| object)?.into_inner());
+    let fd = install(raw.cast());
+    if fd < 0 {
+        // SAFETY: no file took it.
+        drop(unsafe { Box::from_raw(raw) });
+    }
+    check(fd).map(i64::from)
+}
+
+/// ioctl on /dev/kvm.
+#[unsafe(no_mangle)]
+extern "C" fn hsave_system_ioctl(cmd: u32, arg: u64) -> c_long {
+    result(kvm::system_ioctl(&Linux, cmd, arg).and_then(|reply| match reply {
+        SystemReply::Value(v) => Ok(v),
+        // SAFETY: `hsave_vm_release` takes what the file is given.
+        SystemReply::NewVm => give(VmRef::new()?, |p| unsafe { shim::hsave_install_vm(p) }),
+    }))
+}
+
+/// ioctl on a VM's file, from the address space `mm`.
+///
+/// # Safety
+/// `file` is what the file was given, and the file is open.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_vm_ioctl(file: *const VmRef, cmd: u32, arg: u64, mm: *const KMm) -> c_long {
+    // SAFETY: by contract.
+    let object = unsafe { &*file };
+    result(vm_ioctl(object, cmd, arg, mm))
+}
+
+fn vm_ioctl(object: &VmRef, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64, Errno> {
+    if !object.belongs_to(mm) {
+        return Err(Errno::EIO);
+    }
+    match kvm::vm_ioctl(&object.vm, cmd, arg)? {
+        VmReply::Value(v) => Ok(v),
+        VmReply::NewVcpu { index } => {
+            let id = object.vm.vcpu(index).ok_or(Errno::EINVAL)?.id;
+            let file = VcpuFile { owner: object.clone(), index, mask: SignalMask::default() };
+            // SAFETY: `hsave_vcpu_release` takes what the file is given.
+            give(file, |p| unsafe { shim::hsave_install_vcpu(p, id) })
+        }
+        // SAFETY: the VM outlives the list, which goes first (`VmObject`).
+        VmReply::Irqfd(i) if i.assign => {
+            unsafe { object.irqfds.assign(i.fd, i.gsi, (&raw const object.vm).cast()) }.map(|()| 0)
+        }
+        VmReply::Irqfd(i) => object.irqfds.deassign(i.fd, i.gsi).map(|()| 0),
+    }
+}
+
+/// The VM's file is closed. Process context.
+///
+/// # Safety
+/// `file` is what the file was given; nobody uses it any more.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_vm_release(file: *mut [VmRef; 1]) {
+    // SAFETY: by contract; it came from `give`.
+    drop(unsafe { Box::from_raw(file) });
+}
+
+/// ioctl on a vCPU's file, from the address space `mm`.
+///
+/// # Safety
+/// `file` is what the file was given, and the file is open.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_vcpu_ioctl(file: *const VcpuFile, cmd: u32, arg: u64, mm: *const KMm) -> c_long {
+    // SAFETY: by contract.
+    let file = unsafe { &*file };
+    result(vcpu_ioctl(file, cmd, arg, mm))
+}
+
+#[inline]
+fn vcpu_ioctl(file: &VcpuFile, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64, Errno> {
+    if !file.owner.belongs_to(mm) {
+        return Err(Errno::EIO);
+    }
+    let vm = &file.owner.vm;
+    let vcpu = file.vcpu().ok_or(Errno::EIO)?;
+    let reply = if cmd == KVM_RUN {
+        let _running = vcpu.thread.running();
+        file.mask.apply(|| kvm::vcpu_ioctl(vm, vcpu, cmd, arg))
+    } else {
+        kvm::vcpu_ioctl(vm, vcpu, cmd, arg)
+    };
+    match reply? {
+        VcpuReply::Value(v) => Ok(v),
+        VcpuReply::SignalMask(mask) => {
+            file.mask.set(mask);
+            Ok(0)
+        }
+    }
+}
+
+/// The vCPU's file is closed. Process context.
+///
+/// # Safety
+/// `file` is what the file was given; nobody uses it any more.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_vcpu_release(file: *mut [VcpuFile; 1]) {
+    // SAFETY: by contract; it came from `give`.
+    drop(unsafe { Box::from_raw(file) });
+}
+
+/// The physical address of page `index` of a vCPU file's mapping; 0: there is none.
+///
+/// # Safety
+/// `file` is what the file was given, and the file is open or mapped.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_vcpu_page(file: *const VcpuFile, index: usize) -> u64 {
+    // SAFETY: by contract.
+    let file = unsafe { &*file };
+    file.vcpu().and_then(|v| v.pages.get(index)).map_or(0, |p| p.pa().0)
+}
+
+/// mmu notifier: `[start, end)` of the process is about to change.
+///
+/// # Safety
+/// Here and below: `vm` is the one that the notifier or irqfd was made with; both are freed before it.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_invalidate_start(vm: *const Vm, start: u64, end: u64, may_block: bool) {
+    // SAFETY: by contract.
+    unsafe { &*vm }.mmu_invalidate_start(Hva(start), Hva(end), may_block);
+}
+
+/// mmu notifier: it has changed.
+///
+/// # Safety
+/// See [`hsave_invalidate_start`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_invalidate_end(vm: *const Vm, start: u64, end: u64) {
+    // SAFETY: by contract.
+    unsafe { &*vm }.mmu_invalidate_end(Hva(start), Hva(end));
+}
+
+/// mmu notifier: was it used? Forgets it.
+///
+/// # Safety
+/// See [`hsave_invalidate_start`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_age(vm: *const Vm, start: u64, end: u64) -> bool {
+    // SAFETY: by contract.
+    unsafe { &*vm }.mmu_age(Hva(start), Hva(end))
+}
+
+/// mmu notifier: was it used?
+///
+/// # Safety
+/// See [`hsave_invalidate_start`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_test_young(vm: *const Vm, start: u64, end: u64) -> bool {
+    // SAFETY: by contract.
+    unsafe { &*vm }.mmu_test_young(Hva(start), Hva(end))
+}
+
+/// mmu notifier: the process is gone.
+///
+/// # Safety
+/// See [`hsave_invalidate_start`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_mm_release(vm: *const Vm) {
+    // SAFETY: by contract.
+    unsafe { &*vm }.mmu_release();
+}
+
+/// An eventfd raises an interrupt. Interrupts may be off.
+///
+/// # Safety
+/// See [`hsave_invalidate_start`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_irqfd_raise(vm: *const Vm, gsi: u32) {
+    // SAFETY: by contract.
+    unsafe { &*vm }.set_gsi(gsi, true);
+}

@@ -1,0 +1,10 @@
+//! Locks that are a word each (docs/decisions/0007): no kernel structure inside, so they have a constant initial
+//! value, need no destruction and are the same on every kernel. Sleeping goes through the kernel's hashed wait queues.
+//!
+//! Sequentially consistent read-modify-writes on release are also the full barrier that waking needs.
+
+mod sleep;
+mod spin;
+
+pub use sleep::{SleepMutex, SleepRwLock};
+pub use spin::{IrqSpinLock, SpinLock, SpinRwLock};

@@ -1,0 +1,21 @@
+//! One line in the kernel log.
+
+use crate::shim;
+
+/// At level info.
+pub fn info(text: &str) {
+    // SAFETY: the text is valid for its length.
+    unsafe { shim::hsave_log_info(text.as_ptr(), text.len()) }
+}
+
+/// At level error.
+pub fn err(text: &str) {
+    // SAFETY: as above.
+    unsafe { shim::hsave_log_err(text.as_ptr(), text.len()) }
+}
+
+/// At level warning, rate limited, with a number.
+pub fn warn(text: &str, value: u64) {
+    // SAFETY: as above.
+    unsafe { shim::hsave_log_warn(text.as_ptr(), text.len(), value) }
+}

@@ -1,0 +1,160 @@
+//! The kernel under the hypervisor: `host::Host`.
+
+use crate::{
+    cpuid, event::KernelEventFd, fpu::KernelFpu, load, lock, log, page::KernelPage, page::Page, platform::Kernel, shim,
+    thread::Thread,
+};
+use arch::{HostPa, Hva};
+use core::ptr::NonNull;
+use host::{CpuConfig, CpuFeatures, Errno, Host, MapLevel, Stop, TableCells, TimePoint, Work};
+use switch::{Platform, Svm};
+
+/// The Linux kernel.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Linux;
+
+impl Host for Linux {
+    type RawMutex = lock::SleepMutex;
+    type RawSpin = lock::SpinLock;
+    type RawSpinIrq = lock::IrqSpinLock;
+    type RawRwSpin = lock::SpinRwLock;
+    type RawRwSem = lock::SleepRwLock;
+    type Cpu = Svm<Kernel>;
+    type Thread = Thread;
+    type UserPage = Page;
+    type SharedPage = KernelPage;
+    type EventFd = KernelEventFd;
+    type Fpu = KernelFpu;
+
+    fn new_cpu(&self, config: &CpuConfig) -> Result<Self::Cpu, Errno> {
+        Svm::new(load::machine().ok_or(Errno::ENODEV)?, config)
+    }
+
+    fn new_thread(&self) -> Result<Thread, Errno> {
+        Thread::new()
+    }
+
+    fn new_fpu(&self) -> Result<KernelFpu, Errno> {
+        KernelFpu::new()
+    }
+
+    fn new_shared_page(&self) -> Result<KernelPage, Errno> {
+        KernelPage::new()
+    }
+
+    fn alloc_table(&self) -> Result<HostPa, Errno> {
+        match shim::hsave_table_alloc() {
+            0 => Err(Errno::ENOMEM),
+            pa => Ok(HostPa(pa)),
+        }
+    }
+
+    fn table(&self, pa: HostPa) -> Option<&TableCells> {
+        let table = NonNull::new(shim::hsave_table(pa.0).cast::<TableCells>())?;
+        // SAFETY: a live page-table page (the shim looks at its mark), which the caller does not use after freeing it.
+        Some(unsafe { table.as_ref() })
+    }
+
+    fn free_table(&self, pa: HostPa) {
+        shim::hsave_table_free(pa.0);
+    }
+
+    fn user_page(&self, hva: Hva, write: bool) -> Result<Page, Stop> {
+        Page::get(hva, write)
+    }
+
+    fn user_level(&self, hva: Hva) -> MapLevel {
+        match shim::hsave_user_level(hva.0) {
+            3 => MapLevel::Page1G,
+            2 => MapLevel::Page2M,
+            _ => MapLevel::Page4K,
+        }
+    }
+
+    #[inline]
+    fn read_user(&self, from: Hva, buf: &mut [u8]) -> Result<(), Stop> {
+        // SAFETY: the kernel checks the user's address; the buffer is ours.
+        let left = unsafe { shim::hsave_copy_from_user(buf.as_mut_ptr(), from.0, buf.len()) };
+        if left == 0 { Ok(()) } else { Err(Stop::Fault) }
+    }
+
+    #[inline]
+    fn write_user(&self, to: Hva, buf: &[u8]) -> Result<(), Stop> {
+        // SAFETY: as above.
+        let left = unsafe { shim::hsave_copy_to_user(to.0, buf.as_ptr(), buf.len()) };
+        if left == 0 { Ok(()) } else { Err(Stop::Fault) }
+    }
+
+    fn cmpxchg_user(&self, at: Hva, old: u64, new: u64, size: u8) -> Result<bool, Stop> {
+        match shim::hsave_cmpxchg_user(at.0, old, new, size.into()) {
+            0 => Ok(true),
+            1 => Ok(false),
+            _ => Err(Stop::Fault),
+        }
+    }
+
+    fn user_range_ok(&self, hva: Hva, len: u64) -> bool {
+        shim::hsave_user_range_ok(hva.0, len)
+    }
+
+    fn now_ns(&self) -> u64 {
+        shim::hsave_now_ns()
+    }
+
+    #[inline]
+    fn tsc(&self) -> u64 {
+        #[allow(unused_unsafe)] // Safe on newer compilers.
+        // SAFETY: every 64-bit processor has it.
+        unsafe {
+            core::arch::x86_64::_rdtsc()
+        }
+    }
+
+    fn time_point(&self) -> TimePoint {
+        let mut t = TimePoint::default();
+        // SAFETY: three numbers of ours.
+        unsafe { shim::hsave_time_point(&mut t.tsc, &mut t.boot_ns, &mut t.real_ns) };
+        t
+    }
+
+    fn tsc_khz(&self) -> u32 {
+        shim::hsave_tsc_khz()
+    }
+
+    fn tsc_is_stable(&self) -> bool {
+        shim::hsave_tsc_is_stable()
+    }
+
+    #[inline]
+    fn do_work(&self) -> Work {
+        if shim::hsave_do_work() == 0 { Work::None } else { Work::Signal }
+    }
+
+    fn cond_resched(&self) {
+        shim::hsave_cond_resched();
+    }
+
+    fn eventfd(&self, fd: i32) -> Result<KernelEventFd, Errno> {
+        KernelEventFd::get(fd)
+    }
+
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        cpuid::limited(leaf, subleaf)
+    }
+
+    fn features(&self) -> CpuFeatures {
+        load::machine().map_or_else(Default::default, |m| m.features())
+    }
+
+    fn host_xcr0(&self) -> u64 {
+        cpuid::host_xcr0()
+    }
+
+    fn read_host_msr(&self, msr: u32) -> Option<u64> {
+        Kernel::read_msr(msr)
+    }
+
+    fn warn(&self, what: &'static str, value: u64) {
+        log::warn(what, value);
+    }
+}

@@ -1,0 +1,89 @@
+//! Pages: of user memory, and shared with user space.
+
+use crate::{errno::from_kernel, shim};
+use arch::{HostPa, Hva};
+use core::ptr::NonNull;
+use host::{Errno, PageCells, SharedPage, Stop, UserPage};
+
+/// A page of user memory, referenced.
+pub struct Page {
+    pa: HostPa,
+    flags: i32,
+}
+
+/// linux/shim/kvm/user.c
+const WRITABLE: i32 = 1;
+
+impl Page {
+    /// See `Host::user_page`.
+    pub fn get(hva: Hva, write: bool) -> Result<Self, Stop> {
+        let mut pa = 0;
+        // SAFETY: any address may be asked for; `pa` is written on success.
+        let flags = unsafe { shim::hsave_user_page(hva.0, write, &mut pa) };
+        if flags >= 0 {
+            return Ok(Self { pa: HostPa(pa), flags });
+        }
+        Err(match from_kernel(flags) {
+            Errno::EFAULT => Stop::Fault,
+            Errno::EHWPOISON => Stop::Poison,
+            e => Stop::Errno(e),
+        })
+    }
+}
+
+impl UserPage for Page {
+    fn pa(&self) -> HostPa {
+        self.pa
+    }
+
+    fn writable(&self) -> bool {
+        self.flags & WRITABLE != 0
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: the reference from `get`.
+        unsafe { shim::hsave_user_page_put(self.pa.0, self.flags) }
+    }
+}
+
+/// A page of ours that user space maps.
+pub struct KernelPage {
+    va: NonNull<PageCells>,
+    pa: HostPa,
+}
+
+// SAFETY: the page is reached through atomic cells only.
+unsafe impl Send for KernelPage {}
+// SAFETY: as above.
+unsafe impl Sync for KernelPage {}
+
+impl KernelPage {
+    /// Zeroed. Errors: ENOMEM.
+    pub fn new() -> Result<Self, Errno> {
+        let mut pa = 0;
+        // SAFETY: `pa` is written on success.
+        let va = unsafe { shim::hsave_shared_alloc(&mut pa) };
+        Ok(Self { va: NonNull::new(va.cast()).ok_or(Errno::ENOMEM)?, pa: HostPa(pa) })
+    }
+}
+
+impl SharedPage for KernelPage {
+    #[inline]
+    fn cells(&self) -> &PageCells {
+        // SAFETY: a whole page, ours until `drop`; cells allow for user space writing it meanwhile.
+        unsafe { self.va.as_ref() }
+    }
+
+    fn pa(&self) -> HostPa {
+        self.pa
+    }
+}
+
+impl Drop for KernelPage {
+    fn drop(&mut self) {
+        // SAFETY: our reference; mappings in user space have their own.
+        unsafe { shim::hsave_shared_free(self.pa.0) }
+    }
+}

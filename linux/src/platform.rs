@@ -1,0 +1,100 @@
+//! The kernel under the world switch.
+
+use crate::{cpuid, errno::check, shim};
+use arch::HostPa;
+use core::arch::asm;
+use core::ptr::NonNull;
+use host::Errno;
+use switch::{CpuData, Pages, Platform};
+
+/// Implements [`Platform`] over the shim.
+pub enum Kernel {}
+
+// SAFETY: each function does what the trait asks of it through the kernel's own function for it (linux/shim/kvm);
+// pages are exclusive and physically contiguous, per-CPU data is at a fixed address.
+unsafe impl Platform for Kernel {
+    fn alloc_pages(order: u32) -> Option<Pages> {
+        let mut pa = 0;
+        // SAFETY: `pa` is written on success.
+        let va = unsafe { shim::hsave_pages_alloc(order, &mut pa) };
+        Some(Pages { va: NonNull::new(va)?, pa: HostPa(pa) })
+    }
+
+    unsafe fn free_pages(pages: Pages, order: u32) {
+        // SAFETY: by contract they came from `alloc_pages`.
+        unsafe { shim::hsave_pages_free(pages.va.as_ptr(), order) }
+    }
+
+    #[inline(always)]
+    fn cpu_data() -> NonNull<CpuData> {
+        let this: *mut CpuData;
+        // SAFETY: offset 0 of the per-CPU variable holds its own address, written before SVM is used on the CPU.
+        unsafe {
+            #[cfg(target_os = "none")]
+            asm!("mov {}, gs:[rip + hsave_cpu_data]", out(reg) this, options(nostack, preserves_flags, readonly));
+            #[cfg(not(target_os = "none"))]
+            asm!("xor {0:e}, {0:e}", out(reg) this);
+            NonNull::new_unchecked(this)
+        }
+    }
+
+    #[inline]
+    fn irq_disable() {
+        shim::hsave_irq_disable();
+    }
+
+    #[inline]
+    fn irq_enable() {
+        shim::hsave_irq_enable();
+    }
+
+    #[inline]
+    fn may_enter() -> bool {
+        shim::hsave_may_enter()
+    }
+
+    #[inline]
+    fn guest_enter() {
+        shim::hsave_guest_enter();
+    }
+
+    #[inline]
+    fn guest_exit() {
+        shim::hsave_guest_exit();
+    }
+
+    #[inline]
+    fn guest_done(pending: bool) {
+        shim::hsave_guest_done(pending);
+    }
+
+    fn guest_barrier() {
+        shim::hsave_guest_barrier();
+    }
+
+    fn machine_check() {
+        shim::hsave_machine_check();
+    }
+
+    fn set_user_return_tsc_aux(value: u64) {
+        shim::hsave_set_user_return_tsc_aux(value);
+    }
+
+    fn svme_on() -> Result<(), Errno> {
+        check(shim::hsave_svme_on()).map(|_| ())
+    }
+
+    fn svme_off() {
+        shim::hsave_svme_off();
+    }
+
+    fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+        cpuid::raw(leaf, subleaf)
+    }
+
+    fn read_msr(msr: u32) -> Option<u64> {
+        let mut value = 0;
+        // SAFETY: reading an MSR that does not exist is caught; `value` is ours.
+        (unsafe { shim::hsave_read_msr(msr, &mut value) } == 0).then_some(value)
+    }
+}

@@ -1,0 +1,146 @@
+//! The C shim, as Rust sees it (linux/shim/kvm/*.c). Types of the kernel are opaque.
+
+use core::ffi::c_void;
+use switch::CpuData;
+
+macro_rules! opaque {
+    ($($(#[$doc:meta])* $name:ident)*) => {
+        $(
+            $(#[$doc])*
+            #[repr(C)]
+            pub struct $name {
+                _opaque: [u8; 0],
+            }
+        )*
+    };
+}
+opaque! {
+    /// `struct hsave_thread`: wait place, timer.
+    KThread
+    /// `struct fpu_guest`.
+    KFpu
+    /// `struct eventfd_ctx`.
+    KEventFd
+    /// `struct hsave_notifier`: an mmu notifier.
+    KNotifier
+    /// `struct hsave_irqfd`.
+    KIrqfd
+    /// `struct mm_struct`.
+    KMm
+}
+
+#[rustfmt::skip]
+unsafe extern "C" {
+    // memory.c
+    pub fn hsave_heap_alloc(size: usize, zeroed: bool) -> *mut u8;
+    pub fn hsave_heap_free(p: *mut u8);
+    pub fn hsave_pages_alloc(order: u32, pa: *mut u64) -> *mut u8;
+    pub fn hsave_pages_free(va: *mut u8, order: u32);
+    pub safe fn hsave_table_alloc() -> u64;
+    pub safe fn hsave_table(pa: u64) -> *mut c_void;
+    pub safe fn hsave_table_free(pa: u64);
+    pub fn hsave_shared_alloc(pa: *mut u64) -> *mut u8;
+    pub fn hsave_shared_free(pa: u64);
+
+    // user.c
+    pub fn hsave_user_page(hva: u64, write: bool, pa: *mut u64) -> i32;
+    pub fn hsave_user_page_put(pa: u64, flags: i32);
+    pub safe fn hsave_user_level(hva: u64) -> i32;
+    pub safe fn hsave_user_range_ok(hva: u64, len: u64) -> bool;
+    pub fn hsave_copy_from_user(to: *mut u8, from: u64, n: usize) -> usize;
+    pub fn hsave_copy_to_user(to: u64, from: *const u8, n: usize) -> usize;
+    pub safe fn hsave_cmpxchg_user(at: u64, old: u64, new: u64, size: u32) -> i32;
+
+    // sync.c
+    pub fn hsave_wait_word(word: *const u32, value: u32);
+    pub fn hsave_wake_word(word: *const u32);
+    pub safe fn hsave_preempt_disable();
+    pub safe fn hsave_preempt_enable();
+    pub safe fn hsave_irq_save() -> usize;
+    pub fn hsave_irq_restore(flags: usize);
+    pub safe fn hsave_cond_resched();
+    pub safe fn hsave_do_work() -> i32;
+    pub safe fn hsave_sigmask_set(mask: u64);
+    pub safe fn hsave_sigmask_restore();
+
+    // thread.c
+    pub fn hsave_thread_new(owner: *const c_void) -> *mut KThread;
+    pub fn hsave_thread_free(t: *mut KThread);
+    pub fn hsave_thread_run(t: *mut KThread, running: bool);
+    pub fn hsave_thread_kick(t: *mut KThread);
+    pub fn hsave_thread_wake(t: *mut KThread);
+    pub fn hsave_thread_block_begin(t: *mut KThread);
+    pub safe fn hsave_thread_block_prepare() -> bool;
+    pub safe fn hsave_thread_block_sleep();
+    pub fn hsave_thread_block_end(t: *mut KThread);
+    pub fn hsave_timer_arm(t: *mut KThread, ns: u64);
+    pub fn hsave_timer_cancel(t: *mut KThread);
+
+    // fpu.c
+    pub safe fn hsave_fpu_new() -> *mut KFpu;
+    pub fn hsave_fpu_free(fpu: *mut KFpu);
+    pub fn hsave_fpu_swap(fpu: *mut KFpu, enter: bool);
+    pub fn hsave_fpu_user_size(fpu: *const KFpu) -> usize;
+    pub fn hsave_fpu_get(fpu: *mut KFpu, buf: *mut u8, size: u32, xfeatures: u64, pkru: u32);
+    pub fn hsave_fpu_set(fpu: *mut KFpu, buf: *const u8, xcr0: u64, pkru: *mut u32) -> i32;
+    pub fn hsave_fpu_vector_get(n: u32, out: *mut u8);
+    pub fn hsave_fpu_vector_set(n: u32, value: *const u8, vex: bool);
+
+    // clock.c
+    pub safe fn hsave_clock_start() -> i32;
+    pub safe fn hsave_clock_stop();
+    pub safe fn hsave_tsc_is_stable() -> bool;
+    pub safe fn hsave_tsc_khz() -> u32;
+    pub safe fn hsave_now_ns() -> u64;
+    pub fn hsave_time_point(tsc: *mut u64, boot_ns: *mut u64, real_ns: *mut u64);
+
+    // event.c
+    pub safe fn hsave_eventfd_get(fd: i32) -> *mut KEventFd;
+    pub fn hsave_eventfd_put(ctx: *mut KEventFd);
+    pub fn hsave_eventfd_signal(ctx: *mut KEventFd);
+
+    // irqfd.c
+    pub fn hsave_irqfd_new(fd: i32, vm: *const c_void, gsi: u32) -> *mut KIrqfd;
+    pub fn hsave_irqfd_free(i: *mut KIrqfd);
+    pub fn hsave_irqfd_event(i: *const KIrqfd) -> *const KEventFd;
+    pub fn hsave_irqfd_dead(i: *const KIrqfd) -> bool;
+
+    // notify.c
+    pub fn hsave_notifier_new(vm: *const c_void) -> *mut KNotifier;
+    pub fn hsave_notifier_free(n: *mut KNotifier);
+    pub fn hsave_notifier_mm(n: *const KNotifier) -> *const KMm;
+
+    // file.c
+    pub safe fn hsave_device_register() -> i32;
+    pub safe fn hsave_device_unregister();
+    pub fn hsave_install_vm(vm: *mut c_void) -> i32;
+    pub fn hsave_install_vcpu(vcpu: *mut c_void, id: u32) -> i32;
+
+    // log.c
+    pub fn hsave_log_info(text: *const u8, len: usize);
+    pub fn hsave_log_err(text: *const u8, len: usize);
+    pub fn hsave_log_warn(text: *const u8, len: usize, value: u64);
+    pub fn hsave_bug(file: *const u8, len: usize, line: u32);
+
+    // cpu.c, tsc_aux.c
+    pub safe fn hsave_next_cpu(previous: i32) -> u32;
+    pub safe fn hsave_cpu_exists(cpu: u32) -> bool;
+    pub fn hsave_cpu_data_of(cpu: u32) -> *mut CpuData;
+    pub safe fn hsave_cpus_start() -> i32;
+    pub safe fn hsave_cpus_stop();
+    pub safe fn hsave_svme_on() -> i32;
+    pub safe fn hsave_svme_off();
+    pub safe fn hsave_set_user_return_tsc_aux(value: u64);
+
+    // platform.c
+    pub safe fn hsave_irq_disable();
+    pub safe fn hsave_irq_enable();
+    pub safe fn hsave_may_enter() -> bool;
+    pub safe fn hsave_guest_enter();
+    pub safe fn hsave_guest_exit();
+    pub safe fn hsave_guest_done(pending: bool);
+    pub safe fn hsave_guest_barrier();
+    pub safe fn hsave_machine_check();
+    pub fn hsave_read_msr(index: u32, value: *mut u64) -> i32;
+    pub safe fn hsave_cpuid_mask(leaf: u32, subleaf: u32, reg: u32) -> u32;
+}

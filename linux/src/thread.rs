@@ -1,0 +1,155 @@
+//! The thread of a vCPU.
+
+use crate::{lock::SleepMutex, shim, shim::KThread};
+use core::ffi::c_void;
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicPtr, Ordering::*};
+use host::{Doorbell, Errno, Request, VcpuThread, try_box};
+use lock_api::RawMutex;
+
+/// Doorbell, sleeping place, timer.
+pub struct Thread(NonNull<Shared>);
+
+/// At a fixed place, because the timer refers to it.
+struct Shared {
+    bell: Doorbell,
+    /// Set once, before the timer can be armed.
+    kernel: AtomicPtr<KThread>,
+    /// Who is in KVM_RUN.
+    run: SleepMutex,
+}
+
+// SAFETY: `Shared` is reached by shared reference only, and all in it may be used from any thread.
+unsafe impl Send for Thread {}
+// SAFETY: as above.
+unsafe impl Sync for Thread {}
+
+impl Thread {
+    /// Errors: ENOMEM.
+    pub fn new() -> Result<Self, Errno> {
+        let shared = Shared { bell: Doorbell::new(), kernel: AtomicPtr::new(null_mut()), run: SleepMutex::INIT };
+        let shared = alloc::boxed::Box::into_raw(try_box(|| shared)?.into_inner()).cast::<Shared>();
+        // SAFETY: the box's pointer.
+        let this = Self(unsafe { NonNull::new_unchecked(shared) });
+        // SAFETY: the owner outlives the kernel's object (`drop`).
+        let kernel = unsafe { shim::hsave_thread_new(shared.cast::<c_void>()) };
+        this.shared().kernel.store(kernel, Release);
+        if kernel.is_null() { Err(Errno::ENOMEM) } else { Ok(this) }
+    }
+
+    #[inline]
+    fn shared(&self) -> &Shared {
+        // SAFETY: lives until `drop`.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// The current task is in KVM_RUN until the guard is dropped: [`kick`](VcpuThread::kick) finds it. Waits for
+    /// another thread that is in KVM_RUN of the same vCPU.
+    #[inline]
+    pub fn running(&self) -> Running<'_> {
+        let shared = self.shared();
+        shared.run.lock();
+        // SAFETY: the lock makes us the only one.
+        unsafe { shim::hsave_thread_run(shared.kernel(), true) };
+        Running(shared)
+    }
+}
+
+/// See [`Thread::running`].
+pub struct Running<'a>(&'a Shared);
+
+impl Drop for Running<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: locked by `running`, in the same task.
+        unsafe {
+            shim::hsave_thread_run(self.0.kernel(), false);
+            self.0.run.unlock();
+        }
+    }
+}
+
+impl Shared {
+    #[inline]
+    fn kernel(&self) -> *mut KThread {
+        self.kernel.load(Relaxed)
+    }
+
+    #[inline]
+    fn kick(&self) {
+        if self.bell.needs_ipi() {
+            // SAFETY: the kernel's object lives as long as we do.
+            unsafe { shim::hsave_thread_kick(self.kernel()) }
+        }
+    }
+
+    fn wake(&self) {
+        // SAFETY: as above.
+        unsafe { shim::hsave_thread_wake(self.kernel()) };
+        self.kick();
+    }
+}
+
+impl VcpuThread for Thread {
+    #[inline]
+    fn bell(&self) -> &Doorbell {
+        &self.shared().bell
+    }
+
+    #[inline]
+    fn kick(&self) {
+        self.shared().kick();
+    }
+
+    fn wake(&self) {
+        self.shared().wake();
+    }
+
+    fn block(&self) {
+        let kernel = self.shared().kernel();
+        // SAFETY: the kernel's object lives as long as we do; begin and end pair up in the same task.
+        unsafe { shim::hsave_thread_block_begin(kernel) };
+        // A waker rings first and wakes then; we announce the sleep first and look at the bell then.
+        while shim::hsave_thread_block_prepare() && !self.bell().pending() {
+            shim::hsave_thread_block_sleep();
+        }
+        // SAFETY: as above.
+        unsafe { shim::hsave_thread_block_end(kernel) };
+    }
+
+    fn arm_timer(&self, deadline: u64) {
+        // SAFETY: as above.
+        unsafe { shim::hsave_timer_arm(self.shared().kernel(), deadline) }
+    }
+
+    fn cancel_timer(&self) {
+        // SAFETY: as above.
+        unsafe { shim::hsave_timer_cancel(self.shared().kernel()) }
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        let kernel = self.shared().kernel();
+        // SAFETY: nobody else has the thread any more. The kernel's object goes first and waits for the timer, which
+        // is the last to look at `Shared`; that came from a box of an array of one.
+        unsafe {
+            if !kernel.is_null() {
+                shim::hsave_thread_free(kernel);
+            }
+            drop(alloc::boxed::Box::from_raw(self.0.as_ptr().cast::<[Shared; 1]>()));
+        }
+    }
+}
+
+/// The timer of a vCPU expired; hard interrupt context.
+///
+/// # Safety
+/// `owner` is the `Shared` that the timer was made with, and alive: freeing it waits for this call.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_timer_expired(owner: *const c_void) {
+    // SAFETY: by contract.
+    let shared = unsafe { &*owner.cast::<Shared>() };
+    shared.bell.ring(Request::Timer);
+    shared.wake();
+}
