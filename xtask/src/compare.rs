@@ -1,0 +1,70 @@
+//! Comparing what a script printed on our modules with what it printed on stock kvm-amd.
+
+use std::collections::BTreeMap;
+
+/// Kernel messages that carry a measured time or depend on how loaded the machine is: they differ
+/// between two runs on stock kvm-amd as well.
+const UNSTEADY: &[&str] = &[
+    "kvm-clock: using sched offset",
+    "audit: type=2000",
+    "clocksource: ",
+    "sched_clock: Marking",
+    "tsc: ",
+    "Calibrating delay loop",
+    "smpboot: Total of",
+    "node 0 deferred pages",
+    "Memory: ",
+    "Freeing initrd memory",
+    "setting system clock",
+    "random: crng init done",
+    "workingset: ",
+    "raid6: ",
+    "xor: ",
+    "hrtimer: interrupt took",
+];
+
+/// Lines that only one of the two runs printed, marked `-` (stock) and `+` (ours). The order of lines
+/// is not compared: the kernel initialises in parallel.
+pub fn differences(stock: &str, ours: &str) -> Vec<String> {
+    let mut count: BTreeMap<String, i32> = BTreeMap::new();
+    for line in stock.lines().filter_map(steady) {
+        *count.entry(line).or_default() -= 1;
+    }
+    for line in ours.lines().filter_map(steady) {
+        *count.entry(line).or_default() += 1;
+    }
+    let marked = |(line, count): (String, i32)| match count {
+        0 => None,
+        ..0 => Some(format!("- {line}")),
+        _ => Some(format!("+ {line}")),
+    };
+    count.into_iter().filter_map(marked).collect()
+}
+
+/// The line as it should be in every run, if it is such a line.
+fn steady(line: &str) -> Option<String> {
+    let line = line.trim_end();
+    if line.is_empty() || UNSTEADY.iter().any(|mark| line.contains(mark)) {
+        return None;
+    }
+    Some(line.split(' ').map(|word| if is_uuid(word) { "UUID" } else { word }).collect::<Vec<_>>().join(" "))
+}
+
+/// File systems get a new one each time.
+fn is_uuid(word: &str) -> bool {
+    let word = word.trim_end_matches('.');
+    word.len() == 36 && word.matches('-').count() == 4 && word.chars().all(|c| c == '-' || c.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_order_do_not_matter_but_content_does() {
+        let stock = "a 1\ntsc: Detected 1 MHz\nfs 0f2d369a-0000-1111-2222-333344445555 r/w\nb\n";
+        let ours = "b\nfs 1f2d369a-0000-1111-2222-333344445555 r/w\ntsc: Detected 2 MHz\na 1\n";
+        assert!(differences(stock, ours).is_empty());
+        assert_eq!(differences("a\nb\nb\n", "a\nb\nc\n"), ["- b", "+ c"]);
+    }
+}

@@ -1,0 +1,351 @@
+//! The emulated AMD host: QEMU's TCG with SVM boots a stock Debian kernel, loads the modules under
+//! test and runs a script in it.
+//!
+//! What comes back is told apart: the script's own exit status, a host kernel that complained (always
+//! a failure), a run that took too long, and the emulator's own known abort, which is tried once more
+//! and counted.
+
+use crate::{
+    cpio::Archive,
+    env::Env,
+    image::{self, Tools},
+    kernels::{self, Kernel, Unpacked},
+    modules::Modules,
+};
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use std::{
+    fs,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+/// Whose modules the host loads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Flavour {
+    Ours,
+    Stock,
+    /// None: the script loads what it wants from /modules.
+    None,
+}
+
+/// One boot to do.
+#[derive(Clone)]
+pub struct Boot {
+    pub kernel: Kernel,
+    pub flavour: Flavour,
+    /// Where our kvm.ko and kvm-amd.ko for that kernel are.
+    pub ours: Option<PathBuf>,
+    pub smp: u32,
+    /// Megabytes.
+    pub memory: u32,
+    /// Count instructions: virtual time is the number of instructions, exactly repeatable.
+    pub icount: bool,
+    /// The processor model, as QEMU's `-cpu` takes it.
+    pub cpu: String,
+    pub script: String,
+    /// Files to add: path in the host, path here.
+    pub files: Vec<(String, PathBuf)>,
+    pub timeout: Duration,
+    /// Show the script's output while it runs.
+    pub show: bool,
+    /// Give the script the terminal.
+    pub interactive: bool,
+}
+
+/// The processor that TCG can emulate best.
+pub const CPU: &str = "EPYC,+svm,+npt";
+
+impl Boot {
+    pub fn new(kernel: Kernel, flavour: Flavour, script: &str) -> Self {
+        Self {
+            kernel,
+            flavour,
+            ours: None,
+            smp: 2,
+            memory: 4096,
+            icount: false,
+            cpu: CPU.to_owned(),
+            script: script.to_owned(),
+            files: Vec::new(),
+            timeout: Duration::from_secs(300),
+            show: false,
+            interactive: false,
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// The script's exit status, and a host kernel that had nothing to complain about.
+    Exit(i32),
+    /// The host kernel's complaints.
+    HostKernel(Vec<String>),
+    /// The host died without a word, or QEMU did.
+    Died(String),
+    Timeout,
+}
+
+/// What a run leaves.
+pub struct Outcome {
+    pub verdict: Verdict,
+    /// What the script printed.
+    pub output: String,
+    /// The host kernel's log since the modules were loaded, and its console.
+    pub log: String,
+    /// How often the emulator's own abort made us start again.
+    pub retries: u32,
+}
+
+impl Outcome {
+    pub fn passed(&self) -> bool {
+        self.verdict == Verdict::Exit(0)
+    }
+
+    /// One line, and what is worth seeing of the log.
+    pub fn explain(&self) -> String {
+        match &self.verdict {
+            Verdict::Exit(0) => "passed".to_owned(),
+            Verdict::Exit(124) => "the modules could not be unloaded afterwards".to_owned(),
+            Verdict::Exit(125) => "a module could not be loaded".to_owned(),
+            Verdict::Exit(status) => format!("the script exited with {status}"),
+            Verdict::HostKernel(lines) => format!("the host kernel complained:\n  {}", lines.join("\n  ")),
+            Verdict::Died(what) => format!("the host died: {what}"),
+            Verdict::Timeout => "took too long and was stopped".to_owned(),
+        }
+    }
+}
+
+/// Fetched once, used for many boots.
+pub struct Machine {
+    tools: Tools,
+    base: PathBuf,
+}
+
+impl Machine {
+    pub fn new(env: &Env) -> Result<Self> {
+        let tools = Tools::fetch(env)?;
+        let base = image::base(env, &tools)?;
+        Ok(Self { tools, base })
+    }
+
+    /// Changes with everything that every boot has in common.
+    pub fn identity(&self) -> String {
+        format!("{} {}", self.base.display(), include_str!("../scripts/host-init.sh"))
+    }
+
+    /// Boots, runs the script and reports; the emulator's own abort is tried once more.
+    pub fn boot(&self, env: &Env, boot: &Boot) -> Result<Outcome> {
+        let kernel = kernels::fetch(env, boot.kernel)?;
+        let mut retries = 0;
+        loop {
+            let run = Run::new(env, self, boot, &kernel)?;
+            let (mut outcome, emulator_abort) = run.go(boot)?;
+            if emulator_abort && retries == 0 {
+                retries += 1;
+                continue;
+            }
+            outcome.retries = retries;
+            return Ok(outcome);
+        }
+    }
+}
+
+/// One run's files; removed with it.
+struct Run {
+    dir: PathBuf,
+    qemu: Command,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+static RUNS: AtomicU32 = AtomicU32::new(0);
+
+impl Run {
+    fn new(env: &Env, machine: &Machine, boot: &Boot, kernel: &Unpacked) -> Result<Self> {
+        let number = RUNS.fetch_add(1, Ordering::Relaxed);
+        let dir = env.cache.join("runs").join(format!("{}-{number}", std::process::id()));
+        fs::create_dir_all(&dir)?;
+        let mut run = Self { qemu: machine.tools.qemu(), dir };
+        let initrd = run.dir.join("initrd");
+        let mut file = fs::File::create(&initrd)?;
+        std::io::copy(&mut fs::File::open(&machine.base)?, &mut file)?;
+        file.write_all(&own_part(machine, boot, kernel)?)?;
+
+        let append = "console=ttyS0 panic=-1 oops=panic quiet loglevel=5 8250.nr_uarts=4";
+        let qemu = &mut run.qemu;
+        qemu.args(["-nodefaults", "-display", "none", "-no-reboot", "-cpu", &boot.cpu]);
+        qemu.args(["-m", &boot.memory.to_string()]);
+        if boot.icount {
+            qemu.args(["-icount", "shift=0,sleep=off", "-accel", "tcg,thread=single", "-smp", "1"]);
+        } else {
+            qemu.args(["-accel", "tcg,thread=multi", "-smp", &boot.smp.to_string()]);
+        }
+        let file = |name: &str| format!("file:{}", run.dir.join(name).display());
+        qemu.args(["-serial", &file("console")]);
+        if boot.interactive {
+            // Ctrl-A x leaves, whatever the guest does.
+            qemu.args(["-chardev", "stdio,id=terminal,mux=on,signal=off", "-serial", "chardev:terminal"]);
+            qemu.args(["-mon", "chardev=terminal"]);
+        } else {
+            qemu.args(["-serial", "stdio"]);
+        }
+        qemu.args(["-serial", &file("report")]);
+        qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initrd).args(["-append", append]);
+        Ok(run)
+    }
+
+    fn go(mut self, boot: &Boot) -> Result<(Outcome, bool)> {
+        if boot.interactive {
+            let errors = self.dir.join("errors");
+            let status = self.qemu.stderr(fs::File::create(&errors)?).status().context("cannot start QEMU")?;
+            let errors = if status.success() { String::new() } else { fs::read_to_string(&errors)? };
+            return Ok((self.outcome(String::new(), &errors), false));
+        }
+        self.qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.qemu.spawn().context("cannot start QEMU")?;
+        let stdout = child.stdout.take().context("QEMU has an output")?;
+        let stderr = child.stderr.take().context("QEMU has an output")?;
+        let show = boot.show;
+        let reader = std::thread::spawn(move || drain(stdout, show));
+        let errors = std::thread::spawn(move || drain(stderr, false));
+        let ended = wait(&mut child, boot.timeout)?;
+        let output = reader.join().unwrap_or_default();
+        let errors = errors.join().unwrap_or_default();
+        if !ended {
+            let log = self.log();
+            return Ok((Outcome { verdict: Verdict::Timeout, output, log, retries: 0 }, false));
+        }
+        // A known fault of QEMU's emulation, seen with stock modules as well.
+        let abort = errors.contains("bql_locked");
+        Ok((self.outcome(output, &errors), abort))
+    }
+
+    fn log(&self) -> String {
+        let read =
+            |name: &str| String::from_utf8_lossy(&fs::read(self.dir.join(name)).unwrap_or_default()).into_owned();
+        format!("{}{}", read("console"), read("report")).replace('\r', "")
+    }
+
+    fn outcome(&self, output: String, errors: &str) -> Outcome {
+        // Of the processor's features that TCG does not emulate there is a warning each.
+        let errors: Vec<&str> = errors.lines().filter(|line| !line.contains("warning: TCG doesn't support")).collect();
+        let log = self.log();
+        let complaints: Vec<String> = log.lines().filter(|line| is_complaint(line)).map(str::to_owned).collect();
+        let status = log.lines().find_map(|line| line.strip_prefix("hsave: exit ")?.parse().ok());
+        let verdict = match status {
+            _ if !complaints.is_empty() => Verdict::HostKernel(complaints),
+            Some(status) => Verdict::Exit(status),
+            None if errors.is_empty() => Verdict::Died("it left before the script ended".to_owned()),
+            None => Verdict::Died(errors.join("\n")),
+        };
+        Outcome { verdict, output, log, retries: 0 }
+    }
+}
+
+/// The archive with what this boot alone has: init, script, modules and added files.
+fn own_part(machine: &Machine, boot: &Boot, kernel: &Unpacked) -> Result<Vec<u8>> {
+    let tools = &machine.tools;
+    let mut modules = Modules::default();
+    for name in ["loop", "ext4"] {
+        modules.add(tools, kernel, name)?;
+    }
+    match boot.flavour {
+        Flavour::Stock => modules.add(tools, kernel, "kvm_amd")?,
+        Flavour::None => {}
+        Flavour::Ours => {
+            let Some(dir) = &boot.ours else { bail!("our modules have not been built") };
+            for name in crate::module::MODULES {
+                modules.add_file(tools, kernel, &dir.join(name))?;
+            }
+        }
+    }
+    let mut archive = Archive::default();
+    modules.archive(&mut archive)?;
+    archive.file("init", 0o755, include_bytes!("../scripts/host-init.sh"))?;
+    archive.file("script", 0o755, boot.script.as_bytes())?;
+    if boot.interactive {
+        archive.file("interactive", 0o644, b"")?;
+    }
+    for (path, from) in &boot.files {
+        archive.copy(path, from)?;
+    }
+    archive.finish()
+}
+
+/// What a healthy host kernel never prints, at the start of a message or anywhere in it.
+fn is_complaint(line: &str) -> bool {
+    let message = line.split_once("] ").map_or(line, |(_, message)| message);
+    let starts = ["BUG:", "WARNING:", "Oops", "Kernel panic", "general protection fault", "Call Trace:", "UBSAN:"];
+    let anywhere = ["watchdog: BUG", "detected stall", "blocked for more than", "refcount_t:", "unchecked MSR access"];
+    starts.iter().any(|mark| message.starts_with(mark)) || anywhere.iter().any(|mark| message.contains(mark))
+}
+
+/// Reads to the end, showing it on the way if asked to.
+fn drain(mut from: impl Read, show: bool) -> String {
+    let mut all = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        let part = &buffer[..count];
+        all.extend_from_slice(part);
+        if show {
+            let _ = std::io::stdout().write_all(part);
+            let _ = std::io::stdout().flush();
+        }
+    }
+    String::from_utf8_lossy(&all).replace('\r', "")
+}
+
+/// Waits for our child; after the timeout it is ended, and only it.
+fn wait(child: &mut Child, timeout: Duration) -> Result<bool> {
+    let start = Instant::now();
+    loop {
+        if child.try_wait()?.is_some() {
+            return Ok(true);
+        }
+        if start.elapsed() > timeout {
+            child.kill()?;
+            child.wait()?;
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Our modules for a stock kernel, built where every command finds them.
+pub fn our_modules(env: &Env, kernel: Kernel) -> Result<PathBuf> {
+    let unpacked = kernels::fetch(env, kernel)?;
+    let out = crate::module::default_out(env, &unpacked.release);
+    crate::module::build(env, &unpacked.headers, &out)?;
+    Ok(out)
+}
+
+/// The hidden command `./x host`: one boot with a script from a file or the command line.
+pub fn command(env: &Env, mut boot: Boot, words: &[String]) -> Result<std::process::ExitCode> {
+    boot.script = match words {
+        [only] if Path::new(only).is_file() => fs::read_to_string(only)?,
+        _ => words.join(" "),
+    };
+    if boot.flavour == Flavour::Ours && boot.ours.is_none() {
+        boot.ours = Some(our_modules(env, boot.kernel)?);
+    }
+    let machine = Machine::new(env)?;
+    let outcome = machine.boot(env, &boot)?;
+    if !outcome.passed() {
+        eprintln!("--- host kernel log\n{}---", outcome.log);
+    }
+    eprintln!("x host: {}", outcome.explain());
+    Ok(match outcome.verdict {
+        Verdict::Exit(status) => std::process::ExitCode::from(u8::try_from(status).unwrap_or(1)),
+        Verdict::HostKernel(_) | Verdict::Died(_) => std::process::ExitCode::from(123),
+        Verdict::Timeout => std::process::ExitCode::from(122),
+    })
+}

@@ -1,0 +1,144 @@
+//! What the emulated AMD host has on board: Debian's QEMU, busybox, a Linux guest and the modules.
+
+use crate::{
+    cpio::Archive,
+    debs::TRIXIE,
+    env::{Env, key},
+    foreign::Libraries,
+    kernels::{self, Kernel},
+    modules::Modules,
+    proc, ui,
+};
+use anyhow::{Context, Result};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The kernel that guests run, whatever the host runs.
+pub const GUEST_KERNEL: Kernel = Kernel::V6_12;
+
+/// Debian 13's QEMU, busybox and strace, unpacked: they emulate the host and run inside it.
+pub struct Tools {
+    root: PathBuf,
+    key: String,
+}
+
+impl Tools {
+    pub fn fetch(env: &Env) -> Result<Self> {
+        let packages = TRIXIE.closure(env, &["qemu-system-x86", "busybox-static", "strace"])?;
+        let key = key(&[&packages.join(" ")]);
+        let root = env.artifact(&format!("tools/{key}"), |dir| {
+            ui::step("Debian's QEMU into the cache", || TRIXIE.unpack(env, &packages, dir))
+        })?;
+        Ok(Self { root, key })
+    }
+
+    pub fn busybox(&self) -> PathBuf {
+        self.root.join("usr/bin/busybox")
+    }
+
+    /// QEMU for this machine, with its own libraries, modules and firmware.
+    pub fn qemu(&self) -> Command {
+        let mut qemu = Libraries::new(&self.root).command(&self.root.join("usr/bin/qemu-system-x86_64"));
+        qemu.env("QEMU_MODULE_DIR", self.root.join("usr/lib/x86_64-linux-gnu/qemu"));
+        for dir in ["usr/share/qemu", "usr/share/seabios"] {
+            qemu.arg("-L").arg(self.root.join(dir));
+        }
+        qemu
+    }
+
+    /// The shared libraries of a program in the tree, as paths in it.
+    fn libraries(&self, program: &str) -> Result<Vec<PathBuf>> {
+        let mut list = Libraries::new(&self.root).command(Path::new("--list"));
+        let text = proc::run(list.arg(self.root.join(program)))?;
+        let path = |line: &str| line.split_once("=> ")?.1.split(' ').next().map(PathBuf::from);
+        Ok(text.lines().filter_map(path).collect())
+    }
+}
+
+/// The part of the host's file system that depends on no kernel, cached.
+pub fn base(env: &Env, tools: &Tools) -> Result<PathBuf> {
+    let guest = kernels::fetch(env, GUEST_KERNEL)?;
+    let (init, boot) = (include_str!("../scripts/guest-init.sh"), include_str!("../scripts/boot-guest.sh"));
+    let key = key(&[&tools.key, &guest.release, init, boot, include_str!("image.rs")]);
+    let dir = env.artifact(&format!("images/{key}"), |dir| {
+        ui::step("file system of the emulated host", || {
+            let mut archive = Archive::default();
+            programs(&mut archive, tools)?;
+            archive.copy("guest/vmlinuz", &guest.image)?;
+            archive.file("guest/initrd", 0o644, &guest_initrd(tools, &guest)?)?;
+            archive.file("guest/pattern", 0o644, &pattern())?;
+            archive.file("usr/bin/boot-guest", 0o755, include_bytes!("../scripts/boot-guest.sh"))?;
+            Ok(fs::write(dir.join("base.cpio"), archive.finish()?)?)
+        })
+    })?;
+    Ok(dir.join("base.cpio"))
+}
+
+fn programs(archive: &mut Archive, tools: &Tools) -> Result<()> {
+    let root = &tools.root;
+    archive.copy("bin/busybox", &tools.busybox())?;
+    let mut libraries = Vec::new();
+    for program in ["usr/bin/qemu-system-x86_64", "usr/bin/strace"] {
+        archive.copy(program, &root.join(program))?;
+        libraries.extend(tools.libraries(program)?);
+    }
+    // What Rust programs and pthread cancellation ask for at run time.
+    libraries.push(root.join("usr/lib/x86_64-linux-gnu/libgcc_s.so.1"));
+    libraries.sort();
+    libraries.dedup();
+    for library in libraries {
+        let name = library.file_name().context("a library has a name")?.to_string_lossy().into_owned();
+        archive.copy(&format!("usr/lib/x86_64-linux-gnu/{name}"), &library)?;
+    }
+    archive.link("lib", "usr/lib")?;
+    archive.copy("lib64/ld-linux-x86-64.so.2", &root.join("usr/lib64/ld-linux-x86-64.so.2"))?;
+    let needed = |name: &str| {
+        [
+            "kvmvapic.bin",
+            "linuxboot.bin",
+            "linuxboot_dma.bin",
+            "multiboot.bin",
+            "multiboot_dma.bin",
+            "pvh.bin",
+            "qboot.rom",
+        ]
+        .contains(&name)
+            || name == "efi-virtio.rom"
+    };
+    archive.copy_dir("usr/share/qemu", &root.join("usr/share/qemu"), needed)?;
+    let bios = |name: &str| !name.ends_with(".aml");
+    archive.copy_dir("usr/share/seabios", &root.join("usr/share/seabios"), bios)?;
+    // Programs look users up.
+    archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/:/bin/sh\n")?;
+    archive.file("etc/group", 0o644, b"root:x:0:\n")
+}
+
+/// The guest's initial file system: busybox, the virtio and file-system modules, its init.
+pub fn guest_initrd(tools: &Tools, guest: &kernels::Unpacked) -> Result<Vec<u8>> {
+    let mut modules = Modules::default();
+    for name in ["virtio_pci", "virtio_mmio", "virtio_blk", "ext4"] {
+        modules.add(tools, guest, name)?;
+    }
+    let mut archive = Archive::default();
+    archive.copy("bin/busybox", &tools.busybox())?;
+    archive.file("init", 0o755, include_bytes!("../scripts/guest-init.sh"))?;
+    modules.archive(&mut archive)?;
+    archive.finish()
+}
+
+/// Two megabytes of text that no compression or block cache gets right by accident: numbered lines of
+/// a xorshift sequence.
+pub fn pattern() -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut text = String::new();
+    for line in 0..65_536 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        text += &format!("{line:08} {state:016x} hsave\n");
+    }
+    text.into_bytes()
+}

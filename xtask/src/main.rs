@@ -1,0 +1,42 @@
+//! Everything one types in this project, behind the bootstrap script `./x`.
+//!
+//! Each command lives in the file of its name; what they share is in [`env`] (where things lie),
+//! [`proc`] (running programs), [`ui`] (telling what happens) and [`debs`] (Debian packages).
+
+mod args;
+mod bench;
+mod compare;
+mod compiler;
+mod cpio;
+mod debs;
+mod env;
+mod foreign;
+mod host;
+mod image;
+mod kernels;
+mod module;
+mod modules;
+mod object;
+mod panics;
+mod payload;
+mod proc;
+mod run;
+mod rust_src;
+mod scenarios;
+mod sysroot;
+mod test;
+mod tidy;
+mod ui;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match args::Args::parse().command.run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("\nx: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Kernel modules out of a Debian kernel package, with what they depend on.
+
+use crate::{cpio::Archive, image::Tools, kernels::Unpacked, proc};
+use anyhow::{Context, Result};
+use object::{Object, ObjectSection};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+use walkdir::WalkDir;
+
+/// Modules in the order in which they have to be loaded.
+#[derive(Default)]
+pub struct Modules(Vec<(String, Vec<u8>)>);
+
+impl Modules {
+    /// Adds a module of the kernel and, before it, what it depends on. One that the package does not
+    /// have as a file is built in.
+    pub fn add(&mut self, tools: &Tools, kernel: &Unpacked, name: &str) -> Result<()> {
+        match find(kernel, name) {
+            Some(path) => self.add_content(tools, kernel, name, read(tools, &path)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds a module from a file of ours and what it depends on.
+    pub fn add_file(&mut self, tools: &Tools, kernel: &Unpacked, path: &Path) -> Result<()> {
+        let name = path.file_stem().context("a module has a name")?.to_string_lossy().into_owned();
+        let content = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        self.add_content(tools, kernel, &name, content)
+    }
+
+    fn add_content(&mut self, tools: &Tools, kernel: &Unpacked, name: &str, content: Vec<u8>) -> Result<()> {
+        let same = |known: &str| known.replace('-', "_") == name.replace('-', "_");
+        if self.0.iter().any(|(known, _)| same(known)) {
+            return Ok(());
+        }
+        for needed in depends(&content)? {
+            self.add(tools, kernel, &needed)?;
+        }
+        self.0.push((name.to_owned(), content));
+        Ok(())
+    }
+
+    /// Puts the modules into `/modules`, and their order into `/modules/order`.
+    pub fn archive(&self, archive: &mut Archive) -> Result<()> {
+        for (name, content) in &self.0 {
+            archive.file(&format!("modules/{name}.ko"), 0o644, content)?;
+        }
+        let order: Vec<&str> = self.0.iter().map(|(name, _)| name.as_str()).collect();
+        archive.file("modules/order", 0o644, (order.join("\n") + "\n").as_bytes())
+    }
+}
+
+fn find(kernel: &Unpacked, name: &str) -> Option<PathBuf> {
+    let wanted = name.replace('_', "-");
+    WalkDir::new(&kernel.modules).into_iter().flatten().map(walkdir::DirEntry::into_path).find(|path| {
+        let file = path.file_name().unwrap_or_default().to_string_lossy().replace('_', "-");
+        file.strip_prefix(&wanted).is_some_and(|rest| rest == ".ko" || rest == ".ko.xz")
+    })
+}
+
+fn read(tools: &Tools, path: &Path) -> Result<Vec<u8>> {
+    if path.extension().is_some_and(|ext| ext == "xz") {
+        let output = proc::output(Command::new(tools.busybox()).args(["xz", "-dc"]).arg(path))?;
+        anyhow::ensure!(output.status.success(), "cannot decompress {}", path.display());
+        return Ok(output.stdout);
+    }
+    Ok(fs::read(path)?)
+}
+
+/// The names in a module's `depends=` field.
+fn depends(module: &[u8]) -> Result<Vec<String>> {
+    let file = object::File::parse(module)?;
+    let section = file.section_by_name(".modinfo").context("not a kernel module")?;
+    let fields = String::from_utf8_lossy(section.data()?).into_owned();
+    let names =
+        fields.split('\0').filter_map(|field| field.strip_prefix("depends=")).flat_map(|names| names.split(','));
+    Ok(names.filter(|name| !name.is_empty()).map(str::to_owned).collect())
+}

@@ -1,0 +1,92 @@
+//! The one Rust object that goes into `kvm.ko`, the same bytes for every kernel (docs/decisions/0002).
+
+use crate::{env::Env, proc, rust_src::Rustc, sysroot, ui};
+use anyhow::{Context, Result, bail, ensure};
+use object::{Object, ObjectSection, ObjectSymbol, RelocationFlags, elf, read::archive::ArchiveFile};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Builds the crate `linux` and returns the path of its object.
+pub fn build(env: &Env) -> Result<PathBuf> {
+    let rustc = Rustc::new(env)?;
+    let flags = sysroot::flags(env, &rustc);
+    let sysroot = sysroot::build(env, &rustc, &flags)?;
+    let target = env.target().join("kernel");
+    ui::step("the Rust object", || {
+        let mut encoded = flags.clone();
+        encoded.extend([format!("--sysroot={}", sysroot.display()), "-Cdebuginfo=0".into()]);
+        encoded.push(format!("--remap-path-prefix={}/=", env.root.display()));
+        let mut cargo = env.cargo();
+        cargo.args(["build", "--package", "linux", "--profile", "module", "--target", sysroot::TARGET]);
+        cargo.arg("--target-dir").arg(&target);
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", encoded.join("\x1f")).env("RUSTC_BOOTSTRAP", "1");
+        // The kernel's flags are for the module alone.
+        cargo.env_remove("RUSTFLAGS");
+        proc::run(&mut cargo)?;
+        let archive = target.join(sysroot::TARGET).join("module/liblinux.a");
+        let object = extract(&archive)?;
+        check(&object)?;
+        let path = target.join("rust_core.o");
+        proc::write_if_changed(&path, &object)?;
+        Ok(path)
+    })
+}
+
+/// The object with code in the static library; link-time optimisation leaves one.
+fn extract(archive: &Path) -> Result<Vec<u8>> {
+    let data = fs::read(archive).with_context(|| format!("cannot read {}", archive.display()))?;
+    let mut found: Option<(String, Vec<u8>)> = None;
+    for member in ArchiveFile::parse(&*data)?.members() {
+        let member = member?;
+        let bytes = member.data(&*data)?;
+        let Ok(file) = object::File::parse(bytes) else { continue };
+        if !file.symbols().any(|symbol| symbol.is_definition()) {
+            continue;
+        }
+        let name = String::from_utf8_lossy(member.name()).into_owned();
+        if let Some((other, _)) = &found {
+            bail!("the archive holds two objects with symbols, {other} and {name}: link-time optimisation is off?");
+        }
+        found = Some((name, bytes.to_vec()));
+    }
+    Ok(found.context("the archive holds no object")?.1)
+}
+
+/// Refuses what could never load: references that no C shim can satisfy, and relocations that the
+/// module loader does not know. What is left undefined, modpost checks against kernel and shim.
+fn check(object: &[u8]) -> Result<()> {
+    let file = object::File::parse(object)?;
+    let mut wrong = Vec::new();
+    for symbol in file.symbols().filter(|symbol| symbol.is_undefined()) {
+        let name = symbol.name().unwrap_or("");
+        let rust = name.starts_with("_R") || name.starts_with("_ZN") || name.starts_with("rust_");
+        let builtin = ["ti3", "tf2", "tf3", "df2", "df3", "sf2", "sf3", "fsi", "fdi", "xf2"];
+        if rust {
+            wrong.push(format!("{name} (Rust code that is not there)"));
+        } else if name.starts_with("__") && builtin.iter().any(|end| name.ends_with(end)) {
+            wrong.push(format!("{name} (128-bit division or floating point)"));
+        }
+    }
+    ensure!(wrong.is_empty(), "the Rust object needs what a module cannot have:\n  {}", wrong.join("\n  "));
+    for section in file.sections() {
+        for (offset, relocation) in section.relocations() {
+            let RelocationFlags::Elf { r_type } = relocation.flags() else { continue };
+            ensure!(
+                [
+                    elf::R_X86_64_64,
+                    elf::R_X86_64_32,
+                    elf::R_X86_64_32S,
+                    elf::R_X86_64_PC32,
+                    elf::R_X86_64_PLT32,
+                    elf::R_X86_64_PC64
+                ]
+                .contains(&r_type),
+                "{} + {offset:#x}: relocation {r_type:?} is not one the module loader knows",
+                section.name().unwrap_or("?")
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,243 @@
+//! `./x test`: everything, from cheap to dear; ends with `N passed, N failed` alone on a line.
+
+use crate::{
+    compare::differences,
+    env::{Env, key},
+    host::{Boot, Flavour, Machine},
+    kernels::{self, Kernel},
+    module, object, panics, payload, proc, rust_src,
+    scenarios::{self, Scenario},
+    tidy, ui,
+};
+use anyhow::{Context, Result, bail, ensure};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Mutex,
+    time::Instant,
+};
+
+/// How many emulated hosts run at a time.
+const PARALLEL: usize = 2;
+
+/// Which of the tests to run.
+pub struct Selection {
+    /// Only what is called like this.
+    pub only: Option<String>,
+    /// Only this kernel.
+    pub kernel: Option<Kernel>,
+}
+
+impl Selection {
+    fn wants(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+    }
+
+    fn kernels(&self) -> Vec<Kernel> {
+        kernels::ALL.into_iter().filter(|kernel| self.kernel.is_none_or(|only| only == *kernel)).collect()
+    }
+}
+
+/// Passed and failed so far.
+#[derive(Default)]
+struct Tally {
+    passed: u32,
+    failed: Vec<String>,
+    retries: u32,
+}
+
+impl Tally {
+    fn check<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Option<T> {
+        match work() {
+            Ok(value) => {
+                println!("PASS {name}");
+                self.passed += 1;
+                Some(value)
+            }
+            Err(error) => {
+                println!("FAIL {name}\n{error:#}");
+                self.failed.push(name.to_owned());
+                None
+            }
+        }
+    }
+}
+
+pub fn run(env: &Env, selection: &Selection) -> Result<ExitCode> {
+    let start = Instant::now();
+    let mut tally = Tally::default();
+    cheap(env, selection, &mut tally);
+    let built = modules(env, selection, &mut tally);
+    in_the_host(env, selection, &built, &mut tally)?;
+
+    println!("\n{:.0} minutes; the emulator's own abort was met {} times", minutes(start), tally.retries);
+    for name in &tally.failed {
+        println!("failed: {name}   (again, alone: ./x test --only {})", name.split(' ').next().unwrap_or(name));
+    }
+    println!("{} passed, {} failed", tally.passed, tally.failed.len());
+    Ok(if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn minutes(start: Instant) -> f32 {
+    start.elapsed().as_secs_f32() / 60.0
+}
+
+/// What needs no kernel.
+fn cheap(env: &Env, selection: &Selection, tally: &mut Tally) {
+    let cargo = |words: &[&str]| -> Result<()> {
+        ui::step(&format!("cargo {}", words.join(" ")), || proc::run(env.cargo().args(words))).map(drop)
+    };
+    if selection.wants("tidy") {
+        tally.check("tidy", || tidy::run(env));
+    }
+    if selection.wants("clippy") {
+        tally.check("clippy", || {
+            rust_src::component(env, "cargo-clippy", "clippy", "rust-clippy")?;
+            cargo(&["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"])
+        });
+    }
+    if selection.wants("cargo-test") {
+        tally.check("cargo-test", || cargo(&["test", "--quiet"]));
+    }
+}
+
+/// The module for each kernel, and what is demanded of its object.
+fn modules(env: &Env, selection: &Selection, tally: &mut Tally) -> BTreeMap<Kernel, PathBuf> {
+    let mut built = BTreeMap::new();
+    let Some(object) = tally.check("rust-object", || object::build(env)) else { return built };
+    if selection.wants("panics") {
+        tally.check("panics", || panics::gate(env, &object));
+    }
+    for kernel in selection.kernels() {
+        let build = || {
+            let unpacked = kernels::fetch(env, kernel)?;
+            let out = module::default_out(env, &unpacked.release);
+            module::build_with(env, &unpacked.headers, &out, &object)?;
+            Ok(out)
+        };
+        if let Some(out) = tally.check(&format!("module {kernel}"), build) {
+            built.insert(kernel, out);
+        }
+    }
+    built
+}
+
+/// One scenario on one kernel, waiting for a host.
+struct Job {
+    scenario: &'static Scenario,
+    kernel: Kernel,
+}
+
+impl Job {
+    fn name(&self) -> String {
+        format!("{} {}", self.scenario.name, self.kernel)
+    }
+}
+
+fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBuf>, tally: &mut Tally) -> Result<()> {
+    let mut jobs = Vec::new();
+    for scenario in scenarios::ALL {
+        for kernel in selection.kernels() {
+            if scenario.kernels.contains(&kernel) && selection.wants(scenario.name) {
+                jobs.push(Job { scenario, kernel });
+            }
+        }
+    }
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    tally.check("scenario-table", || every_payload_is_used(env));
+    let machine = Machine::new(env)?;
+    let payloads = tally.check("test-programs", || payload::build(env)).unwrap_or_default();
+
+    let total = jobs.len();
+    jobs.reverse();
+    let (queue, tally) = (Mutex::new(jobs), Mutex::new(tally));
+    std::thread::scope(|scope| {
+        for _ in 0..PARALLEL {
+            scope.spawn(|| {
+                while let Some(job) = queue.lock().ok().and_then(|mut queue| queue.pop()) {
+                    let start = Instant::now();
+                    let result = one(env, &machine, &payloads, built.get(&job.kernel), &job);
+                    let Ok(mut tally) = tally.lock() else { return };
+                    if let Ok(retries) = &result {
+                        tally.retries += retries;
+                    }
+                    tally.check(&job.name(), || result);
+                    let left = queue.lock().map_or(0, |queue| queue.len());
+                    ui::note(&format!("{:.0} s; {} of {total} started", start.elapsed().as_secs_f32(), total - left));
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+/// A test program that is in no scenario would silently not be run.
+fn every_payload_is_used(env: &Env) -> Result<()> {
+    for name in payload::names(env)? {
+        let used = scenarios::ALL.iter().any(|scenario| scenario.payloads.contains(&name.as_str()));
+        ensure!(
+            used || scenarios::NOT_SCENARIOS.contains(&name.as_str()),
+            "tests/src/bin/{name}.rs is in no scenario of xtask/src/scenarios.rs"
+        );
+    }
+    Ok(())
+}
+
+/// Runs one job and returns how often the emulator's abort was met.
+fn one(env: &Env, machine: &Machine, payloads: &Path, modules: Option<&PathBuf>, job: &Job) -> Result<u32> {
+    let modules = modules.context("the module was not built")?;
+    let mut boot = Boot::new(job.kernel, Flavour::Ours, job.scenario.script);
+    (boot.ours, boot.smp, boot.timeout) = (Some(modules.clone()), job.scenario.smp, job.scenario.timeout);
+    for name in job.scenario.payloads {
+        boot.files.push(payload::file(payloads, name)?);
+    }
+    let outcome = machine.boot(env, &boot)?;
+    if !outcome.passed() {
+        let (output, log) = (proc::tail(&outcome.output), proc::tail(&outcome.log));
+        bail!("{}\n--- output\n{output}\n--- host kernel log\n{log}\n---", outcome.explain());
+    }
+    if !job.scenario.compare {
+        return Ok(outcome.retries);
+    }
+    let (stock, retries) = on_stock(env, machine, &boot, payloads, job)?;
+    let differences = differences(&stock, &outcome.output);
+    ensure!(
+        differences.is_empty(),
+        "not the same as on stock kvm-amd (-):\n  {}",
+        differences.iter().take(40).cloned().collect::<Vec<_>>().join("\n  ")
+    );
+    Ok(outcome.retries + retries)
+}
+
+/// What the same script prints on stock kvm-amd. That does not change, so it is kept in the cache.
+fn on_stock(env: &Env, machine: &Machine, boot: &Boot, payloads: &Path, job: &Job) -> Result<(String, u32)> {
+    let release = kernels::fetch(env, job.kernel)?.release;
+    let mut identity = vec![release, machine.identity(), boot.script.clone(), boot.smp.to_string(), boot.cpu.clone()];
+    for name in job.scenario.payloads {
+        identity.push(key(&[&format!("{:?}", fs::read(payload::file(payloads, name)?.1)?)]));
+    }
+    let identity = key(&identity.iter().map(String::as_str).collect::<Vec<_>>());
+    let path = env.cache.join("stock").join(format!("{}-{}-{identity}", job.scenario.name, job.kernel));
+    if let Ok(known) = fs::read_to_string(&path) {
+        return Ok((known, 0));
+    }
+    let mut boot = boot.clone();
+    (boot.flavour, boot.ours) = (Flavour::Stock, None);
+    // Stock itself fails now and then on a loaded machine; once more, and counted.
+    let mut retries = 0;
+    let outcome = loop {
+        let outcome = machine.boot(env, &boot)?;
+        retries += outcome.retries;
+        if outcome.passed() {
+            break outcome;
+        }
+        ensure!(retries == 0, "stock kvm-amd itself failed: {}\n{}", outcome.explain(), proc::tail(&outcome.log));
+        retries += 1;
+    };
+    proc::write_if_changed(&path, outcome.output.as_bytes())?;
+    Ok((outcome.output, retries))
+}

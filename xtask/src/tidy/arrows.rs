@@ -1,0 +1,65 @@
+//! Dependency arrows: a crate may name only the crates below it.
+
+use super::Findings;
+use crate::env::Env;
+use anyhow::Result;
+use cargo_metadata::{DependencyKind, MetadataCommand, Package};
+
+/// The house: who may depend on whom. ARCHITECTURE.md draws it.
+const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
+    ("arch", &[]),
+    ("host", &["arch"]),
+    ("switch", &["arch", "host"]),
+    ("mmu", &["arch", "host"]),
+    ("emulator", &["arch"]),
+    ("irqchip", &["arch"]),
+    ("vm", &["arch", "host", "mmu", "emulator", "irqchip"]),
+    ("kvm", &["arch", "host", "vm"]),
+    ("linux", &["arch", "host", "switch", "kvm", "vm"]),
+    ("sim", &["arch", "host"]),
+    ("tests", &["kvm", "sim", "vm"]),
+    ("xtask", &[]),
+];
+
+/// Compares the manifests with the table; a crate that is not in it is a finding.
+pub fn check(env: &Env) -> Result<Findings> {
+    let metadata = MetadataCommand::new().manifest_path(env.root.join("Cargo.toml")).no_deps().exec()?;
+    let ours: Vec<&str> = metadata.packages.iter().map(|package| package.name.as_str()).collect();
+    Ok(metadata.packages.iter().flat_map(|package| of_package(package, &ours)).collect())
+}
+
+fn of_package(package: &Package, ours: &[&str]) -> Findings {
+    let name = package.name.as_str();
+    let Some((_, allowed)) = MAY_DEPEND_ON.iter().find(|(known, _)| *known == name) else {
+        return vec![format!("{name}/Cargo.toml: this crate is not in the table of xtask/src/tidy/arrows.rs")];
+    };
+    let mut findings = Findings::new();
+    for dependency in &package.dependencies {
+        let to = dependency.name.as_str();
+        // Unit tests may run on `sim`; that arrow is not in what is shipped.
+        let test_on_sim = dependency.kind == DependencyKind::Development && to == "sim";
+        if ours.contains(&to) && !allowed.contains(&to) && !test_on_sim {
+            findings.push(format!("{name}/Cargo.toml: the arrow {name} -> {to} is not declared"));
+        }
+        if dependency.path.as_ref().is_some_and(|path| !ours.iter().any(|crate_name| path.ends_with(crate_name))) {
+            findings.push(format!("{name}/Cargo.toml: {to} is a path outside the workspace"));
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_no_cycle() {
+        // Rows come after what they may depend on, so arrows point up the table only.
+        for (row, (name, allowed)) in MAY_DEPEND_ON.iter().enumerate() {
+            for to in *allowed {
+                let at = MAY_DEPEND_ON.iter().position(|(known, _)| known == to).unwrap();
+                assert!(at < row, "{name} -> {to}");
+            }
+        }
+    }
+}
