@@ -55,7 +55,7 @@ impl Known {
 ///
 /// `None` if it is another one or `bytes` ends too early: then decode, or inject nothing and let the guest execute
 /// it again.
-#[inline]
+#[inline(always)] // `expected` is a constant where it counts: the comparison becomes a word's.
 pub fn len_of(bytes: &[u8], mode: Mode, expected: Known) -> Option<u8> {
     let opcode = expected.opcode();
     let tail = if matches!(expected, Known::Int) { 1 } else { 0 };

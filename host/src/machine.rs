@@ -147,6 +147,14 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn user_level(&self, hva: Hva) -> MapLevel;
     /// Copies from user memory; may sleep.
     fn read_user(&self, from: Hva, buf: &mut [u8]) -> Result<(), Stop>;
+    /// One naturally aligned little-endian word of user memory, in a single access; may sleep. The walk of the guest's
+    /// page tables is made of these.
+    #[inline]
+    fn read_user_u64(&self, from: Hva) -> Result<u64, Stop> {
+        let mut bytes = [0; 8];
+        self.read_user(from, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
     /// Copies to user memory; may sleep.
     fn write_user(&self, to: Hva, buf: &[u8]) -> Result<(), Stop>;
     /// Atomic compare-exchange of `size` (1, 2, 4 or 8) bytes, naturally aligned. Ok(true) if it was exchanged.

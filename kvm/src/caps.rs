@@ -46,7 +46,7 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
         cap::SET_GUEST_DEBUG2 => KVM_GUESTDBG_VALID_MASK.into(),
         cap::VCPU_ATTRIBUTES | cap::SYS_ATTRIBUTES => 1,
         cap::MCE => MCE_BANKS.into(),
-        cap::INTERNAL_ERROR_DATA | cap::MEMORY_FAULT_INFO | cap::EXIT_ON_EMULATION_FAILURE => 1,
+        cap::INTERNAL_ERROR_DATA | cap::EXIT_ON_EMULATION_FAILURE => 1,
 
         // CPUID and MSRs.
         cap::EXT_CPUID | cap::EXT_EMUL_CPUID | cap::GET_MSR_FEATURES => 1,

@@ -199,9 +199,10 @@ fn vm_ioctl(object: &VmRef, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64, E
             // SAFETY: `hsave_vcpu_release` takes what the file is given.
             give(file, |p| unsafe { shim::hsave_install_vcpu(p, id) })
         }
-        // SAFETY: the VM outlives the list, which goes first (`VmObject`).
         VmReply::Irqfd(i) if i.assign => {
-            unsafe { object.irqfds.assign(i.fd, i.gsi, (&raw const object.vm).cast()) }.map(|()| 0)
+            let vm = (&raw const object.vm).cast();
+            // SAFETY: the VM outlives the list, which goes first (`VmObject`).
+            unsafe { object.irqfds.assign(i.fd, i.gsi, vm) }.map(|()| 0)
         }
         VmReply::Irqfd(i) => object.irqfds.deassign(i.fd, i.gsi).map(|()| 0),
     }

@@ -4,7 +4,7 @@ use crate::{errno::check_ptr, event::KernelEventFd, lock::SleepMutex, shim, shim
 use alloc::vec::Vec;
 use core::ffi::c_void;
 use core::ptr::NonNull;
-use host::Errno;
+use host::{Errno, try_push};
 use lock_api::Mutex;
 
 /// The list of one VM.
@@ -52,11 +52,9 @@ impl Irqfds {
         if list.iter().any(|b| b.is_of(&event)) {
             return Err(Errno::EBUSY);
         }
-        list.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
         // SAFETY: by contract.
         let kernel = check_ptr(unsafe { shim::hsave_irqfd_new(fd, vm, gsi) })?;
-        list.push(Binding { kernel, gsi });
-        Ok(())
+        try_push(&mut list, Binding { kernel, gsi })
     }
 
     /// Takes a binding back; nothing if there is none, as on stock. Errors: EBADF, EINVAL (no eventfd).

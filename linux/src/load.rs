@@ -26,6 +26,10 @@ struct Prepared;
 
 impl Prepared {
     fn new() -> Result<Self, Errno> {
+        if shim::hsave_memory_is_encrypted() {
+            log::err("the host's memory is encrypted (mem_encrypt=on), which hsave cannot do yet");
+            return Err(Errno::EOPNOTSUPP);
+        }
         let machine = Machine::new().map_err(|why| {
             log::err(why.reason());
             why.errno()

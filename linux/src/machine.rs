@@ -59,6 +59,10 @@ impl Host for Linux {
         shim::hsave_table_free(pa.0);
     }
 
+    fn nested_levels(&self) -> u8 {
+        shim::hsave_paging_levels()
+    }
+
     fn user_page(&self, hva: Hva, write: bool) -> Result<Page, Stop> {
         Page::get(hva, write)
     }
@@ -76,6 +80,14 @@ impl Host for Linux {
         // SAFETY: the kernel checks the user's address; the buffer is ours.
         let left = unsafe { shim::hsave_copy_from_user(buf.as_mut_ptr(), from.0, buf.len()) };
         if left == 0 { Ok(()) } else { Err(Stop::Fault) }
+    }
+
+    #[inline]
+    fn read_user_u64(&self, from: Hva) -> Result<u64, Stop> {
+        let mut value = 0;
+        // SAFETY: the kernel checks the user's address; `value` is ours.
+        let failed = unsafe { shim::hsave_read_user_u64(from.0, &mut value) };
+        if failed == 0 { Ok(value) } else { Err(Stop::Fault) }
     }
 
     #[inline]

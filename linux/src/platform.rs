@@ -38,14 +38,22 @@ unsafe impl Platform for Kernel {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn irq_disable() {
-        shim::hsave_irq_disable();
+        // SAFETY: what follows runs with interrupts off until `irq_enable` or `guest_done`.
+        #[cfg(target_os = "none")]
+        unsafe {
+            asm!("cli", options(nostack));
+        }
     }
 
-    #[inline]
+    #[inline(always)]
     fn irq_enable() {
-        shim::hsave_irq_enable();
+        // SAFETY: interrupts were on when `irq_disable` was called, and nothing is held that they take.
+        #[cfg(target_os = "none")]
+        unsafe {
+            asm!("sti", options(nostack));
+        }
     }
 
     #[inline]

@@ -29,6 +29,8 @@ opaque! {
     KMm
 }
 
+// SAFETY: the signatures are those of the shim; `safe` are functions that may be called with any arguments, in the
+// contexts that their callers are called in.
 #[rustfmt::skip]
 unsafe extern "C" {
     // memory.c
@@ -46,8 +48,10 @@ unsafe extern "C" {
     pub fn hsave_user_page(hva: u64, write: bool, pa: *mut u64) -> i32;
     pub fn hsave_user_page_put(pa: u64, flags: i32);
     pub safe fn hsave_user_level(hva: u64) -> i32;
+    pub safe fn hsave_paging_levels() -> u8;
     pub safe fn hsave_user_range_ok(hva: u64, len: u64) -> bool;
     pub fn hsave_copy_from_user(to: *mut u8, from: u64, n: usize) -> usize;
+    pub fn hsave_read_user_u64(from: u64, value: *mut u64) -> i32;
     pub fn hsave_copy_to_user(to: u64, from: *const u8, n: usize) -> usize;
     pub safe fn hsave_cmpxchg_user(at: u64, old: u64, new: u64, size: u32) -> i32;
 
@@ -123,6 +127,7 @@ unsafe extern "C" {
     pub fn hsave_bug(file: *const u8, len: usize, line: u32);
 
     // cpu.c, tsc_aux.c
+    pub safe fn hsave_memory_is_encrypted() -> bool;
     pub safe fn hsave_next_cpu(previous: i32) -> u32;
     pub safe fn hsave_cpu_exists(cpu: u32) -> bool;
     pub fn hsave_cpu_data_of(cpu: u32) -> *mut CpuData;
@@ -133,8 +138,6 @@ unsafe extern "C" {
     pub safe fn hsave_set_user_return_tsc_aux(value: u64);
 
     // platform.c
-    pub safe fn hsave_irq_disable();
-    pub safe fn hsave_irq_enable();
     pub safe fn hsave_may_enter() -> bool;
     pub safe fn hsave_guest_enter();
     pub safe fn hsave_guest_exit();

@@ -31,14 +31,30 @@ pub enum PhysError {
 pub struct Memory<'a, H: Host> {
     mmu: &'a Mmu<H>,
     slots: RwLockReadGuard<'a, H::RawRwSem, SlotTable>,
-    last: Cell<usize>,
+    window: Cell<Window>,
+}
+
+/// The slot that was accessed last, in bytes.
+#[derive(Clone, Copy, Default)]
+struct Window {
+    gpa: u64,
+    len: u64,
+    hva: u64,
+}
+
+impl Window {
+    fn of(slot: Option<&Slot>) -> Self {
+        slot.map_or(Self::default(), |s| Self { gpa: s.base << 12, len: s.pages << 12, hva: s.hva })
+    }
 }
 
 impl<H: Host> Mmu<H> {
     /// Access to guest memory. Sleeps.
     #[inline]
     pub fn memory(&self) -> Memory<'_, H> {
-        Memory { mmu: self, slots: self.slots.read(), last: Cell::new(self.last.load(Relaxed)) }
+        let slots = self.slots.read();
+        let window = Cell::new(Window::of(slots.at(self.last.load(Relaxed))));
+        Memory { mmu: self, slots, window }
     }
 
     /// Reads guest memory; the range may cross pages and slots. Sleeps.
@@ -74,32 +90,51 @@ impl<H: Host> Mmu<H> {
 
     /// Is there memory that the guest may read, or (with `write`) write?
     pub fn is_memory(&self, gpa: Gpa, write: bool) -> bool {
-        self.memory().place(gpa, write).is_some()
+        let memory = self.memory();
+        if write { memory.writable(gpa).is_ok() } else { memory.readable(gpa).is_ok() }
     }
 }
 
 impl<H: Host> Memory<'_, H> {
+    /// Where to read: the VMM's address, and how many bytes follow it in the slot.
     #[inline]
-    fn slot(&self, gfn: u64) -> Option<&Slot> {
-        if let Some(slot) = self.slots.at(self.last.get()).filter(|s| s.holds(gfn)) {
-            return Some(slot);
+    fn readable(&self, gpa: Gpa) -> Result<(Hva, u64), PhysError> {
+        let mut w = self.window.get();
+        if gpa.0.wrapping_sub(w.gpa) >= w.len {
+            w = self.find(gpa)?;
         }
-        let (place, slot) = self.slots.find(gfn)?;
-        self.last.set(place);
-        self.mmu.last.store(place, Relaxed);
-        Some(slot)
+        let offset = gpa.0.wrapping_sub(w.gpa);
+        Ok((Hva(w.hva.wrapping_add(offset)), w.len.wrapping_sub(offset)))
     }
 
-    /// The VMM's address, how many bytes follow it in the slot, and the slot. None: not to be accessed that way.
-    #[inline]
-    fn place(&self, gpa: Gpa, write: bool) -> Option<(Hva, u64, &Slot)> {
-        let gfn = gpa.gfn().0;
-        let slot = self.slot(gfn)?;
-        if write && slot.read_only() {
-            return None;
-        }
+    #[cold]
+    fn find(&self, gpa: Gpa) -> Result<Window, PhysError> {
+        let (place, slot) = self.slots.find(gpa.gfn().0).ok_or(PhysError::NoSlot(gpa))?;
+        let window = Window::of(Some(slot));
+        self.window.set(window);
+        self.mmu.last.store(place, Relaxed);
+        Ok(window)
+    }
+
+    /// The same for writing, and the slot.
+    fn writable(&self, gpa: Gpa) -> Result<(Hva, u64, &Slot), PhysError> {
+        let (_, slot) = self.slots.find(gpa.gfn().0).filter(|f| !f.1.read_only()).ok_or(PhysError::NoSlot(gpa))?;
         let offset = gpa.0.wrapping_sub(slot.base << 12);
-        Some((Hva(slot.hva.wrapping_add(offset)), (slot.pages << 12).wrapping_sub(offset), slot))
+        Ok((Hva(slot.hva.wrapping_add(offset)), (slot.pages << 12).wrapping_sub(offset), slot))
+    }
+
+    /// Reads an aligned 64-bit entry of a table.
+    #[inline]
+    pub(crate) fn entry64(&self, gpa: Gpa) -> Result<u64, PhysError> {
+        let (hva, _) = self.readable(gpa)?;
+        self.mmu.host.read_user_u64(hva).map_err(|stop| PhysError::Host { gpa, stop })
+    }
+
+    /// Reads bytes that lie on one page, and so in one slot.
+    #[inline]
+    pub(crate) fn read_page(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), PhysError> {
+        let (hva, _) = self.readable(gpa)?;
+        self.mmu.host.read_user(hva, buf).map_err(|stop| PhysError::Host { gpa, stop })
     }
 
     /// Reads; on an error the buffer's contents are undefined.
@@ -107,7 +142,7 @@ impl<H: Host> Memory<'_, H> {
     pub fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), PhysError> {
         let (mut gpa, mut buf) = (gpa, buf);
         while !buf.is_empty() {
-            let (hva, left, _) = self.place(gpa, false).ok_or(PhysError::NoSlot(gpa))?;
+            let (hva, left) = self.readable(gpa)?;
             let (now, later) = buf.split_at_mut(fitting(left, buf.len()));
             self.mmu.host.read_user(hva, now).map_err(|stop| PhysError::Host { gpa, stop })?;
             gpa = Gpa(gpa.0.wrapping_add(now.len() as u64));
@@ -120,7 +155,7 @@ impl<H: Host> Memory<'_, H> {
     pub fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), PhysError> {
         let (mut gpa, mut data) = (gpa, data);
         while !data.is_empty() {
-            let (hva, left, slot) = self.place(gpa, true).ok_or(PhysError::NoSlot(gpa))?;
+            let (hva, left, slot) = self.writable(gpa)?;
             let (now, later) = data.split_at(fitting(left, data.len()));
             self.mmu.host.write_user(hva, now).map_err(|stop| PhysError::Host { gpa, stop })?;
             self.mark(slot, gpa, now.len());
@@ -135,7 +170,7 @@ impl<H: Host> Memory<'_, H> {
         if !matches!(size, 1 | 2 | 4 | 8) || gpa.0 % u64::from(size) != 0 {
             return Err(PhysError::NoSlot(gpa));
         }
-        let (hva, _, slot) = self.place(gpa, true).ok_or(PhysError::NoSlot(gpa))?;
+        let (hva, _, slot) = self.writable(gpa)?;
         let done = self.mmu.host.cmpxchg_user(hva, old, new, size).map_err(|stop| PhysError::Host { gpa, stop })?;
         if done {
             self.mark(slot, gpa, size.into());

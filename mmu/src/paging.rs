@@ -95,9 +95,10 @@ pub enum WalkError {
 
 impl WalkError {
     /// A table entry could not be read: outside of all memory nothing is present.
-    pub(crate) fn reading(e: PhysError, code: u32) -> Self {
+    #[cold]
+    pub(crate) fn reading(e: PhysError, p: &Paging, kind: Kind) -> Self {
         match e {
-            PhysError::NoSlot(_) => Self::Fault { code },
+            PhysError::NoSlot(_) => p.absent(kind),
             PhysError::Host { gpa, stop } => Self::Host { gpa, stop },
         }
     }
@@ -136,6 +137,16 @@ impl Paging {
         write | user | fetch
     }
 
+    /// #PF for an entry that is not present.
+    pub(crate) const fn absent(&self, kind: Kind) -> WalkError {
+        WalkError::Fault { code: self.access_code(kind) }
+    }
+
+    /// #PF for an entry with a reserved bit set.
+    pub(crate) const fn malformed(&self, kind: Kind) -> WalkError {
+        WalkError::Fault { code: code::P | code::RSV | self.access_code(kind) }
+    }
+
     /// Does the no-execute bit exist? Only in the 64-bit entries of PAE and long mode (APM 5.6.3).
     pub(crate) const fn nx(&self) -> bool {
         self.efer(Efer::NXE) && (self.cr4(Cr4::PAE) || self.efer(Efer::LMA))
@@ -170,28 +181,19 @@ impl Paging {
         refused.then_some(code)
     }
 
-    /// Reserved bits of a 64-bit entry at `level` (APM 5.3, 5.4; reserved in the guest's own CPUID).
+    /// Bits that are reserved in 64-bit entries of every level (APM 5.3, 5.4).
     #[inline]
-    pub(crate) fn reserved64(&self, level: u8, large: bool, page_1g: bool) -> u64 {
-        let long = self.efer(Efer::LMA);
-        let mut bits = ADDR & !self.phys_mask();
-        if !self.efer(Efer::NXE) {
-            bits |= NX;
-        }
-        if !long {
-            // Bits 62:52 are software's in long mode only.
-            bits |= 0x7ff << 52;
-        }
-        match (level, long) {
-            (5 | 4, _) => bits |= PS | G,
-            (3, true) if large && page_1g => bits |= 0x3fff_e000,
-            (3, true) => bits |= if large { PS } else { G },
-            // The four entries that PAE's CR3 points to have neither permissions nor a page size.
-            (3, false) => bits |= NX | G | PS | npt::D | npt::A | npt::US | npt::RW,
-            (2, _) if large => bits |= 0x1f_e000,
-            _ => {}
-        }
-        bits
+    pub(crate) const fn reserved64(&self) -> u64 {
+        let beyond = ADDR & !self.phys_mask();
+        let nx = if self.efer(Efer::NXE) { 0 } else { NX };
+        // Bits 62:52 are software's in long mode only.
+        let high = if self.efer(Efer::LMA) { 0 } else { 0x7ff << 52 };
+        beyond | nx | high
+    }
+
+    /// Bytes in a table entry.
+    pub(crate) const fn entry_size(&self) -> u8 {
+        if self.efer(Efer::LMA) || self.cr4(Cr4::PAE) { 8 } else { 4 }
     }
 
     /// Address bits that the guest's physical addresses have.
@@ -209,3 +211,23 @@ impl Paging {
         1 << 21 | (!high & 0xff) << 13
     }
 }
+
+/// Bits that are reserved in a 64-bit entry besides [`Paging::reserved64`]: by level, whether it maps a large page, and
+/// whether 1 GiB pages exist (APM 5.3.3; on AMD processors G is reserved in entries of the upper levels that name a
+/// table).
+#[inline]
+pub(crate) const fn reserved_at(level: u8, large: bool, page_1g: bool) -> u64 {
+    match level {
+        1 => 0,
+        2 if large => 0x1f_e000,
+        2 => 0,
+        3 if large && page_1g => 0x3fff_e000,
+        3 if large => PS,
+        3 => G,
+        _ => PS | G,
+    }
+}
+
+/// Bits that are reserved in the four entries that PAE's CR3 points to (APM 5.2.3): they have neither permissions nor
+/// a page size.
+pub(crate) const RESERVED_PAE_TOP: u64 = NX | G | PS | npt::D | npt::A | npt::US | npt::RW;

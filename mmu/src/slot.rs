@@ -150,9 +150,9 @@ impl SlotTable {
 
     fn insert(&mut self, s: Slot) {
         let at = self.by_gfn.partition_point(|o| o.base < s.base);
-        self.by_gfn.insert(at, s);
+        insert_reserved(&mut self.by_gfn, at, s);
         let at = self.by_id.partition_point(|o| o.0 < s.id);
-        self.by_id.insert(at, (s.id, s.base));
+        insert_reserved(&mut self.by_id, at, (s.id, s.base));
     }
 
     fn remove(&mut self, s: &Slot) {
@@ -205,5 +205,12 @@ impl SlotTable {
             return Err(Errno::EEXIST);
         }
         if s.end() > MAX_GFN { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+}
+
+/// `Vec::insert` where there is room: never allocates, never panics.
+fn insert_reserved<T>(v: &mut Vec<T>, at: usize, value: T) {
+    if v.len() < v.capacity() && at <= v.len() {
+        v.insert(at, value);
     }
 }

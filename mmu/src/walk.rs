@@ -3,10 +3,10 @@
 
 use crate::Mmu;
 use crate::memory::{Memory, PhysError};
-use crate::paging::{Kind, Paging, Translation, WalkError, code};
+use crate::paging::{Kind, Paging, RESERVED_PAE_TOP, Translation, WalkError, reserved_at};
 use arch::Gpa;
 use arch::cr::{Cr0, Cr4, Efer};
-use arch::npt::{A, ADDR, D, NX, P, PS, RW, US};
+use arch::npt::{A, ADDR, D, G, NX, P, PS, RW, US};
 use host::{Host, PAGE_SIZE};
 
 /// Walks that start over because a table changes under them, before A and D are left as they are.
@@ -17,12 +17,9 @@ const TRIES: u32 = 8;
 struct Trail {
     steps: [(Gpa, u64); 5],
     len: usize,
-    /// Bytes per entry.
-    size: u8,
 }
 
 impl Trail {
-    #[inline]
     fn push(&mut self, gpa: Gpa, entry: u64) {
         if let Some(step) = self.steps.get_mut(self.len) {
             *step = (gpa, entry);
@@ -38,58 +35,70 @@ impl<H: Host> Mmu<H> {
     /// as not present; A and D in tables that the guest cannot write stay as they are.
     pub fn walk(&self, p: &Paging, linear: u64, kind: Kind) -> Result<Translation, WalkError> {
         let memory = self.memory();
-        let mut trail = Trail::default();
-        for _ in 0..TRIES {
-            trail.len = 0;
-            let (t, pkey) = self.descend(&memory, p, linear, kind, &mut trail)?;
+        for turn in 0..=TRIES {
+            let mut trail = Trail::default();
+            let (t, pkey) = self.descend(&memory, p, linear, kind, |gpa, entry| trail.push(gpa, entry))?;
             if let Some(code) = p.refuses(kind, &t, pkey) {
                 return Err(WalkError::Fault { code });
             }
-            if mark(&memory, &trail, kind.write())? {
+            // The guest that keeps changing the entries asked for a race on A and D, and in the end gets one.
+            if turn == TRIES || mark(&memory, &trail, p.entry_size(), kind.write())? {
                 return Ok(t);
             }
         }
-        // The guest keeps changing the entries: it asked for a race on A and D, and gets one.
-        let (t, pkey) = self.descend(&memory, p, linear, kind, &mut trail)?;
-        p.refuses(kind, &t, pkey).map_or(Ok(t), |code| Err(WalkError::Fault { code }))
+        Err(p.absent(kind)) // Not reached: the last turn returns.
     }
 
     /// Where a linear address leads, without checks of permission and without a trace in the tables (KVM_TRANSLATE).
     pub fn translate(&self, p: &Paging, linear: u64) -> Option<Translation> {
-        let found = self.descend(&self.memory(), p, linear, Kind::SystemRead, &mut Trail::default());
-        found.ok().map(|f| f.0)
+        self.descend(&self.memory(), p, linear, Kind::SystemRead, |_, _| ()).ok().map(|f| f.0)
     }
 
-    /// Instruction bytes from a linear address on, at most `buf.len()`; how many there are. Fewer (or 0) if a page
+    /// Instruction bytes from a linear address on, at most `buf.len()` (15 are enough
+    /// for any instruction, two pages are the most); how many there are. Fewer (or 0) if a page
     /// cannot be fetched from: [`walk`](Self::walk) then says why. Leaves A bits alone, since the processor has just
     /// fetched from there.
     #[inline]
     pub fn fetch(&self, p: &Paging, linear: u64, buf: &mut [u8]) -> usize {
         let memory = self.memory();
-        let mut done = 0usize;
-        while let Some(rest) = buf.get_mut(done..).filter(|r| !r.is_empty()) {
-            let at = linear.wrapping_add(done as u64);
-            let Ok((t, pkey)) = self.descend(&memory, p, at, Kind::Fetch, &mut Trail::default()) else { break };
-            let here = rest.len().min(PAGE_SIZE.wrapping_sub(at as usize % PAGE_SIZE));
-            let Some(piece) = rest.get_mut(..here) else { break };
-            if p.refuses(Kind::Fetch, &t, pkey).is_some() || memory.read(t.gpa, piece).is_err() {
-                break;
-            }
-            done = done.wrapping_add(here);
+        let here = buf.len().min(PAGE_SIZE.wrapping_sub(linear as usize % PAGE_SIZE));
+        let Some((first, second)) = buf.split_at_mut_checked(here) else { return 0 };
+        match self.fetch_page(&memory, p, linear, first) {
+            None => 0,
+            Some(()) if second.is_empty() => here,
+            Some(()) => self.fetch_next(&memory, p, linear.wrapping_add(here as u64), second).wrapping_add(here),
         }
-        done
     }
 
-    /// Goes down to the entry that maps the address. Returns it with the page's protection key; errors are faults of
-    /// the tables, not of permission.
-    #[inline]
+    /// The part of an instruction that lies on the page after its first.
+    #[cold]
+    fn fetch_next(&self, memory: &Memory<'_, H>, p: &Paging, linear: u64, buf: &mut [u8]) -> usize {
+        let here = buf.len().min(PAGE_SIZE);
+        let piece = buf.get_mut(..here).unwrap_or(&mut []);
+        if self.fetch_page(memory, p, linear, piece).is_some() { here } else { 0 }
+    }
+
+    /// Instruction bytes that lie on one page.
+    #[inline(always)]
+    fn fetch_page(&self, memory: &Memory<'_, H>, p: &Paging, linear: u64, buf: &mut [u8]) -> Option<()> {
+        let (t, pkey) = self.descend(memory, p, linear, Kind::Fetch, |_, _| ()).ok()?;
+        if p.refuses(Kind::Fetch, &t, pkey).is_some() {
+            return None;
+        }
+        memory.read_page(t.gpa, buf).ok()
+    }
+
+    /// Goes down to the entry that maps the address, and tells `note` where each entry with an A bit is and what it
+    /// holds. Returns the translation and the page's protection key; errors are faults of the tables, not of
+    /// permission.
+    #[inline(always)] // Three callers, one of them hot, with a constant `kind`.
     fn descend(
         &self,
         memory: &Memory<'_, H>,
         p: &Paging,
         linear: u64,
         kind: Kind,
-        trail: &mut Trail,
+        note: impl FnMut(Gpa, u64),
     ) -> Result<(Translation, u8), WalkError> {
         if !p.cr0(Cr0::PG) {
             let gpa = Gpa(linear & 0xffff_ffff);
@@ -97,16 +106,29 @@ impl<H: Host> Mmu<H> {
         }
         if p.efer(Efer::LMA) {
             let levels = if p.cr4(Cr4::LA57) { 5 } else { 4 };
-            self.descend64(memory, p, linear, kind, (p.cr3 & ADDR & p.phys_mask(), levels), trail)
+            self.descend64(memory, p, linear, kind, (p.cr3 & ADDR & p.phys_mask(), levels), note)
         } else if p.cr4(Cr4::PAE) {
-            self.descend64(memory, p, linear & 0xffff_ffff, kind, (p.cr3 & 0xffff_ffe0, 3), trail)
+            self.descend_pae(memory, p, linear, kind, note)
         } else {
-            descend32(memory, p, linear, kind, trail)
+            descend32(memory, p, linear, kind, note)
         }
     }
 
-    /// PAE and long mode: 64-bit entries, 9 bits of the address per level.
-    #[inline]
+    #[inline(never)] // Old guests only.
+    fn descend_pae(
+        &self,
+        memory: &Memory<'_, H>,
+        p: &Paging,
+        linear: u64,
+        kind: Kind,
+        note: impl FnMut(Gpa, u64),
+    ) -> Result<(Translation, u8), WalkError> {
+        let table = pae_top(memory, p, linear, kind)?;
+        self.descend64(memory, p, linear, kind, (table, 2), note)
+    }
+
+    /// PAE (below its top) and long mode: 64-bit entries, 9 bits of the address per level.
+    #[inline(always)]
     fn descend64(
         &self,
         memory: &Memory<'_, H>,
@@ -114,78 +136,81 @@ impl<H: Host> Mmu<H> {
         linear: u64,
         kind: Kind,
         (mut table, mut level): (u64, u8),
-        trail: &mut Trail,
+        mut note: impl FnMut(Gpa, u64),
     ) -> Result<(Translation, u8), WalkError> {
-        trail.size = 8;
-        let long = p.efer(Efer::LMA);
+        let reserved = p.reserved64();
         let (mut allows, mut forbids) = (RW | US, 0);
         loop {
             let shift = 3 + 9 * u32::from(level);
             let gpa = Gpa(table.wrapping_add((linear >> shift & 511) << 3));
-            let mut bytes = [0; 8];
-            memory.read(gpa, &mut bytes).map_err(|e| WalkError::reading(e, p.access_code(kind)))?;
-            let entry = u64::from_le_bytes(bytes);
+            let entry = memory.entry64(gpa).map_err(|e| WalkError::reading(e, p, kind))?;
             if entry & P == 0 {
-                return Err(WalkError::Fault { code: p.access_code(kind) });
+                return Err(p.absent(kind));
+            }
+            allows &= entry;
+            forbids |= entry;
+            note(gpa, entry);
+            table = entry & ADDR;
+            // Nearly every entry: nothing reserved at any level, and it names a table.
+            if level > 1 && entry & (reserved | PS | G) == 0 {
+                level -= 1;
+                continue;
             }
             let large = level > 1 && entry & PS != 0;
-            if entry & p.reserved64(level, large, self.page_1g) != 0 {
-                return Err(WalkError::Fault { code: code::P | code::RSV | p.access_code(kind) });
-            }
-            // The top of PAE has no permissions, and no A bit.
-            if long || level < 3 {
-                allows &= entry;
-                forbids |= entry;
-                trail.push(gpa, entry);
+            if entry & (reserved | reserved_at(level, large, self.page_1g)) != 0 {
+                return Err(p.malformed(kind));
             }
             if level == 1 || large {
                 let offset = (1 << shift) - 1;
-                let gpa = Gpa(entry & ADDR & !offset | linear & offset);
-                let t = Translation {
-                    gpa,
-                    writable: allows & RW != 0,
-                    user: allows & US != 0,
-                    execute: forbids & NX == 0,
-                    level,
-                };
+                let gpa = Gpa(table & !offset | linear & offset);
+                let (writable, user) = (allows & RW != 0, allows & US != 0);
+                let t = Translation { gpa, writable, user, execute: forbids & NX == 0, level };
                 return Ok((t, (entry >> 59 & 15) as u8));
             }
-            table = entry & ADDR;
             level -= 1;
         }
     }
 }
 
+/// The table that one of the four entries at the top of PAE names. They have neither permissions nor an A bit.
+fn pae_top<H: Host>(memory: &Memory<'_, H>, p: &Paging, linear: u64, kind: Kind) -> Result<u64, WalkError> {
+    let gpa = Gpa((p.cr3 & 0xffff_ffe0).wrapping_add((linear >> 30 & 3) << 3));
+    let entry = memory.entry64(gpa).map_err(|e| WalkError::reading(e, p, kind))?;
+    match entry {
+        _ if entry & P == 0 => Err(p.absent(kind)),
+        _ if entry & (p.reserved64() | RESERVED_PAE_TOP) != 0 => Err(p.malformed(kind)),
+        _ => Ok(entry & ADDR),
+    }
+}
+
 /// 32-bit paging: two levels of 32-bit entries, with 4 MiB pages if CR4.PSE.
+#[inline(never)]
 fn descend32<H: Host>(
     memory: &Memory<'_, H>,
     p: &Paging,
     linear: u64,
     kind: Kind,
-    trail: &mut Trail,
+    mut note: impl FnMut(Gpa, u64),
 ) -> Result<(Translation, u8), WalkError> {
-    trail.size = 4;
-    let read = |gpa: Gpa| {
+    let mut read = |gpa: Gpa| {
         let mut bytes = [0; 4];
-        memory.read(gpa, &mut bytes).map_err(|e: PhysError| WalkError::reading(e, p.access_code(kind)))?;
-        match u64::from(u32::from_le_bytes(bytes)) {
-            entry if entry & P == 0 => Err(WalkError::Fault { code: p.access_code(kind) }),
-            entry => Ok(entry),
+        memory.read(gpa, &mut bytes).map_err(|e| WalkError::reading(e, p, kind))?;
+        let entry = u64::from(u32::from_le_bytes(bytes));
+        if entry & P == 0 {
+            return Err(p.absent(kind));
         }
+        note(gpa, entry);
+        Ok(entry)
     };
-    let at = Gpa((p.cr3 & 0xffff_f000).wrapping_add((linear >> 22 & 1023) << 2));
-    let entry = read(at)?;
-    trail.push(at, entry);
+    let entry = read(Gpa((p.cr3 & 0xffff_f000).wrapping_add((linear >> 22 & 1023) << 2)))?;
     let (gpa, allows, level) = if entry & PS != 0 && p.cr4(Cr4::PSE) {
         if entry & p.reserved_4m() != 0 {
-            return Err(WalkError::Fault { code: code::P | code::RSV | p.access_code(kind) });
+            return Err(p.malformed(kind));
         }
         // PSE-36: bits 20:13 are address bits 39:32 (APM 5.2.2).
         (entry & 0xffc0_0000 | (entry >> 13 & 0xff) << 32 | linear & 0x3f_ffff, entry, 2)
     } else {
-        let at = Gpa((entry & 0xffff_f000).wrapping_add((linear >> 12 & 1023) << 2));
-        let last = read(at)?;
-        trail.push(at, last);
+        let last = read(Gpa((entry & 0xffff_f000).wrapping_add((linear >> 12 & 1023) << 2)))?;
         (last & 0xffff_f000 | linear & 0xfff, entry & last, 1)
     };
     let (writable, user) = (allows & RW != 0, allows & US != 0);
@@ -193,14 +218,14 @@ fn descend32<H: Host>(
 }
 
 /// Sets A in the entries of a walk, and D in the last for a write. False if an entry is not what it was: walk again.
-fn mark<H: Host>(memory: &Memory<'_, H>, trail: &Trail, write: bool) -> Result<bool, WalkError> {
+fn mark<H: Host>(memory: &Memory<'_, H>, trail: &Trail, size: u8, write: bool) -> Result<bool, WalkError> {
     for (n, &(gpa, entry)) in trail.steps.iter().take(trail.len).enumerate() {
         let last = n.wrapping_add(1) == trail.len;
         let new = entry | A | if last && write { D } else { 0 };
         if new == entry {
             continue;
         }
-        match memory.cmpxchg(gpa, trail.size, entry, new) {
+        match memory.cmpxchg(gpa, size, entry, new) {
             Ok(true) => {}
             Ok(false) => return Ok(false),
             // Tables in a read-only slot.

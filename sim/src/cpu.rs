@@ -34,6 +34,7 @@ pub(crate) type Script = Arc<Mutex<VecDeque<Step>>>;
 
 /// One virtual processor.
 pub struct SimCpu {
+    number: usize,
     gprs: [u64; 16],
     save: Box<SaveArea>,
     control: Box<ControlArea>,
@@ -62,8 +63,15 @@ pub struct SimCpu {
 }
 
 impl SimCpu {
-    pub(crate) fn new(shared: Arc<Shared>, script: Script, root: NestedRoot, features: CpuFeatures) -> Self {
+    pub(crate) fn new(
+        number: usize,
+        shared: Arc<Shared>,
+        script: Script,
+        root: NestedRoot,
+        features: CpuFeatures,
+    ) -> Self {
         Self {
+            number,
             gprs: [0; 16],
             save: Box::new(SaveArea::ZERO),
             control: Box::new(ControlArea::ZERO),
@@ -178,6 +186,12 @@ impl SimCpu {
                 Outcome::Next => {}
             }
         }
+    }
+}
+
+impl Drop for SimCpu {
+    fn drop(&mut self) {
+        self.shared.cpus.lock()[self.number] = false;
     }
 }
 

@@ -33,14 +33,41 @@ pub struct Shared {
     tables: Vec<TableSlot>,
     tables_live: AtomicUsize,
     scripts: parking_lot::Mutex<Vec<Script>>,
-    cpus_made: AtomicUsize,
+    /// Numbers of processors that exist.
+    pub(crate) cpus: parking_lot::Mutex<Vec<bool>>,
     events: Vec<Arc<AtomicU64>>,
+    during_fault: Hook,
+    pub(crate) during_kick: Hook,
     features: CpuFeatures,
     /// Warnings that the hypervisor gave.
     pub warnings: parking_lot::Mutex<Vec<(&'static str, u64)>>,
 }
 
+/// Something that happens once, in the middle of something else: a race that always comes out the same way.
+#[derive(Default)]
+pub(crate) struct Hook(parking_lot::Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Hook {
+    pub(crate) fn fire(&self) {
+        let f = self.0.lock().take();
+        if let Some(f) = f {
+            f();
+        }
+    }
+}
+
 impl Shared {
+    /// The lowest number that no processor has.
+    fn free_number(&self) -> usize {
+        let mut cpus = self.cpus.lock();
+        let n = cpus.iter().position(|used| !used).unwrap_or(cpus.len());
+        match cpus.get_mut(n) {
+            Some(used) => *used = true,
+            None => cpus.push(true),
+        }
+        n
+    }
+
     /// The page-table page at `pa`.
     pub(crate) fn table(&self, pa: HostPa) -> Option<&TableCells> {
         let slot = self.tables.get((pa.0.checked_sub(TABLE_BASE)? / 4096) as usize)?;
@@ -66,15 +93,17 @@ impl Sim {
             tables: (0..TABLES).map(slot).collect(),
             tables_live: AtomicUsize::new(0),
             scripts: Default::default(),
-            cpus_made: AtomicUsize::new(0),
+            cpus: Default::default(),
             events: (0..8).map(|_| Arc::default()).collect(),
+            during_fault: Hook::default(),
+            during_kick: Hook::default(),
             features,
             warnings: Default::default(),
         }))
     }
 
-    /// Adds a step to the script of the vCPU that was (or will be) made as number `cpu`: it ends in an exit (code,
-    /// EXITINFO1, EXITINFO2).
+    /// Adds a step to the script of the vCPU with the number `cpu` (processors are numbered in the order in which
+    /// they are made; a step may be added before that): it ends in an exit (code, EXITINFO1, EXITINFO2).
     pub fn step(&self, cpu: usize, f: impl FnOnce(&mut SimCpu) -> (u64, u64, u64) + Send + 'static) {
         let mut once = Some(f);
         self.act(cpu, move |c| {
@@ -86,6 +115,11 @@ impl Sim {
     /// Adds a step that need not end in an exit, or is done again after a fault.
     pub fn act(&self, cpu: usize, f: impl FnMut(&mut SimCpu) -> Outcome + Send + 'static) {
         self.script(cpu).lock().push_back(Box::new(f));
+    }
+
+    /// Forgets the steps that are still to be done.
+    pub fn drop_script(&self, cpu: usize) {
+        self.script(cpu).lock().clear();
     }
 
     /// Steps that are still to be done.
@@ -125,6 +159,16 @@ impl Sim {
         self.each_thread(|t| t.tick(now));
     }
 
+    /// Does this the next time that the hypervisor has got a user page and not yet mapped it.
+    pub fn during_fault(&self, f: impl FnOnce() + Send + 'static) {
+        *self.0.during_fault.0.lock() = Some(Box::new(f));
+    }
+
+    /// Does this the next time that a vCPU's thread is kicked.
+    pub fn during_kick(&self, f: impl FnOnce() + Send + 'static) {
+        *self.0.during_kick.0.lock() = Some(Box::new(f));
+    }
+
     fn each_thread(&self, f: impl Fn(&Inner)) {
         let threads: Vec<_> = self.0.threads.lock().iter().filter_map(Weak::upgrade).collect();
         threads.iter().for_each(|t| f(t));
@@ -148,6 +192,11 @@ impl Sim {
     /// References to user pages that are held.
     pub fn page_references(&self) -> usize {
         self.0.memory.references.load(SeqCst)
+    }
+
+    /// References to eventfds that are held.
+    pub fn event_references(&self) -> usize {
+        self.0.events.iter().map(|e| Arc::strong_count(e) - 1).sum()
     }
 
     /// How often the eventfd with this descriptor (0 to 7) was signalled.
@@ -188,8 +237,8 @@ impl Host for Sim {
     fn new_cpu(&self, config: &CpuConfig) -> Result<SimCpu, Errno> {
         may_fail()?;
         Ok(uncounted(|| {
-            let n = self.0.cpus_made.fetch_add(1, SeqCst);
-            SimCpu::new(self.0.clone(), self.script(n), config.root, self.0.features)
+            let n = self.0.free_number();
+            SimCpu::new(n, self.0.clone(), self.script(n), config.root, self.0.features)
         }))
     }
     fn new_thread(&self) -> Result<SimThread, Errno> {
@@ -229,7 +278,9 @@ impl Host for Sim {
     }
 
     fn user_page(&self, hva: Hva, write: bool) -> Result<SimUserPage, Stop> {
-        self.0.memory.take(hva, write)
+        let page = self.0.memory.take(hva, write);
+        uncounted(|| self.0.during_fault.fire());
+        page
     }
     fn user_level(&self, _hva: Hva) -> MapLevel {
         self.0.memory.level()

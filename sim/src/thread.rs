@@ -11,9 +11,13 @@ use std::time::Duration;
 
 /// No deadline.
 const NEVER: u64 = u64::MAX;
+/// So many deadlines in a row without anything else to do are the end: a guest that sleeps through a periodic timer
+/// would do it for ever.
+const MOST_NAPS: u32 = 1000;
 
 thread_local! {
     static SIGNAL: Cell<bool> = const { Cell::new(false) };
+    static NAPS: Cell<u32> = const { Cell::new(0) };
 }
 
 /// A signal is pending for the calling thread: its vCPU has nothing left to do.
@@ -24,6 +28,7 @@ pub(crate) fn raise() {
 /// Takes it back.
 pub(crate) fn clear() {
     SIGNAL.set(false);
+    NAPS.set(0);
 }
 
 /// Is one pending?
@@ -93,6 +98,7 @@ impl VcpuThread for SimThread {
     }
 
     fn kick(&self) {
+        self.0.shared.during_kick.fire();
         if self.0.bell.needs_ipi() {
             self.0.kicks.fetch_add(1, SeqCst);
         }
@@ -109,6 +115,9 @@ impl VcpuThread for SimThread {
         }
         let deadline = me.deadline.swap(NEVER, SeqCst);
         if deadline != NEVER {
+            if NAPS.replace(NAPS.get() + 1) >= MOST_NAPS {
+                return raise();
+            }
             me.shared.now.fetch_max(deadline, SeqCst);
             me.bell.ring(Request::Timer);
             return;

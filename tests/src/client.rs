@@ -4,9 +4,7 @@
 
 use anyhow::{Context, Result, anyhow};
 use iced_x86::code_asm::CodeAssembler;
-use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_regs, kvm_segment, kvm_userspace_memory_region,
-};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_regs, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use memmap2::{MmapMut, MmapOptions};
 
@@ -114,7 +112,8 @@ impl Client {
         let cpuid = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
         vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
         let mut s = vcpu.get_sregs().context("KVM_GET_SREGS")?;
-        let flat = kvm_segment { limit: !0, type_: 3, present: 1, s: 1, g: 1, db: 1, selector: 16, ..Default::default() };
+        let flat =
+            kvm_segment { limit: !0, type_: 3, present: 1, s: 1, g: 1, db: 1, selector: 16, ..Default::default() };
         (s.ds, s.es, s.ss, s.fs, s.gs) = (flat, flat, flat, flat, flat);
         s.cs = kvm_segment { type_: 11, l: 1, db: 0, selector: 8, ..flat };
         s.cr3 = PML4;

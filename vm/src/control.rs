@@ -15,8 +15,12 @@ impl<H: Host> Ctx<'_, H> {
 
     /// Can user space hand over an interrupt with KVM_INTERRUPT (`ready_for_interrupt_injection`)?
     pub fn ready_for_interrupt(&self) -> bool {
-        let accepts = self.core.lapic.as_ref().is_none_or(|l| l.accepts_pic_intr());
-        accepts && self.core.inject.external.is_none() && !self.core.inject.busy() && self.core.interruptible()
+        self.accepts_external() && self.core.inject.external.is_none() && !self.core.inject.busy() && self.core.interruptible()
+    }
+
+    /// Does the guest take interrupts of a PIC at all? Waiting for its window otherwise would never end.
+    pub(crate) fn accepts_external(&self) -> bool {
+        self.core.lapic.as_ref().is_none_or(|l| l.accepts_pic_intr())
     }
 
     /// `if_flag`: RFLAGS.IF.

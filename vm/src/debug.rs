@@ -20,7 +20,7 @@ pub const USE_HW_BP: u32 = 0x2_0000;
 pub const INJECT_DB: u32 = 0x4_0000;
 /// KVM_GUESTDBG_INJECT_BP: the same for #BP.
 pub const INJECT_BP: u32 = 0x8_0000;
-/// KVM_GUESTDBG_BLOCKIRQ: no interrupts while single-stepping.
+/// KVM_GUESTDBG_BLOCKIRQ: neither interrupts nor NMIs reach the guest, so that a debugger can step through its code.
 pub const BLOCKIRQ: u32 = 0x10_0000;
 /// Every control bit that is known.
 pub const ALL: u32 = ENABLE | SINGLESTEP | USE_SW_BP | USE_HW_BP | INJECT_DB | INJECT_BP | BLOCKIRQ;

@@ -28,7 +28,7 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     /// RIP of the instruction after the intercepted one: from the hardware, or by looking at the bytes.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn next_rip(&mut self, what: Known) -> Result<u64, Next> {
         if self.core.features.nrips {
             let next = self.core.cpu.control().next_rip;
@@ -45,6 +45,13 @@ impl<H: Host> Ctx<'_, H> {
                 return Ok(rip.wrapping_add(len.into()));
             }
         }
+        self.decoded_next_rip()
+    }
+
+    /// The same with the whole decoder: outside of 64-bit mode, and where the bytes are not those expected.
+    #[cold]
+    fn decoded_next_rip(&mut self) -> Result<u64, Next> {
+        let rip = self.core.cpu.save().rip;
         match emulator::fetch(self, &[]) {
             Ok(insn) => Ok(insn.next_rip(rip)),
             Err(stop) => Err(self.stopped(stop)),
@@ -97,20 +104,18 @@ impl<H: Host> Ctx<'_, H> {
 
     /// Sends the next posted write to user space; Resume when all are out.
     fn flush_writes(&mut self) -> Next {
-        while let Some(p) = self.core.traffic.next_write() {
-            match p.target {
-                Target::Mmio(gpa) => {
-                    self.core.pending = Pending::MmioWrite;
-                    return Next::User(UserExit::Mmio { gpa, data: p.data, len: p.len, write: true });
-                }
-                Target::Port(port) => {
-                    self.me.pio_page().cells().write(0, p.data.get(..p.len.into()).unwrap_or(&[]));
-                    self.core.pending = Pending::PioOut;
-                    return Next::User(UserExit::Io { input: false, size: p.len, port, count: 1 });
-                }
+        let Some(p) = self.core.traffic.next_write() else { return Next::Resume };
+        match p.target {
+            Target::Mmio(gpa) => {
+                self.core.pending = Pending::MmioWrite;
+                Next::User(UserExit::Mmio { gpa, data: p.data, len: p.len, write: true })
+            }
+            Target::Port(port) => {
+                self.me.pio_page().cells().write(0, p.data.get(..p.len.into()).unwrap_or(&[]));
+                self.core.pending = Pending::PioOut;
+                Next::User(UserExit::Io { input: false, size: p.len, port, count: 1 })
             }
         }
-        Next::Resume
     }
 
     fn stopped(&mut self, stop: Stop) -> Next {
@@ -157,10 +162,8 @@ impl<H: Host> Ctx<'_, H> {
         let word = |b: &[u8]| b.iter().rev().fold(0u64, |w, x| w << 8 | u64::from(*x));
         let info = self.core.cpu.control().exit_info();
         let flags = u64::from(got > 0);
-        internal_error(
-            suberror::EMULATION,
-            &[flags, word(low), word(high), info.code, info.info1, info.info2, info.int_info.0, 0],
-        )
+        let words = [flags, word(low), word(high), info.code, info.info1, info.info2, info.int_info.0, 0];
+        internal_error(self, suberror::EMULATION, words)
     }
 
     /// User space came back: finishes what the last exit left open. Err: leave again.

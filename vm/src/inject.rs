@@ -115,18 +115,19 @@ impl<H: Host> Core<H> {
 
     fn inject_events(&mut self, window: bool) {
         let mut injected = self.inject_exception() || self.inject_reinjected();
-        if !injected && self.inject.nmi_pending > 0 && self.nmi_allowed() {
+        let blocked = self.debug.control & crate::debug::BLOCKIRQ != 0;
+        if !injected && !blocked && self.inject.nmi_pending > 0 && self.nmi_allowed() {
             self.inject.nmi_pending -= 1;
             self.inject_nmi();
             injected = true;
         }
-        if !injected && self.interruptible() {
+        if !injected && !blocked && self.interruptible() {
             if let Some(v) = self.acknowledge() {
                 self.inject.interrupt = Some(v);
                 self.cpu.set_event_inj(EventInj::new(EventType::Intr, v, None));
             }
         }
-        self.arm_virq(window);
+        self.arm_virq(window, blocked);
         if self.inject.nmi_pending > 0 && self.inject.nmi_masked {
             self.cpu.set_intercept(Intercepts::IRET, true);
         }
@@ -137,6 +138,7 @@ impl<H: Host> Core<H> {
         match (e.vector, e.payload) {
             (vector::PF, Some(cr2)) => self.cpu.save_mut(CleanBits::CR2).cr2 = cr2,
             (vector::DB, Some(bits)) => {
+                self.debug.dr7 &= !arch::cr::DR7_GD;
                 let save = self.cpu.save_mut(CleanBits::DRX);
                 save.dr6 = save.dr6 & !15 | bits;
                 save.dr7 &= !arch::cr::DR7_GD;
@@ -186,11 +188,13 @@ impl<H: Host> Core<H> {
         self.lapic.as_mut()?.ack()
     }
 
-    /// Leaves with the processor what the guest cannot take now.
-    fn arm_virq(&mut self, window: bool) {
-        let nmi_in_shadow = self.inject.nmi_pending > 0 && !self.inject.nmi_masked;
+    /// Leaves with the processor what the guest cannot take now; nothing if a debugger `blocked` interrupts.
+    fn arm_virq(&mut self, window: bool, blocked: bool) {
+        let nmi_in_shadow = self.inject.nmi_pending > 0 && !self.inject.nmi_masked && !blocked;
         let want = if window || nmi_in_shadow {
             Some(Armed::Window)
+        } else if blocked {
+            None
         } else if let Some(v) = self.inject.external {
             Some(Armed::External(v))
         } else {

@@ -4,17 +4,16 @@ use crate::Ctx;
 use crate::run::Next;
 use crate::user::UserExit;
 use arch::cr::Rflags;
-use arch::{Gpa, PAGE};
+use arch::Gpa;
 use emulator::{Access, Exception, Stop};
 use host::{Cpu, Errno, Host, Stop as HostStop};
 use mmu::{Kind, Paging, PhysError};
 
-/// Leaves KVM_RUN because the VMM's memory behind `gpa` cannot be used.
-pub(crate) fn fault_outcome(gpa: Gpa, stop: HostStop) -> Next {
-    let fault = |poison| UserExit::MemoryFault { gpa: gpa.0 & !0xfff, size: PAGE, poison };
+/// Leaves KVM_RUN because the VMM's memory behind a guest page cannot be used.
+pub(crate) fn fault_outcome(stop: HostStop) -> Next {
     match stop {
-        HostStop::Fault => Next::Fail(Errno::EFAULT, fault(false)),
-        HostStop::Poison => Next::Fail(Errno::EHWPOISON, fault(true)),
+        HostStop::Fault => Next::Fail(Errno::EFAULT, UserExit::MemoryFault),
+        HostStop::Poison => Next::Fail(Errno::EHWPOISON, UserExit::MemoryFault),
         HostStop::Errno(e) => Next::Fail(e, UserExit::Interrupted),
     }
 }
@@ -49,14 +48,14 @@ impl<H: Host> Ctx<'_, H> {
         match self.vm.mmu.walk(&paging, linear, kind) {
             Ok(t) => Ok(t.gpa),
             Err(mmu::WalkError::Fault { code }) => Err(Stop::Fault(Exception::pf(code, linear))),
-            Err(mmu::WalkError::Host { gpa, stop }) => Err(self.host_failed(gpa, stop)),
+            Err(mmu::WalkError::Host { stop, .. }) => Err(self.host_failed(stop)),
         }
     }
 
     /// The access cannot be done because of the VMM's memory: the instruction ends, KVM_RUN fails.
-    fn host_failed(&mut self, gpa: Gpa, stop: HostStop) -> Stop {
+    fn host_failed(&mut self, stop: HostStop) -> Stop {
         self.core.traffic.wanted = None;
-        self.core.host_stop = Some(fault_outcome(gpa, stop));
+        self.core.host_stop = Some(fault_outcome(stop));
         Stop::NeedUser
     }
 
@@ -72,7 +71,7 @@ impl<H: Host> Ctx<'_, H> {
             Ok(()) => Ok(()),
             // Code in device memory cannot be emulated.
             Err(PhysError::NoSlot(_)) => Err(Stop::Unhandleable),
-            Err(PhysError::Host { gpa, stop }) => Err(self.host_failed(gpa, stop)),
+            Err(PhysError::Host { stop, .. }) => Err(self.host_failed(stop)),
         }
     }
 
@@ -105,7 +104,7 @@ impl<H: Host> Ctx<'_, H> {
         match self.vm.mmu.read_phys(gpa, buf) {
             Ok(()) => Ok(()),
             Err(PhysError::NoSlot(_)) => self.read_device(gpa, buf),
-            Err(PhysError::Host { gpa, stop }) => Err(self.host_failed(gpa, stop)),
+            Err(PhysError::Host { stop, .. }) => Err(self.host_failed(stop)),
         }
     }
 
@@ -151,7 +150,7 @@ impl<H: Host> Ctx<'_, H> {
             Err(PhysError::NoSlot(_)) if self.vm.device_mmio_write(gpa.0, data) => Ok(()),
             Err(PhysError::NoSlot(_)) if self.core.traffic.post(gpa.0, data) => Ok(()),
             Err(PhysError::NoSlot(_)) => Err(Stop::Unhandleable),
-            Err(PhysError::Host { gpa, stop }) => Err(self.host_failed(gpa, stop)),
+            Err(PhysError::Host { stop, .. }) => Err(self.host_failed(stop)),
         }
     }
 
@@ -175,7 +174,7 @@ impl<H: Host> Ctx<'_, H> {
                 match self.vm.mmu.cmpxchg_phys(gpa, size, old as u64, new as u64) {
                     Ok(seen) => return Ok(seen.into()),
                     Err(PhysError::NoSlot(_)) => {}
-                    Err(PhysError::Host { gpa, stop }) => return Err(self.host_failed(gpa, stop)),
+                    Err(PhysError::Host { stop, .. }) => return Err(self.host_failed(stop)),
                 }
             }
         }

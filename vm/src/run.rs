@@ -63,10 +63,11 @@ impl<H: Host> Ctx<'_, H> {
                 self.wait()?;
                 continue;
             }
-            if req.interrupt_window && self.ready_for_interrupt() {
+            let window = req.interrupt_window && self.accepts_external();
+            if window && self.ready_for_interrupt() {
                 return Err(Next::User(UserExit::IrqWindowOpen));
             }
-            self.core.inject_pending(req.interrupt_window);
+            self.core.inject_pending(window);
             match self.core.cpu.enter(self.me.thread.bell()) {
                 Exit::None => self.not_entered()?,
                 exit => {

@@ -15,22 +15,22 @@ pub enum UserExit {
     Shutdown,
     /// KVM_EXIT_FAIL_ENTRY with the hardware's reason and the physical CPU.
     FailEntry { reason: u64, cpu: u32 },
-    /// KVM_EXIT_INTERNAL_ERROR with `ndata` valid words of data.
-    InternalError { suberror: u32, ndata: u32, data: [u64; 16] },
+    /// KVM_EXIT_INTERNAL_ERROR; the first `ndata` of [`Core::exit_words`](crate::Core::exit_words) are its data.
+    InternalError { suberror: u32, ndata: u32 },
     /// KVM_EXIT_IOAPIC_EOI: split irqchip, level-triggered vector.
     IoapicEoi { vector: u8 },
     /// KVM_EXIT_X86_RDMSR or _WRMSR (KVM_CAP_X86_USER_SPACE_MSR).
     Msr { write: bool, reason: u32, index: u32, data: u64 },
-    /// KVM_EXIT_HYPERCALL.
-    Hypercall { nr: u64, args: [u64; 6], longmode: bool },
+    /// KVM_EXIT_HYPERCALL; the first six of [`Core::exit_words`](crate::Core::exit_words) are its arguments.
+    Hypercall { nr: u64, longmode: bool },
     /// KVM_EXIT_DEBUG (KVM_SET_GUEST_DEBUG).
     Debug { exception: u32, pc: u64, dr6: u64, dr7: u64 },
     /// KVM_EXIT_SYSTEM_EVENT.
     SystemEvent { kind: u32 },
     /// KVM_EXIT_INTR together with -EINTR.
     Interrupted,
-    /// KVM_EXIT_MEMORY_FAULT together with -EFAULT or -EHWPOISON.
-    MemoryFault { gpa: u64, size: u64, poison: bool },
+    /// The VMM's memory behind the guest's cannot be used: together with -EFAULT or -EHWPOISON.
+    MemoryFault,
 }
 
 /// What an exit that needs an answer waits for. Asked at the next KVM_RUN.

@@ -4,7 +4,6 @@ use crate::{
     Vm, clock::VcpuClock, cpuid::GuestCpuid, debug::DebugState, inject::Injection, mmio::Traffic, msr::MsrState, run::Next, state::MpState,
     user::Pending,
 };
-use arch::Gpa;
 use core::sync::atomic::{AtomicBool, AtomicU32};
 use host::{CpuFeatures, Host, OneBox};
 use irqchip::{AddressCell, Lapic, Pir};
@@ -86,12 +85,13 @@ pub struct Core<H: Host> {
     pub features: CpuFeatures,
     /// RIP after the IN that user space answers.
     pub(crate) io_next_rip: u64,
-    /// Guest physical address of the nested fault that is being emulated.
-    pub(crate) fault_gpa: Option<Gpa>,
     /// Why the host could not do an access of the emulated instruction.
     pub(crate) host_stop: Option<Next>,
     /// What a write to a device in the kernel wants of user space once the instruction is complete.
     pub(crate) device_exit: Next,
+    /// Data of the last exit to user space that is too long for [`UserExit`](crate::UserExit), which every handler
+    /// passes on by value.
+    pub exit_words: [u64; 8],
     /// Vectors whose EOI goes to a userspace IOAPIC.
     pub ioapic_eoi: irqchip::Bits256,
 }

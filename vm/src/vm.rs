@@ -179,8 +179,8 @@ impl<H: Host> Vm<H> {
             guest_cr4: 0,
             debug: DebugState::default(),
             ioapic_eoi: irqchip::Bits256::default(),
+            exit_words: [0; 8],
             io_next_rip: 0,
-            fault_gpa: None,
             host_stop: None,
             device_exit: Next::Resume,
         };

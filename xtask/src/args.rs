@@ -5,7 +5,7 @@ use crate::{
     env::Env,
     host::{self, Boot, Flavour},
     kernels::{self, Kernel},
-    module, panics, run,
+    module, panics, profile, run,
     test::{self, Selection},
     tidy,
 };
@@ -60,6 +60,12 @@ pub enum Command {
         /// Fail if ours takes more than this fraction of stock anywhere
         #[arg(long)]
         most: Option<f64>,
+        /// Show instead which functions one kind's instructions are in
+        #[arg(long, value_name = "KIND")]
+        profile: Option<String>,
+        /// Whose modules are profiled
+        #[arg(long, default_value = "ours", requires = "profile")]
+        module: Flavour,
     },
     /// Build kvm.ko and kvm-amd.ko for prepared kernel headers
     Module {
@@ -138,7 +144,10 @@ impl Command {
             Self::Test { only, kernel, .. } => return test::run(&env, &Selection { only, kernel }),
             Self::Tidy => tidy::run(&env)?,
             Self::Panics => return panics::command(&env),
-            Self::Bench { kernel, most } => return bench::run(&env, kernel, most),
+            Self::Bench { kernel, module, profile: Some(kind), .. } => {
+                return profile::run(&env, kernel, module, &kind);
+            }
+            Self::Bench { kernel, most, .. } => return bench::run(&env, kernel, most),
             Self::Module { kdir, kernel, out } => {
                 let kdir = match (kdir, kernel) {
                     (Some(kdir), _) => kdir,

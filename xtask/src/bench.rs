@@ -74,14 +74,14 @@ fn table(stock: &BTreeMap<String, f64>, ours: &BTreeMap<String, f64>) -> Result<
 fn page(release: &str, table: &str) -> String {
     format!(
         "# Host instructions per VM exit\n\nWritten by `./x bench`. Host kernel {release}, one processor emulated \
-         by QEMU's TCG (`-cpu {}`) with\n`-icount shift=0,sleep=off`, where virtual nanoseconds are instructions: \
-         from one exit's start to the guest\nrunning again, mitigations as the kernel sets them for both. These are \
-         instruction counts, not cycles.\n\n{table}",
+         by QEMU's TCG (`-cpu {}`) with\n`-icount shift=0,sleep=off`, where virtual nanoseconds are instructions. \
+         Each figure is one round of a guest loop around that\nexit, less an empty round; it includes what the guest, \
+         and for exits to user space the client, does. Mitigations are as\nthe host kernel sets them, the same for both. \
+         These are instruction counts, not cycles.\n\n{table}",
         host::CPU
     )
 }
 
-/// For the tests of the command itself.
 #[cfg(test)]
 mod tests {
     use super::*;

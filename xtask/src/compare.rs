@@ -21,6 +21,14 @@ const UNSTEADY: &[&str] = &[
     "raid6: ",
     "xor: ",
     "hrtimer: interrupt took",
+    "hpet: Lost",
+    // A slow PCI quirk, and how slow it was.
+    " usecs",
+    // Said in four lines when the clock turns out unstable in time.
+    "Unstable clock detected",
+    "If you want to keep using the local clock",
+    "\"trace_clock=local\"",
+    "on the kernel command line",
 ];
 
 /// Lines that only one of the two runs printed, marked `-` (stock) and `+` (ours). The order of lines

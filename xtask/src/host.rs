@@ -18,7 +18,7 @@ use std::{
     fs,
     io::{Read, Write},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
@@ -39,6 +39,8 @@ pub struct Boot {
     pub flavour: Flavour,
     /// Where our kvm.ko and kvm-amd.ko for that kernel are.
     pub ours: Option<PathBuf>,
+    /// Load kvm.ko and kvm-amd.ko before the script; if not, they are only there.
+    pub load: bool,
     pub smp: u32,
     /// Megabytes.
     pub memory: u32,
@@ -46,6 +48,8 @@ pub struct Boot {
     pub icount: bool,
     /// The processor model, as QEMU's `-cpu` takes it.
     pub cpu: String,
+    /// Further arguments of QEMU.
+    pub qemu: Vec<String>,
     pub script: String,
     /// Files to add: path in the host, path here.
     pub files: Vec<(String, PathBuf)>,
@@ -65,10 +69,12 @@ impl Boot {
             kernel,
             flavour,
             ours: None,
+            load: true,
             smp: 2,
             memory: 4096,
             icount: false,
             cpu: CPU.to_owned(),
+            qemu: Vec::new(),
             script: script.to_owned(),
             files: Vec::new(),
             timeout: Duration::from_secs(300),
@@ -128,6 +134,7 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(env: &Env) -> Result<Self> {
+        remove_stale_runs(env);
         let tools = Tools::fetch(env)?;
         let base = image::base(env, &tools)?;
         Ok(Self { tools, base })
@@ -167,6 +174,17 @@ impl Drop for Run {
     }
 }
 
+/// A run that was interrupted left its files; its directory begins with the process id.
+fn remove_stale_runs(env: &Env) {
+    for entry in fs::read_dir(env.cache.join("runs")).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let running = name.split('-').next().is_some_and(|pid| Path::new("/proc").join(pid).exists());
+        if !running {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 static RUNS: AtomicU32 = AtomicU32::new(0);
 
 impl Run {
@@ -199,7 +217,7 @@ impl Run {
             qemu.args(["-serial", "stdio"]);
         }
         qemu.args(["-serial", &file("report")]);
-        qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initrd).args(["-append", append]);
+        qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initrd).args(["-append", append]).args(&boot.qemu);
         Ok(run)
     }
 
@@ -217,12 +235,15 @@ impl Run {
         let show = boot.show;
         let reader = std::thread::spawn(move || drain(stdout, show));
         let errors = std::thread::spawn(move || drain(stderr, false));
-        let ended = wait(&mut child, boot.timeout)?;
+        let status = wait(&mut child, boot.timeout)?;
         let output = reader.join().unwrap_or_default();
-        let errors = errors.join().unwrap_or_default();
-        if !ended {
+        let mut errors = errors.join().unwrap_or_default();
+        let Some(status) = status else {
             let log = self.log();
             return Ok((Outcome { verdict: Verdict::Timeout, output, log, retries: 0 }, false));
+        };
+        if !status.success() {
+            errors += &format!("QEMU: {status}");
         }
         // A known fault of QEMU's emulation, seen with stock modules as well.
         let abort = errors.contains("bql_locked");
@@ -259,7 +280,7 @@ fn own_part(machine: &Machine, boot: &Boot, kernel: &Unpacked) -> Result<Vec<u8>
         modules.add(tools, kernel, name)?;
     }
     match boot.flavour {
-        Flavour::Stock => modules.add(tools, kernel, "kvm_amd")?,
+        Flavour::Stock => modules.add(tools, kernel, "kvm-amd")?,
         Flavour::None => {}
         Flavour::Ours => {
             let Some(dir) = &boot.ours else { bail!("our modules have not been built") };
@@ -270,6 +291,10 @@ fn own_part(machine: &Machine, boot: &Boot, kernel: &Unpacked) -> Result<Vec<u8>
     }
     let mut archive = Archive::default();
     modules.archive(&mut archive)?;
+    let (kvm, others): (Vec<&str>, Vec<&str>) = modules.names().partition(|name| KVM.contains(name));
+    let order = if boot.load { modules.names().collect() } else { others };
+    archive.file("modules/order", 0o644, order.join("\n").as_bytes())?;
+    archive.file("modules/kvm", 0o644, kvm.join("\n").as_bytes())?;
     archive.file("init", 0o755, include_bytes!("../scripts/host-init.sh"))?;
     archive.file("script", 0o755, boot.script.as_bytes())?;
     if boot.interactive {
@@ -280,6 +305,9 @@ fn own_part(machine: &Machine, boot: &Boot, kernel: &Unpacked) -> Result<Vec<u8>
     }
     archive.finish()
 }
+
+/// Modules that are loaded as one with ours or stock's.
+const KVM: [&str; 5] = ["irqbypass", "kvm", "kvm-amd", "kvm_amd", "ccp"];
 
 /// What a healthy host kernel never prints, at the start of a message or anywhere in it.
 fn is_complaint(line: &str) -> bool {
@@ -305,16 +333,16 @@ fn drain(mut from: impl Read, show: bool) -> String {
 }
 
 /// Waits for our child; after the timeout it is ended, and only it.
-fn wait(child: &mut Child, timeout: Duration) -> Result<bool> {
+fn wait(child: &mut Child, timeout: Duration) -> Result<Option<ExitStatus>> {
     let start = Instant::now();
     loop {
-        if child.try_wait()?.is_some() {
-            return Ok(true);
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
         }
         if start.elapsed() > timeout {
             child.kill()?;
             child.wait()?;
-            return Ok(false);
+            return Ok(None);
         }
         std::thread::sleep(Duration::from_millis(50));
     }

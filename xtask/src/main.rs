@@ -20,6 +20,7 @@ mod object;
 mod panics;
 mod payload;
 mod proc;
+mod profile;
 mod run;
 mod rust_src;
 mod scenarios;

@@ -43,13 +43,17 @@ impl Modules {
         Ok(())
     }
 
-    /// Puts the modules into `/modules`, and their order into `/modules/order`.
+    /// Their names, in the order in which they have to be loaded.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Puts the modules into `/modules`.
     pub fn archive(&self, archive: &mut Archive) -> Result<()> {
         for (name, content) in &self.0 {
             archive.file(&format!("modules/{name}.ko"), 0o644, content)?;
         }
-        let order: Vec<&str> = self.0.iter().map(|(name, _)| name.as_str()).collect();
-        archive.file("modules/order", 0o644, (order.join("\n") + "\n").as_bytes())
+        Ok(())
     }
 }
 

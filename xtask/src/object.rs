@@ -6,24 +6,14 @@ use object::{Object, ObjectSection, ObjectSymbol, RelocationFlags, elf, read::ar
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// Builds the crate `linux` and returns the path of its object.
 pub fn build(env: &Env) -> Result<PathBuf> {
-    let rustc = Rustc::new(env)?;
-    let flags = sysroot::flags(env, &rustc);
-    let sysroot = sysroot::build(env, &rustc, &flags)?;
     let target = env.target().join("kernel");
+    let mut cargo = cargo(env, "build", &target)?;
     ui::step("the Rust object", || {
-        let mut encoded = flags.clone();
-        encoded.extend([format!("--sysroot={}", sysroot.display()), "-Cdebuginfo=0".into()]);
-        encoded.push(format!("--remap-path-prefix={}/=", env.root.display()));
-        let mut cargo = env.cargo();
-        cargo.args(["build", "--package", "linux", "--profile", "module", "--target", sysroot::TARGET]);
-        cargo.arg("--target-dir").arg(&target);
-        cargo.env("CARGO_ENCODED_RUSTFLAGS", encoded.join("\x1f")).env("RUSTC_BOOTSTRAP", "1");
-        // The kernel's flags are for the module alone.
-        cargo.env_remove("RUSTFLAGS");
         proc::run(&mut cargo)?;
         let archive = target.join(sysroot::TARGET).join("module/liblinux.a");
         let object = extract(&archive)?;
@@ -32,6 +22,30 @@ pub fn build(env: &Env) -> Result<PathBuf> {
         proc::write_if_changed(&path, &object)?;
         Ok(path)
     })
+}
+
+/// Clippy over the crate `linux` and all that it is made of, as they are compiled for the kernel.
+pub fn clippy(env: &Env) -> Result<()> {
+    let mut cargo = cargo(env, "clippy", &env.target().join("kernel-clippy"))?;
+    cargo.args(["--quiet", "--", "-D", "warnings"]);
+    ui::step("clippy for the kernel's target", || proc::run(&mut cargo)).map(drop)
+}
+
+/// A cargo command on `linux` with the kernel's flags and the sysroot built with them.
+fn cargo(env: &Env, command: &str, target: &Path) -> Result<Command> {
+    let rustc = Rustc::new(env)?;
+    let flags = sysroot::flags(env, &rustc);
+    let sysroot = sysroot::build(env, &rustc, &flags)?;
+    let mut encoded = flags;
+    encoded.push(format!("--sysroot={}", sysroot.display()));
+    // No path of this machine may get into the module.
+    encoded.push(format!("--remap-path-prefix={}/=", env.root.display()));
+    let mut cargo = env.cargo();
+    cargo.args([command, "--package", "linux", "--profile", "module", "--target", sysroot::TARGET]);
+    cargo.arg("--target-dir").arg(target);
+    // By environment, because tests on the host must not see these flags.
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", encoded.join("\x1f")).env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTFLAGS");
+    Ok(cargo)
 }
 
 /// The object with code in the static library; link-time optimisation leaves one.

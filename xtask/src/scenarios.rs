@@ -1,6 +1,9 @@
-//! What is run in the emulated AMD host by `./x test`: one line per scenario.
+//! What is run in the emulated AMD host by `./x test`: one entry per scenario.
 
-use crate::kernels::{self, Kernel};
+use crate::{
+    host,
+    kernels::{self, Kernel},
+};
 use std::time::Duration;
 
 /// One script for the emulated host, on some kernels.
@@ -13,40 +16,64 @@ pub struct Scenario {
     pub compare: bool,
     /// Binaries of the crate `tests` that the script starts, as /payload/NAME.
     pub payloads: &'static [&'static str],
+    /// Load the modules first; if not, the script does, in the order of /modules/kvm.
+    pub load: bool,
+    /// The host's processor, as QEMU's `-cpu` takes it, and how many.
+    pub cpu: &'static str,
     pub smp: u32,
     pub timeout: Duration,
 }
 
-const MINUTES: u64 = 60;
+/// On all kernels, modules loaded, two processors, three minutes.
+const fn scenario(name: &'static str, script: &'static str) -> Scenario {
+    let timeout = Duration::from_secs(180);
+    let (kernels, cpu) = (&kernels::ALL, host::CPU);
+    Scenario { name, kernels, script, compare: false, payloads: &[], load: true, cpu, smp: 2, timeout }
+}
 
 /// A Linux guest from power-on to power-off, its console and its disk the same as on stock kvm-amd.
 const fn boot(name: &'static str, script: &'static str) -> Scenario {
-    Scenario {
-        name,
-        kernels: &kernels::ALL,
-        script,
-        compare: true,
-        payloads: &[],
-        smp: 2,
-        timeout: Duration::from_secs(6 * MINUTES),
-    }
+    Scenario { compare: true, ..scenario(name, script) }
 }
+
+/// A program of the crate `tests`.
+const fn program(name: &'static str, payloads: &'static [&'static str], script: &'static str) -> Scenario {
+    Scenario { payloads, ..scenario(name, script) }
+}
+
+/// Loads the modules on a processor they must refuse: the last one fails, and nothing is left behind.
+const REFUSED: &str = "for module in $(cat /modules/kvm); do insmod /modules/$module.ko 2>/tmp/error; \
+     status=$?; done; echo $module $status $(sed 's/.*: //' /tmp/error); \
+     [ -e /dev/kvm ] && { echo '/dev/kvm is there'; exit 1; }; grep -q ^kvm_amd /proc/modules && exit 2; exit 0";
 
 /// All of them, in the order in which they are started.
 pub const ALL: &[Scenario] = &[
     boot("boot-microvm", "boot-guest microvm check"),
     boot("boot-q35", "boot-guest q35 check"),
     boot("boot-pc", "boot-guest pc check"),
-    Scenario {
-        name: "load-unload",
-        kernels: &kernels::ALL,
-        script: "for i in 1 2 3; do rmmod kvm_amd && rmmod kvm || exit 1; [ ! -e /dev/kvm ] || exit 2; \
-                 insmod /modules/kvm.ko && insmod /modules/kvm-amd.ko || exit 3; [ -c /dev/kvm ] || exit 4; done",
-        compare: false,
-        payloads: &[],
-        smp: 2,
-        timeout: Duration::from_secs(2 * MINUTES),
-    },
+    program("exits", &["exits"], "/payload/exits"),
+    // With somewhere to page to.
+    program(
+        "memory",
+        &["memory"],
+        "dd if=/dev/zero of=/tmp/swap bs=1M count=128 2>/dev/null; losetup /dev/loop7 /tmp/swap && mkswap /dev/loop7 \
+         >/dev/null && swapon /dev/loop7 || exit 1; /payload/memory || exit 1; swapoff /dev/loop7",
+    ),
+    program("lifecycle", &["lifecycle"], "/payload/lifecycle"),
+    scenario(
+        "load-unload",
+        "for i in 1 2 3; do rmmod kvm_amd && rmmod kvm || exit 1; [ ! -e /dev/kvm ] || exit 2; \
+         insmod /modules/kvm.ko && insmod /modules/kvm-amd.ko || exit 3; [ -c /dev/kvm ] || exit 4; done",
+    ),
+    Scenario { load: false, cpu: "EPYC,-svm", compare: true, ..scenario("refused-without-svm", REFUSED) },
+    // Stock falls back to shadow paging, which is not here.
+    Scenario { load: false, cpu: "EPYC,+svm,-npt", ..scenario("refused-without-npt", REFUSED) },
+    // The report comes first, because there is nobody left to write it: the host restarts under a guest.
+    scenario(
+        "reboot",
+        "boot-guest microvm check >/tmp/log 2>&1 & while ! grep -q 'Booting paravirt' /tmp/log; do sleep 1; done; \
+         echo 'hsave: exit 0' >/dev/ttyS2; sync; reboot -f; sleep 60",
+    ),
 ];
 
 /// Binaries of the crate `tests` that are no scenario of their own.

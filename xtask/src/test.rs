@@ -95,7 +95,8 @@ fn cheap(env: &Env, selection: &Selection, tally: &mut Tally) {
     if selection.wants("clippy") {
         tally.check("clippy", || {
             rust_src::component(env, "cargo-clippy", "clippy", "rust-clippy")?;
-            cargo(&["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"])
+            cargo(&["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"])?;
+            object::clippy(env)
         });
     }
     if selection.wants("cargo-test") {
@@ -167,7 +168,11 @@ fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBu
                     }
                     tally.check(&job.name(), || result);
                     let left = queue.lock().map_or(0, |queue| queue.len());
-                    ui::note(&format!("{:.0} s; {} of {total} started", start.elapsed().as_secs_f32(), total - left));
+                    ui::note(&format!(
+                        "{:.0} s; {} of {total} scenarios started",
+                        start.elapsed().as_secs_f32(),
+                        total - left
+                    ));
                 }
             });
         }
@@ -191,7 +196,8 @@ fn every_payload_is_used(env: &Env) -> Result<()> {
 fn one(env: &Env, machine: &Machine, payloads: &Path, modules: Option<&PathBuf>, job: &Job) -> Result<u32> {
     let modules = modules.context("the module was not built")?;
     let mut boot = Boot::new(job.kernel, Flavour::Ours, job.scenario.script);
-    (boot.ours, boot.smp, boot.timeout) = (Some(modules.clone()), job.scenario.smp, job.scenario.timeout);
+    (boot.ours, boot.load, boot.timeout) = (Some(modules.clone()), job.scenario.load, job.scenario.timeout);
+    (boot.smp, boot.cpu) = (job.scenario.smp, job.scenario.cpu.to_owned());
     for name in job.scenario.payloads {
         boot.files.push(payload::file(payloads, name)?);
     }

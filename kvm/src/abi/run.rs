@@ -48,14 +48,12 @@ pub mod exit {
     pub const SYSTEM_EVENT_TYPE: usize = 32;
     pub const SYSTEM_EVENT_NDATA: usize = 36;
     pub const EOI_VECTOR: usize = 32;
-    pub const MEMORY_FAULT_FLAGS: usize = 32;
-    pub const MEMORY_FAULT_GPA: usize = 40;
-    pub const MEMORY_FAULT_SIZE: usize = 48;
 }
 
 /// KVM_EXIT_*.
 pub mod reason {
     #![allow(missing_docs)]
+    pub const UNKNOWN: u32 = 0;
     pub const IO: u32 = 2;
     pub const HYPERCALL: u32 = 3;
     pub const DEBUG: u32 = 4;
@@ -70,7 +68,6 @@ pub mod reason {
     pub const IOAPIC_EOI: u32 = 26;
     pub const X86_RDMSR: u32 = 29;
     pub const X86_WRMSR: u32 = 30;
-    pub const MEMORY_FAULT: u32 = 39;
 }
 
 /// KVM_EXIT_IO_IN and KVM_EXIT_IO_OUT.
@@ -139,9 +136,6 @@ mod tests {
             system_event.type_ => SYSTEM_EVENT_TYPE
             system_event.ndata => SYSTEM_EVENT_NDATA
             eoi.vector => EOI_VECTOR
-            memory_fault.flags => MEMORY_FAULT_FLAGS
-            memory_fault.gpa => MEMORY_FAULT_GPA
-            memory_fault.size => MEMORY_FAULT_SIZE
         }
     }
 
@@ -162,7 +156,7 @@ mod tests {
             (reason::IOAPIC_EOI, KVM_EXIT_IOAPIC_EOI),
             (reason::X86_RDMSR, KVM_EXIT_X86_RDMSR),
             (reason::X86_WRMSR, KVM_EXIT_X86_WRMSR),
-            (reason::MEMORY_FAULT, KVM_EXIT_MEMORY_FAULT),
+            (reason::UNKNOWN, KVM_EXIT_UNKNOWN),
         ];
         for (ours, theirs) in pairs {
             assert_eq!(ours, theirs);

@@ -3,6 +3,7 @@
  * The CPUs: SVM goes on and off with them, through hotplug, suspend, reboot and crash.
  */
 #define pr_fmt(fmt) "kvm: " fmt
+#include <linux/cc_platform.h>
 #include <linux/cpuhotplug.h>
 #include <linux/cpumask.h>
 #include <linux/percpu.h>
@@ -36,6 +37,12 @@ bool hsave_cpu_exists(unsigned int cpu)
 	return cpu < nr_cpu_ids;
 }
 
+/* SME: the processor would need the encryption bit in every physical address that we give it. */
+bool hsave_memory_is_encrypted(void)
+{
+	return cc_platform_has(CC_ATTR_HOST_MEM_ENCRYPT);
+}
+
 /* The CPU's data, with the fields filled that everybody relies on. */
 struct hsave_cpu_data *hsave_cpu_data_of(unsigned int cpu)
 {
@@ -46,6 +53,9 @@ struct hsave_cpu_data *hsave_cpu_data_of(unsigned int cpu)
 	return data;
 }
 
+/* All CPUs that were there at load work: from now on a failure is a CPU's own. */
+static bool started;
+
 static int online(unsigned int cpu)
 {
 	int err;
@@ -54,7 +64,7 @@ static int online(unsigned int cpu)
 	hsave_tsc_aux_start();
 	err = READ_ONCE(hsave_rebooting) ? -EBUSY : hsave_cpu_online();
 	preempt_enable();
-	if (err)
+	if (err && started)
 		pr_err("cannot enable SVM on CPU %u (%d)\n", cpu, err);
 #if LINUX_AT_LEAST(6, 12)
 	return err;
@@ -212,6 +222,7 @@ int hsave_cpus_start(void)
 		unregister_emergency();
 		return err;
 	}
+	started = true;
 	register_suspend();
 	register_reboot_notifier(&reboot_notifier);
 	return 0;
@@ -221,6 +232,7 @@ void hsave_cpus_stop(void)
 {
 	unregister_reboot_notifier(&reboot_notifier);
 	unregister_suspend();
+	started = false;
 	/* Runs offline() on each. */
 	cpuhp_remove_state(KVM_STATE);
 	unregister_emergency();

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Kernel memory for Rust: the heap, contiguous pages for the processor, page-table pages, pages shared with user
- * space. Everything that a VM causes is accounted to its memory cgroup.
+ * space. Everything that a VM causes is accounted to its memory cgroup, and page tables to SecPageTables as on stock.
  */
 #include <linux/io.h>
+#include <linux/kvm_host.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
 #include <hsave.h>
@@ -49,6 +50,7 @@ u64 hsave_table_alloc(void)
 	if (!page)
 		return 0;
 	set_page_private(page, TABLE_MAGIC);
+	kvm_account_pgtable_pages(page_address(page), 1);
 	return page_to_phys(page);
 }
 
@@ -71,6 +73,7 @@ void hsave_table_free(u64 pa)
 		return;
 	page = pfn_to_page(pa >> PAGE_SHIFT);
 	set_page_private(page, 0);
+	kvm_account_pgtable_pages(page_address(page), -1);
 	__free_page(page);
 }
 

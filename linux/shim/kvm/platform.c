@@ -18,16 +18,6 @@
 #include <hsave.h>
 #include "cpu.h"
 
-void hsave_irq_disable(void)
-{
-	local_irq_disable();
-}
-
-void hsave_irq_enable(void)
-{
-	local_irq_enable();
-}
-
 /* False: the kernel wants work done first. True: the FPU registers are this task's. */
 bool hsave_may_enter(void)
 {
@@ -42,20 +32,34 @@ bool hsave_may_enter(void)
 void hsave_guest_enter(void)
 {
 	guest_timing_enter_irqoff();
-	guest_state_enter_irqoff();
+	context_tracking_guest_enter();
 }
 
 void hsave_guest_exit(void)
 {
-	guest_state_exit_irqoff();
+	context_tracking_guest_exit();
 	if (hw_breakpoint_active())
 		hw_breakpoint_restore();
+#ifdef X86_FEATURE_IBPB_EXIT_TO_USER
+	/* The VMM must not run on predictions that the guest has trained. */
+	if (cpu_feature_enabled(X86_FEATURE_IBPB_EXIT_TO_USER))
+		this_cpu_write(x86_ibpb_exit_to_user, true);
+#endif
 }
 
 /* With an interrupt pending it is taken here: a tick that ended the run is the guest's time. */
 void hsave_guest_done(bool pending)
 {
 	if (pending) {
+		/*
+		 * The guest held no reference of RCU's. Said once per interrupt, not once per entry: a guest that runs
+		 * without exits is interrupted by the tick at the latest, and one that exits often is preempted.
+		 */
+#if LINUX_AT_LEAST(6, 12)
+		rcu_virt_note_context_switch();
+#else
+		rcu_virt_note_context_switch(smp_processor_id());
+#endif
 		preempt_disable();
 		local_irq_enable();
 		/* The instruction after STI runs before the interrupt is taken. */

@@ -53,6 +53,12 @@ void hsave_user_page_put(u64 pa, int flags)
 	put_page(page);
 }
 
+/* Levels of the host's own page tables. */
+u8 hsave_paging_levels(void)
+{
+	return pgtable_l5_enabled() ? 5 : 4;
+}
+
 /*
  * Level of the entry that maps hva in the current task's page table: 1, 2 or 3 (4 KiB, 2 MiB, 1 GiB). Interrupts are
  * off during the walk: tables are freed only after an IPI to all CPUs that use this mm.
@@ -97,10 +103,32 @@ bool hsave_user_range_ok(unsigned long hva, unsigned long len)
 	return access_ok((void __user *)hva, len);
 }
 
-/* Nonzero if not everything was copied. */
+/*
+ * Nonzero if not everything was copied.
+ *
+ * The buffers on the kernel's side are Rust slices, whose bounds the compiler has checked: the kernel's own check of
+ * what the copy touches (hardened usercopy) has nothing to add, and short copies are what an emulated instruction is
+ * made of.
+ */
 unsigned long hsave_copy_from_user(void *to, unsigned long from, unsigned long n)
 {
-	return copy_from_user(to, (const void __user *)from, n);
+	const void __user *user = (const void __user *)from;
+
+	/* Nor may the processor read elsewhere on speculation, whatever address it is given. */
+#ifdef masked_user_access_begin
+	user = mask_user_address(user);
+#else
+	if (!access_ok(user, n))
+		return n;
+	barrier_nospec();
+#endif
+	return raw_copy_from_user(to, user, n);
+}
+
+/* 0 or -EFAULT. */
+int hsave_read_user_u64(unsigned long from, u64 *value)
+{
+	return get_user(*value, (const u64 __user *)from);
 }
 
 unsigned long hsave_copy_to_user(unsigned long to, const void *from, unsigned long n)

@@ -32,8 +32,8 @@ pub enum Left {
     Debug { exception: u32, pc: u64, dr6: u64 },
     /// KVM_EXIT_INTR.
     Intr,
-    /// KVM_EXIT_MEMORY_FAULT.
-    MemoryFault { gpa: u64, size: u64 },
+    /// KVM_EXIT_UNKNOWN: only the errno says why.
+    Unknown,
     /// Another one.
     Other(u32),
 }
@@ -64,9 +64,7 @@ impl Left {
                 Left::Internal { suberror: page.u32(exit::INTERNAL_SUBERROR), data }
             }
             reason::IOAPIC_EOI => Left::Eoi { vector: page.u8(exit::EOI_VECTOR) },
-            reason::X86_RDMSR => {
-                Left::Rdmsr { reason: page.u32(exit::MSR_REASON), index: page.u32(exit::MSR_INDEX) }
-            }
+            reason::X86_RDMSR => Left::Rdmsr { reason: page.u32(exit::MSR_REASON), index: page.u32(exit::MSR_INDEX) },
             reason::X86_WRMSR => Left::Wrmsr {
                 reason: page.u32(exit::MSR_REASON),
                 index: page.u32(exit::MSR_INDEX),
@@ -82,10 +80,7 @@ impl Left {
                 dr6: page.u64(exit::DEBUG_DR6),
             },
             reason::INTR => Left::Intr,
-            reason::MEMORY_FAULT => {
-                assert_eq!(page.u64(exit::MEMORY_FAULT_FLAGS), 0);
-                Left::MemoryFault { gpa: page.u64(exit::MEMORY_FAULT_GPA), size: page.u64(exit::MEMORY_FAULT_SIZE) }
-            }
+            reason::UNKNOWN => Left::Unknown,
             other => Left::Other(other),
         }
     }

@@ -178,13 +178,8 @@ impl Machine {
 
     /// KVM_SET_USER_MEMORY_REGION.
     pub fn region(&self, slot: u32, flags: u32, gpa: u64, size: u64, hva: u64) -> Result<i64, Errno> {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags,
-            guest_phys_addr: gpa,
-            memory_size: size,
-            userspace_addr: hva,
-        };
+        let region =
+            kvm_userspace_memory_region { slot, flags, guest_phys_addr: gpa, memory_size: size, userspace_addr: hva };
         self.vm_with(KVM_SET_USER_MEMORY_REGION, &region)
     }
 
@@ -277,6 +272,15 @@ impl Machine {
         });
     }
 
+    /// The guest accesses 8 bytes; a nested fault is an exit, and whatever becomes of it is the end of the access.
+    pub fn tries(&self, vcpu: usize, gpa: u64, write: bool) {
+        self.sim.act(vcpu, move |c| match if write { c.store(gpa, 0) } else { c.load(gpa).map(drop) } {
+            Ok(()) => Outcome::Next,
+            Err(Outcome::Again(code, info1, info2)) => Outcome::Exit(code, info1, info2),
+            Err(other) => other,
+        });
+    }
+
     /// Events that EVENTINJ carried into the guest so far.
     pub fn injected(&self, vcpu: usize) -> Vec<EventInj> {
         self.inside(vcpu, |c| c.core.cpu.injected.clone())
@@ -333,6 +337,7 @@ impl Machine {
         drop(vm);
         assert_eq!(sim.tables_live(), 0, "page tables are left");
         assert_eq!(sim.page_references(), 0, "pages are held");
+        assert_eq!(sim.event_references(), 0, "eventfds are held");
     }
 }
 

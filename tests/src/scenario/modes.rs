@@ -1,9 +1,9 @@
 //! Puts a vCPU into the processor's modes, as a VMM that skips the firmware does.
 
 use super::Machine;
-use sim::arch::exit::code;
-use sim::host::Cpu;
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use sim::arch::exit::code;
+use sim::host::{Cpu, Errno};
 
 /// Where guest code is put.
 pub const CODE: u64 = 0x8000;
@@ -21,7 +21,8 @@ const RDMSR: u64 = CODE + 0x800;
 const WRMSR: u64 = CODE + 0x810;
 const HLT: u64 = CODE + 0x820;
 const CPUID: u64 = CODE + 0x830;
-const PARTS: [(u64, &[u8]); 4] = [(RDMSR, &[0x0f, 0x32]), (WRMSR, &[0x0f, 0x30]), (HLT, &[0xf4]), (CPUID, &[0x0f, 0xa2])];
+const PARTS: [(u64, &[u8]); 4] =
+    [(RDMSR, &[0x0f, 0x32]), (WRMSR, &[0x0f, 0x30]), (HLT, &[0xf4]), (CPUID, &[0x0f, 0xa2])];
 
 fn segment(selector: u16, type_: u8, l: u8, db: u8) -> kvm_segment {
     kvm_segment { limit: !0, selector, type_, present: 1, s: 1, l, db, g: 1, ..Default::default() }
@@ -30,23 +31,41 @@ fn segment(selector: u16, type_: u8, l: u8, db: u8) -> kvm_segment {
 impl Machine {
     /// Real mode at [`CODE`].
     pub fn real(&self, vcpu: usize, code: &[u8]) {
-        let mut s: kvm_sregs = self.vcpu_get(vcpu, kvm::abi::ioctl::KVM_GET_SREGS);
-        (s.cs.base, s.cs.selector) = (0, 0);
-        self.start(vcpu, s, code);
+        assert_eq!(self.try_real(vcpu, code), Ok(0));
     }
 
     /// Protected mode, 32 bits, flat, without paging.
     pub fn protected(&self, vcpu: usize, code: &[u8]) {
-        let mut s: kvm_sregs = self.vcpu_get(vcpu, kvm::abi::ioctl::KVM_GET_SREGS);
-        s.cs = segment(8, 11, 0, 1);
-        let data = segment(16, 3, 0, 1);
-        (s.ds, s.es, s.fs, s.gs, s.ss) = (data, data, data, data, data);
-        s.cr0 = 0x33;
-        self.start(vcpu, s, code);
+        assert_eq!(self.try_protected(vcpu, code), Ok(0));
     }
 
     /// 64-bit mode with memory mapped one to one.
     pub fn long(&self, vcpu: usize, code: &[u8]) {
+        assert_eq!(self.try_long(vcpu, code), Ok(0));
+    }
+
+    /// [`real`](Self::real), if user space has not broken too much before.
+    pub fn try_real(&self, vcpu: usize, code: &[u8]) -> Result<i64, Errno> {
+        let mut s: kvm_sregs = self.vcpu_get(vcpu, kvm::abi::ioctl::KVM_GET_SREGS);
+        let flat = |type_| kvm_segment { limit: 0xffff, type_, present: 1, s: 1, ..Default::default() };
+        s.cs = flat(11);
+        (s.ds, s.es, s.fs, s.gs, s.ss) = (flat(3), flat(3), flat(3), flat(3), flat(3));
+        (s.cr0, s.cr4, s.efer) = (0x10, 0, 0);
+        self.start(vcpu, s, code)
+    }
+
+    /// [`protected`](Self::protected), likewise.
+    pub fn try_protected(&self, vcpu: usize, code: &[u8]) -> Result<i64, Errno> {
+        let mut s: kvm_sregs = self.vcpu_get(vcpu, kvm::abi::ioctl::KVM_GET_SREGS);
+        s.cs = segment(8, 11, 0, 1);
+        let data = segment(16, 3, 0, 1);
+        (s.ds, s.es, s.fs, s.gs, s.ss) = (data, data, data, data, data);
+        (s.cr0, s.cr4, s.efer) = (0x33, 0, 0);
+        self.start(vcpu, s, code)
+    }
+
+    /// [`long`](Self::long), likewise.
+    pub fn try_long(&self, vcpu: usize, code: &[u8]) -> Result<i64, Errno> {
         self.write_ram(PML4, &(PDPT | 7).to_le_bytes());
         for g in 0..4u64 {
             self.write_ram(PDPT + 8 * g, &((PD + 0x1000 * g) | 7).to_le_bytes());
@@ -61,16 +80,17 @@ impl Machine {
         s.cr4 = 0x620;
         s.cr0 = 0x8005_0033;
         s.efer = EFER_LONG;
-        self.start(vcpu, s, code);
+        self.start(vcpu, s, code)
     }
 
-    fn start(&self, vcpu: usize, s: kvm_sregs, code: &[u8]) {
+    fn start(&self, vcpu: usize, s: kvm_sregs, code: &[u8]) -> Result<i64, Errno> {
         self.write_ram(CODE, code);
         for (at, bytes) in PARTS {
             self.write_ram(at, bytes);
         }
-        assert_eq!(self.vcpu_with(vcpu, kvm::abi::ioctl::KVM_SET_SREGS, &s), Ok(0));
-        self.set_regs(vcpu, &kvm_regs { rip: CODE, rsp: STACK, rflags: 2, ..Default::default() });
+        self.vcpu_with(vcpu, kvm::abi::ioctl::KVM_SET_SREGS, &s)?;
+        let regs = kvm_regs { rip: CODE, rsp: STACK, rflags: 2, ..Default::default() };
+        self.vcpu_with(vcpu, kvm::abi::ioctl::KVM_SET_REGS, &regs)
     }
 
     /// The guest executes RDMSR.

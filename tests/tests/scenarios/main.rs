@@ -1,5 +1,7 @@
 //! The hypervisor on a simulated machine: what a VMM sees of what a guest does.
 
+mod clock;
+mod control;
 mod cpuid;
 mod events;
 mod failures;
@@ -11,4 +13,5 @@ mod msr;
 mod port;
 mod random;
 mod smp;
+mod structs;
 mod timer;

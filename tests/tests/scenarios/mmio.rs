@@ -90,9 +90,10 @@ fn access_that_begins_in_memory() {
     m.npf(0, RAM, false);
     assert_eq!(m.run(0), Ok(read(RAM, 4)));
     answer(&m, &[5, 6, 7, 8]);
-    m.npf(0, RAM, true);
-    // The register now holds both parts; the store writes its own part of memory again.
+    m.run_out(0);
+    assert_eq!(m.regs(0).rax, 0x0807_0605_0403_0201);
     m.write_ram(RAM - 4, &[0; 4]);
+    m.npf(0, RAM, true);
     assert_eq!(m.run(0), Ok(write(RAM, &[5, 6, 7, 8])));
     m.run_out(0);
     assert_eq!(m.read_ram::<[u8; 4]>(RAM - 4), [1, 2, 3, 4]);

@@ -71,7 +71,9 @@ pub fn vmmcall<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
             }
             KVM_HC_MAP_GPA_RANGE if ctx.vm.config.exit_hypercall.load(Relaxed) & 1 << nr != 0 => {
                 ctx.core.pending = Pending::Hypercall;
-                return Next::User(UserExit::Hypercall { nr, args, longmode: long });
+                let [a, b, c, d, e, f] = args;
+                ctx.core.exit_words = [a, b, c, d, e, f, 0, 0];
+                return Next::User(UserExit::Hypercall { nr, longmode: long });
             }
             _ => KVM_ENOSYS,
         }
@@ -95,19 +97,21 @@ pub fn shutdown<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
 }
 
 /// VMRUN refused the VMCB.
-pub fn invalid<H: Host>(_ctx: &mut Ctx<'_, H>) -> Next {
-    Next::User(UserExit::FailEntry { reason: arch::exit::code::INVALID, cpu: _ctx.core.cpu.last_cpu() })
+pub fn invalid<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
+    // The event may be what it refused.
+    ctx.core.cpu.set_event_inj(arch::EventInj::NONE);
+    Next::User(UserExit::FailEntry { reason: arch::exit::code::INVALID, cpu: ctx.core.cpu.last_cpu() })
 }
 
 /// An exit code that nobody asked for.
 pub fn unknown<H: Host>(ctx: &mut Ctx<'_, H>, code: u64, _info1: u64, _info2: u64) -> Next {
     ctx.vm.host.warn("unexpected exit code", code);
-    unexpected(code, ctx.core.cpu.last_cpu())
+    unexpected(ctx, code)
 }
 
 /// A hardware task switch: only 32-bit guests that use task gates meet it, and it is not implemented.
-pub fn task_switch<H: Host>(_ctx: &mut Ctx<'_, H>, info1: u64, info2: u64) -> Next {
-    internal_error(suberror::EMULATION, &[0, arch::exit::code::TASK_SWITCH, info1, info2])
+pub fn task_switch<H: Host>(ctx: &mut Ctx<'_, H>, info1: u64, info2: u64) -> Next {
+    internal_error(ctx, suberror::EMULATION, [0, arch::exit::code::TASK_SWITCH, info1, info2])
 }
 
 /// Exceptions are intercepted for the debugger in user space, and #DB, #AC and #MC because a guest could keep the
@@ -125,6 +129,8 @@ pub fn exception<H: Host>(ctx: &mut Ctx<'_, H>, v: u8, error_code: u32) -> Next 
         }
         vector::BP if debug & USE_SW_BP != 0 => debug_exit(ctx, vector::BP, 0),
         vector::AC => ctx.fault(Exception { vector: v, error_code: Some(error_code), payload: None }),
+        // NMIs have an exit code of their own; this one cannot be injected as an exception (APM 15.20).
+        vector::NMI => unexpected(ctx, arch::exit::code::EXCP0 + u64::from(v)),
         _ => {
             let code = Exception::pushes_error_code(v).then_some(error_code);
             ctx.fault(Exception { vector: v, error_code: code, payload: None })

@@ -76,6 +76,7 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     /// Moves RIP past the intercepted instruction.
+    #[inline(always)] // `what` is a constant: the comparison of its opcode is a word's.
     pub(crate) fn skip(&mut self, what: Known) -> Next {
         match self.next_rip(what) {
             Ok(rip) => self.advance(rip),
@@ -102,22 +103,24 @@ impl<H: Host> Ctx<'_, H> {
     #[cold]
     pub(crate) fn single_step(&mut self) -> Next {
         if self.core.debug.control & crate::debug::SINGLESTEP != 0 {
-            return misc::debug_exit(self, vector::DB, arch::cr::DR6_BS);
+            return misc::debug_exit(self, vector::DB, arch::cr::DR6_BS | arch::cr::DR6_RESET);
         }
         self.fault(Exception { vector: vector::DB, error_code: None, payload: Some(arch::cr::DR6_BS) })
     }
 }
 
 /// KVM_EXIT_INTERNAL_ERROR with the words given.
-pub(crate) fn internal_error(suberror: u32, words: &[u64]) -> Next {
-    let mut data = [0; 16];
-    for (d, w) in data.iter_mut().zip(words) {
-        *d = *w;
+#[cold]
+pub(crate) fn internal_error<H: Host, const N: usize>(ctx: &mut Ctx<'_, H>, suberror: u32, words: [u64; N]) -> Next {
+    for (d, w) in ctx.core.exit_words.iter_mut().zip(words) {
+        *d = w;
     }
-    Next::User(UserExit::InternalError { suberror, ndata: words.len().min(16) as u32, data })
+    Next::User(UserExit::InternalError { suberror, ndata: N.min(8) as u32 })
 }
 
 /// The hardware reported something that it was never asked for.
-pub(crate) fn unexpected(code: u64, cpu: u32) -> Next {
-    internal_error(suberror::UNEXPECTED_EXIT_REASON, &[code, cpu.into()])
+#[cold]
+pub(crate) fn unexpected<H: Host>(ctx: &mut Ctx<'_, H>, code: u64) -> Next {
+    let cpu = ctx.core.cpu.last_cpu();
+    internal_error(ctx, suberror::UNEXPECTED_EXIT_REASON, [code, cpu.into()])
 }

@@ -9,10 +9,7 @@ use host::Host;
 pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, gpa: Gpa, code: NpfCode) -> Next {
     match ctx.vm.mmu.handle_fault(&mut ctx.core.tables, gpa, code) {
         Ok(mmu::Mapped::Done | mmu::Mapped::Retry) => Next::Resume,
-        Ok(mmu::Mapped::Mmio) => {
-            ctx.core.fault_gpa = Some(gpa);
-            ctx.emulate()
-        }
-        Err(stop) => fault_outcome(gpa, stop),
+        Ok(mmu::Mapped::Mmio) => ctx.emulate(),
+        Err(stop) => fault_outcome(stop),
     }
 }

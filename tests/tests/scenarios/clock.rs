@@ -1,0 +1,61 @@
+//! The paravirtual clock: what the guest computes from its page is what user space is told.
+
+use kvm::abi::ioctl::KVM_GET_CLOCK;
+use kvm_bindings::kvm_clock_data;
+use tests::scenario::Machine;
+
+const SYSTEM_TIME: u32 = 0x4b56_4d01;
+const WALL_CLOCK: u32 = 0x4b56_4d00;
+const PAGE: u64 = 0xb000;
+
+/// Nanoseconds by the formula of the page (KVM's document on MSRs).
+fn guest_time(m: &Machine) -> u64 {
+    let version: u32 = m.read_ram(PAGE);
+    assert!(version != 0 && version % 2 == 0, "version {version}");
+    let (tsc_then, time_then) = (m.read_ram::<u64>(PAGE + 8), m.read_ram::<u64>(PAGE + 16));
+    let (mul, shift) = (m.read_ram::<u32>(PAGE + 24), m.read_ram::<u8>(PAGE + 28) as i8);
+    let delta = m.msr(0, 0x10).wrapping_sub(tsc_then);
+    let delta = if shift < 0 { delta >> -shift } else { delta << shift };
+    time_then + ((u128::from(delta) * u128::from(mul)) >> 32) as u64
+}
+
+#[test]
+fn the_guests_clock_is_user_spaces() {
+    let m = Machine::new();
+    m.long(0, &[]);
+    m.wrmsr(0, SYSTEM_TIME, PAGE | 1);
+    m.does(0, |_| ());
+    m.run_out(0);
+    for pause in [0, 1, 1_000_000, 3_600_000_000_000] {
+        m.sim.advance(pause);
+        let clock: kvm_clock_data = {
+            assert_eq!(m.vm(KVM_GET_CLOCK, tests::scenario::DATA), Ok(0));
+            m.get_at(tests::scenario::DATA)
+        };
+        assert!(guest_time(&m).abs_diff(clock.clock) <= 2, "{} and {}", guest_time(&m), clock.clock);
+    }
+    m.end();
+}
+
+#[test]
+fn wall_clock() {
+    let m = Machine::new();
+    m.long(0, &[]);
+    m.wrmsr(0, WALL_CLOCK, PAGE);
+    m.run_out(0);
+    let version: u32 = m.read_ram(PAGE);
+    assert!(version != 0 && version % 2 == 0);
+    // When the VM's clock was 0: the machine's epoch, within a second.
+    assert!(m.read_ram::<u32>(PAGE + 4).abs_diff(1_700_000_000) <= 1);
+}
+
+#[test]
+fn a_clock_page_outside_of_memory_harms_nobody() {
+    let m = Machine::new();
+    m.long(0, &[]);
+    m.wrmsr(0, SYSTEM_TIME, 0xd000_0000 | 1);
+    m.wrmsr(0, WALL_CLOCK, 0xd000_0000);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(m.injected(0), []);
+}
