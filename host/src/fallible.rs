@@ -37,7 +37,12 @@ impl<T> DerefMut for OneBox<T> {
 pub fn try_box<T>(make: impl FnOnce() -> T) -> Result<OneBox<T>, Errno> {
     let mut v = Vec::new();
     v.try_reserve_exact(1).map_err(|_| Errno::ENOMEM)?;
-    v.push(make());
+    let value = make();
+    // Says what the reservation has made true, so that no path that would grow or shrink is compiled.
+    if v.capacity() != 1 {
+        return Err(Errno::ENOMEM);
+    }
+    v.push(value);
     <Box<[T; 1]>>::try_from(v.into_boxed_slice()).map(OneBox).map_err(|_| Errno::ENOMEM)
 }
 
@@ -45,6 +50,9 @@ pub fn try_box<T>(make: impl FnOnce() -> T) -> Result<OneBox<T>, Errno> {
 pub fn try_filled<T: Clone>(value: T, n: usize) -> Result<Vec<T>, Errno> {
     let mut v = Vec::new();
     v.try_reserve_exact(n).map_err(|_| Errno::ENOMEM)?;
+    if v.capacity() < n {
+        return Err(Errno::ENOMEM);
+    }
     v.resize(n, value);
     Ok(v)
 }
@@ -52,6 +60,27 @@ pub fn try_filled<T: Clone>(value: T, n: usize) -> Result<Vec<T>, Errno> {
 /// Appends one value. Errors: ENOMEM (the vector is unchanged).
 pub fn try_push<T>(v: &mut Vec<T>, value: T) -> Result<(), Errno> {
     v.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+    if v.len() == v.capacity() {
+        return Err(Errno::ENOMEM);
+    }
     v.push(value);
     Ok(())
+}
+
+/// Inserts one value at `at` (at the end if that is beyond it). Errors: ENOMEM (the vector is unchanged).
+pub fn try_insert<T>(v: &mut Vec<T>, at: usize, value: T) -> Result<(), Errno> {
+    try_push(v, value)?;
+    if let Some(tail @ [_, ..]) = v.get_mut(at..) {
+        tail.rotate_right(1);
+    }
+    Ok(())
+}
+
+/// Takes the value at `at` out; the others keep their order.
+pub fn take_at<T>(v: &mut Vec<T>, at: usize) -> Option<T> {
+    if let tail @ [_, ..] = v.get_mut(at..)? {
+        tail.rotate_left(1);
+        return v.pop();
+    }
+    None
 }

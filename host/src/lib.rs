@@ -22,7 +22,7 @@ pub use bell::{Doorbell, Request};
 pub use cells::{PAGE_SIZE, PageCells, TableCells};
 pub use cpu::{Cpu, CpuConfig, CpuFeatures, ExtraRegs};
 pub use errno::Errno;
-pub use fallible::{OneBox, try_box, try_filled, try_push};
+pub use fallible::{OneBox, take_at, try_box, try_filled, try_insert, try_push};
 pub use machine::{EventFd, Fpu, Host, MapLevel, SharedPage, Stop, TimePoint, UserPage, Work};
 pub use thread::VcpuThread;
 

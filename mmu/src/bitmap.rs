@@ -17,6 +17,10 @@ impl Bitmap {
         let words = usize::try_from(pages.div_ceil(WORD)).map_err(|_| Errno::ENOMEM)?;
         let mut bits = Vec::new();
         bits.try_reserve_exact(words).map_err(|_| Errno::ENOMEM)?;
+        // Says what the reservation has made true, so that no path that grows further is compiled.
+        if bits.capacity() < words {
+            return Err(Errno::ENOMEM);
+        }
         bits.resize_with(words, || AtomicU64::new(if full { u64::MAX } else { 0 }));
         let unused = (words as u64 * WORD).wrapping_sub(pages);
         if let (true, Some(last)) = (full, bits.last_mut()) {

@@ -38,6 +38,10 @@ impl Admin {
         let bytes = bytes_of(pages)?;
         if let Some(more) = bytes.checked_sub(self.scratch.len()) {
             self.scratch.try_reserve_exact(more).map_err(|_| Errno::ENOMEM)?;
+            // As in `Bitmap::new`: no further growth.
+            if self.scratch.capacity() < bytes {
+                return Err(Errno::ENOMEM);
+            }
             self.scratch.resize(bytes, 0);
         }
         Ok(())

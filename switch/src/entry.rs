@@ -24,6 +24,7 @@
 use crate::{CpuData, VcpuCtx, ctx::SPEC_CTRL_NOT_INTERCEPTED, extable::extable};
 use core::mem::offset_of;
 
+// SAFETY: defined by the assembly of this file, with this signature and the C calling convention.
 unsafe extern "C" {
     /// Runs the guest once. `flags`: [`SPEC_CTRL_NOT_INTERCEPTED`] or 0.
     ///

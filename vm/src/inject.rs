@@ -67,8 +67,7 @@ impl Injection {
         if a == vector::DF {
             self.exception = None;
             self.triple_fault = true;
-        } else if is_contributory(a) && is_contributory(b)
-            || a == vector::PF && (is_contributory(b) || b == vector::PF)
+        } else if is_contributory(a) && is_contributory(b) || a == vector::PF && (is_contributory(b) || b == vector::PF)
         {
             self.exception = Some(Exception { vector: vector::DF, error_code: Some(0), payload: None });
         } else {

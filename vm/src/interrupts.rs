@@ -76,10 +76,11 @@ impl<H: Host> Vm<H> {
         if mode == ChipMode::None {
             return Err(Errno::EINVAL);
         }
-        let table = RoutingTable::build(routes, mode, self.config.x2apic_format.load(Relaxed)).map_err(|e| match e {
-            irqchip::RoutingError::Invalid => Errno::EINVAL,
-            irqchip::RoutingError::NoMemory => Errno::ENOMEM,
-        })?;
+        let table =
+            RoutingTable::build(routes, mode, self.config.x2apic_format.load(Relaxed)).map_err(|e| match e {
+                irqchip::RoutingError::Invalid => Errno::EINVAL,
+                irqchip::RoutingError::NoMemory => Errno::ENOMEM,
+            })?;
         // The old table is freed after the lock is let go.
         let old = core::mem::replace(&mut *self.routing.lock(), table);
         drop(old);

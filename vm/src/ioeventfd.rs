@@ -1,7 +1,7 @@
 //! Writes by the guest that become eventfd signals without leaving to user space (KVM API document, 4.59).
 
 use alloc::vec::Vec;
-use host::{Errno, EventFd, Host, try_push};
+use host::{Errno, EventFd, Host, take_at, try_insert};
 
 /// Most ioeventfds on one bus, as stock KVM limits its devices (NR_IOBUS_DEVS).
 pub const MAX: usize = 1000;
@@ -67,16 +67,15 @@ impl<H: Host> IoEvents<H> {
         if self.entries.iter().filter(|e| e.spec.pio == spec.pio).count() >= MAX {
             return Err(Errno::ENOSPC);
         }
-        try_push(&mut self.entries, Entry { spec, event })?;
-        self.entries.sort_unstable_by_key(|e| e.spec.key());
-        Ok(())
+        let at = self.entries.partition_point(|e| e.spec.key() <= spec.key());
+        try_insert(&mut self.entries, at, Entry { spec, event })
     }
 
     /// Removes the one with the same place and eventfd; it is returned to be dropped outside of the lock.
     /// Errors: ENOENT.
     pub fn deassign(&mut self, spec: &IoEventSpec, event: &H::EventFd) -> Result<H::EventFd, Errno> {
         let at = self.entries.iter().position(|e| e.spec == *spec && e.event.same(event)).ok_or(Errno::ENOENT)?;
-        Ok(self.entries.remove(at).event)
+        take_at(&mut self.entries, at).map(|e| e.event).ok_or(Errno::ENOENT)
     }
 
     /// A write by the guest. True if it signalled an eventfd.

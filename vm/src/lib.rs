@@ -12,8 +12,8 @@ extern crate std;
 
 pub mod clock;
 mod control;
-pub mod debug;
 pub mod cpuid;
+pub mod debug;
 mod exits;
 mod guest;
 pub mod inject;

@@ -3,8 +3,8 @@
 use crate::Ctx;
 use crate::run::Next;
 use crate::user::UserExit;
-use arch::cr::Rflags;
 use arch::Gpa;
+use arch::cr::Rflags;
 use emulator::{Access, Exception, Stop};
 use host::{Cpu, Errno, Host, Stop as HostStop};
 use mmu::{Kind, Paging, PhysError};

@@ -63,7 +63,9 @@ impl<H: Host> Core<H> {
                 }
                 self.cpu.save_mut(CleanBits::CRX).efer = (efer | Efer::LMA).bits();
             } else if !paging {
-                if self.guest_cr4 & Cr4::PCIDE.bits() != 0 || self.cpu.save().cs.attrib.has(SegmentAttr::L) && efer.contains(Efer::LMA) {
+                if self.guest_cr4 & Cr4::PCIDE.bits() != 0
+                    || self.cpu.save().cs.attrib.has(SegmentAttr::L) && efer.contains(Efer::LMA)
+                {
                     return gp;
                 }
                 self.cpu.save_mut(CleanBits::CRX).efer = (efer - Efer::LMA).bits();
@@ -152,7 +154,11 @@ impl<H: Host> Ctx<'_, H> {
     /// KVM_GET_REGS.
     pub fn get_regs(&self) -> Regs {
         let save = self.core.cpu.save();
-        Regs { gpr: core::array::from_fn(|n| self.core.cpu.gpr(n as u8)), rip: save.rip, rflags: self.core.visible_rflags() }
+        Regs {
+            gpr: core::array::from_fn(|n| self.core.cpu.gpr(n as u8)),
+            rip: save.rip,
+            rflags: self.core.visible_rflags(),
+        }
     }
 
     /// KVM_SET_REGS. Forgets an exception that waits, as an instruction that has not begun cannot have caused it.
@@ -208,7 +214,11 @@ impl<H: Host> Ctx<'_, H> {
         self.core.cpu.flush_tlb();
         self.core.inject.interrupt = s.interrupt.or(self.core.inject.interrupt);
         // Older user space starts the bootstrap processor by its registers alone.
-        if self.core.mp_state == MpState::Halted && self.vm.is_bsp(self.me.id) && cs.selector == 0xf000 && save_is_reset(self.core) {
+        if self.core.mp_state == MpState::Halted
+            && self.vm.is_bsp(self.me.id)
+            && cs.selector == 0xf000
+            && save_is_reset(self.core)
+        {
             self.core.mp_state = MpState::Runnable;
         }
         Ok(())
@@ -224,9 +234,7 @@ impl<H: Host> Ctx<'_, H> {
             || !self.core.cpuid.cr4_valid(s.cr4)
             || !self.core.cpuid.efer_valid(s.efer);
         let long_bad = if efer.contains(Efer::LME) && paging {
-            s.cr4 & Cr4::PAE.bits() == 0
-                || !efer.contains(Efer::LMA)
-                || s.cr3 >> self.core.cpuid.phys_bits() != 0
+            s.cr4 & Cr4::PAE.bits() == 0 || !efer.contains(Efer::LMA) || s.cr3 >> self.core.cpuid.phys_bits() != 0
         } else {
             efer.contains(Efer::LMA) || s.seg.get(1).is_some_and(|cs| cs.attrib.has(SegmentAttr::L))
         };

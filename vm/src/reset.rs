@@ -79,8 +79,7 @@ impl<H: Host> Ctx<'_, H> {
             self.me.address.store(lapic.address());
             self.apply_timer(effect);
         }
-        self.core.mp_state =
-            if self.vm.is_bsp(self.me.id) { MpState::Runnable } else { MpState::InitReceived };
+        self.core.mp_state = if self.vm.is_bsp(self.me.id) { MpState::Runnable } else { MpState::InitReceived };
     }
 
     /// SIPI: real mode at `vector << 12`.

@@ -1,8 +1,8 @@
 //! One vCPU: the part that other threads reach, and the core that only its own thread (under the vCPU's mutex) does.
 
 use crate::{
-    Vm, clock::VcpuClock, cpuid::GuestCpuid, debug::DebugState, inject::Injection, mmio::Traffic, msr::MsrState, run::Next, state::MpState,
-    user::Pending,
+    Vm, clock::VcpuClock, cpuid::GuestCpuid, debug::DebugState, inject::Injection, mmio::Traffic, msr::MsrState,
+    run::Next, state::MpState, user::Pending,
 };
 use core::sync::atomic::{AtomicBool, AtomicU32};
 use host::{CpuFeatures, Host, OneBox};

@@ -95,13 +95,26 @@ fn cheap(env: &Env, selection: &Selection, tally: &mut Tally) {
     if selection.wants("clippy") {
         tally.check("clippy", || {
             rust_src::component(env, "cargo-clippy", "clippy", "rust-clippy")?;
-            cargo(&["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"])?;
-            object::clippy(env)
+            let lints = lints(env)?;
+            cargo(&[&["clippy", "--quiet", "--all-targets", "--"], lints].concat())?;
+            object::clippy(env, lints)
         });
     }
     if selection.wants("cargo-test") {
         tally.check("cargo-test", || cargo(&["test", "--quiet"]));
     }
+}
+
+/// The release of clippy whose opinions on style count; others have others.
+const CLIPPY: &str = "1.95.";
+
+/// Every lint of that release; of another one only what it holds to be wrong.
+fn lints(env: &Env) -> Result<&'static [&'static str]> {
+    if rust_src::Rustc::new(env)?.release()?.starts_with(CLIPPY) {
+        return Ok(&["-D", "warnings"]);
+    }
+    ui::note(&format!("clippy is not that of Rust {CLIPPY}x: only its lints on correctness count"));
+    Ok(&["-D", "warnings", "-A", "clippy::all", "-D", "clippy::correctness"])
 }
 
 /// The module for each kernel, and what is demanded of its object.

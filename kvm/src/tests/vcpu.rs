@@ -1,4 +1,6 @@
 //! ioctls on a vCPU.
+//!
+//! Long because: one table of vCPU ioctls after the other; a reader looks for the ioctl, not for the file.
 
 use super::*;
 

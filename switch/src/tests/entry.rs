@@ -43,6 +43,7 @@ core::arch::global_asm!(
     "ret",
     ".popsection",
 );
+// SAFETY: defined by the assembly above, with this signature.
 unsafe extern "C" {
     fn test_run(vcpu: *mut VcpuCtx, flags: u32, out: *mut [u64; 6]);
 }

@@ -264,6 +264,7 @@ fn move_dr(hw: &mut Hardware, regs: &mut [i64], op: u8, modrm: u8, rex_b: u8) ->
     0
 }
 
+// SAFETY: the linker defines them at the ends of the section that the assembly fills.
 unsafe extern "C" {
     static __start___ex_table: [i32; 3];
     static __stop___ex_table: [i32; 3];

@@ -38,6 +38,7 @@ core::arch::global_asm!(
     stride = const PERCPU_STRIDE,
 );
 
+// SAFETY: defined by the assembly above, with these sizes.
 unsafe extern "C" {
     static mut hsave_cpu_data: [u8; 256];
     static mut x86_spec_ctrl_current: u64;

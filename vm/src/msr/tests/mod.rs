@@ -1,4 +1,6 @@
 //! MSR rules, driven as a guest and as user space.
+//!
+//! Long because: tables of MSR rules, one after the other.
 
 mod machine;
 
