@@ -99,7 +99,9 @@ impl<H: Host> Mmu<H> {
         let write = page.writable() && !slot.read_only();
         // A large page has one permission for all of it. Memory that is only readable so far becomes writable page by
         // page, so it is mapped in small ones, unless it will never be writable.
-        let mut level = if write || slot.read_only() { self.host.user_level(slot.hva_of(gfn)) as u8 } else { 1 };
+        // The host's own tables are looked at only where the page's place allows a large one at all.
+        let whole = (write || slot.read_only()) && fits(maps, slot, gfn, pa.0 >> 12, MapLevel::Page2M as u8);
+        let mut level = if whole { self.host.user_level(slot.hva_of(gfn)) as u8 } else { 1 };
         if level >= MapLevel::Page1G as u8 && !self.page_1g {
             level = MapLevel::Page2M as u8;
         }

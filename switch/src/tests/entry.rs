@@ -5,7 +5,7 @@ use super::{
     kernel::{cpu_data, set_host_spec_ctrl, set_rebooting},
 };
 use crate::{SPEC_CTRL_NOT_INTERCEPTED, VcpuCtx, hsave_vcpu_run};
-use arch::{HostPa, Vmcb, msr::SPEC_CTRL};
+use arch::{HostPa, Vmcb, Zero, msr::SPEC_CTRL};
 use std::{boxed::Box, vec::Vec};
 
 core::arch::global_asm!(
@@ -59,8 +59,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let bench = Bench::new();
-        // SAFETY: all zero is a VMCB.
-        let vmcb: Box<Vmcb> = unsafe { Box::new_zeroed().assume_init() };
+        let vmcb = Box::new(Vmcb::ZERO);
         let pa = HostPa((&raw const *vmcb).expose_provenance() as u64);
         let mut vcpu = VcpuCtx { vmcb01: pa, vmcb: pa, ..Default::default() };
         for (n, r) in vcpu.regs.iter_mut().enumerate() {
@@ -180,8 +179,7 @@ fn a_guest_that_may_write_spec_ctrl_keeps_what_it_wrote() {
 #[test]
 fn a_guest_in_a_guest_runs_on_its_own_vmcb_with_the_vcpus_segments() {
     let mut w = World::new();
-    // SAFETY: all zero is a VMCB.
-    let second: Box<Vmcb> = unsafe { Box::new_zeroed().assume_init() };
+    let second = Box::new(Vmcb::ZERO);
     let (own, other) = (w.pa(), (&raw const *second).expose_provenance() as u64);
     w.vcpu.vmcb = HostPa(other);
     let trace = w.run(0);
