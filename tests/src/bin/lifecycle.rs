@@ -72,7 +72,7 @@ fn used_kib() -> Result<i64> {
 fn leaks_nothing(f: impl Fn() -> Result<()>) -> Result<()> {
     f()?;
     let mut grown = 0;
-    for _ in 0..3 {
+    for _ in 0..6 {
         let before = used_kib()?;
         for _ in 0..10 {
             f()?;
@@ -83,7 +83,7 @@ fn leaks_nothing(f: impl Fn() -> Result<()>) -> Result<()> {
             return Ok(());
         }
     }
-    bail!("{grown} KiB are missing after ten rounds, three times in a row")
+    bail!("{grown} KiB are missing after ten rounds, six times in a row")
 }
 
 fn killed() -> Result<()> {
