@@ -59,7 +59,6 @@ pub mod int_ctl {
     pub const V_IGN_TPR: u32 = 1 << 20;
     pub const V_INTR_MASKING: u32 = 1 << 24;
     pub const V_GIF_ENABLE: u32 = 1 << 25;
-    pub const V_INTR_VECTOR_SHIFT: u32 = 32;
 }
 
 /// TLB_CONTROL values (APM 15.16.1).

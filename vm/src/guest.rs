@@ -12,13 +12,6 @@ use core::sync::atomic::Ordering::Relaxed;
 use emulator::{Access, Done, Insn, Known, Machine, Mode, Seg, Segment, Shadow, Stop, Table, TableReg};
 use host::{Cpu, Fpu, Host, SharedPage};
 
-impl From<emulator::Exception> for crate::inject::FromEmulator {
-    fn from(e: emulator::Exception) -> Self {
-        let payload = matches!(e.vector, vector::PF | vector::DB).then_some(e.payload);
-        Self(arch::Exception { vector: e.vector, error_code: e.error_code, payload })
-    }
-}
-
 impl<H: Host> Ctx<'_, H> {
     /// Is the guest in 64-bit mode (not compatibility mode)?
     #[inline]
@@ -133,8 +126,7 @@ impl<H: Host> Ctx<'_, H> {
             },
             Stop::Fault(e) => {
                 self.core.traffic.clear();
-                let crate::inject::FromEmulator(e) = e.into();
-                self.fault(e)
+                self.fault(from_emulator(e))
             }
             Stop::Unhandleable => {
                 self.core.traffic.clear();
@@ -352,6 +344,12 @@ impl<H: Host> Machine for Ctx<'_, H> {
     fn pause(&self) -> bool {
         self.core.traffic.has_writes()
     }
+}
+
+/// An exception of the emulator's in our form.
+fn from_emulator(e: emulator::Exception) -> arch::Exception {
+    let payload = matches!(e.vector, vector::PF | vector::DB).then_some(e.payload);
+    arch::Exception { vector: e.vector, error_code: e.error_code, payload }
 }
 
 /// An exception of ours as the emulator passes it on.

@@ -35,9 +35,6 @@ pub struct Injection {
     pub triple_fault: bool,
 }
 
-/// An exception of the emulator's in our form.
-pub(crate) struct FromEmulator(pub Exception);
-
 /// What V_IRQ stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Armed {

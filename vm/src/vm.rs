@@ -44,8 +44,6 @@ pub struct Config {
     pub triple_fault_event: AtomicBool,
     /// KVM_CAP_X86_DISABLE_EXITS.
     pub disabled_exits: AtomicU32,
-    /// KVM_CAP_DISABLE_QUIRKS2.
-    pub disabled_quirks: AtomicU64,
     /// KVM_CAP_MAX_VCPU_ID; 0: not limited.
     pub max_vcpu_id: AtomicU32,
     /// KVM_SET_BOOT_CPU_ID.
