@@ -37,6 +37,7 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
         // vCPUs.
         cap::NR_VCPUS | cap::MAX_VCPUS => vm::MAX_VCPUS as i64,
         cap::MAX_VCPU_ID => vm::MAX_VCPU_ID.into(),
+        cap::SYNC_REGS => crate::abi::run::sync::ALL as i64,
         cap::SET_BOOT_CPU_ID | cap::IMMEDIATE_EXIT | cap::HLT => 1,
         cap::MP_STATE | cap::VCPU_EVENTS | cap::DEBUGREGS | cap::SREGS2 | cap::XSAVE => 1,
         cap::XCRS => (host.host_xcr0() != 0).into(),

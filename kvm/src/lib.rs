@@ -16,6 +16,7 @@ pub mod abi;
 pub mod caps;
 mod codec;
 mod run;
+mod sync;
 mod system;
 #[cfg(test)]
 mod tests;

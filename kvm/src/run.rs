@@ -4,6 +4,7 @@
 //! User space may write the page at any time. So every field is looked at once, here, and never again.
 
 use crate::abi::run::{IO_IN, IO_OUT, PIO_DATA_OFFSET, at, exit, reason};
+use crate::sync;
 use host::{Errno, Host, PageCells, SharedPage};
 use vm::{Answer, Ctx, Pending, RunRequest, UserExit};
 
@@ -22,6 +23,7 @@ pub fn run<H: Host>(ctx: &mut Ctx<'_, H>) -> Result<i64, Errno> {
             return Err(Errno::EINVAL);
         }
     }
+    let wanted = sync::take(ctx, page)?;
     let answer = answer(page, ctx.pending());
     let (why, result) = ctx.run(request, answer);
     report(page, &why, &ctx.core.exit_words);
@@ -30,6 +32,7 @@ pub fn run<H: Host>(ctx: &mut Ctx<'_, H>) -> Result<i64, Errno> {
     page.set_u16(at::FLAGS, 0);
     page.set_u64(at::CR8, ctx.cr8());
     page.set_u64(at::APIC_BASE, ctx.apic_base());
+    sync::give(ctx, page, wanted);
     result.map(|()| 0)
 }
 
@@ -52,6 +55,7 @@ fn answer(page: &PageCells, pending: Pending) -> Answer {
 /// Writes the exit reason and its part of the union.
 fn report(page: &PageCells, why: &UserExit, words: &[u64; 8]) {
     let code = match *why {
+        UserExit::Unchanged => return,
         UserExit::Io { input, size, port, count } => {
             page.set_u8(exit::IO_DIRECTION, if input { IO_IN } else { IO_OUT });
             page.set_u8(exit::IO_SIZE, size);
@@ -75,8 +79,7 @@ fn report(page: &PageCells, why: &UserExit, words: &[u64; 8]) {
 #[cold]
 fn report_rare(page: &PageCells, why: &UserExit, words: &[u64; 8]) -> u32 {
     match *why {
-        UserExit::Io { .. } => reason::IO,
-        UserExit::Mmio { .. } => reason::MMIO,
+        UserExit::Io { .. } | UserExit::Mmio { .. } | UserExit::Unchanged => reason::UNKNOWN,
         UserExit::Hlt => reason::HLT,
         UserExit::IrqWindowOpen => reason::IRQ_WINDOW_OPEN,
         UserExit::Shutdown => reason::SHUTDOWN,
@@ -185,6 +188,14 @@ mod tests {
         for nothing in [Pending::None, Pending::MmioWrite, Pending::PioOut, Pending::PioIn { size: 1, count: 1 }] {
             assert_eq!(answer(&p, nothing), Answer::Done);
         }
+    }
+
+    #[test]
+    fn an_exit_that_waits_is_still_there_after_an_immediate_one() {
+        let p = page();
+        report(&p, &UserExit::Io { input: true, size: 2, port: 0x3f8, count: 3 }, &[0; 8]);
+        report(&p, &UserExit::Unchanged, &[0; 8]);
+        assert_eq!((p.u32(at::EXIT_REASON), p.u16(34)), (2, 0x3f8));
     }
 
     #[test]

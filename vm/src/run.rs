@@ -40,7 +40,8 @@ impl<H: Host> Ctx<'_, H> {
     /// What has to hold before the first entry.
     fn start(&mut self, req: RunRequest) -> Result<(), Next> {
         if req.immediate_exit {
-            return Err(INTERRUPTED);
+            // User space still reads the exit whose completion it came for.
+            return Err(Next::Fail(Errno::EINTR, UserExit::Unchanged));
         }
         if self.core.lapic.is_none() {
             self.core.cr8 = req.cr8 & 15;
@@ -49,8 +50,10 @@ impl<H: Host> Ctx<'_, H> {
             // A processor that waits for INIT and SIPI: sleep, then let user space look.
             self.me.thread.block();
             self.service_requests()?;
-            let why = if self.vm.host.do_work() == Work::Signal { Errno::EINTR } else { Errno::EAGAIN };
-            return Err(Next::Fail(why, UserExit::Interrupted));
+            return Err(match self.vm.host.do_work() {
+                Work::Signal => INTERRUPTED,
+                Work::None => Next::Fail(Errno::EAGAIN, UserExit::Unchanged),
+            });
         }
         Ok(())
     }
@@ -120,5 +123,5 @@ impl<H: Host> Ctx<'_, H> {
     }
 }
 
-/// A signal is pending, or user space asked to come straight back.
+/// A signal is pending.
 pub const INTERRUPTED: Next = Next::Fail(Errno::EINTR, UserExit::Interrupted);

@@ -29,6 +29,8 @@ pub enum UserExit {
     SystemEvent { kind: u32 },
     /// KVM_EXIT_INTR together with -EINTR.
     Interrupted,
+    /// Nothing was done, together with -EINTR or -EAGAIN: `kvm_run` keeps the reason that it held.
+    Unchanged,
     /// The VMM's memory behind the guest's cannot be used: together with -EFAULT or -EHWPOISON.
     MemoryFault,
 }

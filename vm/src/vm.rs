@@ -246,13 +246,32 @@ impl<H: Host> Vm<H> {
         Ok(())
     }
 
-    /// KVM_SET_BOOT_CPU_ID. Errors: EBUSY (there are vCPUs).
-    pub fn set_boot_cpu_id(&self, id: u32) -> Result<(), Errno> {
+    /// KVM_SET_BOOT_CPU_ID. Errors: EBUSY (there are vCPUs), EINVAL (no vCPU can have this id).
+    pub fn set_boot_cpu_id(&self, id: u64) -> Result<(), Errno> {
         let _shape = self.shape.lock();
         if self.count.load(Relaxed) != 0 {
             return Err(Errno::EBUSY);
         }
-        self.config.bsp_id.store(id, Relaxed);
+        let limit = self.config.max_vcpu_id.load(Relaxed);
+        let id = u32::try_from(id).ok().filter(|id| *id <= MAX_VCPU_ID && (limit == 0 || *id < limit));
+        self.config.bsp_id.store(id.ok_or(Errno::EINVAL)?, Relaxed);
+        Ok(())
+    }
+
+    /// KVM_CAP_MAX_VCPU_ID: vCPU ids are below `limit`. Can be set once; the same value again is allowed.
+    /// Errors: EINVAL (also: below the bootstrap processor's).
+    pub fn set_max_vcpu_id(&self, limit: u64) -> Result<(), Errno> {
+        let limit = u32::try_from(limit).ok().filter(|n| *n <= MAX_VCPU_ID).ok_or(Errno::EINVAL)?;
+        let _shape = self.shape.lock();
+        let now = match self.config.max_vcpu_id.load(Relaxed) {
+            // The first vCPU fixes the limit that it was made under.
+            0 if self.has_vcpus() => MAX_VCPU_ID,
+            now => now,
+        };
+        if self.config.bsp_id.load(Relaxed) > limit || now != 0 && now != limit {
+            return Err(Errno::EINVAL);
+        }
+        self.config.max_vcpu_id.store(limit, Relaxed);
         Ok(())
     }
 

@@ -14,6 +14,20 @@ pub mod at {
     pub const APIC_BASE: usize = 24;
     /// Start of the union.
     pub const EXIT: usize = 32;
+    pub const VALID_REGS: usize = 288;
+    pub const DIRTY_REGS: usize = 296;
+    pub const SYNC_REGS: usize = 304;
+    pub const SYNC_SREGS: usize = 448;
+    pub const SYNC_EVENTS: usize = 760;
+}
+
+/// KVM_SYNC_X86_*: the register sets of KVM_CAP_SYNC_REGS.
+pub mod sync {
+    #![allow(missing_docs)]
+    pub const REGS: u64 = 1;
+    pub const SREGS: u64 = 1 << 1;
+    pub const EVENTS: u64 = 1 << 2;
+    pub const ALL: u64 = REGS | SREGS | EVENTS;
 }
 
 /// Offsets in the union, counted from the start of the page.
@@ -96,6 +110,11 @@ mod tests {
         assert_eq!(offset_of!(kvm_run, flags), at::FLAGS);
         assert_eq!(offset_of!(kvm_run, cr8), at::CR8);
         assert_eq!(offset_of!(kvm_run, apic_base), at::APIC_BASE);
+        assert_eq!(offset_of!(kvm_run, kvm_valid_regs), at::VALID_REGS);
+        assert_eq!(offset_of!(kvm_run, kvm_dirty_regs), at::DIRTY_REGS);
+        assert_eq!(offset_of!(kvm_run, s.regs.regs), at::SYNC_REGS);
+        assert_eq!(offset_of!(kvm_run, s.regs.sregs), at::SYNC_SREGS);
+        assert_eq!(offset_of!(kvm_run, s.regs.events), at::SYNC_EVENTS);
     }
 
     macro_rules! same {

@@ -354,7 +354,50 @@ fn immediate_exit() {
     let [run, ..] = &bed.vm.vcpu(0).unwrap().pages;
     run.0.set_u8(1, 1);
     bed.sim.step(0, |_| panic!("entered"));
+    // The reason of the exit before it can still be read.
+    run.0.set_u32(8, 6);
     assert_eq!(bed.vcpu(KVM_RUN, 0), Err(Errno::EINTR));
+    assert_eq!(run.0.u32(8), 6);
+}
+
+#[test]
+fn registers_go_through_the_run_page() {
+    let bed = Bed::new();
+    let [run, ..] = &bed.vm.vcpu(0).unwrap().pages;
+    let image = |at, len| {
+        let mut b = std::vec![0; len];
+        run.0.read(at, &mut b);
+        b
+    };
+    // Immediate exit: no more than the registers.
+    run.0.set_u8(1, 1);
+    run.0.set_u64(288, 7);
+    assert_eq!(bed.vcpu(KVM_RUN, 0), Err(Errno::EINTR));
+    let regs: kvm_regs = Field::take(&image(304, 144));
+    assert_eq!(regs, bed.vcpu_get(KVM_GET_REGS));
+    assert_eq!(kvm_sregs::take(&image(448, 312)), bed.vcpu_get(KVM_GET_SREGS));
+    assert_eq!(kvm_vcpu_events::take(&image(760, 64)), bed.vcpu_get(KVM_GET_VCPU_EVENTS));
+    // Nothing is stored that is not asked for.
+    run.0.set_u64(288, 0);
+    run.0.set_u64(304, 77);
+    assert_eq!(bed.vcpu(KVM_RUN, 0), Err(Errno::EINTR));
+    assert_eq!(run.0.u64(304), 77);
+    // Loaded when marked, and only then; the mark goes.
+    assert_eq!(bed.vcpu_get::<kvm_regs>(KVM_GET_REGS).rax, 0);
+    run.0.set_u64(296, 1);
+    assert_eq!(bed.vcpu(KVM_RUN, 0), Err(Errno::EINTR));
+    assert_eq!((bed.vcpu_get::<kvm_regs>(KVM_GET_REGS).rax, run.0.u64(296)), (77, 0));
+    // Registers that the ioctl refuses are refused here, and stay marked.
+    run.0.set_u64(448 + 224, 1 << 40);
+    run.0.set_u64(296, 2);
+    assert_eq!(bed.vcpu(KVM_RUN, 0), Err(Errno::EINVAL));
+    assert_eq!(run.0.u64(296), 2);
+    for (at, unknown) in [(288, 8), (296, 1 << 63)] {
+        run.0.set_u64(288, 0);
+        run.0.set_u64(296, 0);
+        run.0.set_u64(at, unknown);
+        assert_eq!(bed.vcpu(KVM_RUN, 0), Err(Errno::EINVAL));
+    }
 }
 
 /// What every client does at the start and every snapshot at the end: the guest gets the whole supported CPUID, and

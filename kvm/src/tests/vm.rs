@@ -119,6 +119,22 @@ fn the_limit_of_vcpu_ids_is_set_once() {
     assert_eq!(bed.enable(cap::MAX_VCPU_ID, 3), Err(Errno::EINVAL));
     assert_eq!(vm_ioctl(&bed.vm, KVM_CREATE_VCPU, 2), Err(Errno::EINVAL));
     assert_eq!(vm_ioctl(&bed.vm, KVM_CREATE_VCPU, 1), Ok(VmReply::NewVcpu { index: 0 }));
+    // The first vCPU fixes the limit.
+    let bed = Bed::new();
+    assert_eq!(bed.enable(cap::MAX_VCPU_ID, 2), Err(Errno::EINVAL));
+    assert_eq!(bed.enable(cap::MAX_VCPU_ID, 4096), Ok(0));
+}
+
+#[test]
+fn the_bootstrap_processor_has_an_id_that_can_exist() {
+    let bed = Bed::bare();
+    for bad in [4097, 1 << 32, 1 << 32 | 1] {
+        assert_eq!(bed.vm(KVM_SET_BOOT_CPU_ID, bad), Err(Errno::EINVAL), "{bad:#x}");
+    }
+    assert_eq!(bed.vm(KVM_SET_BOOT_CPU_ID, 2), Ok(0));
+    assert_eq!(bed.enable(cap::MAX_VCPU_ID, 1), Err(Errno::EINVAL));
+    assert_eq!(bed.enable(cap::MAX_VCPU_ID, 2), Ok(0));
+    assert_eq!(bed.vm(KVM_SET_BOOT_CPU_ID, 2), Err(Errno::EINVAL));
 }
 
 #[test]

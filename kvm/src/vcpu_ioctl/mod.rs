@@ -2,11 +2,11 @@
 
 mod cpuid;
 mod debug;
-mod events;
+pub(crate) mod events;
 mod fpu;
 mod lapic;
 mod msrs;
-mod regs;
+pub(crate) mod regs;
 mod time;
 
 use crate::abi::ioctl::*;

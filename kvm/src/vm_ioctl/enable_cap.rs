@@ -2,7 +2,7 @@
 
 use crate::abi::{cap, kvm_enable_cap};
 use crate::caps;
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
 use host::{Errno, Host};
 use vm::Vm;
 
@@ -17,7 +17,7 @@ pub fn enable_cap<H: Host>(vm: &Vm<H>, c: &kvm_enable_cap) -> Result<(), Errno> 
     match c.cap {
         cap::SPLIT_IRQCHIP => vm.enable_split_irqchip(arg)?,
         cap::MANUAL_DIRTY_LOG_PROTECT2 => vm.mmu.set_manual_dirty_log(arg)?,
-        cap::MAX_VCPU_ID => set_max_vcpu_id(&config.max_vcpu_id, arg)?,
+        cap::MAX_VCPU_ID => vm.set_max_vcpu_id(arg)?,
         cap::X2APIC_API => {
             within(arg, caps::X2APIC_API)?;
             // Each can be switched on only.
@@ -49,14 +49,4 @@ pub fn enable_cap<H: Host>(vm: &Vm<H>, c: &kvm_enable_cap) -> Result<(), Errno> 
 
 fn within(arg: u64, mask: u64) -> Result<(), Errno> {
     if arg & !mask != 0 { Err(Errno::EINVAL) } else { Ok(()) }
-}
-
-/// Sets the limit of vCPU ids once; the same value again is allowed. Errors: EINVAL.
-fn set_max_vcpu_id(limit: &AtomicU32, arg: u64) -> Result<(), Errno> {
-    let wanted = u32::try_from(arg).ok().filter(|n| *n <= vm::MAX_VCPU_ID).ok_or(Errno::EINVAL)?;
-    match limit.compare_exchange(0, wanted, Relaxed, Relaxed) {
-        Ok(_) => Ok(()),
-        Err(now) if now == wanted => Ok(()),
-        Err(_) => Err(Errno::EINVAL),
-    }
 }

@@ -79,7 +79,7 @@ pub fn vm_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<VmReply, Errn
             khz => khz.into(),
         },
 
-        KVM_SET_BOOT_CPU_ID => done(vm.set_boot_cpu_id(arg as u32))?,
+        KVM_SET_BOOT_CPU_ID => done(vm.set_boot_cpu_id(arg))?,
         KVM_X86_SET_MSR_FILTER => done(filter::set_msr_filter(vm, arg))?,
         // No type of device exists.
         KVM_CREATE_DEVICE => get::<H, kvm_create_device>(host, arg).and(Err(Errno::ENODEV))?,

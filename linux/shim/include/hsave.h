@@ -53,6 +53,7 @@ int hsave_device_register(void);
 void hsave_device_unregister(void);
 int hsave_clock_start(void);
 void hsave_clock_stop(void);
+void hsave_settle_params(void);
 
 /* For kvm-amd.ko. */
 int hsave_start(struct module *vendor);

@@ -17,6 +17,10 @@ static int nested;
 module_param(nested, int, 0444);
 MODULE_PARM_DESC(nested, "Nested virtualization; not available, stays 0");
 
+static bool avic;
+module_param(avic, bool, 0444);
+MODULE_PARM_DESC(avic, "Interrupt delivery by the processor; not available, stays N");
+
 /* udev loads the module on processors with SVM. */
 static const struct x86_cpu_id svm_cpu_id[] = {
 	X86_MATCH_FEATURE(X86_FEATURE_SVM, NULL),
@@ -34,6 +38,10 @@ static int __init kvm_amd_init(void)
 		/* Common in modprobe.d; refusing to load would help nobody. */
 		pr_warn("nested=%d has no effect: nested virtualization is not available\n", nested);
 		nested = 0;
+	}
+	if (avic) {
+		pr_warn("avic=Y has no effect: it is not available\n");
+		avic = false;
 	}
 	return hsave_start(THIS_MODULE);
 }

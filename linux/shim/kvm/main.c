@@ -22,6 +22,7 @@ EXPORT_SYMBOL_GPL(hsave_stop);
 
 static int __init kvm_init(void)
 {
+	hsave_settle_params();
 	return 0;
 }
 module_init(kvm_init);

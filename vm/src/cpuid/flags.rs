@@ -140,6 +140,23 @@ impl Flags {
         f
     }
 
+    /// Before KVM_SET_CPUID2: the guest has nothing, but CR4 may hold whatever some guest could have, as on stock.
+    pub fn without_entries(guest: &GuestCpuid) -> Self {
+        let caps = guest.caps();
+        let offered = Self {
+            xsave: caps.has(Feature::XSAVE),
+            smep: caps.has(Feature::SMEP),
+            smap: caps.has(Feature::SMAP),
+            fsgsbase: caps.has(Feature::FSGSBASE),
+            pku: caps.has(Feature::PKU),
+            la57: caps.has(Feature::LA57),
+            umip: caps.has(Feature::UMIP),
+            pcid: caps.has(Feature::PCID),
+            ..Self::default()
+        };
+        Self { cr4_reserved: !offered.cr4().bits(), ..Self::new(guest) }
+    }
+
     fn cr4(&self) -> Cr4 {
         let mut allowed = CR4_ALWAYS;
         for (on, bit) in [

@@ -72,7 +72,7 @@ impl GuestCpuid {
             flags: Flags::default(),
             caps: Caps::new(host),
         };
-        cpuid.flags = Flags::new(&cpuid);
+        cpuid.flags = Flags::without_entries(&cpuid);
         cpuid
     }
 
@@ -286,9 +286,9 @@ impl GuestCpuid {
         cr4 & self.flags.cr4_reserved == 0
     }
 
-    /// May this guest have this EFER (KVM_SET_SREGS)?
+    /// May user space load this EFER (KVM_SET_SREGS), whatever the guest was told?
     pub fn efer_valid(&self, efer: u64) -> bool {
-        efer & self.flags.efer_reserved == 0
+        efer & self.flags.efer_reserved_host == 0
     }
 
     /// What of the guest's CPUID changes the local APIC. With `split`, the IOAPIC is user space's.

@@ -293,7 +293,11 @@ fn flags_follow_guest_and_host() {
     let f = bare.flags();
     assert!(!f.is_amd && !f.nx && !f.lm && !f.xsave && f.phys_bits == 36 && f.xcr0 == 0);
     assert!(bare.xcr0_valid(1) && !bare.xcr0_valid(3));
-    assert!(!bare.cr4_valid(arch::cr::Cr4::SMEP.bits()));
+    // Its registers may be loaded before its CPUID, and empty CPUID is not none.
+    assert!(bare.cr4_valid(arch::cr::Cr4::SMEP.bits()) && !bare.cr4_valid(arch::cr::Cr4::VMXE.bits()));
+    let mut empty = GuestCpuid::new(&host);
+    empty.set(&[], &Runtime::default(), false).unwrap();
+    assert!(!empty.cr4_valid(arch::cr::Cr4::SMEP.bits()) && empty.efer_valid(0xd01));
     // Claims without substance stay claims.
     let mut liar = GuestCpuid::new(&host);
     let e = CpuidEntry { function: 0x8000_0001, index: 0, flags: 0, regs: [u32::MAX; 4] };
