@@ -183,6 +183,8 @@ pub trait Host: Clone + Send + Sync + 'static {
 
     /// What CPUID says on the host: `[eax, ebx, ecx, edx]`, limited to what the kernel itself lets be used.
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
+    /// Number of processors that are online.
+    fn online_cpus(&self) -> u32;
     /// Features of the host that the world switch uses.
     fn features(&self) -> CpuFeatures;
     /// The XCR0 that the host runs with: the components that a guest may be offered.

@@ -35,7 +35,9 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
         cap::SET_TSS_ADDR | cap::SET_IDENTITY_MAP_ADDR => 1,
 
         // vCPUs.
-        cap::NR_VCPUS | cap::MAX_VCPUS => vm::MAX_VCPUS as i64,
+        // As many as can run at once; more may be made.
+        cap::NR_VCPUS => i64::from(host.online_cpus()).min(vm::MAX_VCPUS as i64),
+        cap::MAX_VCPUS => vm::MAX_VCPUS as i64,
         cap::MAX_VCPU_ID => vm::MAX_VCPU_ID.into(),
         cap::SYNC_REGS => crate::abi::run::sync::ALL as i64,
         cap::SET_BOOT_CPU_ID | cap::IMMEDIATE_EXIT | cap::HLT => 1,
@@ -51,6 +53,7 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
 
         // CPUID and MSRs.
         cap::EXT_CPUID | cap::EXT_EMUL_CPUID | cap::GET_MSR_FEATURES => 1,
+        cap::MSR_PLATFORM_INFO | cap::ENFORCE_PV_FEATURE_CPUID => 1,
         cap::X86_USER_SPACE_MSR | cap::X86_MSR_FILTER => 1,
         cap::EXIT_HYPERCALL => EXIT_HYPERCALLS as i64,
         cap::X86_DISABLE_EXITS => DISABLE_EXITS as i64,
@@ -67,6 +70,7 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
 
         // Time.
         cap::CLOCKSOURCE | cap::KVMCLOCK_CTRL | cap::GET_TSC_KHZ | cap::NOP_IO_DELAY => 1,
+        cap::TSC_CONTROL | cap::VM_TSC_CONTROL => host.features().tsc_scaling.into(),
         cap::ADJUST_CLOCK => CLOCK_FLAGS.into(),
 
         // The interface itself.

@@ -154,6 +154,10 @@ impl Host for Linux {
         cpuid::limited(leaf, subleaf)
     }
 
+    fn online_cpus(&self) -> u32 {
+        shim::hsave_online_cpus()
+    }
+
     fn features(&self) -> CpuFeatures {
         load::machine().map_or_else(Default::default, |m| m.features())
     }

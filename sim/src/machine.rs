@@ -346,6 +346,9 @@ impl Host for Sim {
             _ => [0; 4],
         }
     }
+    fn online_cpus(&self) -> u32 {
+        2
+    }
     fn features(&self) -> CpuFeatures {
         self.0.features
     }

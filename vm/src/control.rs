@@ -125,6 +125,6 @@ impl<H: Host> Ctx<'_, H> {
 
     /// The guest's TSC now.
     pub(crate) fn guest_tsc(&self) -> u64 {
-        self.vm.host.tsc().wrapping_add(self.core.clock.tsc_offset())
+        self.core.clock.guest_tsc(self.vm.host.tsc())
     }
 }

@@ -1,14 +1,14 @@
 //! What CPUID, the MSRs and the clocks mean for one vCPU: the thin layer between their pure rules and the processor.
 
-use crate::clock::{ClockData, GuestMemory, write_wall_clock};
+use crate::clock::{ClockData, Frequency, GuestMemory, write_wall_clock};
 use crate::cpuid::{KVM_PV_UNHALT, Runtime};
-use crate::msr::{MsrEffect, MsrError, passthrough};
+use crate::msr::{MachineCheck, MceOutcome, MsrEffect, MsrError, passthrough};
 use crate::run::Next;
 use crate::vcpu::Core;
 use crate::{CpuidEntry, Ctx, Vm};
-use arch::Gpa;
+use arch::{Exception, Gpa, cr::Cr4, event::vector};
 use core::sync::atomic::Ordering::Relaxed;
-use host::{Cpu, Errno, Host, Request};
+use host::{Cpu, Errno, Host, Request, VcpuThread};
 use irqchip::ChipMode;
 
 /// KVM_X86_DISABLE_EXITS_HLT.
@@ -40,6 +40,12 @@ impl<H: Host> Core<H> {
             mwait: None,
             hlt_in_guest: vm.config.disabled_exits.load(Relaxed) & DISABLE_HLT != 0,
         }
+    }
+
+    /// The processor counts as the clock says.
+    pub(crate) fn load_tsc(&mut self) {
+        self.cpu.extra_mut().tsc_ratio = self.clock.tsc_ratio();
+        self.cpu.set_tsc_offset(self.clock.tsc_offset());
     }
 
     /// Does the guest have the paravirtual kick?
@@ -79,6 +85,20 @@ impl<H: Host> Ctx<'_, H> {
     /// KVM_X86_SETUP_MCE. Errors: EINVAL (capabilities that are not supported).
     pub fn setup_mce(&mut self, mcg_cap: u64) -> Result<(), Errno> {
         self.core.msr.setup_mce(mcg_cap)
+    }
+
+    /// KVM_X86_SET_MCE: a machine check is found in the guest. Errors: EINVAL (no such bank, status not valid).
+    pub fn set_mce(&mut self, e: &MachineCheck) -> Result<(), Errno> {
+        let enabled = self.core.guest_cr4 & Cr4::MCE.bits() != 0;
+        match self.core.msr.mce.report(e, enabled)? {
+            MceOutcome::Noted => {}
+            MceOutcome::Exception => self.core.inject.queue(Exception::plain(vector::MC)),
+            MceOutcome::TripleFault => {
+                self.core.inject.triple_fault = true;
+                self.me.thread.bell().ring(Request::Event);
+            }
+        }
+        Ok(())
     }
 
     /// Sets which MSRs pass without an exit.
@@ -165,7 +185,7 @@ impl<H: Host> Ctx<'_, H> {
 
     /// The TSC offset changed: the processor, the timer and the clock page follow.
     fn tsc_moved(&mut self) {
-        self.core.cpu.set_tsc_offset(self.core.clock.tsc_offset());
+        self.core.load_tsc();
         if let Some(lapic) = &self.core.lapic {
             let due = lapic.timer_due();
             self.apply_timer(due);
@@ -174,7 +194,6 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     fn ring_clock(&self, all: bool) {
-        use host::VcpuThread;
         if all {
             self.vm.ring_all(Request::Clock);
         } else {
@@ -185,6 +204,10 @@ impl<H: Host> Ctx<'_, H> {
     /// Request::Clock: writes the guest's clock page anew.
     pub(crate) fn update_clock(&mut self) {
         let now = self.vm.host.time_point();
+        if self.core.clock.catches_up() {
+            self.core.clock.catch_up(now);
+            self.core.load_tsc();
+        }
         let clock = *self.vm.clock.lock();
         self.core.clock.publish(&clock, now, &mut Pages(self.vm));
     }
@@ -196,11 +219,11 @@ impl<H: Host> Ctx<'_, H> {
         Ok(())
     }
 
-    /// KVM_SET_TSC_KHZ. Errors: EINVAL (a frequency that the processor cannot give).
+    /// KVM_SET_TSC_KHZ; 0 stands for the host's frequency. Errors: EINVAL (a frequency that the processor cannot give).
     pub fn set_tsc_khz(&mut self, khz: u32) -> Result<(), Errno> {
-        self.core.clock.set_tsc_khz(khz, self.vm.host.tsc_khz())?;
-        self.ring_clock(false);
-        Ok(())
+        let result = self.core.clock.set_tsc_khz(khz, self.vm.host.tsc_khz(), self.core.features.tsc_scaling);
+        self.tsc_moved();
+        result
     }
 
     /// KVM_GET_TSC_KHZ.
@@ -232,6 +255,15 @@ impl<H: Host> Vm<H> {
     pub fn set_clock(&self, d: ClockData) -> Result<(), Errno> {
         self.clock.lock().set(d, self.host.time_point())?;
         self.ring_all(Request::Clock);
+        Ok(())
+    }
+
+    /// KVM_SET_TSC_KHZ for vCPUs to come; 0 stands for the host's frequency. Errors: EINVAL (beyond the TSC ratio).
+    pub fn set_tsc_khz(&self, khz: u32) -> Result<(), Errno> {
+        if self.host.features().tsc_scaling && !Frequency::scalable(khz, self.host.tsc_khz()) {
+            return Err(Errno::EINVAL);
+        }
+        self.config.tsc_khz.store(khz, Relaxed);
         Ok(())
     }
 

@@ -258,7 +258,8 @@ impl<H: Host> Ctx<'_, H> {
         let waiting = exception.is_some() && !inject.exception_reinjected;
         Events {
             exception_injected: exception.is_some() && (inject.exception_reinjected || !payloads),
-            exception_pending: waiting && payloads,
+            // Without the capability it is reported as both, and comes back as injected.
+            exception_pending: waiting,
             exception_nr: exception.map_or(0, |e| e.vector),
             exception_error_code: exception.and_then(|e| e.error_code),
             exception_payload: exception.and_then(|e| e.payload).filter(|_| waiting && payloads),

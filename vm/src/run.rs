@@ -3,7 +3,7 @@
 use crate::user::{Answer, RunRequest, UserExit};
 use crate::{Ctx, MpState, exits};
 use arch::{EventInj, Exit};
-use host::{Cpu, Errno, Fpu, Host, VcpuThread, Work};
+use host::{Cpu, Errno, Fpu, Host, Request, VcpuThread, Work};
 
 /// What an exit handler decides.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,6 +75,9 @@ impl<H: Host> Ctx<'_, H> {
                 Exit::None => self.not_entered()?,
                 exit => {
                     self.core.collect_events();
+                    if self.core.clock.catches_up() {
+                        self.me.thread.bell().ring(Request::Clock);
+                    }
                     match exits::handle(self, exit) {
                         Next::Resume => {}
                         leave => return Err(leave),

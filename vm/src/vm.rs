@@ -15,7 +15,7 @@ use ::irqchip::{Address, AddressCell, ChipMode, Lapic, Pir, RoutingTable};
 use alloc::boxed::Box;
 use arch::Hva;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
-use host::{Cpu, CpuConfig, Errno, Host, OneBox, Request, VcpuThread, try_box};
+use host::{CpuConfig, Errno, Host, OneBox, Request, VcpuThread, try_box};
 use lock_api::{Mutex, RwLock};
 use mmu::{Mmu, TableCache};
 use once_cell::race::OnceBox;
@@ -148,11 +148,9 @@ impl<H: Host> Vm<H> {
         let lapic = (self.chip_mode() != ChipMode::None).then(|| Lapic::new(irqchip::Config::new(id, bsp)));
         let address = AddressCell::new(lapic.as_ref().map_or(Address::NONE, Lapic::address));
         let waits = !bsp && lapic.is_some();
-        let khz = match self.config.tsc_khz.load(Relaxed) {
-            0 => host.tsc_khz(),
-            khz => khz,
-        };
-        let mut clock = VcpuClock::new(khz);
+        let mut clock = VcpuClock::new(host.tsc_khz());
+        // One that the processor cannot give is what the vCPU says it has all the same, as on stock.
+        let _ = clock.set_tsc_khz(self.config.tsc_khz.load(Relaxed), host.tsc_khz(), host.features().tsc_scaling);
         if self.clock.lock().vcpu_created(&mut clock, host.time_point()) {
             self.ring_all(Request::Clock);
         }
@@ -183,7 +181,7 @@ impl<H: Host> Vm<H> {
             device_exit: Next::Resume,
         };
         core.reset_registers(false);
-        core.cpu.set_tsc_offset(core.clock.tsc_offset());
+        core.load_tsc();
         let thread = host.new_thread()?;
         let pages = [host.new_shared_page()?, host.new_shared_page()?, host.new_shared_page()?];
         let (pir, mail) = (Pir::new(), Mail::default());

@@ -70,6 +70,7 @@ fn dispatch<H: Host>(ctx: &mut Ctx<'_, H>, cmd: u32, arg: u64) -> Result<i64, Er
         KVM_SET_CPUID2 => cpuid::set_cpuid2(ctx, arg),
         KVM_GET_CPUID2 => cpuid::get_cpuid2(ctx, arg),
         KVM_X86_SETUP_MCE => take(ctx, arg, |c, mcg_cap| c.setup_mce(*mcg_cap)),
+        KVM_X86_SET_MCE => take(ctx, arg, set_mce),
 
         KVM_GET_LAPIC => lapic::get_lapic(ctx, arg),
         KVM_SET_LAPIC => lapic::set_lapic(ctx, arg),
@@ -90,8 +91,9 @@ fn dispatch<H: Host>(ctx: &mut Ctx<'_, H>, cmd: u32, arg: u64) -> Result<i64, Er
         KVM_SET_DEBUGREGS => take(ctx, arg, debug::set_debugregs),
         KVM_SET_GUEST_DEBUG => take(ctx, arg, debug::set_guest_debug),
 
+        KVM_ENABLE_CAP => take(ctx, arg, enable_cap),
         KVM_KVMCLOCK_CTRL => ctx.kvmclock_ctrl(),
-        KVM_SET_TSC_KHZ => time::set_tsc_khz(ctx, arg as u32),
+        KVM_SET_TSC_KHZ => ctx.set_tsc_khz(arg as u32),
         KVM_GET_TSC_KHZ => return Ok(ctx.tsc_khz().into()),
         KVM_HAS_DEVICE_ATTR | KVM_GET_DEVICE_ATTR | KVM_SET_DEVICE_ATTR => {
             take(ctx, arg, |c, a| time::attribute(c, cmd, a))
@@ -99,6 +101,22 @@ fn dispatch<H: Host>(ctx: &mut Ctx<'_, H>, cmd: u32, arg: u64) -> Result<i64, Er
         _ => Err(Errno::EINVAL),
     };
     result.map(|()| 0)
+}
+
+/// KVM_ENABLE_CAP on a vCPU. Errors: EINVAL (unknown flags, or a capability that is not a vCPU's).
+fn enable_cap<H: Host>(ctx: &mut Ctx<'_, H>, c: &kvm_enable_cap) -> Result<(), Errno> {
+    let [arg, ..] = c.args;
+    match (c.flags, c.cap) {
+        (0, cap::ENFORCE_PV_FEATURE_CPUID) => ctx.core.msr.enforce_pv = arg != 0,
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(())
+}
+
+/// KVM_X86_SET_MCE.
+fn set_mce<H: Host>(ctx: &mut Ctx<'_, H>, m: &kvm_x86_mce) -> Result<(), Errno> {
+    let kvm_x86_mce { status, addr, misc, mcg_status, bank, .. } = *m;
+    ctx.set_mce(&vm::msr::MachineCheck { status, addr, misc, mcg_status, bank })
 }
 
 /// Hands a struct to user space. A function of its own for each struct, so that no stack frame holds two of them.

@@ -6,12 +6,6 @@ use crate::codec::{get, put};
 use host::{Errno, Host};
 use vm::Ctx;
 
-/// KVM_SET_TSC_KHZ: 0 stands for the host's frequency. Errors: EINVAL (one that the processor cannot give).
-pub fn set_tsc_khz<H: Host>(ctx: &mut Ctx<'_, H>, khz: u32) -> Result<(), Errno> {
-    let khz = if khz == 0 { ctx.vm.host.tsc_khz() } else { khz };
-    ctx.set_tsc_khz(khz)
-}
-
 /// KVM_HAS/GET/SET_DEVICE_ATTR: the one attribute is the TSC offset. Errors: ENXIO (another), EFAULT.
 pub fn attribute<H: Host>(ctx: &mut Ctx<'_, H>, cmd: u32, a: &kvm_device_attr) -> Result<(), Errno> {
     if a.group != KVM_VCPU_TSC_CTRL || a.attr != KVM_VCPU_TSC_OFFSET {

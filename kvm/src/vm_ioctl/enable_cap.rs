@@ -30,6 +30,8 @@ pub fn enable_cap<H: Host>(vm: &Vm<H>, c: &kvm_enable_cap) -> Result<(), Errno> 
         }
         cap::EXCEPTION_PAYLOAD => config.exception_payload.store(arg != 0, Relaxed),
         cap::X86_TRIPLE_FAULT_EVENT => config.triple_fault_event.store(arg != 0, Relaxed),
+        // The argument says whether guests can read it.
+        cap::MSR_PLATFORM_INFO => vm.msrs.platform_info_hidden.store(arg == 0, Relaxed),
         cap::X86_USER_SPACE_MSR => {
             within(arg, caps::MSR_EXIT_REASONS)?;
             config.user_space_msr.store(arg as u32, Relaxed);

@@ -70,10 +70,7 @@ pub fn vm_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<VmReply, Errn
 
         KVM_GET_CLOCK => done(get_clock(vm, arg))?,
         KVM_SET_CLOCK => done(set_clock(vm, arg))?,
-        KVM_SET_TSC_KHZ => {
-            vm.config.tsc_khz.store(arg as u32, Relaxed);
-            0
-        }
+        KVM_SET_TSC_KHZ => done(vm.set_tsc_khz(arg as u32))?,
         KVM_GET_TSC_KHZ => match vm.config.tsc_khz.load(Relaxed) {
             0 => host.tsc_khz().into(),
             khz => khz.into(),

@@ -32,6 +32,11 @@ unsigned int hsave_next_cpu(int previous)
 	return cpumask_next(previous, cpu_possible_mask);
 }
 
+unsigned int hsave_online_cpus(void)
+{
+	return num_online_cpus();
+}
+
 bool hsave_cpu_exists(unsigned int cpu)
 {
 	return cpu < nr_cpu_ids;

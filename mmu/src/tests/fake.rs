@@ -284,6 +284,9 @@ impl Host for Fake {
     fn cond_resched(&self) {
         self.at(Point::Resched);
     }
+    fn online_cpus(&self) -> u32 {
+        2
+    }
     fn features(&self) -> CpuFeatures {
         CpuFeatures { page_1g: self.0.page_1g.load(SeqCst), phys_bits: 48, ..Default::default() }
     }

@@ -9,6 +9,7 @@
 //! Everything is arithmetic on a [`TimePoint`](host::TimePoint) that is passed in; guest memory is behind
 //! [`GuestMemory`].
 
+mod frequency;
 mod page;
 mod scale;
 mod vcpu;
@@ -17,6 +18,7 @@ mod vm;
 #[cfg(test)]
 mod tests;
 
+pub use frequency::Frequency;
 pub use page::{GuestMemory, PvClock, write_wall_clock};
 pub use scale::{Rate, time_scale};
 pub use vcpu::VcpuClock;

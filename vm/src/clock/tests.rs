@@ -224,12 +224,44 @@ fn wall_clock_is_the_time_of_day_at_zero() {
 }
 
 #[test]
-fn frequencies() {
-    let mut c = VcpuClock::new(KHZ);
-    assert_eq!(c.set_tsc_khz(0, KHZ), Ok(()));
-    assert_eq!(c.set_tsc_khz(KHZ + 500, KHZ), Ok(()));
-    assert_eq!(c.tsc_khz(), KHZ + 500);
-    assert_eq!(c.set_tsc_khz(KHZ + 501, KHZ), Err(Errno::EINVAL));
-    assert_eq!(c.set_tsc_khz(KHZ / 2, KHZ), Err(Errno::EINVAL));
+fn a_timer_never_fires_early() {
     assert_eq!(VcpuClock::new(KHZ).guest_cycles_to_ns(3_000), 1_501);
+}
+
+#[test]
+fn a_tsc_that_is_too_slow_catches_up() {
+    let mut vm = VmClock::new(at(0), KHZ, true);
+    let mut c = VcpuClock::new(KHZ);
+    assert_eq!(c.set_tsc_khz(2 * KHZ, KHZ, false), Ok(()));
+    vm.vcpu_created(&mut c, at(SECOND));
+    assert_eq!(c.guest_tsc(at(2 * SECOND).tsc), 2 * SECOND, "by itself it counts as the host's");
+    c.catch_up(at(2 * SECOND));
+    assert_eq!(c.guest_tsc(at(2 * SECOND).tsc), 4 * SECOND);
+    c.catch_up(at(2 * SECOND - 1));
+    assert_eq!(c.guest_tsc(at(2 * SECOND).tsc), 4 * SECOND, "never back");
+    // The page is still right: it counts at the speed that the TSC really has.
+    let mut ram = Ram::new();
+    c.set_system_time_msr(1);
+    c.publish(&vm, at(2 * SECOND), &mut ram);
+    let later = at(3 * SECOND);
+    assert!(ram.guest_time(c.guest_tsc(later.tsc)).abs_diff(vm.now(later)) < 2_000);
+}
+
+#[test]
+fn a_scaled_tsc_counts_differently_from_the_hosts() {
+    let mut vm = VmClock::new(at(0), KHZ, true);
+    let mut c = [VcpuClock::new(KHZ), VcpuClock::new(KHZ)];
+    for c in &mut c {
+        assert_eq!(c.set_tsc_khz(KHZ / 2, KHZ, true), Ok(()));
+        vm.vcpu_created(c, at(SECOND));
+    }
+    assert!(vm.is_master());
+    assert_eq!(c[1].guest_tsc(at(3 * SECOND).tsc), 2 * SECOND, "a cycle is a nanosecond");
+    vm.write_tsc(&mut c[0], 1000, at(4 * SECOND));
+    assert_eq!(c[0].guest_tsc(at(5 * SECOND).tsc), 1000 + SECOND);
+    let mut ram = Ram::new();
+    c[0].set_system_time_msr(1);
+    c[0].publish(&vm, at(5 * SECOND), &mut ram);
+    let later = at(9 * SECOND);
+    assert!(ram.guest_time(c[0].guest_tsc(later.tsc)).abs_diff(vm.now(later)) < 2_000);
 }

@@ -1,18 +1,17 @@
 //! One vCPU's TSC and clock page.
 
-use super::{GuestMemory, PvClock, Rate, VmClock};
+use super::{Frequency, GuestMemory, PvClock, Rate, VmClock};
 use host::{Errno, TimePoint};
-
-/// A requested frequency counts as the host's within this many parts in a million (stock's `tsc_tolerance_ppm`).
-const TOLERANCE_PPM: u64 = 250;
 
 /// TSC offset and frequency, and where the clock page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VcpuClock {
     pub(super) offset: u64,
-    pub(super) rate: Rate,
+    pub(super) frequency: Frequency,
     /// Which of the VM's TSC generations it runs in.
     pub(super) generation: u64,
+    /// Host time in ns, and the guest's TSC at that time: what a TSC that catches up is counted from.
+    pub(super) since: (u64, u64),
     /// The system-time MSR: page address, bit 0 enables.
     system_time: u64,
     /// KVM_KVMCLOCK_CTRL was called since the page was written.
@@ -20,12 +19,13 @@ pub struct VcpuClock {
 }
 
 impl VcpuClock {
-    /// A vCPU whose TSC runs at `tsc_khz`. [`VmClock::vcpu_created`] puts it in step with the others.
+    /// A vCPU whose TSC runs at `tsc_khz`, the host's frequency. [`VmClock::vcpu_created`] puts it in step with the others.
     pub fn new(tsc_khz: u32) -> Self {
-        Self { offset: 0, rate: Rate::new(tsc_khz), generation: 0, system_time: 0, stopped: false }
+        let frequency = Frequency::host(tsc_khz);
+        Self { offset: 0, frequency, generation: 0, since: (0, 0), system_time: 0, stopped: false }
     }
 
-    /// What is added to the host's TSC.
+    /// What is added to the host's TSC, as the processor scales it.
     #[inline]
     pub fn tsc_offset(&self) -> u64 {
         self.offset
@@ -34,7 +34,7 @@ impl VcpuClock {
     /// The guest's TSC when the host's is `host_tsc`.
     #[inline]
     pub fn guest_tsc(&self, host_tsc: u64) -> u64 {
-        host_tsc.wrapping_add(self.offset)
+        self.frequency.scale(host_tsc).wrapping_add(self.offset)
     }
 
     /// Moves this vCPU's TSC only, as a guest does by writing its TSC or TSC_ADJUST.
@@ -42,26 +42,45 @@ impl VcpuClock {
         self.offset = self.offset.wrapping_add(by);
     }
 
-    /// Frequency in kHz.
+    /// Frequency in kHz, as asked for.
     pub fn tsc_khz(&self) -> u32 {
-        self.rate.khz()
+        self.rate().khz()
     }
 
-    /// KVM_SET_TSC_KHZ; 0 stands for the host's frequency. There is no TSC scaling, so only the host's frequency and
-    /// what is as good as it can be had. Errors: EINVAL.
-    pub fn set_tsc_khz(&mut self, khz: u32, host_khz: u32) -> Result<(), Errno> {
-        let khz = if khz == 0 { host_khz } else { khz };
-        let tolerance = u64::from(host_khz) * TOLERANCE_PPM / 1_000_000;
-        if u64::from(khz.abs_diff(host_khz)) > tolerance {
-            return Err(Errno::EINVAL);
+    pub(super) fn rate(&self) -> &Rate {
+        self.frequency.wanted()
+    }
+
+    /// For the TSC ratio MSR; 0 stands for 1.0.
+    pub fn tsc_ratio(&self) -> u64 {
+        self.frequency.ratio()
+    }
+
+    /// KVM_SET_TSC_KHZ. Errors: EINVAL (see [`Frequency::set`]).
+    pub fn set_tsc_khz(&mut self, khz: u32, host_khz: u32, scaling: bool) -> Result<(), Errno> {
+        self.frequency.set(khz, host_khz, scaling)
+    }
+
+    /// Does the TSC run too slowly by itself? Then [`catch_up`](Self::catch_up) is due after each exit.
+    #[inline]
+    pub fn catches_up(&self) -> bool {
+        self.frequency.catches_up()
+    }
+
+    /// Puts a TSC that runs too slowly forward to where it ought to be.
+    pub fn catch_up(&mut self, now: TimePoint) {
+        let (ns, tsc) = self.since;
+        let due = tsc.wrapping_add(self.rate().to_cycles(now.boot_ns.saturating_sub(ns)));
+        let ahead = due.wrapping_sub(self.guest_tsc(now.tsc));
+        // Never back: the guest has seen it.
+        if ahead as i64 > 0 {
+            self.offset = self.offset.wrapping_add(ahead);
         }
-        self.rate = Rate::new(khz);
-        Ok(())
     }
 
     /// How long the guest's TSC takes for so many cycles, in ns, rounded up: a timer set so never fires early.
     pub fn guest_cycles_to_ns(&self, cycles: u64) -> u64 {
-        self.rate.to_ns(cycles).saturating_add(1)
+        self.rate().to_ns(cycles).saturating_add(1)
     }
 
     /// The value of the system-time MSR.

@@ -56,6 +56,8 @@ pub struct VmClock {
     /// Offset and number of the current TSC generation: the vCPUs that are in step.
     current: u64,
     generation: u64,
+    /// Host time in ns when it began, and the TSC that was written then.
+    since: (u64, u64),
     in_step: u32,
     vcpus: u32,
     /// User space has written a TSC; from then on its writes are taken to be attempts at being in step.
@@ -74,6 +76,7 @@ impl VmClock {
             last: LastWrite::default(),
             current: 0,
             generation: 0,
+            since: (now.boot_ns, 0),
             in_step: 0,
             vcpus: 0,
             user_set: false,
@@ -126,47 +129,50 @@ impl VmClock {
     }
 
     fn synchronize(&mut self, c: &mut VcpuClock, value: u64, now: TimePoint) -> bool {
-        let elapsed = c.rate.to_cycles(now.boot_ns.wrapping_sub(self.last.ns));
+        let elapsed = c.rate().to_cycles(now.boot_ns.wrapping_sub(self.last.ns));
         let together = if value == 0 {
             true
         } else if self.user_set {
-            let second = u64::from(c.rate.khz()).saturating_mul(1_000);
+            let second = u64::from(c.rate().khz()).saturating_mul(1_000);
             let expected = self.last.tsc.wrapping_add(elapsed);
             value < expected.saturating_add(second) && value.saturating_add(second) > expected
         } else {
             false
         };
-        let matched = together && self.last.khz == c.rate.khz();
+        let matched = together && self.last.khz == c.rate().khz();
         let (offset, value) = match (matched, self.stable) {
             (true, true) => (self.current, value),
             // TSCs that drift apart are put in step by the time that has passed.
             (true, false) => {
                 let value = value.wrapping_add(elapsed);
-                (value.wrapping_sub(now.tsc), value)
+                (value.wrapping_sub(c.frequency.scale(now.tsc)), value)
             }
-            (false, _) => (value.wrapping_sub(now.tsc), value),
+            (false, _) => (value.wrapping_sub(c.frequency.scale(now.tsc)), value),
         };
         self.set_step(c, offset, value, matched, now)
     }
 
     /// KVM_VCPU_TSC_OFFSET. True: the clock changed for all vCPUs.
     pub fn set_tsc_offset(&mut self, c: &mut VcpuClock, offset: u64, now: TimePoint) -> bool {
-        let matched = self.last.khz == c.rate.khz() && self.last.offset == offset;
+        let matched = self.last.khz == c.rate().khz() && self.last.offset == offset;
         self.user_set = true;
-        self.set_step(c, offset, now.tsc.wrapping_add(offset), matched, now)
+        let tsc = c.frequency.scale(now.tsc).wrapping_add(offset);
+        self.set_step(c, offset, tsc, matched, now)
     }
 
     fn set_step(&mut self, c: &mut VcpuClock, offset: u64, tsc: u64, matched: bool, now: TimePoint) -> bool {
-        self.last = LastWrite { ns: now.boot_ns, tsc, offset, khz: c.rate.khz() };
+        self.last = LastWrite { ns: now.boot_ns, tsc, offset, khz: c.rate().khz() };
         c.offset = offset;
         if !matched {
             self.generation = self.generation.wrapping_add(1);
             self.current = offset;
+            self.since = (now.boot_ns, tsc);
             self.in_step = 1;
         } else if c.generation != self.generation {
             self.in_step = self.in_step.saturating_add(1);
         }
         c.generation = self.generation;
+        c.since = self.since;
         self.update_master(now)
     }
 
@@ -211,7 +217,7 @@ impl VmClock {
     /// The contents of a vCPU's clock page.
     pub fn page(&self, c: &VcpuClock, now: TimePoint) -> PvClock {
         let at = self.master.unwrap_or(Master { tsc: now.tsc, ns: now.boot_ns });
-        let (mul, shift) = self.host.scale();
+        let (mul, shift) = c.frequency.real().scale();
         PvClock {
             tsc_timestamp: c.guest_tsc(at.tsc),
             system_time: at.ns.wrapping_add(self.offset),

@@ -74,8 +74,6 @@ pub struct VmMsrs {
     pub platform_info_hidden: AtomicBool,
     /// KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT switched off: MISC_ENABLE bit 18 shows in CPUID.
     pub misc_enable_mwait: AtomicBool,
-    /// KVM_CAP_ENFORCE_PV_FEATURE_CPUID: paravirtual MSRs exist only for guests that were shown them.
-    pub enforce_pv: AtomicBool,
     /// The module parameter `ignore_msrs`: unknown MSRs read zero and swallow writes.
     pub ignore: AtomicBool,
 }
@@ -168,7 +166,7 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
 
     /// Does the guest have the paravirtual feature? Without enforcement, all that are offered exist.
     pub(super) fn pv(&self, feature: u32) -> Result<(), MsrError> {
-        let has = !self.vm.enforce_pv.load(Relaxed) || self.cpuid.flags().kvm_features & feature != 0;
-        if has { Ok(()) } else { Err(MsrError::Invalid) }
+        let has = !self.state.enforce_pv || self.cpuid.flags().kvm_features & feature != 0;
+        if has { Ok(()) } else { Err(MsrError::Unknown) }
     }
 }

@@ -4,8 +4,8 @@ use super::number::{DE_CFG_LFENCE, POWER_CTL};
 use crate::cpuid::{Caps, Feature, HostInfo};
 use arch::msr::*;
 
-/// Guest state that the processor has, too.
-const SAVED: [u32; 13] = [
+/// Guest state that the processor has, too; named where the host can read it.
+const SAVED: [u32; 19] = [
     SYSENTER_CS,
     SYSENTER_ESP,
     SYSENTER_EIP,
@@ -19,10 +19,16 @@ const SAVED: [u32; 13] = [
     VM_HSAVE_PA,
     TSC_AUX,
     SPEC_CTRL,
+    FEAT_CTL,
+    DEBUGCTL,
+    LASTBRANCH_FROM,
+    LASTBRANCH_TO,
+    LASTINT_FROM,
+    LASTINT_TO,
 ];
 
 /// Guest state that exists whatever the processor has.
-const EMULATED: [u32; 18] = [
+const EMULATED: [u32; 20] = [
     KVM_WALL_CLOCK,
     KVM_SYSTEM_TIME,
     KVM_WALL_CLOCK_NEW,
@@ -41,14 +47,16 @@ const EMULATED: [u32; 18] = [
     BIOS_SIGN_ID,
     KVM_POLL_CONTROL,
     HWCR,
+    SMI_COUNT,
+    PERF_CAPABILITIES,
 ];
 
 /// MSRs that describe the processor, for KVM_GET_MSRS on /dev/kvm.
-const FEATURES: [u32; 3] = [DE_CFG, BIOS_SIGN_ID, ARCH_CAPABILITIES];
+const FEATURES: [u32; 4] = [DE_CFG, BIOS_SIGN_ID, ARCH_CAPABILITIES, PERF_CAPABILITIES];
 
-/// What ARCH_CAPABILITIES says by default: none of Intel's leaks (RDCL_NO, MDS_NO, GDS_NO, ITS_NO), no flush of the L1D
-/// at nested entry needed, and no machine check by changing a page's size.
-pub(super) const ARCH_CAPABILITIES_DEFAULT: u64 = 1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 26 | 1 << 62;
+/// What ARCH_CAPABILITIES says by default: none of Intel's leaks (RDCL_NO, MDS_NO, GDS_NO, RFDS_NO, ITS_NO), no flush of
+/// the L1D at nested entry needed, and no machine check by changing a page's size.
+pub(super) const ARCH_CAPABILITIES_DEFAULT: u64 = 1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 26 | 1 << 27 | 1 << 62;
 
 /// MSRs that user space saves and restores.
 pub fn msr_index_list(host: &impl HostInfo, each: &mut impl FnMut(u32)) {
@@ -56,7 +64,10 @@ pub fn msr_index_list(host: &impl HostInfo, each: &mut impl FnMut(u32)) {
     for msr in SAVED {
         let exists = match msr {
             TSC_AUX => switch.tsc_aux,
-            SPEC_CTRL => switch.spec_ctrl,
+            SPEC_CTRL => switch.spec_ctrl || host.describing_msr(msr).is_some(),
+            FEAT_CTL | DEBUGCTL | LASTBRANCH_FROM | LASTBRANCH_TO | LASTINT_FROM | LASTINT_TO => {
+                host.describing_msr(msr).is_some()
+            }
             _ => true,
         };
         if exists {
@@ -82,6 +93,8 @@ pub fn feature_msr(host: &impl HostInfo, msr: u32) -> Option<u64> {
         DE_CFG => Some(de_cfg(&Caps::new(host))),
         BIOS_SIGN_ID => host.describing_msr(BIOS_SIGN_ID),
         ARCH_CAPABILITIES => Some(ARCH_CAPABILITIES_DEFAULT),
+        // No performance monitoring.
+        PERF_CAPABILITIES => Some(0),
         _ => None,
     }
 }

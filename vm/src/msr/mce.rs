@@ -16,6 +16,8 @@ const MCIP: u64 = 1 << 2;
 const VAL: u64 = 1 << 63;
 const OVER: u64 = 1 << 62;
 const UC: u64 = 1 << 61;
+/// MCi_STATUS: processor context corrupt, and whether an uncorrected error was signalled and wants an action.
+const ACTION: u64 = 1 << 57 | 1 << 56 | 1 << 55;
 
 /// One bank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,6 +87,11 @@ impl Mce {
         Ok(())
     }
 
+    /// Is there a bank with this number?
+    pub fn has_bank(&self, n: usize) -> bool {
+        n < self.count()
+    }
+
     /// Number of banks, 1..=32.
     fn count(&self) -> usize {
         (self.cap & 0xff) as usize
@@ -149,6 +156,12 @@ impl Mce {
             let over = if bank.status & VAL != 0 { OVER } else { 0 };
             (bank.status, bank.addr, bank.misc) = (e.status | over, e.addr, e.misc);
         };
+        // Uncorrected, but nobody has to act: noted, without an exception.
+        if e.status & (UC | ACTION) == UC && e.mcg_status == 0 {
+            (bank.status, bank.addr, bank.misc) = (e.status, e.addr, e.misc);
+            self.status = 0;
+            return Ok(MceOutcome::Noted);
+        }
         if e.status & UC == 0 {
             // A corrected error does not push an uncorrected one out.
             if bank.status & (VAL | UC) == VAL | UC {

@@ -62,6 +62,11 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
             MTRRCAP => MTRR_CAP,
             MTRR_PHYS_BASE0..=MTRR_FIX4K_F8 | MTRR_DEF_TYPE => self.state.mtrr.read(index).ok_or(MsrError::Invalid)?,
             P5_MC_ADDR | P5_MC_TYPE => 0,
+            // Corrected errors raise no interrupt: the control of that is there for user space only, and zero.
+            MC0_CTL2..=0x29f => {
+                only_if(host && self.state.mce.has_bank((index - MC0_CTL2) as usize))?;
+                0
+            }
             MCG_CAP | MCG_STATUS | MCG_CTL | MC0_CTL..=0x47f => {
                 self.state.mce.read(index, host).ok_or(MsrError::Invalid)?
             }
@@ -73,6 +78,12 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
                 self.state.platform_info
             }
             POWER_CTL => self.state.power_ctl,
+            SMI_COUNT => self.state.smi_count,
+            // Neither AMX nor performance monitoring: zero, and for user space alone.
+            XFD | XFD_ERR | PERF_CAPABILITIES => {
+                only_if(host)?;
+                0
+            }
 
             HWCR => self.state.hwcr,
             DE_CFG => self.state.de_cfg,

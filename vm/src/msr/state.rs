@@ -50,6 +50,10 @@ pub struct MsrState {
     pub has_tsc_aux: bool,
     /// OSVW_ID_LENGTH and OSVW_STATUS.
     pub osvw: (u64, u64),
+    /// SMI_COUNT: user space's to set; no SMI is ever taken here.
+    pub smi_count: u64,
+    /// KVM_CAP_ENFORCE_PV_FEATURE_CPUID: paravirtual MSRs exist only for a guest that was shown them.
+    pub enforce_pv: bool,
     /// KVM_POLL_CONTROL.
     pub poll_control: u64,
     /// High halves of SYSENTER_ESP and SYSENTER_EIP: the processor keeps 32 bits, Intel's keep 64.
@@ -89,6 +93,8 @@ impl MsrState {
             pred_cmd_supported: bit(Feature::AMD_IBPB, PRED_CMD_IBPB) | bit(Feature::SBPB, PRED_CMD_SBPB),
             has_tsc_aux: host.switch_features().tsc_aux,
             osvw: osvw(host, caps.has(Feature::OSVW)),
+            smi_count: 0,
+            enforce_pv: false,
             poll_control: 1,
             sysenter_high: (0, 0),
             mtrr: Mtrr::default(),

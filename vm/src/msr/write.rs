@@ -90,6 +90,14 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
                 self.state.misc_features = value;
             }
             POWER_CTL => self.state.power_ctl = value,
+            SMI_COUNT if host => self.state.smi_count = value,
+            XFD | XFD_ERR | PERF_CAPABILITIES if !host || value != 0 => return INVALID,
+            XFD | XFD_ERR | PERF_CAPABILITIES => {}
+            MC0_CTL2..=0x29f => {
+                if !host || value != 0 || !self.state.mce.has_bank((index - MC0_CTL2) as usize) {
+                    return INVALID;
+                }
+            }
 
             HWCR => {
                 // The cache disables and IGNNE emulation do nothing here; two more bits are kept, the rest is unknown.
