@@ -10,6 +10,7 @@ mod compiler;
 mod cpio;
 mod debs;
 mod env;
+mod expected;
 mod foreign;
 mod host;
 mod image;

@@ -1,6 +1,7 @@
 //! What is run in the emulated AMD host by `./x test`: one entry per scenario.
 
 use crate::{
+    expected::{self, Expected},
     host,
     kernels::{self, Kernel},
 };
@@ -14,6 +15,8 @@ pub struct Scenario {
     pub script: &'static str,
     /// Run on stock kvm-amd too, and compare what was printed.
     pub compare: bool,
+    /// With `compare`: lines that may differ.
+    pub expected: &'static [Expected],
     /// Binaries of the crate `tests` that the script starts, as /payload/NAME.
     pub payloads: &'static [&'static str],
     /// Load the modules first; if not, the script does, in the order of /modules/kvm.
@@ -28,7 +31,7 @@ pub struct Scenario {
 const fn scenario(name: &'static str, script: &'static str) -> Scenario {
     let timeout = Duration::from_secs(180);
     let (kernels, cpu) = (&kernels::ALL, host::CPU);
-    Scenario { name, kernels, script, compare: false, payloads: &[], load: true, cpu, smp: 2, timeout }
+    Scenario { name, kernels, script, compare: false, expected: &[], payloads: &[], load: true, cpu, smp: 2, timeout }
 }
 
 /// A Linux guest from power-on to power-off, its console and its disk the same as on stock kvm-amd.
@@ -51,6 +54,13 @@ pub const ALL: &[Scenario] = &[
     boot("boot-microvm", "boot-guest microvm check"),
     boot("boot-q35", "boot-guest q35 check"),
     boot("boot-pc", "boot-guest pc check"),
+    // What KVM offers and allows, line by line as stock's.
+    Scenario {
+        compare: true,
+        expected: expected::POLICY,
+        kernels: &[Kernel::V6_12],
+        ..program("policy", &["policy"], "/payload/policy")
+    },
     program("exits", &["exits"], "/payload/exits"),
     // With somewhere to page to.
     program(

@@ -3,6 +3,7 @@
 use crate::{
     compare::differences,
     env::{Env, key},
+    expected,
     host::{Boot, Flavour, Machine},
     kernels::{self, Kernel},
     module, object, panics, payload, proc, rust_src,
@@ -223,7 +224,10 @@ fn one(env: &Env, machine: &Machine, payloads: &Path, modules: Option<&PathBuf>,
         return Ok(outcome.retries);
     }
     let (stock, retries) = on_stock(env, machine, &boot, payloads, job)?;
-    let differences = differences(&stock, &outcome.output);
+    let mut differences = differences(&stock, &outcome.output);
+    for taken in expected::take_out(job.scenario.expected, &mut differences) {
+        ui::note(&format!("{}: differs as expected: {taken}", job.name()));
+    }
     ensure!(
         differences.is_empty(),
         "not the same as on stock kvm-amd (-):\n  {}",

@@ -1,0 +1,84 @@
+//! Lines of the program `policy` that differ from stock kvm-amd on purpose: features that are absent (README, "What
+//! does not work yet") and what only an emulated processor shows.
+
+/// A line that begins like this may be on one side only.
+pub struct Expected {
+    pub line: &'static str,
+    pub why: &'static str,
+}
+
+/// Takes the lines that may differ out of `differences` (of [`crate::compare::differences`]), and says how many.
+pub fn take_out(expected: &[Expected], differences: &mut Vec<String>) -> Vec<String> {
+    let mut counts: Vec<(&str, usize)> = Vec::new();
+    differences.retain(|marked| {
+        let line = marked.get(2..).unwrap_or_default();
+        let Some(found) = expected.iter().find(|e| line.starts_with(e.line)) else { return true };
+        match counts.iter_mut().find(|count| count.0 == found.why) {
+            Some(count) => count.1 += 1,
+            None => counts.push((found.why, 1)),
+        }
+        false
+    });
+    counts.into_iter().map(|(why, lines)| format!("{lines} lines: {why}")).collect()
+}
+
+macro_rules! expected {
+    ($($why:literal: $($line:literal),+;)*) => {
+        &[$($(Expected { line: $line, why: $why }),+),*]
+    };
+}
+
+/// Beside stock of Linux 6.12.
+pub const POLICY: &[Expected] = expected! {
+    "shadow paging": "cap 2:", "cap 220:";
+    "system management mode, and the local APIC's help for 32-bit guests":
+        "cap 6:", "cap 117:", "cap 118:", "saved msr 9e", "user reads msr 9e:", "user writes msr 9e:";
+    "interrupt controllers in the kernel, and what hangs on them":
+        "cap 11:", "cap 24:", "cap 33:", "cap 35:", "cap 82:", "cap 97:", "cap 237:";
+    "coalesced MMIO and ports": "cap 15:", "cap 162:";
+    "as many vCPUs as stock": "cap 66:", "cap 128:";
+    "halt polling that user space can tune": "cap 182:";
+    "registers in kvm_run, dirty rings, statistics, memory attributes, vCPU threads that move":
+        "cap 74:", "cap 184:", "cap 192:", "cap 203:", "cap 223:", "cap 232:", "cap 235:", "cap 236:", "cap 238:";
+    "Xen": "cap 38:";
+    "Hyper-V":
+        "cap 44:", "cap 45:", "cap 46:", "cap 96:", "cap 123:", "cap 148:", "cap 149:", "cap 154:",
+        "cap 155:", "cap 161:", "cap 167:", "cap 191:", "cap 199:", "saved msr 40000", "user reads msr 40000",
+        "user writes msr 40000";
+    "asynchronous page faults":
+        "cap 59:", "cap 183:", "supported 40000001.0 eax bit 4", "supported 40000001.0 eax bit 10",
+        "supported 40000001.0 eax bit 14", "saved msr 4b564d02", "saved msr 4b564d06", "saved msr 4b564d07",
+        "user reads msr 4b564d02", "user reads msr 4b564d06", "user reads msr 4b564d07", "user writes msr 4b564d02",
+        "user writes msr 4b564d06", "user writes msr 4b564d07", "guest reads msr 4b564d02", "guest reads msr 4b564d06",
+        "guest reads msr 4b564d07", "pv msr 4b564d02", "pv msr 4b564d06";
+    "paravirtual EOI, steal time, IPIs, yield and TLB flush":
+        "cap 187:", "guest reads msr 4b564d03", "guest reads msr 4b564d04", "pv msr 4b564d03", "pv msr 4b564d04",
+        "saved msr 4b564d03", "saved msr 4b564d04", "supported 40000001.0 eax bit 11",
+        "supported 40000001.0 eax bit 13", "supported 40000001.0 eax bit 5", "supported 40000001.0 eax bit 6",
+        "supported 40000001.0 eax bit 9", "user reads msr 4b564d03", "user reads msr 4b564d04",
+        "user writes msr 4b564d03", "user writes msr 4b564d04";
+    "SSBD for guests": "supported 80000008.0 ebx bit 25", "guest reads msr c001011f";
+    "nested virtualisation": "cap 157:", "supported 80000001.0 ecx bit 2", "supported 8000000a.0";
+    "devices of the host in a guest (VFIO)": "cap 47:", "cap 89:";
+    "SGX, SEV": "cap 196:", "cap 197:", "cap 206:";
+    "performance counters": "cap 173:", "cap 226:";
+    "exits that can be switched off, quirks that can": "cap 116:", "cap 143:", "cap 213:";
+    "exits of the kind that is for other architectures": "cap 215:";
+    "an instruction that the processor lacks is the guest's #UD": "emulated 1.0 ecx", "emulated 7.0 ecx";
+    "stock of later kernels says it, too": "supported 1.0 ecx bit 24", "supported 1.0 ecx bit 31";
+    "the emulated processor takes any value in SPEC_CTRL, which it does not claim to have": "user writes msr 48:";
+    "the emulated processor lets guests read MSRs that only its real kind has": "guest reads msr c0010130";
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_expected_is_taken_out() {
+        let expected: &[Expected] = expected! { "absent": "cap 1:", "msr 40"; "other": "cap 2:"; };
+        let mut lines = ["- cap 1: 1", "+ msr 4001", "- cap 11: 1", "- cap 2: 1"].map(str::to_owned).to_vec();
+        assert_eq!(take_out(expected, &mut lines), ["2 lines: absent", "1 lines: other"]);
+        assert_eq!(lines, ["- cap 11: 1"]);
+    }
+}
