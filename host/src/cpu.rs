@@ -19,6 +19,9 @@ pub struct CpuFeatures {
     pub vgif: bool,
     /// SPEC_CTRL is virtualised in the VMCB.
     pub v_spec_ctrl: bool,
+    /// The kernel can disable speculative store bypass for a guest other than by SPEC_CTRL: by LS_CFG, or by the
+    /// VIRT_SPEC_CTRL of a hypervisor below.
+    pub virt_ssbd: bool,
     /// TSC ratio MSR.
     pub tsc_scaling: bool,
     /// Pause filter count.
@@ -128,6 +131,8 @@ pub struct ExtraRegs {
     pub tsc_aux: u64,
     /// IA32_SPEC_CTRL (also VMCB field where virtualised).
     pub spec_ctrl: u64,
+    /// VIRT_SPEC_CTRL: 0 or SSBD (bit 2). Without [`CpuFeatures::virt_ssbd`] it has no effect.
+    pub virt_spec_ctrl: u64,
     /// DR0..DR3, loaded when [`load_dr`](Self::load_dr) is set.
     pub dr: [u64; 4],
     /// Load DR0..DR3 on entry and give the host's back afterwards.

@@ -92,6 +92,15 @@ pub enum Work {
     Signal,
 }
 
+/// What a guest may have the processor do by writing an MSR that holds nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// PRED_CMD with these bits, which the processor has: barriers for indirect branch prediction.
+    Prediction(u64),
+    /// FLUSH_CMD: writes back and flushes the L1 data cache.
+    FlushL1d,
+}
+
 /// The machine under the hypervisor. A handle: cheap to clone, without size in the module.
 pub trait Host: Clone + Send + Sync + 'static {
     /// A lock whose holder may sleep.
@@ -191,6 +200,9 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn host_xcr0(&self) -> u64;
     /// Reads a host MSR that only describes the processor; None if it faults.
     fn read_host_msr(&self, msr: u32) -> Option<u64>;
+
+    /// Carries out a guest's command on this CPU.
+    fn command(&self, what: Command);
 
     /// One line in the kernel log, rate limited; `what` is a fixed text, `value` a number that goes with it.
     fn warn(&self, what: &'static str, value: u64);

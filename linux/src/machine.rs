@@ -6,7 +6,7 @@ use crate::{
 };
 use arch::{HostPa, Hva};
 use core::ptr::NonNull;
-use host::{CpuConfig, CpuFeatures, Errno, Host, MapLevel, Stop, TableCells, TimePoint, Work};
+use host::{Command, CpuConfig, CpuFeatures, Errno, Host, MapLevel, Stop, TableCells, TimePoint, Work};
 use switch::{Platform, Svm};
 
 /// The Linux kernel.
@@ -168,6 +168,13 @@ impl Host for Linux {
 
     fn read_host_msr(&self, msr: u32) -> Option<u64> {
         Kernel::read_msr(msr)
+    }
+
+    fn command(&self, what: Command) {
+        match what {
+            Command::Prediction(bits) => shim::hsave_prediction_command(bits),
+            Command::FlushL1d => shim::hsave_flush_l1d(),
+        }
     }
 
     fn warn(&self, what: &'static str, value: u64) {

@@ -84,6 +84,18 @@ unsafe impl Platform for Kernel {
         shim::hsave_machine_check();
     }
 
+    fn has_virt_ssbd() -> bool {
+        shim::hsave_has_virt_ssbd()
+    }
+
+    fn task_ssbd() -> bool {
+        shim::hsave_task_ssbd()
+    }
+
+    fn virt_spec_ctrl(value: u64, enter: bool) {
+        shim::hsave_virt_spec_ctrl(value, enter);
+    }
+
     fn set_user_return_tsc_aux(value: u64) {
         shim::hsave_set_user_return_tsc_aux(value);
     }

@@ -145,6 +145,11 @@ unsafe extern "C" {
     pub safe fn hsave_guest_done(pending: bool);
     pub safe fn hsave_guest_barrier();
     pub safe fn hsave_machine_check();
+    pub safe fn hsave_has_virt_ssbd() -> bool;
+    pub safe fn hsave_task_ssbd() -> bool;
+    pub safe fn hsave_virt_spec_ctrl(value: u64, enter: bool);
+    pub safe fn hsave_prediction_command(bits: u64);
+    pub safe fn hsave_flush_l1d();
     pub fn hsave_read_msr(index: u32, value: *mut u64) -> i32;
     pub safe fn hsave_cpuid_mask(leaf: u32, subleaf: u32, reg: u32) -> u32;
 }

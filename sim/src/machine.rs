@@ -6,7 +6,7 @@ use crate::memory::{Arena, Page, SimPage, SimUserPage, zeroed_page};
 use crate::thread::Inner;
 use crate::{Outcome, SimCpu, SimFpu, SimThread, thread};
 use arch::{HostPa, Hva};
-use host::{CpuConfig, CpuFeatures, Errno, EventFd, Host, MapLevel, Stop, TableCells, TimePoint, Work};
+use host::{Command, CpuConfig, CpuFeatures, Errno, EventFd, Host, MapLevel, Stop, TableCells, TimePoint, Work};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -39,6 +39,8 @@ pub struct Shared {
     during_fault: Hook,
     pub(crate) during_kick: Hook,
     features: CpuFeatures,
+    /// Commands that guests gave.
+    pub commands: parking_lot::Mutex<Vec<Command>>,
     /// Warnings that the hypervisor gave.
     pub warnings: parking_lot::Mutex<Vec<(&'static str, u64)>>,
 }
@@ -98,6 +100,7 @@ impl Sim {
             during_fault: Hook::default(),
             during_kick: Hook::default(),
             features,
+            commands: Default::default(),
             warnings: Default::default(),
         }))
     }
@@ -357,6 +360,9 @@ impl Host for Sim {
     }
     fn read_host_msr(&self, _msr: u32) -> Option<u64> {
         None
+    }
+    fn command(&self, what: Command) {
+        uncounted(|| self.0.commands.lock().push(what));
     }
     fn warn(&self, what: &'static str, value: u64) {
         uncounted(|| self.0.warnings.lock().push((what, value)));

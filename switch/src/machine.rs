@@ -200,6 +200,7 @@ fn features<P: Platform>(svm: u32) -> CpuFeatures {
         pause_filter_threshold: has(12),
         vgif: has(16),
         v_spec_ctrl: has(20),
+        virt_ssbd: P::has_virt_ssbd(),
         // IBRS, STIBP or SSBD: any of them brings the MSR.
         spec_ctrl: speculation & (1 << 14 | 1 << 15 | 1 << 24) != 0,
         tsc_aux: extended & 1 << 27 != 0 || rdpid,

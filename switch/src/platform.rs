@@ -61,6 +61,14 @@ pub unsafe trait Platform: 'static {
     /// Interrupts off, right after #VMEXIT: the guest was interrupted by a machine check; runs the kernel's handler.
     fn machine_check();
 
+    /// Can the kernel switch SSBD for a guest other than by SPEC_CTRL (LS_CFG, or VIRT_SPEC_CTRL)?
+    fn has_virt_ssbd() -> bool;
+    /// Does the current task run with SSBD?
+    fn task_ssbd() -> bool;
+    /// Interrupts off: SSBD as the guest's `value` wants it (`enter`), or as the task wants it again
+    /// (`x86_virt_spec_ctrl`).
+    fn virt_spec_ctrl(value: u64, enter: bool);
+
     /// Interrupts off: writes TSC_AUX for the guest and sees to it that the host's value is back before this CPU
     /// returns to user mode (`user_return_notifier_register`). Keeps [`CpuData::tsc_aux`] equal to the register.
     fn set_user_return_tsc_aux(value: u64);

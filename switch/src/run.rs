@@ -13,6 +13,9 @@ use host::{Doorbell, Errno};
 /// Exit code of an intercepted #MC.
 const MACHINE_CHECK: u64 = code::EXCP0 + vector::MC as u64;
 
+/// SSBD in VIRT_SPEC_CTRL.
+const VIRT_SPEC_CTRL_SSBD: u64 = 1 << 2;
+
 /// What has to be given back to the host after #VMEXIT, because it was changed for the guest.
 #[derive(Default)]
 struct Changed {
@@ -41,6 +44,11 @@ impl<P: Platform> Svm<P> {
         let mut changed = Changed::default();
         self.load_guest(&mut changed);
         self.spec_ctrl_in();
+        // Few processors need it, and few guests there: outside of the critical region, as in the kernel's own KVM.
+        let ssbd = self.machine.features.virt_ssbd && self.extra.virt_spec_ctrl != self.host_virt_spec_ctrl;
+        if ssbd {
+            P::virt_spec_ctrl(self.extra.virt_spec_ctrl, true);
+        }
         let clean = self.clean.bits();
         let vmcb = self.vmcb_mut();
         vmcb.control.clean = clean;
@@ -61,6 +69,9 @@ impl<P: Platform> Svm<P> {
             insn::stgi();
         }
 
+        if ssbd {
+            P::virt_spec_ctrl(self.extra.virt_spec_ctrl, false);
+        }
         self.spec_ctrl_out();
         self.load_host(&changed);
         self.clean = if self.machine.features.vmcb_clean { CleanBits::all() } else { CleanBits::empty() };
@@ -122,6 +133,9 @@ impl<P: Platform> Svm<P> {
                 P::guest_barrier();
             }
             cpu.last_vcpu.set(self.id);
+        }
+        if self.machine.features.virt_ssbd {
+            self.host_virt_spec_ctrl = if P::task_ssbd() { VIRT_SPEC_CTRL_SSBD } else { 0 };
         }
         self.loaded = true;
     }

@@ -73,6 +73,8 @@ pub struct Svm<P: Platform> {
     pub(crate) loaded: bool,
     /// DEBUGCTL of the host when `loaded` was set.
     pub(crate) host_debugctl: u64,
+    /// VIRT_SPEC_CTRL as the task of this KVM_RUN has it, as of `loaded`; 0 where the kernel has no such thing.
+    pub(crate) host_virt_spec_ctrl: u64,
     /// Accesses to debug registers are not intercepted.
     pub(crate) dr_passed: bool,
     /// The next entry flushes.
@@ -104,6 +106,7 @@ impl<P: Platform> Svm<P> {
             last_cpu: u32::MAX,
             loaded: false,
             host_debugctl: 0,
+            host_virt_spec_ctrl: 0,
             dr_passed: false,
             flush: false,
             broken: None,

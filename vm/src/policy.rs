@@ -151,7 +151,8 @@ impl<H: Host> Ctx<'_, H> {
 
     fn apply_msr_effect(&mut self, effect: MsrEffect) -> Next {
         match effect {
-            MsrEffect::None | MsrEffect::PredCmd(_) => {}
+            MsrEffect::None => {}
+            MsrEffect::Command(what) => self.vm.host.command(what),
             MsrEffect::Lapic(e) => return self.apply_effect(e),
             MsrEffect::Timer(t) => self.apply_timer(t),
             MsrEffect::ApicBase => {

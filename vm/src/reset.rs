@@ -49,6 +49,8 @@ impl<H: Host> Core<H> {
             self.cpu.extra_mut().xcr0 = 1;
             self.cpu.extra_mut().xss = 0;
         }
+        let extra = self.cpu.extra_mut();
+        (extra.spec_ctrl, extra.virt_spec_ctrl) = (0, 0);
         (self.debug.dr, self.debug.dr7) = ([0; 4], DR7_RESET);
         self.load_debug();
         self.cpu.set_interrupt_shadow(false);

@@ -33,8 +33,6 @@ const UNSTEADY: &[&str] = &[
 
 /// What a guest says of features that are not offered yet, on either side (README, "What does not work yet").
 const NOT_YET: &[&str] = &[
-    // VIRT_SPEC_CTRL (SSBD for guests).
-    "Speculative Store Bypass: ",
     // Paravirtual EOI.
     "kvm-guest: APIC: eoi() replaced with",
 ];

@@ -57,7 +57,6 @@ pub const POLICY: &[Expected] = expected! {
         "supported 40000001.0 eax bit 13", "supported 40000001.0 eax bit 5", "supported 40000001.0 eax bit 6",
         "supported 40000001.0 eax bit 9", "user reads msr 4b564d03", "user reads msr 4b564d04",
         "user writes msr 4b564d03", "user writes msr 4b564d04";
-    "SSBD for guests": "supported 80000008.0 ebx bit 25", "guest reads msr c001011f";
     "nested virtualisation": "cap 157:", "supported 80000001.0 ecx bit 2", "supported 8000000a.0";
     "devices of the host in a guest (VFIO)": "cap 47:", "cap 89:";
     "SGX, SEV": "cap 196:", "cap 197:", "cap 206:";

@@ -10,6 +10,7 @@
 #include <asm/fpu/api.h>
 #include <asm/mce.h>
 #include <asm/nospec-branch.h>
+#include <asm/spec-ctrl.h>
 #if __has_include(<linux/entry-virt.h>)
 #include <linux/entry-virt.h>
 #else
@@ -94,6 +95,34 @@ void hsave_machine_check(void)
 	/* The handler is not exported. */
 	asm volatile("int $18");
 #endif
+}
+
+/* Can the kernel switch SSBD for a guest other than by SPEC_CTRL? */
+bool hsave_has_virt_ssbd(void)
+{
+	return boot_cpu_has(X86_FEATURE_LS_CFG_SSBD) || boot_cpu_has(X86_FEATURE_VIRT_SSBD);
+}
+
+/* Does the current task run with speculative store bypass disabled? */
+bool hsave_task_ssbd(void)
+{
+	return boot_cpu_has(X86_FEATURE_SPEC_STORE_BYPASS_DISABLE) || test_thread_flag(TIF_SSBD);
+}
+
+/* The guest's value goes in (enter), or the task's comes back. */
+void hsave_virt_spec_ctrl(u64 value, bool enter)
+{
+	x86_virt_spec_ctrl(value, enter);
+}
+
+void hsave_prediction_command(u64 bits)
+{
+	wrmsrl(MSR_IA32_PRED_CMD, bits);
+}
+
+void hsave_flush_l1d(void)
+{
+	wrmsrl(MSR_IA32_FLUSH_CMD, L1D_FLUSH);
 }
 
 int hsave_read_msr(u32 index, u64 *value)

@@ -87,6 +87,8 @@ pub struct Script {
     /// Pages that are allocated.
     pub held: usize,
     pub svme: Result<(), Errno>,
+    /// The kernel can switch SSBD without SPEC_CTRL; whether the task has it.
+    pub virt_ssbd: Option<bool>,
 }
 
 static SCRIPT: Mutex<Option<Script>> = Mutex::new(None);
@@ -106,6 +108,7 @@ pub fn script<R>(f: impl FnOnce(&mut Script) -> R) -> R {
         pages: usize::MAX,
         held: 0,
         svme: Ok(()),
+        virt_ssbd: None,
     }))
 }
 
@@ -181,6 +184,19 @@ unsafe impl Platform for Kernel {
     }
     fn machine_check() {
         call("machine_check");
+    }
+    fn has_virt_ssbd() -> bool {
+        script(|s| s.virt_ssbd.is_some())
+    }
+    fn task_ssbd() -> bool {
+        script(|s| s.virt_ssbd == Some(true))
+    }
+    fn virt_spec_ctrl(value: u64, enter: bool) {
+        call(match (value, enter) {
+            (0, true) => "virt_spec_ctrl 0 in",
+            (_, true) => "virt_spec_ctrl ssbd in",
+            (_, false) => "virt_spec_ctrl out",
+        });
     }
     fn set_user_return_tsc_aux(value: u64) {
         // SAFETY: this CPU's data.

@@ -40,6 +40,7 @@ pub const PLAIN: CpuFeatures = CpuFeatures {
     vmcb_clean: true,
     vgif: false,
     v_spec_ctrl: false,
+    virt_ssbd: false,
     tsc_scaling: false,
     pause_filter: false,
     pause_filter_threshold: false,

@@ -44,8 +44,8 @@ const fn passed(word: Word) -> u32 {
         }
         // AVX512VBMI UMIP PKU VBMI2 GFNI VAES VPCLMULQDQ VNNI BITALG VPOPCNTDQ LA57 RDPID CLDEMOTE MOVDIRI MOVDIR64B
         Word::F7Ecx => bits(&[1, 2, 3, 6, 8, 9, 10, 11, 12, 14, 16, 22, 25, 27, 28]),
-        // AVX512_4VNNIW AVX512_4FMAPS FSRM VP2INTERSECT SERIALIZE TSXLDTRK AVX512_FP16. The rest is set below.
-        Word::F7Edx => bits(&[2, 3, 4, 8, 14, 16, 23]),
+        // AVX512_4VNNIW AVX512_4FMAPS FSRM VP2INTERSECT SERIALIZE TSXLDTRK AVX512_FP16 FLUSH_L1D. The rest is set below.
+        Word::F7Edx => bits(&[2, 3, 4, 8, 14, 16, 23, 28]),
         // SHA512 SM3 SM4 AVX_VNNI AVX512_BF16 CMPCCXADD FZRM FSRS FSRC AVX_IFMA
         Word::F71Eax => bits(&[0, 1, 2, 4, 5, 7, 10, 11, 12, 23]),
         // AVX_VNNI_INT8 AVX_NE_CONVERT AVX_VNNI_INT16 PREFETCHITI
@@ -118,6 +118,7 @@ impl Caps {
             }
             self.set(Feature::AMD_PSFD, false);
         }
+        self.set(Feature::VIRT_SSBD, switch.virt_ssbd || self.has(Feature::AMD_SSBD));
         // Intel's names for the same controls, for guests that were started on Intel's model names.
         self.set(Feature::SPEC_CTRL, self.has(Feature::AMD_IBPB) && self.has(Feature::AMD_IBRS));
         self.set(Feature::INTEL_STIBP, self.has(Feature::AMD_STIBP));

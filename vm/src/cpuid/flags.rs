@@ -42,6 +42,8 @@ pub struct Flags {
     pub ibpb: bool,
     /// PRED_CMD.SBPB.
     pub sbpb: bool,
+    pub virt_ssbd: bool,
+    pub flush_l1d: bool,
     /// The vendor string is AuthenticAMD or HygonGenuine; otherwise the guest believes to be on Intel.
     pub is_amd: bool,
     /// Family of Fn0000_0001_EAX.
@@ -123,6 +125,8 @@ impl Flags {
             .any(has),
             ibpb: has(Feature::AMD_IBPB) || has(Feature::SPEC_CTRL),
             sbpb: has(Feature::SBPB),
+            virt_ssbd: has(Feature::VIRT_SSBD),
+            flush_l1d: has(Feature::FLUSH_L1D),
             ..Self::default()
         };
         f.is_amd = guest.get(0, 0).is_some_and(|e| {

@@ -99,7 +99,7 @@ fn supported_leaf_by_leaf() {
     assert_eq!(leaf(7, 0)[1] & 0x0240_5004, 0, "SGX, PQM, MPX, PQE, PCOMMIT, PT");
     assert_eq!(leaf(7, 0)[1] & 2, 2, "TSC_ADJUST is emulated");
     assert_eq!(leaf(7, 0)[2] >> 4 & 1, 0, "OSPKE follows CR4");
-    assert_eq!(leaf(7, 0)[3] & 0xbc00_0000, 0xac00_0000, "SPEC_CTRL, STIBP, SSBD, ARCH_CAPABILITIES; no L1D flush");
+    assert_eq!(leaf(7, 0)[3] & 0xbc00_0000, 0xbc00_0000, "SPEC_CTRL, STIBP, SSBD, ARCH_CAPABILITIES, L1D flush");
     assert_eq!(leaf(7, 1)[1..3], [0, 0]);
     assert_eq!(leaf(0xb, 0), [0, 0, 0, 11]);
     assert_eq!(leaf(0xd, 0), [0x207, 2440, 2440, 0]);
@@ -113,7 +113,7 @@ fn supported_leaf_by_leaf() {
     assert_eq!(leaf(0x8000_0002, 0), [0; 4]);
     assert_eq!(leaf(0x8000_0006, 0), [1, 2, 3, 0xfffc_ffff]);
     assert_eq!(leaf(0x8000_0007, 0), [0, 0, 0, 0x100]);
-    assert_eq!(leaf(0x8000_0008, 0), [0x30_3030, 0x5502_d205, 0x501f, 0]);
+    assert_eq!(leaf(0x8000_0008, 0), [0x30_3030, 0x5702_d205, 0x501f, 0]);
     assert_eq!(leaf(0x8000_000a, 0), [0; 4]);
     assert_eq!(leaf(0x8000_001a, 0), [7, 0, 0, 0]);
     assert_eq!(leaf(0x8000_001d, 1), [0x143, 4, 5, 6]);

@@ -5,7 +5,7 @@ use crate::clock::VcpuClock;
 use crate::cpuid::GuestCpuid;
 use crate::vcpu::Core;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use host::{Cpu, Host};
+use host::{Command, Cpu, Host};
 use irqchip::{Lapic, TimerEffect};
 
 /// Why an access did not happen. The guest gets #GP(0), unless user space wants to know (KVM_CAP_X86_USER_SPACE_MSR).
@@ -61,8 +61,8 @@ pub enum MsrEffect {
     WallClock(u64),
     /// SPEC_CTRL was used for the first time: it passes through from now on.
     SpecCtrl,
-    /// A prediction barrier with this value, asked for by user space or a guest that is intercepted.
-    PredCmd(u64),
+    /// The processor is to do this, asked for by user space or a guest that is intercepted.
+    Command(Command),
 }
 
 /// MSR state and policy that the vCPUs of a VM share.

@@ -35,6 +35,8 @@ pub const SPEC_CTRL_PSFD: u64 = 1 << 7;
 /// PRED_CMD bits.
 pub const PRED_CMD_IBPB: u64 = 1;
 pub const PRED_CMD_SBPB: u64 = 1 << 7;
+/// FLUSH_CMD: the L1 data cache.
+pub const FLUSH_CMD_L1D: u64 = 1;
 /// DE_CFG: LFENCE serializes.
 pub const DE_CFG_LFENCE: u64 = 1 << 1;
 /// MISC_ENABLE: read-only for software (EMON), and absence of BTS and PEBS, which is fixed.

@@ -31,4 +31,5 @@ pub fn passthrough(
     let spec_ctrl = flags.spec_ctrl && (state.spec_ctrl_used() || state.spec_ctrl_virtual);
     set(SPEC_CTRL, spec_ctrl, spec_ctrl);
     set(PRED_CMD, false, flags.ibpb || flags.sbpb);
+    set(FLUSH_CMD, false, flags.flush_l1d);
 }

@@ -50,8 +50,8 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
                 self.cpu.extra().spec_ctrl
             }
             VIRT_SPEC_CTRL => {
-                only_if(host)?;
-                self.state.virt_spec_ctrl
+                only_if(host || flags.virt_ssbd)?;
+                self.cpu.extra().virt_spec_ctrl
             }
             XSS => {
                 only_if(host || flags.xsaves)?;

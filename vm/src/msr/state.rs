@@ -38,8 +38,6 @@ pub struct MsrState {
     pub vm_cr: u64,
     /// VM_HSAVE_PA.
     pub hsave_pa: u64,
-    /// VIRT_SPEC_CTRL.
-    pub virt_spec_ctrl: u64,
     /// SPEC_CTRL bits that the processor has.
     pub spec_ctrl_supported: u64,
     /// SPEC_CTRL is virtualised in the VMCB.
@@ -84,7 +82,6 @@ impl MsrState {
             hwcr: 0,
             vm_cr: 0,
             hsave_pa: 0,
-            virt_spec_ctrl: 0,
             spec_ctrl_supported: bit(Feature::AMD_IBRS, SPEC_CTRL_IBRS)
                 | bit(Feature::AMD_STIBP, SPEC_CTRL_STIBP)
                 | bit(Feature::AMD_SSBD, SPEC_CTRL_SSBD)

@@ -3,12 +3,12 @@
 use super::mtrr::pat_valid;
 use super::number::*;
 use super::{Clocks, MsrAccess, MsrEffect, MsrError};
-use crate::cpuid::{KVM_CLOCKSOURCE, KVM_CLOCKSOURCE2, KVM_GUEST_POLLS};
+use crate::cpuid::{Feature, KVM_CLOCKSOURCE, KVM_CLOCKSOURCE2, KVM_GUEST_POLLS};
 use arch::CleanBits;
 use arch::cr::{Cr0, Cr4, Efer};
 use arch::msr::*;
 use core::sync::atomic::Ordering::Relaxed;
-use host::Cpu;
+use host::{Command, Cpu};
 
 type Written = Result<MsrEffect, MsrError>;
 
@@ -41,7 +41,7 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
             EFER => return self.write_efer(value, host),
             STAR | LSTAR | CSTAR | SYSCALL_MASK | FS_BASE | GS_BASE | KERNEL_GS_BASE | SYSENTER_CS | SYSENTER_ESP
             | SYSENTER_EIP | PAT => return self.write_save(index, value, host),
-            SPEC_CTRL | PRED_CMD | VIRT_SPEC_CTRL => return self.write_speculation(index, value, host),
+            SPEC_CTRL | PRED_CMD | FLUSH_CMD | VIRT_SPEC_CTRL => return self.write_speculation(index, value, host),
             KVM_WALL_CLOCK | KVM_WALL_CLOCK_NEW | KVM_SYSTEM_TIME | KVM_SYSTEM_TIME_NEW | KVM_POLL_CONTROL => {
                 return self.write_paravirtual(index, value, host);
             }
@@ -225,7 +225,7 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
         DONE
     }
 
-    /// SPEC_CTRL, PRED_CMD, VIRT_SPEC_CTRL (APM 3.2.9).
+    /// SPEC_CTRL, PRED_CMD, FLUSH_CMD, VIRT_SPEC_CTRL (APM 3.2.9).
     fn write_speculation(&mut self, index: u32, value: u64, host: bool) -> Written {
         let flags = self.cpuid.flags();
         match index {
@@ -255,12 +255,20 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
                 match value {
                     0 => DONE,
                     v if v & !allowed != 0 => INVALID,
-                    v => Ok(MsrEffect::PredCmd(v)),
+                    v => Ok(MsrEffect::Command(Command::Prediction(v))),
                 }
             }
-            _ if !host || value & !SPEC_CTRL_SSBD != 0 => INVALID,
+            FLUSH_CMD => {
+                let allowed = self.cpuid.caps().has(Feature::FLUSH_L1D) && (host || flags.flush_l1d);
+                match value {
+                    _ if !allowed || value & !FLUSH_CMD_L1D != 0 => INVALID,
+                    0 => DONE,
+                    _ => Ok(MsrEffect::Command(Command::FlushL1d)),
+                }
+            }
+            _ if !(host || flags.virt_ssbd) || value & !SPEC_CTRL_SSBD != 0 => INVALID,
             _ => {
-                self.state.virt_spec_ctrl = value;
+                self.cpu.extra_mut().virt_spec_ctrl = value;
                 DONE
             }
         }

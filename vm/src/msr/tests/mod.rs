@@ -12,6 +12,7 @@ use crate::state::CpuidEntry;
 use arch::msr::*;
 use arch::{CleanBits, cr};
 use core::sync::atomic::Ordering::Relaxed;
+use host::Command;
 use machine::Machine;
 use std::collections::BTreeMap;
 use std::vec::Vec;
@@ -127,9 +128,13 @@ fn what_a_guest_may_write() {
         (SPEC_CTRL, 7, W_OK),
         (SPEC_CTRL, 8, W_BAD),
         (PRED_CMD, 0, W_OK),
-        (PRED_CMD, 1, Ok(MsrEffect::PredCmd(1))),
+        (PRED_CMD, 1, Ok(MsrEffect::Command(Command::Prediction(1)))),
         (PRED_CMD, 2, W_BAD),
-        (VIRT_SPEC_CTRL, 0, W_BAD),
+        (FLUSH_CMD, 0, W_OK),
+        (FLUSH_CMD, 1, Ok(MsrEffect::Command(Command::FlushL1d))),
+        (FLUSH_CMD, 2, W_BAD),
+        (VIRT_SPEC_CTRL, 4, W_OK),
+        (VIRT_SPEC_CTRL, 1, W_BAD),
         (ARCH_CAPABILITIES, 0, W_NONE),
         (TSC_RATIO, TSC_RATIO_DEFAULT, W_BAD),
         (OSVW_STATUS, 3, W_OK),
@@ -200,8 +205,8 @@ fn user_space_has_more_rights() {
         assert_eq!(m.wr(msr, 0), W_BAD, "{msr:#x}");
     }
     assert_eq!(m.rd(ARCH_CAPABILITIES), NONE);
-    assert_eq!(m.wr(PRED_CMD, 1), W_BAD);
-    assert_eq!(m.put(PRED_CMD, 1), Ok(MsrEffect::PredCmd(1)));
+    assert_eq!((m.wr(PRED_CMD, 1), m.wr(FLUSH_CMD, 1)), (W_BAD, W_BAD));
+    assert_eq!(m.put(PRED_CMD, 1), Ok(MsrEffect::Command(Command::Prediction(1))));
     let mut m = Machine::generous();
     assert_eq!(m.put(ARCH_CAPABILITIES, 1), W_OK);
     assert_eq!(m.rd(ARCH_CAPABILITIES), Ok(1));
