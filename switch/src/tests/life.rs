@@ -8,7 +8,7 @@ use super::{
 use crate::{MANDATORY, Machine, Svm, Unsupported};
 use arch::{Intercepts, msr, msrpm};
 use core::ptr::NonNull;
-use host::{Cpu, Errno};
+use host::{Cpu, Doorbell, Errno};
 use std::vec::Vec;
 
 #[test]
@@ -119,4 +119,31 @@ fn svm_is_switched_on_once_and_busy_is_busy() {
     unsafe { Machine::<Kernel>::release_cpu(NonNull::new(cpu_data(0)).unwrap()) };
     assert_eq!(script(|s| s.held), held - 1);
     assert_eq!(m.enable(), Err(Errno::ENODEV));
+}
+
+#[test]
+fn ssbd_is_switched_where_guest_and_task_differ() {
+    for (task, guest, expected) in [
+        (None, 4, None),
+        (Some(false), 0, None),
+        (Some(true), 4, None),
+        (Some(false), 4, Some("virt_spec_ctrl ssbd in")),
+        (Some(true), 0, Some("virt_spec_ctrl 0 in")),
+    ] {
+        let b = Bench::new();
+        script(|s| s.virt_ssbd = task);
+        let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
+        cpu.begin();
+        cpu.extra_mut().virt_spec_ctrl = guest;
+        cpu.enter(&Doorbell::new());
+        let trace = b.trace();
+        let at = |op: Op| trace.iter().position(|o| *o == op);
+        let out = at(Op::Call("virt_spec_ctrl out"));
+        match expected {
+            None => {
+                assert!(out.is_none() && !trace.iter().any(|o| matches!(o, Op::Call(c) if c.contains("virt_spec"))))
+            }
+            Some(call) => assert!(at(Op::Call(call)) < at(Op::Clgi) && at(Op::Stgi) < out, "{trace:?}"),
+        }
+    }
 }

@@ -75,33 +75,6 @@ fn one_run_from_interrupts_off_to_interrupts_on() {
 }
 
 #[test]
-fn ssbd_is_switched_where_guest_and_task_differ() {
-    for (task, guest, expected) in [
-        (None, 4, None),
-        (Some(false), 0, None),
-        (Some(true), 4, None),
-        (Some(false), 4, Some("virt_spec_ctrl ssbd in")),
-        (Some(true), 0, Some("virt_spec_ctrl 0 in")),
-    ] {
-        let b = Bench::new();
-        script(|s| s.virt_ssbd = task);
-        let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
-        cpu.begin();
-        cpu.extra_mut().virt_spec_ctrl = guest;
-        cpu.enter(&Doorbell::new());
-        let trace = b.trace();
-        let at = |op: Op| trace.iter().position(|o| *o == op);
-        let out = at(Op::Call("virt_spec_ctrl out"));
-        match expected {
-            None => {
-                assert!(out.is_none() && !trace.iter().any(|o| matches!(o, Op::Call(c) if c.contains("virt_spec"))))
-            }
-            Some(call) => assert!(at(Op::Call(call)) < at(Op::Clgi) && at(Op::Stgi) < out, "{trace:?}"),
-        }
-    }
-}
-
-#[test]
 fn a_rung_bell_or_a_signal_keeps_the_guest_out() {
     let b = Bench::new();
     let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
