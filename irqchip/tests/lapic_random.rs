@@ -18,7 +18,7 @@ fn check(lapic: &Lapic, now: u64) {
     let (isr, irr) = (vectors(&state, 0x100), vectors(&state, 0x200));
     let (isr_max, irr_max) = (isr.last().copied().unwrap_or(0), irr.last().copied().unwrap_or(0));
     assert_eq!((lapic.isr_max(), lapic.irr_max()), (isr_max, irr_max));
-    assert!(isr.iter().chain(&irr).all(|&v| v >= 16));
+    assert!(lapic.pending_vector().into_iter().chain(lapic.candidate()).all(|v| v >= 16));
     let tpr = lapic.tpr();
     let ppr = if tpr >> 4 >= isr_max >> 4 { tpr } else { isr_max & 0xf0 };
     assert_eq!(lapic.ppr(), ppr);

@@ -255,3 +255,19 @@ fn illegal_vectors_are_reported_in_esr() {
     let _ = write(&mut lapic, 0x280, 0);
     assert_eq!(read(&mut lapic, 0x280), 1 << 6);
 }
+
+#[test]
+fn vectors_below_16_in_a_restored_state_are_shown_and_never_delivered() {
+    let mut lapic = xapic(0);
+    let mut state = [0; 1024];
+    lapic.get_state(&mut state, 0, false);
+    state[0x200..0x204].copy_from_slice(&0x4_4001u32.to_le_bytes());
+    assert!(lapic.set_state(&state, 0, false).is_ok());
+    assert_eq!(read(&mut lapic, 0x200), 0x4_4001);
+    lapic.set_irr(0x55, false);
+    assert_eq!((lapic.ack(), lapic.ack()), (Some(0x55), None), "class 1 is not above that in service");
+    assert!(lapic.eoi().is_some());
+    assert_eq!((lapic.ack(), read(&mut lapic, 0x200)), (Some(18), 0x4001));
+    assert!(lapic.eoi().is_some());
+    assert_eq!((lapic.pending_vector(), lapic.candidate()), (None, None));
+}

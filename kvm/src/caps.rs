@@ -29,7 +29,7 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
     match capability {
         // Memory.
         cap::USER_MEMORY | cap::USER_MEMORY2 | cap::READONLY_MEM | cap::SYNC_MMU => 1,
-        cap::DESTROY_MEMORY_REGION_WORKS | cap::JOIN_MEMORY_REGIONS_WORKS => 1,
+        cap::MMU_SHADOW_CACHE_CONTROL | cap::DESTROY_MEMORY_REGION_WORKS | cap::JOIN_MEMORY_REGIONS_WORKS => 1,
         cap::NR_MEMSLOTS => vm::mmu::USER_SLOTS.into(),
         cap::MANUAL_DIRTY_LOG_PROTECT2 => vm::mmu::MANUAL_DIRTY_LOG_BITS as i64,
         cap::SET_TSS_ADDR | cap::SET_IDENTITY_MAP_ADDR => 1,

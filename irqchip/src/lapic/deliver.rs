@@ -132,20 +132,21 @@ impl Lapic {
 
     /// Takes over what was posted by others: `level` wins where a vector is in both.
     pub(crate) fn merge(&mut self, edge: Bits256, level: Bits256) {
-        let (e, l) = (edge.words(), level.words());
+        let (e, l) = (legal(edge).words(), legal(level).words());
         let combine = |of: &Bits256, f: fn(u64, u64, u64) -> u64| {
             let [a, b, c, d] = of.words();
             let ([e0, e1, e2, e3], [l0, l1, l2, l3]) = (e, l);
-            legal(Bits256::from_words([f(a, e0, l0), f(b, e1, l1), f(c, e2, l2), f(d, e3, l3)]))
+            Bits256::from_words([f(a, e0, l0), f(b, e1, l1), f(c, e2, l2), f(d, e3, l3)])
         };
         self.irr = combine(&self.irr, |irr, e, l| irr | e | l);
         self.tmr = combine(&self.tmr, |tmr, e, l| tmr & !e | l);
         self.irr_max = self.irr.highest().unwrap_or(0);
     }
 
-    /// The maxima after IRR and ISR were replaced.
+    /// The maxima after IRR and ISR were replaced. IRR keeps vectors below 16, as on stock: their class is above none,
+    /// so they are shown and never delivered.
     pub(super) fn recount(&mut self) {
-        (self.irr, self.isr, self.tmr) = (legal(self.irr), legal(self.isr), legal(self.tmr));
+        (self.isr, self.tmr) = (legal(self.isr), legal(self.tmr));
         self.irr_max = self.irr.highest().unwrap_or(0);
         self.isr_max = self.isr.highest().unwrap_or(0);
         self.update_ppr();
@@ -223,7 +224,7 @@ impl Lapic {
     }
 }
 
-/// Without the vectors below 16, which exist in no register but could be written by KVM_SET_LAPIC.
+/// Without the vectors below 16, which no message may carry and no processor has in service.
 fn legal(set: Bits256) -> Bits256 {
     let [low, b, c, d] = set.words();
     Bits256::from_words([low & !0xffff, b, c, d])

@@ -12,6 +12,7 @@ macro_rules! caps {
 caps! {
     IRQCHIP = 0;
     HLT = 1;
+    MMU_SHADOW_CACHE_CONTROL = 2;
     USER_MEMORY = 3;
     SET_TSS_ADDR = 4;
     EXT_CPUID = 7;

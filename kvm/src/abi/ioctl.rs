@@ -52,6 +52,7 @@ numbers! {
     // VM
     KVM_CREATE_VCPU = io(0x41);
     KVM_GET_DIRTY_LOG = iow::<kvm_dirty_log>(0x42);
+    KVM_SET_NR_MMU_PAGES = io(0x44);
     KVM_SET_USER_MEMORY_REGION = iow::<kvm_userspace_memory_region>(0x46);
     KVM_SET_TSS_ADDR = io(0x47);
     KVM_SET_IDENTITY_MAP_ADDR = iow::<u64>(0x48);

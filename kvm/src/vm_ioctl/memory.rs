@@ -29,6 +29,12 @@ fn set<H: Host>(vm: &Vm<H>, slot: u32, flags: u32, gpa: u64, size: u64, hva: u64
     vm.set_user_region(&UserRegion { slot, flags, gpa, size, hva })
 }
 
+/// KVM_SET_NR_MMU_PAGES: the most pages that may shadow the guest's own page tables. None does, as on stock with
+/// nested paging, so every limit is kept. Errors: EINVAL (below the least, 64).
+pub fn limit_shadow_pages(limit: u64) -> Result<(), Errno> {
+    if (limit as u32) < 64 { Err(Errno::EINVAL) } else { Ok(()) }
+}
+
 /// KVM_GET_DIRTY_LOG. Errors: EINVAL (slot), ENOENT (not logged), EFAULT.
 pub fn get_dirty_log<H: Host>(vm: &Vm<H>, arg: u64) -> Result<(), Errno> {
     let log: kvm_dirty_log = get(&vm.host, arg)?;
