@@ -4,7 +4,10 @@
 use kvm::abi::{LAYOUTS, cap, ioctl};
 
 /// Structs that older kernels lack, and the macro that came with them.
-const NEWER: &[(&str, &str)] = &[("kvm_userspace_memory_region2", "KVM_SET_USER_MEMORY_REGION2")];
+const NEWER: &[(&str, &str)] = &[
+    ("kvm_userspace_memory_region2", "KVM_SET_USER_MEMORY_REGION2"),
+    ("kvm_pre_fault_memory", "KVM_PRE_FAULT_MEMORY"),
+];
 
 fn main() {
     println!("#include <linux/stddef.h>\n#include <linux/kvm.h>\n");

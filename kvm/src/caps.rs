@@ -28,7 +28,7 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
     let Ok(capability) = u32::try_from(capability) else { return 0 };
     match capability {
         // Memory.
-        cap::USER_MEMORY | cap::USER_MEMORY2 | cap::READONLY_MEM | cap::SYNC_MMU => 1,
+        cap::USER_MEMORY | cap::USER_MEMORY2 | cap::READONLY_MEM | cap::SYNC_MMU | cap::PRE_FAULT_MEMORY => 1,
         cap::MMU_SHADOW_CACHE_CONTROL | cap::DESTROY_MEMORY_REGION_WORKS | cap::JOIN_MEMORY_REGIONS_WORKS => 1,
         cap::NR_MEMSLOTS => vm::mmu::USER_SLOTS.into(),
         cap::MANUAL_DIRTY_LOG_PROTECT2 => vm::mmu::MANUAL_DIRTY_LOG_BITS as i64,
@@ -64,6 +64,8 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
         // for by SPLIT_IRQCHIP and KVM_CREATE_IRQCHIP.
         cap::IRQCHIP | cap::SPLIT_IRQCHIP | cap::TSC_DEADLINE_TIMER => 1,
         cap::X2APIC_API => X2APIC_API as i64,
+        // Nanoseconds, unless it is changed.
+        cap::X86_APIC_BUS_CYCLES_NS => 1,
         cap::SIGNAL_MSI | cap::IRQ_INJECT_STATUS | cap::IRQFD => 1,
         cap::IRQ_ROUTING => vm::irqchip::MAX_ROUTES as i64,
         cap::IOEVENTFD | cap::IOEVENTFD_NO_LENGTH | cap::IOEVENTFD_ANY_LENGTH => 1,

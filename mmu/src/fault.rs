@@ -48,6 +48,13 @@ impl<H: Host> Mmu<H> {
         Ok(Mapped::Retry)
     }
 
+    /// Where the mapping that a frame is part of ends; that of its page if it is not mapped.
+    pub fn mapping_end(&self, gpa: Gpa) -> Gpa {
+        let gfn = gpa.gfn().0;
+        let size = pages(self.maps.read().tree.level(&self.host, gfn).unwrap_or(1));
+        Gpa((gfn & !(size - 1)).wrapping_add(size) << 12)
+    }
+
     fn try_fault(&self, cache: &mut TableCache<H>, gfn: u64, write: bool) -> Result<Attempt, Stop> {
         let (slot, seq, depth) = {
             let maps = self.maps.read();

@@ -127,6 +127,18 @@ impl Tree {
         }
     }
 
+    /// The level of the entry that maps a frame; None if none does. The lock is held at least for reading.
+    pub fn level<H: Host>(&self, host: &H, gfn: u64) -> Option<u8> {
+        let (mut table, mut level) = (self.root, self.levels);
+        loop {
+            let entry = Self::cell(host, table, gfn, level)?.load(Acquire);
+            match child(entry) {
+                Some(below) if level > 1 => (table, level) = (below, level - 1),
+                _ => return (entry & P != 0).then_some(level),
+            }
+        }
+    }
+
     /// Unmaps the frames `[start, end)`, and whole large pages that reach into them. True if anything was mapped; then
     /// a flush is due before `list` is freed. Bounded: at most two partly covered tables per level are looked into.
     pub fn zap<H: Host>(&mut self, host: &H, start: u64, end: u64, list: &mut FreeList) -> bool {

@@ -23,6 +23,7 @@ mod memory;
 mod mmio;
 pub mod msr;
 mod policy;
+mod prefault;
 mod regs;
 mod reset;
 mod run;

@@ -52,6 +52,8 @@ pub struct Config {
     pub exit_hypercall: AtomicU64,
     /// KVM_CAP_EXIT_ON_EMULATION_FAILURE.
     pub exit_on_emulation_error: AtomicBool,
+    /// KVM_CAP_X86_APIC_BUS_CYCLES_NS: period of the local APICs' timer input in ns; 0: the default.
+    pub apic_bus_cycle_ns: AtomicU32,
     /// KVM_SET_TSC_KHZ of the VM: frequency of new vCPUs in kHz; 0: the host's.
     pub tsc_khz: AtomicU32,
 }
@@ -145,7 +147,12 @@ impl<H: Host> Vm<H> {
         let host = &self.host;
         let bsp = self.is_bsp(id);
         let cpu = host.new_cpu(&CpuConfig { root: self.mmu.root() })?;
-        let lapic = (self.chip_mode() != ChipMode::None).then(|| Lapic::new(irqchip::Config::new(id, bsp)));
+        let mut apic = irqchip::Config::new(id, bsp);
+        match self.config.apic_bus_cycle_ns.load(Relaxed) {
+            0 => {}
+            ns => apic.bus_cycle_ns = ns,
+        }
+        let lapic = (self.chip_mode() != ChipMode::None).then(|| Lapic::new(apic));
         let address = AddressCell::new(lapic.as_ref().map_or(Address::NONE, Lapic::address));
         let waits = !bsp && lapic.is_some();
         let mut clock = VcpuClock::new(host.tsc_khz());
@@ -270,6 +277,24 @@ impl<H: Host> Vm<H> {
             return Err(Errno::EINVAL);
         }
         self.config.max_vcpu_id.store(limit, Relaxed);
+        Ok(())
+    }
+
+    /// KVM_CAP_X86_APIC_BUS_CYCLES_NS. Errors: EINVAL (0, or so long that the longest count has more than 64 bits of
+    /// nanoseconds; there are vCPUs), ENXIO (no local APICs in the kernel).
+    pub fn set_apic_bus_cycle(&self, ns: u64) -> Result<(), Errno> {
+        // The largest initial count, with the largest divisor.
+        let longest = u64::from(u32::MAX) * 128;
+        let ns = u32::try_from(ns).ok().filter(|ns| *ns != 0 && longest.checked_mul((*ns).into()).is_some());
+        let ns = ns.ok_or(Errno::EINVAL)?;
+        let _shape = self.shape.lock();
+        if self.chip_mode() == ChipMode::None {
+            return Err(Errno::ENXIO);
+        }
+        if self.has_vcpus() {
+            return Err(Errno::EINVAL);
+        }
+        self.config.apic_bus_cycle_ns.store(ns, Relaxed);
         Ok(())
     }
 

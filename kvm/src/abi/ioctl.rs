@@ -123,5 +123,6 @@ numbers! {
     KVM_SMI = io(0xb7);
     KVM_GET_SREGS2 = ior::<kvm_sregs2>(0xcc);
     KVM_SET_SREGS2 = iow::<kvm_sregs2>(0xcd);
+    KVM_PRE_FAULT_MEMORY = iowr::<kvm_pre_fault_memory>(0xd5);
     KVM_GET_XSAVE2 = ior::<[u8; 4096]>(0xcf);
 }

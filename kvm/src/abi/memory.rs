@@ -40,6 +40,14 @@ abi! {
         16 => dirty_bitmap as __bindgen_anon_1: u64,
     }
 
+    /// KVM_PRE_FAULT_MEMORY.
+    struct kvm_pre_fault_memory: 64 {
+        0 => gpa: u64,
+        8 => size: u64,
+        16 => flags: u64,
+        24 => padding: [u64; 5],
+    }
+
     /// KVM_(UN)REGISTER_COALESCED_MMIO.
     struct kvm_coalesced_mmio_zone: 16 {
         0 => addr: u64,

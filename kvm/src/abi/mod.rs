@@ -60,6 +60,7 @@ pub const LAYOUTS: &[Layout] = &[
     kvm_msr_filter::LAYOUT,
     kvm_userspace_memory_region::LAYOUT,
     kvm_userspace_memory_region2::LAYOUT,
+    kvm_pre_fault_memory::LAYOUT,
     kvm_dirty_log::LAYOUT,
     kvm_clear_dirty_log::LAYOUT,
     kvm_irqfd::LAYOUT,

@@ -127,6 +127,33 @@ fn the_limit_of_vcpu_ids_is_set_once() {
 }
 
 #[test]
+fn the_clock_of_the_local_apics() {
+    let cycles = |bed: &Bed, ns| bed.enable(cap::X86_APIC_BUS_CYCLES_NS, ns);
+    let bed = Bed::bare();
+    assert_eq!(cycles(&bed, 40), Err(Errno::ENXIO), "there are none");
+    assert_eq!(bed.enable(cap::SPLIT_IRQCHIP, 24), Ok(0));
+    for bad in [0, 1 << 26, 1 << 32, 1 << 63] {
+        assert_eq!(cycles(&bed, bad), Err(Errno::EINVAL), "{bad:#x}");
+    }
+    assert_eq!((cycles(&bed, 1 << 25), cycles(&bed, 40)), (Ok(0), Ok(0)));
+    assert_eq!(vm_ioctl(&bed.vm, KVM_CREATE_VCPU, 0), Ok(VmReply::NewVcpu { index: 0 }));
+    assert_eq!(cycles(&bed, 1), Err(Errno::EINVAL), "there is a vCPU");
+    // Count 1000 of 40 ns each, in one-shot mode: half of it is left after 20 us.
+    let mut state: kvm_lapic_state = bed.vcpu_get(KVM_GET_LAPIC);
+    let reg = |at: usize, value: u32, state: &mut kvm_lapic_state| {
+        state.regs[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    };
+    reg(0x380, 1000, &mut state);
+    reg(0x390, 1000, &mut state);
+    reg(0x3e0, 11, &mut state);
+    assert_eq!(bed.vcpu_with(KVM_SET_LAPIC, &state), Ok(0));
+    bed.sim.advance(20_000);
+    let state: kvm_lapic_state = bed.vcpu_get(KVM_GET_LAPIC);
+    let left = u32::from_le_bytes(state.regs[0x390..0x394].try_into().unwrap());
+    assert!((490..=500).contains(&left), "{left}");
+}
+
+#[test]
 fn the_bootstrap_processor_has_an_id_that_can_exist() {
     let bed = Bed::bare();
     for bad in [4097, 1 << 32, 1 << 32 | 1] {

@@ -13,7 +13,7 @@ use crate::abi::ioctl::*;
 use crate::abi::*;
 use crate::codec::{Abi, Field, get, put};
 use crate::run::run;
-use host::{Errno, Host};
+use host::{Errno, Host, PAGE_SIZE};
 use vm::{Ctx, Vcpu, Vm};
 
 /// What the caller has to do after [`vcpu_ioctl`].
@@ -55,6 +55,8 @@ fn dispatch<H: Host>(ctx: &mut Ctx<'_, H>, cmd: u32, arg: u64) -> Result<i64, Er
         KVM_GET_SREGS2 => give(ctx, arg, |c| regs::get_sregs2(c)),
         KVM_SET_SREGS2 => take(ctx, arg, regs::set_sregs2),
         KVM_TRANSLATE => regs::translate(ctx, arg),
+
+        KVM_PRE_FAULT_MEMORY => pre_fault(ctx, arg),
 
         KVM_GET_FPU => give(ctx, arg, |c| fpu::get_fpu(c)),
         KVM_SET_FPU => take(ctx, arg, fpu::set_fpu),
@@ -135,6 +137,19 @@ fn take<H: Host, T: Abi>(
 ) -> Result<(), Errno> {
     let value = get(&ctx.vm.host, arg)?;
     f(ctx, &value)
+}
+
+/// KVM_PRE_FAULT_MEMORY: what is left of the range goes back to user space. Errors: EINVAL (flags, a range that is
+/// empty, wraps or is not page aligned), EFAULT, and those of [`Ctx::pre_fault`].
+fn pre_fault<H: Host>(ctx: &mut Ctx<'_, H>, arg: u64) -> Result<(), Errno> {
+    let r: kvm_pre_fault_memory = get(&ctx.vm.host, arg)?;
+    let aligned = (r.gpa | r.size) % PAGE_SIZE as u64 == 0;
+    if r.flags != 0 || !aligned || r.gpa.wrapping_add(r.size) <= r.gpa {
+        return Err(Errno::EINVAL);
+    }
+    let (gpa, size, result) = ctx.pre_fault(r.gpa, r.size);
+    put(&ctx.vm.host, arg, &kvm_pre_fault_memory { gpa, size, ..r })?;
+    result
 }
 
 /// KVM_SET_SIGNAL_MASK: no argument takes the mask away. Errors: EINVAL (a mask that is not 64 signals), EFAULT.

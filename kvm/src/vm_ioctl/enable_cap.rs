@@ -18,6 +18,7 @@ pub fn enable_cap<H: Host>(vm: &Vm<H>, c: &kvm_enable_cap) -> Result<(), Errno> 
         cap::SPLIT_IRQCHIP => vm.enable_split_irqchip(arg)?,
         cap::MANUAL_DIRTY_LOG_PROTECT2 => vm.mmu.set_manual_dirty_log(arg)?,
         cap::MAX_VCPU_ID => vm.set_max_vcpu_id(arg)?,
+        cap::X86_APIC_BUS_CYCLES_NS => vm.set_apic_bus_cycle(arg)?,
         cap::X2APIC_API => {
             within(arg, caps::X2APIC_API)?;
             // Each can be switched on only.

@@ -58,8 +58,8 @@ impl Left {
             reason::SHUTDOWN => Left::Shutdown,
             reason::FAIL_ENTRY => Left::FailEntry { reason: page.u64(exit::FAIL_ENTRY_REASON) },
             reason::INTERNAL_ERROR => {
-                let n = page.u32(exit::INTERNAL_NDATA) as usize;
-                assert!(n <= 16, "more words than there are");
+                // User space may have written anything since.
+                let n = (page.u32(exit::INTERNAL_NDATA) as usize).min(16);
                 let data = (0..n).map(|i| page.u64(exit::INTERNAL_DATA + 8 * i)).collect();
                 Left::Internal { suberror: page.u32(exit::INTERNAL_SUBERROR), data }
             }

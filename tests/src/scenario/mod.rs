@@ -220,10 +220,11 @@ impl Machine {
         assert_eq!(self.sim.steps_left(vcpu), 0, "the script is not over");
     }
 
-    /// KVM_RUN with `immediate_exit`, which has to come straight back.
+    /// KVM_RUN with `immediate_exit`, which has to come straight back and to leave the exit that it completed.
     pub fn settle(&self, vcpu: usize) {
+        let before = uncounted(|| Left::read(self.page(vcpu)));
         self.page(vcpu).set_u8(at::IMMEDIATE_EXIT, 1);
-        assert_eq!(self.run(vcpu), Err((Errno::EINTR, Left::Intr)));
+        assert_eq!(self.run(vcpu), Err((Errno::EINTR, before)));
         self.page(vcpu).set_u8(at::IMMEDIATE_EXIT, 0);
     }
 

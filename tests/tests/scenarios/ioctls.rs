@@ -42,6 +42,7 @@ const VCPU: &[u32] = &[
     KVM_GET_SREGS2,
     KVM_SET_SREGS2,
     KVM_TRANSLATE,
+    KVM_PRE_FAULT_MEMORY,
     KVM_GET_FPU,
     KVM_SET_FPU,
     KVM_GET_XSAVE,
@@ -76,6 +77,7 @@ const SYSTEM_NUMBERS: &[u32] = &[KVM_CREATE_VM, KVM_GET_API_VERSION, KVM_GET_VCP
 const VM_NUMBERS: &[u32] = &[
     KVM_CREATE_VCPU,
     KVM_CHECK_EXTENSION,
+    KVM_SET_NR_MMU_PAGES,
     KVM_SET_TSS_ADDR,
     KVM_SET_TSC_KHZ,
     KVM_GET_TSC_KHZ,
@@ -259,7 +261,6 @@ fn what_is_not_implemented_is_0() {
         KVM_CAP_NESTED_STATE,
         KVM_CAP_X86_SMM,
         KVM_CAP_MULTI_ADDRESS_SPACE,
-        KVM_CAP_SYNC_REGS,
         KVM_CAP_X86_DISABLE_EXITS,
         KVM_CAP_DIRTY_LOG_RING,
         KVM_CAP_TSC_CONTROL, // this processor cannot scale

@@ -1,0 +1,47 @@
+//! Guest memory that is mapped before the guest touches it.
+
+use crate::Ctx;
+use arch::{Gpa, NpfCode};
+use host::{Errno, Host, Stop, Work};
+use mmu::Mapped;
+
+/// A read.
+const READ: NpfCode = NpfCode(0);
+
+impl<H: Host> Ctx<'_, H> {
+    /// Maps `[gpa, gpa + size)`, both page aligned, as if the guest had read it (KVM_PRE_FAULT_MEMORY, KVM API
+    /// document 4.143). Returns what is left of the range, with the reason if that is all of it: EINTR (a signal),
+    /// ENOENT (no memory there), EFAULT, EHWPOISON, ENOMEM, EIO.
+    pub fn pre_fault(&mut self, gpa: u64, size: u64) -> (u64, u64, Result<(), Errno>) {
+        let (mut at, end) = (gpa, gpa.saturating_add(size));
+        let mut result = Ok(());
+        while at < end && result.is_ok() {
+            match self.pre_fault_one(Gpa(at)) {
+                Ok(next) => at = next.min(end),
+                Err(errno) => result = Err(errno),
+            }
+        }
+        if at != gpa {
+            result = Ok(());
+        }
+        (at, end.saturating_sub(at), result)
+    }
+
+    /// Maps what the page at `gpa` is a part of, and returns where that ends.
+    fn pre_fault_one(&mut self, gpa: Gpa) -> Result<u64, Errno> {
+        loop {
+            if self.vm.host.do_work() == Work::Signal {
+                return Err(Errno::EINTR);
+            }
+            match self.vm.mmu.handle_fault(&mut self.core.tables, gpa, READ) {
+                Ok(Mapped::Done) => return Ok(self.vm.mmu.mapping_end(gpa).0),
+                // The slots or the VMM's memory are changing.
+                Ok(Mapped::Retry) => self.vm.host.cond_resched(),
+                Ok(Mapped::Mmio) => return Err(Errno::ENOENT),
+                Err(Stop::Fault) => return Err(Errno::EFAULT),
+                Err(Stop::Poison) => return Err(Errno::EHWPOISON),
+                Err(Stop::Errno(e)) => return Err(e),
+            }
+        }
+    }
+}
