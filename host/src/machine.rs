@@ -31,6 +31,30 @@ pub trait SharedPage {
     fn pa(&self) -> HostPa;
 }
 
+/// The timers of a VM's devices. Expiry calls the VM's `alarm` once, in any context, perhaps with interrupts off; a
+/// call may still be on its way after [`cancel`](Self::cancel), none is after drop.
+pub trait Alarms {
+    /// Sets one to expire at `deadline` (nanoseconds of [`Host::now_ns`]), in place of what was set. Any context.
+    fn arm(&self, which: Alarm, deadline: u64);
+    /// Takes one back. Any context.
+    fn cancel(&self, which: Alarm);
+}
+
+/// The devices that have one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Alarm {
+    /// Channel 0 of the PIT.
+    Pit = 0,
+    /// Level interrupts of the IOAPIC that were put off.
+    Ioapic = 1,
+}
+
+impl Alarm {
+    /// All of them, by number.
+    pub const ALL: [Self; 2] = [Self::Pit, Self::Ioapic];
+}
+
 /// A reference to an eventfd, dropped with the value.
 pub trait EventFd {
     /// Adds one to the counter; any context.
@@ -123,6 +147,8 @@ pub trait Host: Clone + Send + Sync + 'static {
     type SharedPage: SharedPage + Send + Sync;
     /// Eventfds.
     type EventFd: EventFd + Send + Sync;
+    /// Timers of a VM's devices.
+    type Alarms: Alarms + Send + Sync;
     /// Guest FPU.
     type Fpu: Fpu + Send;
 
@@ -132,6 +158,8 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn new_thread(&self) -> Result<Self::Thread, Errno>;
     /// A vCPU's FPU in reset state. Errors: ENOMEM.
     fn new_fpu(&self) -> Result<Self::Fpu, Errno>;
+    /// The timers of a VM's devices. Errors: ENOMEM.
+    fn new_alarms(&self) -> Result<Self::Alarms, Errno>;
     /// A zeroed page. Errors: ENOMEM.
     fn new_shared_page(&self) -> Result<Self::SharedPage, Errno>;
 

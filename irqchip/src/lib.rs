@@ -28,7 +28,7 @@ pub mod routing;
 pub use address::{Accept, Address, AddressCell};
 pub use bits::Bits256;
 pub use ioapic::{EoiPin, Ioapic, IoapicWrite, Line, PinMessage};
-pub use lapic::{Config, Effect, Eoi, Features, Gp, InvalidState, Lapic, Lvt, Mode, TimerEffect};
+pub use lapic::{Config, Effect, Eoi, Features, Gp, InvalidState, Lapic, Lint0, Lvt, Mode, TimerEffect};
 pub use message::{DeliveryMode, Message, MsiFormat, Shorthand, pick_lowest};
 pub use pic::{Pic, PicAck, PicChip, PicWrite};
 pub use pir::Pir;

@@ -40,6 +40,14 @@ impl Chip {
         }
     }
 
+    const fn first_pin(self) -> usize {
+        match self {
+            Chip::PicMaster => 0,
+            Chip::PicSlave => PIC_PINS as usize,
+            Chip::Ioapic => 2 * PIC_PINS as usize,
+        }
+    }
+
     const fn pins(self) -> u8 {
         match self {
             Chip::PicMaster | Chip::PicSlave => PIC_PINS,
@@ -103,12 +111,17 @@ pub struct RoutingTable {
     routes: Vec<Route>,
     /// `starts[gsi]..starts[gsi + 1]` are the routes of `gsi`. One longer than the highest GSI plus one.
     starts: Vec<u16>,
+    /// The GSI that leads to each pin, for the way back at EOI: 8 of each PIC, then the IOAPIC's.
+    gsis: [Option<u16>; PINS],
 }
+
+/// Pins of all controllers.
+const PINS: usize = 2 * PIC_PINS as usize + IOAPIC_PINS;
 
 impl RoutingTable {
     /// No routes: the start with KVM_CAP_SPLIT_IRQCHIP.
     pub const fn empty() -> Self {
-        RoutingTable { routes: Vec::new(), starts: Vec::new() }
+        RoutingTable { routes: Vec::new(), starts: Vec::new(), gsis: [None; PINS] }
     }
 
     /// The routes after KVM_CREATE_IRQCHIP: GSI 0 to 15 lead to the IOAPIC and the PICs, 16 to 23 to the IOAPIC.
@@ -152,7 +165,16 @@ impl RoutingTable {
         sorted.try_reserve_exact(routes.len()).map_err(|_| RoutingError::NoMemory)?;
         sorted.extend_from_slice(routes);
         sort_by_gsi(&mut sorted, routes, &starts)?;
-        let table = RoutingTable { routes: sorted, starts };
+        let mut by_pin = [None; PINS];
+        for route in &sorted {
+            if let Target::Pin { chip, pin } = route.target {
+                // Of several GSIs that lead to one pin the first counts.
+                if let Some(gsi @ None) = by_pin.get_mut(chip.first_pin() + usize::from(pin)) {
+                    *gsi = Some(route.gsi as u16);
+                }
+            }
+        }
+        let table = RoutingTable { routes: sorted, starts, gsis: by_pin };
         let clash = (0..gsis as u32).any(|gsi| clashes(table.lookup(gsi)));
         if clash { Err(RoutingError::Invalid) } else { Ok(table) }
     }
@@ -165,6 +187,11 @@ impl RoutingTable {
             (Some(from), Some(to)) => self.routes.get(from..to).unwrap_or(&[]),
             _ => &[],
         }
+    }
+
+    /// The GSI that leads to `pin` of `chip`.
+    pub fn gsi_of(&self, chip: Chip, pin: u8) -> Option<u32> {
+        self.gsis.get(chip.first_pin() + usize::from(pin)).copied().flatten().map(u32::from)
     }
 
     /// All routes, by GSI.

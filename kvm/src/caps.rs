@@ -60,14 +60,22 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
         cap::DISABLE_QUIRKS => (QUIRKS != 0).into(),
         cap::DISABLE_QUIRKS2 => QUIRKS as i64,
 
-        // Interrupts. IRQCHIP says that local APICs can be in the kernel; which kinds of irqchip there are is asked
-        // for by SPLIT_IRQCHIP and KVM_CREATE_IRQCHIP.
-        cap::IRQCHIP | cap::SPLIT_IRQCHIP | cap::TSC_DEADLINE_TIMER => 1,
+        // Interrupts.
+        cap::IRQCHIP
+        | cap::PIT
+        | cap::PIT2
+        | cap::PIT_STATE2
+        | cap::REINJECT_CONTROL
+        | cap::SPLIT_IRQCHIP
+        | cap::TSC_DEADLINE_TIMER => 1,
         cap::X2APIC_API => X2APIC_API as i64,
         // Nanoseconds, unless it is changed.
         cap::X86_APIC_BUS_CYCLES_NS => 1,
-        cap::SIGNAL_MSI | cap::IRQ_INJECT_STATUS | cap::IRQFD => 1,
+        cap::SIGNAL_MSI | cap::IRQ_INJECT_STATUS | cap::IRQFD | cap::IRQFD_RESAMPLE => 1,
         cap::IRQ_ROUTING => vm::irqchip::MAX_ROUTES as i64,
+        // The page of the vCPU file's mapping.
+        cap::COALESCED_MMIO => 2,
+        cap::COALESCED_PIO => 1,
         cap::IOEVENTFD | cap::IOEVENTFD_NO_LENGTH | cap::IOEVENTFD_ANY_LENGTH => 1,
 
         // Time.

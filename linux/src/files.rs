@@ -48,6 +48,8 @@ impl VmRef {
         let object = Box::into_raw(object.into_inner()).cast::<VmObject>();
         // SAFETY: the box's pointer.
         let this = Self(unsafe { NonNull::new_unchecked(object) });
+        // SAFETY: the VM is at its final place, and its alarms are the first of it to be dropped.
+        unsafe { (*object).vm.alarms.bind(&raw const (*object).vm) };
         // SAFETY: the VM is at its final place and outlives the notifier (`drop`).
         let notifier = unsafe { shim::hsave_notifier_new((&raw const (*object).vm).cast()) };
         if notifier.is_null() {
@@ -200,9 +202,9 @@ fn vm_ioctl(object: &VmRef, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64, E
             give(file, |p| unsafe { shim::hsave_install_vcpu(p, id) })
         }
         VmReply::Irqfd(i) if i.assign => {
-            let vm = (&raw const object.vm).cast();
+            let vm = &raw const object.vm;
             // SAFETY: the VM outlives the list, which goes first (`VmObject`).
-            unsafe { object.irqfds.assign(i.fd, i.gsi, vm) }.map(|()| 0)
+            unsafe { object.irqfds.assign(i, vm) }.map(|()| 0)
         }
         VmReply::Irqfd(i) => object.irqfds.deassign(i.fd, i.gsi).map(|()| 0),
     }
@@ -269,7 +271,8 @@ unsafe extern "C" fn hsave_vcpu_release(file: *mut [VcpuFile; 1]) {
 unsafe extern "C" fn hsave_vcpu_page(file: *const VcpuFile, index: usize) -> u64 {
     // SAFETY: by contract.
     let file = unsafe { &*file };
-    file.vcpu().and_then(|v| v.pages.get(index)).map_or(0, |p| p.pa().0)
+    let page = file.vcpu().and_then(|v| file.owner.vm.vcpu_page(v, index));
+    page.map_or(0, |p| p.pa().0)
 }
 
 /// mmu notifier: `[start, end)` of the process is about to change.
@@ -327,7 +330,12 @@ unsafe extern "C" fn hsave_mm_release(vm: *const Vm) {
 /// # Safety
 /// See [`hsave_invalidate_start`].
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hsave_irqfd_raise(vm: *const Vm, gsi: u32) {
+unsafe extern "C" fn hsave_irqfd_raise(vm: *const Vm, gsi: u32, resample: bool) {
     // SAFETY: by contract.
-    unsafe { &*vm }.set_gsi(gsi, true);
+    let vm = unsafe { &*vm };
+    if resample {
+        vm.raise_until_eoi(gsi);
+    } else {
+        vm.pulse_gsi(gsi);
+    }
 }

@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+mod alarm;
 mod cpuid;
 mod errno;
 mod event;

@@ -23,6 +23,7 @@ impl Host for Linux {
     type Thread = Thread;
     type UserPage = Page;
     type SharedPage = KernelPage;
+    type Alarms = crate::alarm::KernelAlarms;
     type EventFd = KernelEventFd;
     type Fpu = KernelFpu;
 
@@ -38,6 +39,9 @@ impl Host for Linux {
         KernelFpu::new()
     }
 
+    fn new_alarms(&self) -> Result<Self::Alarms, Errno> {
+        crate::alarm::KernelAlarms::new()
+    }
     fn new_shared_page(&self) -> Result<KernelPage, Errno> {
         KernelPage::new()
     }

@@ -23,6 +23,8 @@ opaque! {
     KEventFd
     /// `struct hsave_notifier`: an mmu notifier.
     KNotifier
+    /// `struct hsave_alarms`: the timers of a VM's devices.
+    KAlarms
     /// `struct hsave_irqfd`.
     KIrqfd
     /// `struct mm_struct`.
@@ -80,6 +82,13 @@ unsafe extern "C" {
     pub fn hsave_timer_arm(t: *mut KThread, ns: u64);
     pub fn hsave_timer_cancel(t: *mut KThread);
 
+    // alarm.c
+    pub safe fn hsave_alarms_new() -> *mut KAlarms;
+    pub fn hsave_alarms_bind(all: *mut KAlarms, vm: *const c_void);
+    pub fn hsave_alarms_free(all: *mut KAlarms);
+    pub fn hsave_alarm_arm(all: *mut KAlarms, which: u32, ns: u64);
+    pub fn hsave_alarm_cancel(all: *mut KAlarms, which: u32);
+
     // fpu.c
     pub safe fn hsave_fpu_new() -> *mut KFpu;
     pub fn hsave_fpu_free(fpu: *mut KFpu);
@@ -104,7 +113,7 @@ unsafe extern "C" {
     pub fn hsave_eventfd_signal(ctx: *mut KEventFd);
 
     // irqfd.c
-    pub fn hsave_irqfd_new(fd: i32, vm: *const c_void, gsi: u32) -> *mut KIrqfd;
+    pub fn hsave_irqfd_new(fd: i32, vm: *const c_void, gsi: u32, resample: bool) -> *mut KIrqfd;
     pub fn hsave_irqfd_free(i: *mut KIrqfd);
     pub fn hsave_irqfd_event(i: *const KIrqfd) -> *const KEventFd;
     pub fn hsave_irqfd_dead(i: *const KIrqfd) -> bool;

@@ -22,6 +22,6 @@ pub use arch;
 pub use cpu::{Outcome, SimCpu, Step};
 pub use fpu::SimFpu;
 pub use host;
-pub use machine::{Event, Sim};
+pub use machine::{Event, Sim, SimAlarms};
 pub use memory::{HVA_BASE, Page, SimPage};
 pub use thread::SimThread;

@@ -6,7 +6,9 @@ use crate::memory::{Arena, Page, SimPage, SimUserPage, zeroed_page};
 use crate::thread::Inner;
 use crate::{Outcome, SimCpu, SimFpu, SimThread, thread};
 use arch::{HostPa, Hva};
-use host::{Command, CpuConfig, CpuFeatures, Errno, EventFd, Host, MapLevel, Stop, TableCells, TimePoint, Work};
+use host::{
+    Alarm, Alarms, Command, CpuConfig, CpuFeatures, Errno, EventFd, Host, MapLevel, Stop, TableCells, TimePoint, Work,
+};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -208,6 +210,28 @@ impl Sim {
     }
 }
 
+/// The timers of a VM's devices: deadlines in virtual time, which whoever has the VM asks for.
+pub struct SimAlarms([AtomicU64; Alarm::ALL.len()]);
+
+impl SimAlarms {
+    /// One whose time has come at `now`; it is not set any more.
+    pub fn due(&self, now: u64) -> Option<Alarm> {
+        let take = |which: &&Alarm| {
+            self.0[**which as usize].fetch_update(SeqCst, SeqCst, |d| (d <= now).then_some(u64::MAX)).is_ok()
+        };
+        Alarm::ALL.iter().find(take).copied()
+    }
+}
+
+impl Alarms for SimAlarms {
+    fn arm(&self, which: Alarm, deadline: u64) {
+        self.0[which as usize].store(deadline, SeqCst);
+    }
+    fn cancel(&self, which: Alarm) {
+        self.0[which as usize].store(u64::MAX, SeqCst);
+    }
+}
+
 /// A reference to an eventfd: only its count.
 pub struct Event(Arc<AtomicU64>);
 
@@ -235,6 +259,7 @@ impl Host for Sim {
     type UserPage = SimUserPage;
     type SharedPage = SimPage;
     type EventFd = Event;
+    type Alarms = SimAlarms;
     type Fpu = SimFpu;
 
     fn new_cpu(&self, config: &CpuConfig) -> Result<SimCpu, Errno> {
@@ -251,6 +276,10 @@ impl Host for Sim {
     fn new_fpu(&self) -> Result<SimFpu, Errno> {
         may_fail()?;
         Ok(uncounted(SimFpu::new))
+    }
+    fn new_alarms(&self) -> Result<SimAlarms, Errno> {
+        may_fail()?;
+        Ok(SimAlarms([const { AtomicU64::new(u64::MAX) }; Alarm::ALL.len()]))
     }
     fn new_shared_page(&self) -> Result<SimPage, Errno> {
         may_fail()?;

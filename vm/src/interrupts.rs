@@ -5,7 +5,7 @@ use crate::user::UserExit;
 use crate::{Ctx, Vcpu, Vm};
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use host::{Errno, Host, Request, VcpuThread};
-use irqchip::{Accept, ChipMode, Effect, Eoi, Message, MsiFormat, Route, RoutingTable, Target, pick_lowest};
+use irqchip::{Accept, ChipMode, Effect, Eoi, Message, MsiFormat, Route, RoutingTable, pick_lowest};
 
 impl<H: Host> Vcpu<H> {
     /// Asks the vCPU to look at its mail.
@@ -90,28 +90,6 @@ impl<H: Host> Vm<H> {
         }
         Ok(())
     }
-
-    /// Raises (or lowers) a GSI, from an eventfd or KVM_IRQ_LINE. Ok: as KVM_IRQ_LINE_STATUS; -1 if nobody took it.
-    pub fn set_gsi(&self, gsi: u32, level: bool) -> i32 {
-        if !level {
-            return 0;
-        }
-        // A GSI has at most three routes (PIC, IOAPIC, MSI); with the irqchip in user space only MSIs.
-        let mut targets = [None; 3];
-        for (t, r) in targets.iter_mut().zip(self.routing.lock().lookup(gsi)) {
-            *t = Some(r.target);
-        }
-        let mut status = -1;
-        for target in targets.into_iter().flatten() {
-            if let Target::Msi { address, data } = target {
-                let m = Message::from_msi(address, data, self.msi_format());
-                if let Some(n) = self.send(&m, None) {
-                    status = status.max(0) + n as i32;
-                }
-            }
-        }
-        status
-    }
 }
 
 impl<H: Host> Ctx<'_, H> {
@@ -129,10 +107,14 @@ impl<H: Host> Ctx<'_, H> {
         Next::Resume
     }
 
-    /// EOI of a vector that user space's IOAPIC waits for leaves to it.
+    /// EOI of a vector that an IOAPIC waits for goes there; to user space, if it has the IOAPIC.
     pub(crate) fn after_eoi(&mut self, eoi: Eoi) -> Next {
-        if self.core.ioapic_eoi.contains(eoi.vector) {
-            return Next::User(UserExit::IoapicEoi { vector: eoi.vector });
+        if !self.core.ioapic_eoi.contains(eoi.vector) {
+            return Next::Resume;
+        }
+        match self.vm.chips() {
+            Some(chips) => self.eoi_to_chips(chips, eoi),
+            None => return Next::User(UserExit::IoapicEoi { vector: eoi.vector }),
         }
         Next::Resume
     }
@@ -140,14 +122,17 @@ impl<H: Host> Ctx<'_, H> {
     pub(crate) fn publish_address(&mut self) {
         if let Some(lapic) = &self.core.lapic {
             self.me.address.store(lapic.address());
+            self.me.lint0.store(lapic.lint0() as u8, Relaxed);
         }
         // Destinations of userspace IOAPIC routes are matched against the address.
         self.scan_ioapic();
     }
 
-    /// Computes anew which vectors' EOIs go to user space.
+    /// Computes anew which vectors' EOIs an IOAPIC waits for.
     pub(crate) fn scan_ioapic(&mut self) {
-        if let Some(lapic) = &self.core.lapic {
+        if let Some(chips) = self.vm.chips() {
+            self.scan_chips(chips);
+        } else if let Some(lapic) = &self.core.lapic {
             let pins = self.vm.reserved_pins();
             self.core.ioapic_eoi = self.vm.routing.lock().eoi_exit_bitmap(pins, lapic, self.vm.msi_format());
         }

@@ -10,7 +10,9 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod chips;
 pub mod clock;
+pub mod coalesced;
 mod control;
 pub mod cpuid;
 pub mod debug;

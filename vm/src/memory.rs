@@ -108,13 +108,13 @@ impl<H: Host> Ctx<'_, H> {
         }
     }
 
-    /// User space's device, in pieces of at most 8 bytes that do not cross an 8-byte boundary.
+    /// A device in the kernel or in user space, in pieces of at most 8 bytes that do not cross an 8-byte boundary.
     fn read_device(&mut self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Stop> {
         let (mut at, mut rest) = (gpa.0, buf);
         while !rest.is_empty() {
             let len = (8 - (at & 7) as usize).min(rest.len());
             let (piece, later) = rest.split_at_mut(len);
-            if !self.core.traffic.read(at, piece) {
+            if !self.vm.device_mmio_read(at, piece) && !self.core.traffic.read(at, piece) {
                 return Err(Stop::NeedUser);
             }
             at = at.wrapping_add(len as u64);

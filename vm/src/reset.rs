@@ -79,6 +79,7 @@ impl<H: Host> Ctx<'_, H> {
         if let Some(lapic) = &mut self.core.lapic {
             let effect = lapic.init();
             self.me.address.store(lapic.address());
+            self.me.lint0.store(lapic.lint0() as u8, core::sync::atomic::Ordering::Relaxed);
             self.apply_timer(effect);
         }
         self.core.mp_state = if self.vm.is_bsp(self.me.id) { MpState::Runnable } else { MpState::InitReceived };

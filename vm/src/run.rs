@@ -70,7 +70,8 @@ impl<H: Host> Ctx<'_, H> {
             if window && self.ready_for_interrupt() {
                 return Err(Next::User(UserExit::IrqWindowOpen));
             }
-            self.core.inject_pending(window);
+            let pic = self.pic_waits() && self.take_pic();
+            self.core.inject_pending(window || pic);
             match self.core.cpu.enter(self.me.thread.bell()) {
                 Exit::None => self.not_entered()?,
                 exit => {
@@ -115,13 +116,15 @@ impl<H: Host> Ctx<'_, H> {
 
     /// Does anything end HLT?
     fn wake_condition(&mut self) -> bool {
+        let pic = self.pic_waits();
         let core = &mut *self.core;
         if core.mp_state != MpState::Halted {
             return false;
         }
         let unhalted = self.me.mail.unhalt.swap(false, core::sync::atomic::Ordering::AcqRel);
         let inject = &core.inject;
-        let interrupt = inject.external.is_some() || core.lapic.as_ref().is_some_and(|l| l.pending_vector().is_some());
+        let interrupt =
+            inject.external.is_some() || core.lapic.as_ref().is_some_and(|l| l.pending_vector().is_some()) || pic;
         unhalted || inject.busy() || inject.nmi_pending > 0 && !inject.nmi_masked || interrupt && core.interruptible()
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     Vm, clock::VcpuClock, cpuid::GuestCpuid, debug::DebugState, inject::Injection, mmio::Traffic, msr::MsrState,
     run::Next, state::MpState, user::Pending,
 };
-use core::sync::atomic::{AtomicBool, AtomicU32};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
 use host::{CpuFeatures, Host, OneBox};
 use irqchip::{AddressCell, Lapic, Pir};
 use lock_api::Mutex;
@@ -24,8 +24,10 @@ pub struct Vcpu<H: Host> {
     pub address: AddressCell,
     /// Other events that others post.
     pub mail: Mail,
-    /// `kvm_run`, the PIO data page, the coalesced ring: what mmap of the vCPU file shows, in this order.
-    pub pages: [H::SharedPage; 3],
+    /// [`Lint0`](irqchip::Lint0) of the local APIC, as a number.
+    pub lint0: AtomicU8,
+    /// `kvm_run` and the PIO data page: what mmap of the vCPU file shows, in this order, before the VM's coalesced ring.
+    pub pages: [H::SharedPage; 2],
     /// Everything else. Held for the length of each vCPU ioctl.
     pub core: Mutex<H::RawMutex, Core<H>>,
 }
@@ -109,7 +111,7 @@ pub struct Ctx<'a, H: Host> {
 impl<H: Host> Vcpu<H> {
     /// The page that holds the data of KVM_EXIT_IO.
     pub(crate) fn pio_page(&self) -> &H::SharedPage {
-        let [_, pio, _] = &self.pages;
+        let [_, pio] = &self.pages;
         pio
     }
 }

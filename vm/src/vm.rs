@@ -1,6 +1,8 @@
 //! A VM: what its vCPUs share.
 
+use crate::chips::{Chips, Resampler};
 use crate::clock::{VcpuClock, VmClock};
+use crate::coalesced::Coalesced;
 use crate::debug::DebugState;
 use crate::inject::Injection;
 use crate::ioeventfd::{IoEventSpec, IoEvents};
@@ -12,7 +14,7 @@ use crate::user::Pending;
 use crate::vcpu::{Core, Ctx, Mail, Vcpu};
 use crate::{cpuid::GuestCpuid, irqchip};
 use ::irqchip::{Address, AddressCell, ChipMode, Lapic, Pir, RoutingTable};
-use alloc::boxed::Box;
+use alloc::{boxed::Box, vec::Vec};
 use arch::Hva;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use host::{CpuConfig, Errno, Host, OneBox, Request, VcpuThread, try_box};
@@ -60,6 +62,8 @@ pub struct Config {
 
 /// A virtual machine.
 pub struct Vm<H: Host> {
+    /// Timers of the devices. The first to go: an expiry uses the rest.
+    pub alarms: H::Alarms,
     /// The machine under it.
     pub host: H,
     /// Guest memory.
@@ -78,10 +82,17 @@ pub struct Vm<H: Host> {
     ioevents: RwLock<H::RawRwSem, IoEvents<H>>,
     ioevents_used: AtomicBool,
     /// Where the interrupt controllers are: 0 nowhere, 1 split, 2 all in the kernel.
-    chip: AtomicU8,
+    pub(crate) chip: AtomicU8,
     reserved_pins: AtomicU32,
+    /// The interrupt controllers beside the local APICs.
+    pub(crate) chips: OnceBox<[Chips<H>; 1]>,
+    /// Eventfds that are told of the end of interrupts.
+    pub(crate) resamplers: Mutex<H::RawSpinIrq, Vec<Resampler<H::EventFd>>>,
+    pub(crate) resamplers_used: AtomicBool,
+    /// Coalesced MMIO and PIO.
+    pub coalesced: Coalesced<H>,
     /// Serialises what changes the VM's shape (KVM's `kvm->lock`).
-    shape: Mutex<H::RawMutex, ()>,
+    pub(crate) shape: Mutex<H::RawMutex, ()>,
     vcpus: [OnceBox<Leaf<H>>; FANOUT],
     count: AtomicUsize,
 }
@@ -101,6 +112,11 @@ impl<H: Host> Vm<H> {
             ioevents_used: AtomicBool::new(false),
             chip: AtomicU8::new(0),
             reserved_pins: AtomicU32::new(0),
+            chips: OnceBox::new(),
+            resamplers: Mutex::new(Vec::new()),
+            resamplers_used: AtomicBool::new(false),
+            coalesced: Coalesced::new(&host)?,
+            alarms: host.new_alarms()?,
             shape: Mutex::new(()),
             vcpus: [const { OnceBox::new() }; FANOUT],
             count: AtomicUsize::new(0),
@@ -190,9 +206,10 @@ impl<H: Host> Vm<H> {
         core.reset_registers(false);
         core.load_tsc();
         let thread = host.new_thread()?;
-        let pages = [host.new_shared_page()?, host.new_shared_page()?, host.new_shared_page()?];
+        let pages = [host.new_shared_page()?, host.new_shared_page()?];
         let (pir, mail) = (Pir::new(), Mail::default());
-        try_box(|| Vcpu { id, index, thread, pir, address, mail, pages, core: Mutex::new(core) })
+        let lint0 = AtomicU8::new(core.lapic.as_ref().map_or(0, |l| l.lint0() as u8));
+        try_box(|| Vcpu { id, index, thread, pir, address, lint0, mail, pages, core: Mutex::new(core) })
     }
 
     /// The vCPU that was created as number `index`.
@@ -320,18 +337,32 @@ impl<H: Host> Vm<H> {
     /// A port write that something in the kernel takes. False: it is user space's.
     #[inline]
     pub(crate) fn device_port_write(&self, port: u16, data: &[u8]) -> bool {
-        self.ioevents_used.load(Relaxed) && self.ioevents.read().write(true, port.into(), data)
+        self.chip_port_write(port, data)
+            || self.ioevents_used.load(Relaxed) && self.ioevents.read().write(true, port.into(), data)
+            || self.coalesced.write(true, port.into(), data)
     }
 
     /// A port read that something in the kernel answers.
     #[inline]
-    pub(crate) fn device_port_read(&self, _port: u16, _data: &mut [u8]) -> bool {
-        false
+    pub(crate) fn device_port_read(&self, port: u16, data: &mut [u8]) -> bool {
+        self.chip_port_read(port, data)
     }
 
     /// An MMIO write that something in the kernel takes.
     pub(crate) fn device_mmio_write(&self, gpa: u64, data: &[u8]) -> bool {
-        self.ioevents_used.load(Relaxed) && self.ioevents.read().write(false, gpa, data)
+        self.chip_mmio_write(gpa, data)
+            || self.ioevents_used.load(Relaxed) && self.ioevents.read().write(false, gpa, data)
+            || self.coalesced.write(false, gpa, data)
+    }
+
+    /// An MMIO read that something in the kernel answers.
+    pub(crate) fn device_mmio_read(&self, gpa: u64, data: &mut [u8]) -> bool {
+        self.chip_mmio_read(gpa, data)
+    }
+
+    /// Page `index` of the mapping of a vCPU's file.
+    pub fn vcpu_page<'a>(&'a self, v: &'a Vcpu<H>, index: usize) -> Option<&'a H::SharedPage> {
+        v.pages.get(index).or((index == v.pages.len()).then_some(&self.coalesced.page))
     }
 
     /// Rings every vCPU, and gets those out of the guest that are in it.

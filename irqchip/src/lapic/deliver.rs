@@ -6,6 +6,18 @@ use crate::address::Accept;
 use crate::bits::Bits256;
 use crate::message::{DeliveryMode, Message, Shorthand};
 
+/// Where a signal at LINT0 goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Lint0 {
+    /// Nowhere, or into IRR.
+    Other = 0,
+    /// The 8259's vector is taken.
+    ExtInt = 1,
+    /// NMI: the NMI watchdog of old.
+    Nmi = 2,
+}
+
 /// ESR bits, APM volume 2 section 16.4.6.
 const SENT_ILLEGAL_VECTOR: u32 = 1 << 5;
 const RECEIVED_ILLEGAL_VECTOR: u32 = 1 << 6;
@@ -198,8 +210,18 @@ impl Lapic {
     /// Whether the 8259's INTR reaches the CPU: LINT0 is unmasked in mode ExtInt, or the APIC is hardware-disabled and
     /// the pin goes straight through (APM volume 2 section 16.3.1).
     pub fn accepts_pic_intr(&self) -> bool {
+        self.lint0() == Lint0::ExtInt
+    }
+
+    /// What a signal at LINT0 does. While the APIC is hardware-disabled the pin goes straight through to INTR.
+    pub fn lint0(&self) -> Lint0 {
         let lvt = self.lvt(Lvt::Lint0);
-        !self.hw_enabled || lvt & LVT_MASKED == 0 && DeliveryMode::from_bits(lvt >> 8) == DeliveryMode::ExtInt
+        match DeliveryMode::from_bits(lvt >> 8) {
+            _ if !self.hw_enabled => Lint0::ExtInt,
+            DeliveryMode::ExtInt if lvt & LVT_MASKED == 0 => Lint0::ExtInt,
+            DeliveryMode::Nmi if lvt & LVT_MASKED == 0 => Lint0::Nmi,
+            _ => Lint0::Other,
+        }
     }
 
     pub(super) fn send_illegal_vector(&mut self) {

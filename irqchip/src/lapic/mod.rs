@@ -21,6 +21,7 @@ use crate::bits::Bits256;
 use crate::message::Message;
 
 pub use base::Mode;
+pub use deliver::Lint0;
 pub use regs::Lvt;
 use regs::{LVT_ENTRIES, LVT_MASKED};
 pub use state::InvalidState;
@@ -72,7 +73,7 @@ pub enum Effect {
     Ipi(Message),
     /// Program the host's timer.
     Timer(TimerEffect),
-    /// Publish [`Lapic::address`] anew.
+    /// Publish [`Lapic::address`] and [`Lapic::lint0`] anew.
     AddressChanged,
 }
 

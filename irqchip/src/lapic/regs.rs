@@ -141,7 +141,11 @@ impl Lapic {
             }
             TIMER_INITIAL => Effect::Timer(self.write_initial(value, now_ns)),
             TIMER_DIVIDE => Effect::Timer(self.write_divide(value & 0xb, now_ns)),
-            LVT..=LVT_LAST => Effect::Timer(self.write_lvt((offset - LVT) as usize >> 4, value)),
+            LVT..=LVT_LAST => {
+                let index = (offset - LVT) as usize >> 4;
+                let timer = self.write_lvt(index, value);
+                if index == Lvt::Lint0 as usize { Effect::AddressChanged } else { Effect::Timer(timer) }
+            }
             ID if !x2apic => {
                 self.xapic_id = (value >> 24) as u8;
                 Effect::AddressChanged

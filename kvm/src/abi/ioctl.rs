@@ -62,6 +62,9 @@ numbers! {
     KVM_GET_IRQCHIP = iowr::<kvm_irqchip>(0x62);
     KVM_SET_IRQCHIP = ior::<kvm_irqchip>(0x63);
     KVM_IRQ_LINE_STATUS = iowr::<kvm_irq_level>(0x67);
+    KVM_CREATE_PIT = io(0x64);
+    KVM_GET_PIT = iowr::<kvm_pit_state>(0x65);
+    KVM_SET_PIT = ior::<kvm_pit_state>(0x66);
     KVM_REGISTER_COALESCED_MMIO = iow::<kvm_coalesced_mmio_zone>(0x67);
     KVM_UNREGISTER_COALESCED_MMIO = iow::<kvm_coalesced_mmio_zone>(0x68);
     KVM_SET_GSI_ROUTING = iow::<kvm_irq_routing>(0x6a);

@@ -22,6 +22,17 @@ abi! {
         4 => pad: [u32; 15],
     }
 
+    /// KVM_GET/SET_PIT, as bytes.
+    struct kvm_pit_state: 72 {
+        0 => channels: [[u64; 3]; 3],
+    }
+
+    /// KVM_REINJECT_CONTROL.
+    struct kvm_reinject_control: 32 {
+        0 => pit_reinject: u8,
+        1 => reserved: [u8; 31],
+    }
+
     /// KVM_GET/SET_PIT2, as bytes.
     struct kvm_pit_state2: 112 {
         0 => channels: [[u64; 3]; 3],

@@ -338,7 +338,7 @@ fn a_run_that_ends_with_a_port_write() {
         (arch::exit::code::IOIO, 0x3f8 << 16 | 1 << 4, 0x1002)
     });
     assert_eq!(bed.vcpu(KVM_RUN, 0), Ok(0));
-    let [run, pio, _] = &bed.vm.vcpu(0).unwrap().pages;
+    let [run, pio] = &bed.vm.vcpu(0).unwrap().pages;
     assert_eq!(run.0.u32(8), 2);
     assert_eq!((run.0.u8(32), run.0.u8(33), run.0.u16(34), run.0.u32(36)), (1, 1, 0x3f8, 1));
     assert_eq!(pio.0.u8(0), 0x41);

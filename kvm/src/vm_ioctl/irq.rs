@@ -73,17 +73,18 @@ pub fn irq_line<H: Host>(vm: &Vm<H>, arg: u64, status: bool) -> Result<(), Errno
     Ok(())
 }
 
-/// KVM_IRQFD. Errors: EINVAL (unknown flags, no in-kernel irqchip; resampling, which needs the IOAPIC in the kernel).
+/// KVM_IRQFD. Errors: EINVAL (unknown flags, no in-kernel irqchip; resampling without the IOAPIC in the kernel).
 pub fn irqfd<H: Host>(vm: &Vm<H>, arg: u64) -> Result<Irqfd, Errno> {
     let i: kvm_irqfd = get(&vm.host, arg)?;
     let assign = i.flags & KVM_IRQFD_FLAG_DEASSIGN == 0;
     let resample = i.flags & KVM_IRQFD_FLAG_RESAMPLE != 0;
     if i.flags & !(KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE) != 0
-        || assign && (resample || vm.chip_mode() == ChipMode::None)
+        || assign && (vm.chip_mode() == ChipMode::None || resample && vm.chip_mode() != ChipMode::Kernel)
     {
         return Err(Errno::EINVAL);
     }
-    Ok(Irqfd { fd: i.fd as i32, gsi: i.gsi, assign })
+    let resample = (assign && resample).then_some(i.resamplefd as i32);
+    Ok(Irqfd { fd: i.fd as i32, gsi: i.gsi, resample, assign })
 }
 
 /// KVM_IOEVENTFD. Errors: EINVAL (length, wrap-around, flags), EBADF, EEXIST, ENOENT, ENOSPC, ENOMEM.

@@ -1,5 +1,6 @@
 //! ioctls on a VM (KVM API document, section 4, "Type: vm ioctl").
 
+mod chips;
 mod enable_cap;
 mod filter;
 mod irq;
@@ -35,6 +36,8 @@ pub struct Irqfd {
     pub fd: i32,
     /// What it raises.
     pub gsi: u32,
+    /// The eventfd that is told when the interrupt ended; it stays raised until then.
+    pub resample: Option<i32>,
     /// Bind (else unbind).
     pub assign: bool,
 }
@@ -64,9 +67,22 @@ pub fn vm_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<VmReply, Errn
         KVM_IRQ_LINE => done(irq::irq_line(vm, arg, false))?,
         KVM_IRQ_LINE_STATUS => done(irq::irq_line(vm, arg, true))?,
         KVM_IOEVENTFD => done(irq::ioeventfd(vm, arg))?,
-        // There are no interrupt controllers of these kinds in the kernel.
-        KVM_GET_IRQCHIP | KVM_SET_IRQCHIP | KVM_GET_PIT2 | KVM_SET_PIT2 | KVM_REINJECT_CONTROL => {
-            return Err(Errno::ENXIO);
+        KVM_CREATE_IRQCHIP => done(vm.create_irqchip())?,
+        KVM_GET_IRQCHIP => done(chips::get_irqchip(vm, arg))?,
+        KVM_SET_IRQCHIP => done(chips::set_irqchip(vm, arg))?,
+        KVM_CREATE_PIT => done(vm.create_pit(vm::chips::SPEAKER_DUMMY))?,
+        KVM_CREATE_PIT2 => done(vm.create_pit(get::<H, kvm_pit_config>(host, arg)?.flags))?,
+        KVM_GET_PIT => done(chips::get_pit(vm, arg))?,
+        KVM_SET_PIT => done(chips::set_pit(vm, arg))?,
+        KVM_GET_PIT2 => done(chips::get_pit2(vm, arg))?,
+        KVM_SET_PIT2 => done(chips::set_pit2(vm, arg))?,
+        KVM_REINJECT_CONTROL => {
+            done(vm.set_pit_reinject(get::<H, kvm_reinject_control>(host, arg)?.pit_reinject != 0))?
+        }
+        KVM_REGISTER_COALESCED_MMIO => done(vm.coalesced.register(chips::zone(&get(host, arg)?)?))?,
+        KVM_UNREGISTER_COALESCED_MMIO => {
+            vm.coalesced.unregister(chips::zone(&get(host, arg)?)?);
+            0
         }
 
         KVM_GET_CLOCK => done(get_clock(vm, arg))?,

@@ -42,8 +42,12 @@ void hsave_mm_release(void *vm);
 /* Rust: a vCPU's timer expired; hard interrupt context. */
 void hsave_timer_expired(void *thread);
 
-/* Rust: an eventfd raises an interrupt; any context. */
-void hsave_irqfd_raise(void *vm, u32 gsi);
+/* Rust: a timer of the VM's devices expired; hard interrupt context. */
+#define HSAVE_ALARMS 2
+void hsave_alarm(void *vm, u32 which);
+
+/* Rust: an eventfd raises an interrupt, until its end is acknowledged if it is resampled; any context. */
+void hsave_irqfd_raise(void *vm, u32 gsi, bool resample);
 
 /* Between files of the shim. */
 int hsave_cpus_start(void);

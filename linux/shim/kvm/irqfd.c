@@ -18,6 +18,7 @@ struct hsave_irqfd {
 	struct eventfd_ctx *ctx;
 	void *vm;
 	u32 gsi;
+	bool resample;
 	bool dead;
 };
 
@@ -33,7 +34,7 @@ static int wakeup(wait_queue_entry_t *wait, unsigned int mode, int sync, void *k
 	if (!(events & EPOLLIN))
 		return 0;
 	eventfd_ctx_do_read(i->ctx, &count);
-	hsave_irqfd_raise(i->vm, i->gsi);
+	hsave_irqfd_raise(i->vm, i->gsi, i->resample);
 	return 1;
 }
 
@@ -43,7 +44,7 @@ static void queue(struct file *file, wait_queue_head_t *head, poll_table *table)
 }
 
 /* Binds the eventfd to the VM's gsi; it raises from here on. An ERR_PTR: -EBADF, -EINVAL, -ENOMEM. */
-struct hsave_irqfd *hsave_irqfd_new(int fd, void *vm, u32 gsi)
+struct hsave_irqfd *hsave_irqfd_new(int fd, void *vm, u32 gsi, bool resample)
 {
 	struct hsave_irqfd *i;
 	struct file *file = fget(fd);
@@ -57,6 +58,7 @@ struct hsave_irqfd *hsave_irqfd_new(int fd, void *vm, u32 gsi)
 	}
 	i->vm = vm;
 	i->gsi = gsi;
+	i->resample = resample;
 	i->ctx = eventfd_ctx_fileget(file);
 	if (IS_ERR(i->ctx)) {
 		int err = PTR_ERR(i->ctx);
@@ -69,7 +71,7 @@ struct hsave_irqfd *hsave_irqfd_new(int fd, void *vm, u32 gsi)
 	init_poll_funcptr(&i->table, queue);
 	/* What was signalled before counts too: nobody is woken for it any more. */
 	if (vfs_poll(file, &i->table) & EPOLLIN)
-		hsave_irqfd_raise(vm, gsi);
+		hsave_irqfd_raise(vm, gsi, resample);
 	fput(file);
 	return i;
 }

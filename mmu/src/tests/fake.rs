@@ -207,6 +207,7 @@ impl Host for Fake {
     type UserPage = FakePage;
     type SharedPage = Never;
     type EventFd = Never;
+    type Alarms = Never;
     type Fpu = Never;
 
     fn alloc_table(&self) -> Result<HostPa, Errno> {
@@ -302,6 +303,9 @@ impl Host for Fake {
         unreachable!()
     }
     fn new_fpu(&self) -> Result<Never, Errno> {
+        unreachable!()
+    }
+    fn new_alarms(&self) -> Result<Never, Errno> {
         unreachable!()
     }
     fn new_shared_page(&self) -> Result<Never, Errno> {

@@ -197,7 +197,7 @@ impl Machine {
 
     /// Its page of port data.
     pub fn port_data(&self, vcpu: usize) -> &PageCells {
-        let [_, data, _] = &self.cpu(vcpu).pages;
+        let [_, data] = &self.cpu(vcpu).pages;
         data.cells()
     }
 

@@ -1,0 +1,383 @@
+//! The interrupt controllers beside the local APICs, in the kernel (KVM_CREATE_IRQCHIP): two 8259s, the IOAPIC, and the
+//! PIT that some clients add.
+//!
+//! Each machine has its own lock, taken with interrupts off, because eventfds and timers raise lines from anywhere. Messages
+//! are delivered under the IOAPIC's lock, so that Remote IRR tells the truth; nothing else is locked below it.
+
+mod pit;
+mod ports;
+mod state;
+
+use crate::{Ctx, Vcpu, Vm};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
+use host::{Alarm, Alarms, Errno, EventFd, Host, Request, try_box, try_push};
+use irqchip::{
+    Accept, Chip, ChipMode, Eoi, EoiPin, IOAPIC_PINS, Ioapic, IoapicWrite, Line, Lint0, Message, Pic, PinMessage,
+    RoutingTable, Target,
+};
+use lock_api::Mutex;
+use once_cell::race::OnceBox;
+
+pub use pit::SPEAKER_DUMMY;
+pub use state::PIT_STATE;
+
+/// Most irqfds with a resample eventfd in a VM: each end of an interrupt looks through them.
+const MOST_RESAMPLERS: usize = 1000;
+/// How long a level interrupt is put off that is raised again and again, as on stock.
+const STORM_NS: u64 = 10_000_000;
+
+/// Who drives a line: a line is high while anybody holds it so (`KVM_*_IRQ_SOURCE_ID`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Source {
+    /// KVM_IRQ_LINE and irqfds without resampling.
+    User = 0,
+    /// irqfds with resampling.
+    Resample = 1,
+    /// The PIT.
+    Pit = 2,
+}
+
+/// The controllers of one VM.
+pub(crate) struct Chips<H: Host> {
+    pic: Mutex<H::RawSpinIrq, Pic>,
+    /// The 8259s' INTR, to be looked at without their lock.
+    intr: AtomicBool,
+    ioapic: Mutex<H::RawSpinIrq, Ioapic>,
+    /// Pins put off by [`EoiPin::Storm`], a bit each.
+    storm: AtomicU32,
+    pit: OnceBox<[pit::PitDevice<H>; 1]>,
+}
+
+/// An eventfd that is told when the interrupt of a GSI ended.
+pub(crate) struct Resampler<E> {
+    gsi: u32,
+    event: E,
+}
+
+impl<H: Host> Chips<H> {
+    fn pit(&self) -> Option<&pit::PitDevice<H>> {
+        let [pit] = self.pit.get()?;
+        Some(pit)
+    }
+}
+
+impl<H: Host> Vm<H> {
+    #[inline]
+    pub(crate) fn chips(&self) -> Option<&Chips<H>> {
+        let [chips] = self.chips.get()?;
+        Some(chips)
+    }
+
+    /// KVM_CREATE_IRQCHIP. Errors: EEXIST (there is an irqchip), EINVAL (there are vCPUs), ENOMEM.
+    pub fn create_irqchip(&self) -> Result<(), Errno> {
+        let _shape = self.shape.lock();
+        if self.chip_mode() != ChipMode::None {
+            return Err(Errno::EEXIST);
+        }
+        if self.has_vcpus() {
+            return Err(Errno::EINVAL);
+        }
+        let routes = RoutingTable::default_kernel().map_err(|_| Errno::ENOMEM)?;
+        let chips = try_box(|| Chips {
+            pic: Mutex::new(Pic::new()),
+            intr: AtomicBool::new(false),
+            ioapic: Mutex::new(Ioapic::new()),
+            storm: AtomicU32::new(0),
+            pit: OnceBox::new(),
+        })?;
+        self.chips.set(chips.into_inner()).map_err(|_| Errno::EEXIST)?;
+        *self.routing.lock() = routes;
+        self.chip.store(2, Release);
+        Ok(())
+    }
+
+    /// Raises or lowers a GSI, from KVM_IRQ_LINE. Ok: as KVM_IRQ_LINE_STATUS: the number of vCPUs that took it, 0 if it
+    /// was pending already, -1 if it is masked or leads nowhere.
+    pub fn set_gsi(&self, gsi: u32, level: bool) -> i32 {
+        self.drive_gsi(gsi, Source::User, level)
+    }
+
+    pub(crate) fn drive_gsi(&self, gsi: u32, source: Source, level: bool) -> i32 {
+        let mut status = -1i32;
+        for target in self.targets(gsi).into_iter().flatten() {
+            let r = match target {
+                Target::Pin { chip, pin } => self.drive_pin(chip, pin, source, level),
+                Target::Msi { address, data } if level => self.deliver_msi(address, data),
+                Target::Msi { .. } => -1,
+            };
+            if r >= 0 {
+                status = status.max(0).saturating_add(r);
+            }
+        }
+        status
+    }
+
+    /// An edge on a GSI, from an eventfd. Any context.
+    pub fn pulse_gsi(&self, gsi: u32) {
+        for target in self.targets(gsi).into_iter().flatten() {
+            match target {
+                Target::Pin { chip, pin } => {
+                    self.drive_pin(chip, pin, Source::User, true);
+                    self.drive_pin(chip, pin, Source::User, false);
+                }
+                Target::Msi { address, data } => {
+                    self.deliver_msi(address, data);
+                }
+            }
+        }
+    }
+
+    /// A GSI goes high and stays so until the guest ends the interrupt, from an eventfd with resampling. Any context.
+    pub fn raise_until_eoi(&self, gsi: u32) {
+        self.drive_gsi(gsi, Source::Resample, true);
+    }
+
+    /// Where a GSI leads: at most a PIC and the IOAPIC, or an MSI.
+    fn targets(&self, gsi: u32) -> [Option<Target>; 3] {
+        let mut targets = [None; 3];
+        for (t, r) in targets.iter_mut().zip(self.routing.lock().lookup(gsi)) {
+            *t = Some(r.target);
+        }
+        targets
+    }
+
+    fn deliver_msi(&self, address: u64, data: u32) -> i32 {
+        self.send(&Message::from_msi(address, data, self.msi_format()), None).map_or(-1, |n| n as i32)
+    }
+
+    fn drive_pin(&self, chip: Chip, pin: u8, source: Source, level: bool) -> i32 {
+        let Some(chips) = self.chips() else { return -1 };
+        match chip {
+            Chip::PicMaster | Chip::PicSlave => {
+                let first = if chip == Chip::PicSlave { 8 } else { 0 };
+                let mut pic = chips.pic.lock();
+                let status = pic.set_irq(first + pin, source as u8, level);
+                self.publish_intr(chips, &pic);
+                status
+            }
+            Chip::Ioapic => {
+                let mut ioapic = chips.ioapic.lock();
+                match ioapic.set_irq(pin, source as u8, level) {
+                    Line::Lowered => 1,
+                    Line::Coalesced => 0,
+                    Line::Ignored => -1,
+                    Line::Deliver(m) => self.deliver_pin(&mut ioapic, &m),
+                }
+            }
+        }
+    }
+
+    /// Delivers what a pin of the IOAPIC sends: the number of vCPUs that took it, -1 if it addresses none.
+    fn deliver_pin(&self, ioapic: &mut Ioapic, m: &PinMessage) -> i32 {
+        match self.send(&m.message, None) {
+            Some(0) => {
+                ioapic.refused(m.pin);
+                0
+            }
+            Some(n) => n as i32,
+            None => -1,
+        }
+    }
+
+    /// Tells the vCPU whose LINT0 takes the 8259s' interrupts that there is one.
+    fn publish_intr(&self, chips: &Chips<H>, pic: &Pic) {
+        let now = pic.output();
+        if chips.intr.swap(now, AcqRel) || !now {
+            return;
+        }
+        if let Some(v) = self.vcpus().find(|v| v.lint0.load(Relaxed) == Lint0::ExtInt as u8) {
+            v.thread_ring_event();
+        }
+    }
+
+    /// The end of a level interrupt, or of one that somebody waits for, on some local APIC.
+    fn ioapic_eoi(&self, chips: &Chips<H>, eoi: &Eoi) {
+        let pins = chips.ioapic.lock().pins_of_vector(eoi.vector);
+        for pin in (0..IOAPIC_PINS as u8).filter(|pin| pins & 1 << pin != 0) {
+            // Who waits lowers the line before the IOAPIC looks at it again.
+            self.interrupt_ended(chips, Chip::Ioapic, pin);
+            let mut ioapic = chips.ioapic.lock();
+            match ioapic.eoi_pin(pin, eoi) {
+                EoiPin::None => {}
+                EoiPin::Deliver(m) => {
+                    self.deliver_pin(&mut ioapic, &m);
+                }
+                EoiPin::Storm => {
+                    chips.storm.fetch_or(1 << pin, AcqRel);
+                    self.alarms.arm(Alarm::Ioapic, self.host.now_ns().saturating_add(STORM_NS));
+                }
+            }
+        }
+    }
+
+    /// A timer of the devices expired. Any context.
+    pub fn alarm(&self, which: Alarm) {
+        let Some(chips) = self.chips() else { return };
+        match which {
+            Alarm::Pit => self.pit_expired(chips),
+            Alarm::Ioapic => {
+                let pins = chips.storm.swap(0, AcqRel);
+                for pin in (0..IOAPIC_PINS as u8).filter(|pin| pins & 1 << pin != 0) {
+                    let mut ioapic = chips.ioapic.lock();
+                    if let Some(m) = ioapic.redeliver(pin) {
+                        self.deliver_pin(&mut ioapic, &m);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The guest ended the interrupt of a pin: tells the PIT and the eventfds that wait for it.
+    fn interrupt_ended(&self, chips: &Chips<H>, chip: Chip, pin: u8) {
+        let Some(gsi) = self.routing.lock().gsi_of(chip, pin) else { return };
+        if gsi == pit::GSI {
+            self.pit_acknowledged(chips);
+        }
+        if self.resamplers_used.load(Relaxed) {
+            self.resample(gsi);
+        }
+    }
+
+    fn interrupts_ended(&self, chips: &Chips<H>, pic_pins: u16) {
+        for pin in (0..16u8).filter(|pin| pic_pins & 1 << pin != 0) {
+            let chip = if pin < 8 { Chip::PicMaster } else { Chip::PicSlave };
+            self.interrupt_ended(chips, chip, pin & 7);
+        }
+    }
+
+    fn resample(&self, gsi: u32) {
+        let waits = |r: &&Resampler<H::EventFd>| r.gsi == gsi;
+        if self.resamplers.lock().iter().find(waits).is_none() {
+            return;
+        }
+        self.drive_gsi(gsi, Source::Resample, false);
+        for r in self.resamplers.lock().iter().filter(waits) {
+            r.event.signal();
+        }
+    }
+
+    /// From now on `event` is signalled when the guest ends the interrupt of `gsi`. Errors: ENOSPC, ENOMEM.
+    pub fn add_resampler(&self, gsi: u32, event: H::EventFd) -> Result<(), Errno> {
+        let mut list = alloc::vec::Vec::new();
+        let _shape = self.shape.lock();
+        // Room is made outside of the lock that interrupts take.
+        let len = self.resamplers.lock().len();
+        if len >= MOST_RESAMPLERS {
+            return Err(Errno::ENOSPC);
+        }
+        list.try_reserve_exact(len.saturating_add(1)).map_err(|_| Errno::ENOMEM)?;
+        let mut now = self.resamplers.lock();
+        core::mem::swap(&mut *now, &mut list);
+        for r in list.drain(..) {
+            try_push(&mut now, r)?;
+        }
+        try_push(&mut now, Resampler { gsi, event })?;
+        drop(now);
+        drop(list);
+        self.resamplers_used.store(true, Relaxed);
+        self.ring_all(Request::ScanIoapic);
+        Ok(())
+    }
+
+    /// The reverse, for one that [`add_resampler`](Self::add_resampler) took; the last of a GSI lowers it.
+    pub fn remove_resampler(&self, gsi: u32, event: &H::EventFd) {
+        let gone = {
+            let mut list = self.resamplers.lock();
+            let at = list.iter().position(|r| r.gsi == gsi && r.event.same(event));
+            at.and_then(|at| host::take_at(&mut list, at))
+        };
+        drop(gone);
+        if !self.resamplers.lock().iter().any(|r| r.gsi == gsi) {
+            self.drive_gsi(gsi, Source::Resample, false);
+        }
+    }
+
+    /// Pins of the IOAPIC whose interrupt's end somebody waits for.
+    fn notified_pins(&self, chips: &Chips<H>) -> u32 {
+        let mut pins = 0;
+        for pin in 0..IOAPIC_PINS as u8 {
+            let Some(gsi) = self.routing.lock().gsi_of(Chip::Ioapic, pin) else { continue };
+            let pit = gsi == pit::GSI && chips.pit().is_some();
+            if pit || self.resamplers.lock().iter().any(|r| r.gsi == gsi) {
+                pins |= 1 << pin;
+            }
+        }
+        pins
+    }
+
+    /// A write to the IOAPIC's registers.
+    fn write_ioapic(&self, chips: &Chips<H>, offset: u32, data: &[u8]) {
+        let mut ioapic = chips.ioapic.lock();
+        let IoapicWrite { changed, mask_changed, deliver } = ioapic.mmio_write(offset, data);
+        if let Some(m) = deliver {
+            self.deliver_pin(&mut ioapic, &m);
+        }
+        drop(ioapic);
+        if changed {
+            self.ring_all(Request::ScanIoapic);
+        }
+        if let Some((pin, false)) = mask_changed {
+            self.unmasked(chips, Chip::Ioapic, pin);
+        }
+    }
+
+    /// A pin was unmasked: the PIT forgets the ticks that nobody could have taken.
+    fn unmasked(&self, chips: &Chips<H>, chip: Chip, pin: u8) {
+        if self.routing.lock().gsi_of(chip, pin) == Some(pit::GSI) {
+            if let Some(device) = chips.pit() {
+                device.pit.lock().reset_reinject();
+            }
+        }
+    }
+}
+
+impl<H: Host> Vcpu<H> {
+    /// LINT0 has the 8259s' interrupts come as NMI: the PIT's tick is one.
+    fn nmi_watchdog_tick(&self) {
+        if self.lint0.load(Relaxed) == Lint0::Nmi as u8 {
+            self.deliver(Accept::Nmi);
+        }
+    }
+}
+
+impl<H: Host> Ctx<'_, H> {
+    /// EOI of a vector in `ioapic_eoi`.
+    pub(crate) fn eoi_to_chips(&mut self, chips: &Chips<H>, eoi: Eoi) {
+        self.vm.ioapic_eoi(chips, &eoi);
+    }
+
+    /// Vectors whose EOI the IOAPIC has to know about.
+    pub(crate) fn scan_chips(&mut self, chips: &Chips<H>) {
+        let notified = self.vm.notified_pins(chips);
+        if let Some(lapic) = &self.core.lapic {
+            self.core.ioapic_eoi = chips.ioapic.lock().eoi_bitmap(lapic, notified);
+        }
+    }
+
+    /// The 8259s have an interrupt and this vCPU takes such.
+    #[inline]
+    pub(crate) fn pic_waits(&self) -> bool {
+        self.vm.chips().is_some_and(|c| c.intr.load(Relaxed)) && self.accepts_external()
+    }
+
+    /// Acknowledges the 8259s' interrupt if the guest can take it now. True: it cannot, and wants to be asked again when
+    /// it can.
+    #[cold]
+    pub(crate) fn take_pic(&mut self) -> bool {
+        let Some(chips) = self.vm.chips() else { return false };
+        if self.core.debug.control & crate::debug::BLOCKIRQ != 0 {
+            return false;
+        }
+        if self.core.inject.busy() || self.core.inject.nmi_pending > 0 || !self.core.interruptible() {
+            return true;
+        }
+        let mut pic = chips.pic.lock();
+        let ack = pic.ack();
+        self.vm.publish_intr(chips, &pic);
+        drop(pic);
+        self.core.inject.interrupt = Some(ack.vector);
+        self.vm.interrupts_ended(chips, ack.ended);
+        chips.intr.load(Relaxed)
+    }
+}

@@ -1,0 +1,77 @@
+//! The PIT as a device: its host timer, the interrupt of channel 0, and what its interrupt's end brings about.
+
+use super::{Chips, Source};
+use crate::Vm;
+use host::{Alarm, Alarms, Errno, Host, Request, try_box};
+use irqchip::{Pit, TimerEffect};
+use lock_api::Mutex;
+
+/// KVM_PIT_SPEAKER_DUMMY: port 0x61 is in the kernel too.
+pub const SPEAKER_DUMMY: u32 = 1;
+/// What channel 0 raises.
+pub(super) const GSI: u32 = 0;
+/// Shortest period: a guest must not keep the host busy with its timer (stock's `min_timer_period_us`).
+const MIN_PERIOD_NS: u64 = 200_000;
+
+pub(super) struct PitDevice<H: Host> {
+    pub pit: Mutex<H::RawSpinIrq, Pit>,
+    pub speaker: bool,
+}
+
+impl<H: Host> Vm<H> {
+    /// KVM_CREATE_PIT2. Errors: EEXIST, ENOENT (no 8259s in the kernel), ENOMEM.
+    pub fn create_pit(&self, flags: u32) -> Result<(), Errno> {
+        let _shape = self.shape.lock();
+        let chips = self.chips().ok_or(Errno::ENOENT)?;
+        if chips.pit().is_some() {
+            return Err(Errno::EEXIST);
+        }
+        let now = self.host.now_ns();
+        let device = try_box(|| PitDevice {
+            pit: Mutex::new(Pit::new(MIN_PERIOD_NS, now)),
+            speaker: flags & SPEAKER_DUMMY != 0,
+        })?;
+        chips.pit.set(device.into_inner()).map_err(|_| Errno::EEXIST)?;
+        // The ends of its interrupts are wanted.
+        self.ring_all(Request::ScanIoapic);
+        Ok(())
+    }
+
+    /// Sets the host's timer; under the PIT's lock, so that the last setting wins.
+    pub(super) fn pit_timer(&self, effect: TimerEffect) {
+        match effect {
+            TimerEffect::ArmNs(deadline) => self.alarms.arm(Alarm::Pit, deadline),
+            TimerEffect::Cancel => self.alarms.cancel(Alarm::Pit),
+            // The PIT knows no TSC.
+            TimerEffect::Keep | TimerEffect::ArmTsc(_) => {}
+        }
+    }
+
+    pub(super) fn pit_expired(&self, chips: &Chips<H>) {
+        let Some(device) = chips.pit() else { return };
+        let mut pit = device.pit.lock();
+        let tick = pit.expire(self.host.now_ns());
+        self.pit_timer(tick.timer);
+        drop(pit);
+        if tick.inject {
+            self.pit_tick();
+        }
+    }
+
+    /// The guest ended the interrupt of GSI 0.
+    pub(super) fn pit_acknowledged(&self, chips: &Chips<H>) {
+        let Some(device) = chips.pit() else { return };
+        let again = device.pit.lock().ack();
+        if again {
+            self.pit_tick();
+        }
+    }
+
+    fn pit_tick(&self) {
+        self.drive_gsi(GSI, Source::Pit, true);
+        self.drive_gsi(GSI, Source::Pit, false);
+        for v in self.vcpus() {
+            v.nmi_watchdog_tick();
+        }
+    }
+}
