@@ -1,7 +1,7 @@
 #!/bin/sh
 # boot-guest MACHINE MODE [QEMU ARGUMENTS]: boots the Linux guest on /dev/kvm in unmodified QEMU, in the
-# emulated host (or, by `./x run --here`, on this machine). MACHINE is microvm, q35 or pc; MODE is what
-# guest-init does: check, demo or shell. Afterwards the guest's work on its disk is checked from here.
+# emulated host (or, by `./x run --here`, on this machine). MACHINE is microvm, q35 or pc, or one of the
+# last two with -split: the I/O APIC in QEMU. MODE is what guest-init does: check, demo or shell. Afterwards the guest's work on its disk is checked from here.
 machine=$1 mode=$2
 shift 2
 work=${WORK:-/tmp} guest=${GUEST:-/guest} qemu=${QEMU:-qemu-system-x86_64}
@@ -13,10 +13,11 @@ mke2fs -F $disk >/dev/null 2>&1 || { echo "cannot make a file system for the gue
 mkdir -p $work/mnt
 mount -t ext4 -o loop $disk $work/mnt && cp $guest/pattern $work/mnt/ && umount $work/mnt || exit 1
 
-# Firmware and boards that have a PCI bus take a PCI disk; split keeps the I/O APIC in QEMU.
+# Firmware and boards that have a PCI bus take a PCI disk.
 case $machine in
 microvm) set -- -M microvm -device virtio-blk-device,drive=disk "$@" ;;
-*) set -- -M $machine,kernel-irqchip=split -device virtio-blk-pci,drive=disk "$@" ;;
+*-split) set -- -M ${machine%-split},kernel-irqchip=split -device virtio-blk-pci,drive=disk "$@" ;;
+*) set -- -M $machine -device virtio-blk-pci,drive=disk "$@" ;;
 esac
 append="console=ttyS0 panic=-1 printk.time=0 hsave=$mode"
 [ $mode = check ] || append="$append quiet"

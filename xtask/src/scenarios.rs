@@ -54,6 +54,8 @@ pub const ALL: &[Scenario] = &[
     boot("boot-microvm", "boot-guest microvm check"),
     boot("boot-q35", "boot-guest q35 check"),
     boot("boot-pc", "boot-guest pc check"),
+    boot("boot-q35-split", "boot-guest q35-split check"),
+    boot("boot-pc-split", "boot-guest pc-split check"),
     // What KVM offers and allows, line by line as stock's.
     Scenario {
         compare: true,

@@ -1,7 +1,7 @@
 //! The parts of a machine that the mmu never asks for, as types without values.
 
 use arch::{CleanBits, ControlArea, EventInj, Exit, HostPa, Intercepts, NestedRoot, SaveArea};
-use host::{Cpu, Doorbell, Errno, EventFd, ExtraRegs, Fpu, PageCells, SharedPage, VcpuThread};
+use host::{Alarm, Alarms, Cpu, Doorbell, Errno, EventFd, ExtraRegs, Fpu, PageCells, SharedPage, VcpuThread};
 
 pub enum Never {}
 
@@ -50,6 +50,10 @@ never! {
     SharedPage {
         fn cells(&self) -> &PageCells;
         fn pa(&self) -> HostPa;
+    }
+    Alarms {
+        fn arm(&self, _: Alarm, _: u64);
+        fn cancel(&self, _: Alarm);
     }
     EventFd {
         fn signal(&self);

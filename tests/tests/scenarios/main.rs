@@ -1,5 +1,6 @@
 //! The hypervisor on a simulated machine: what a VMM sees of what a guest does.
 
+mod chips;
 mod clock;
 mod control;
 mod cpuid;
