@@ -7,7 +7,7 @@ use crate::{
     kernels::{self, Kernel},
     module, panics, profile, run,
     test::{self, Selection},
-    tidy,
+    tidy, verify,
 };
 use anyhow::{Context, Result};
 use clap::{Args as ClapArgs, Parser, Subcommand};
@@ -78,6 +78,16 @@ pub enum Command {
         /// Where the two modules are put
         #[arg(long)]
         out: PathBuf,
+    },
+    /// Prove the rules of the world switch on a built kvm.ko
+    Verify {
+        module: PathBuf,
+        /// Show the path that is nearly always taken
+        #[arg(long)]
+        listing: bool,
+        /// Count its costly instructions
+        #[arg(long)]
+        costs: bool,
     },
     /// Fetch the Debian kernels and tools that the tests use into the cache
     Fetch {
@@ -156,6 +166,7 @@ impl Command {
                 };
                 module::build(&env, &kdir, &out)?;
             }
+            Self::Verify { module, listing, costs } => verify::command(&module, listing, costs)?,
             Self::Host(host) => return host.run(&env),
             Self::Fetch { refresh } => kernels::fetch_all(&env, refresh)?,
         }

@@ -29,6 +29,7 @@ mod sysroot;
 mod test;
 mod tidy;
 mod ui;
+mod verify;
 
 use clap::Parser;
 use std::process::ExitCode;

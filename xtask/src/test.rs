@@ -8,7 +8,7 @@ use crate::{
     kernels::{self, Kernel},
     module, object, panics, payload, proc, rust_src,
     scenarios::{self, Scenario},
-    tidy, ui,
+    tidy, ui, verify,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
@@ -133,6 +133,9 @@ fn modules(env: &Env, selection: &Selection, tally: &mut Tally) -> BTreeMap<Kern
             Ok(out)
         };
         if let Some(out) = tally.check(&format!("module {kernel}"), build) {
+            if selection.wants("verify") {
+                tally.check(&format!("verify {kernel}"), || verify::module(&out.join("kvm.ko")).map(drop));
+            }
             built.insert(kernel, out);
         }
     }

@@ -30,15 +30,19 @@ bool hsave_may_enter(void)
 	return true;
 }
 
-void hsave_guest_enter(void)
+/* GIF is clear around these two, and RCU does not watch in between: nothing of them may be traced. */
+noinstr void hsave_guest_enter(void)
 {
+	instrumentation_begin();
 	guest_timing_enter_irqoff();
+	instrumentation_end();
 	context_tracking_guest_enter();
 }
 
-void hsave_guest_exit(void)
+noinstr void hsave_guest_exit(void)
 {
 	context_tracking_guest_exit();
+	instrumentation_begin();
 	if (hw_breakpoint_active())
 		hw_breakpoint_restore();
 #ifdef X86_FEATURE_IBPB_EXIT_TO_USER
@@ -46,6 +50,7 @@ void hsave_guest_exit(void)
 	if (cpu_feature_enabled(X86_FEATURE_IBPB_EXIT_TO_USER))
 		this_cpu_write(x86_ibpb_exit_to_user, true);
 #endif
+	instrumentation_end();
 }
 
 /* With an interrupt pending it is taken here: a tick that ended the run is the guest's time. */

@@ -18,7 +18,8 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("linux", &["arch", "host", "switch", "kvm", "vm"]),
     ("sim", &["arch", "host"]),
     ("tests", &["kvm", "sim", "vm"]),
-    ("xtask", &[]),
+    ("verify", &["switch"]),
+    ("xtask", &["verify"]),
 ];
 
 /// Compares the manifests with the table; a crate that is not in it is a finding.

@@ -1,0 +1,52 @@
+//! Names and numbers that the rules refer to.
+
+use core::mem::offset_of;
+use switch::{CpuData, VcpuCtx};
+
+/// The world switch.
+pub const ENTRY: &str = "hsave_vcpu_run";
+/// The mitigations that are reached by direct jump, and the labels that they jump back to.
+pub const CLEAR_BUFFERS: &str = "hsave_mitigate_entry";
+pub const RSB: &str = "hsave_mitigate_exit_rsb";
+pub const UNTRAIN: &str = "hsave_mitigate_exit_untrain";
+/// What follows the name of a piece at its way back.
+pub const DONE: &str = "_done";
+/// The kernel's untraining, which returns without prediction of the guest's: the only calls before the first RET.
+pub const UNTRAINING: &[&str] = &[
+    "entry_untrain_ret",
+    "retbleed_untrain_ret",
+    "srso_untrain_ret",
+    "srso_alias_untrain_ret",
+    "zen_untrain_ret",
+    "entry_ibpb",
+    "write_ibpb",
+];
+/// Functions that the caller may call with GIF clear.
+pub const WITH_GIF_CLEAR: &[&str] = &["hsave_guest_enter", "hsave_guest_exit", ENTRY];
+/// Jumping there is a RET.
+pub const RETURN_THUNK: &str = "__x86_return_thunk";
+/// Going there is an indirect branch.
+pub const INDIRECT_THUNK: &str = "__x86_indirect_";
+/// The host's SPEC_CTRL, and our per-CPU data.
+pub const HOST_SPEC_CTRL: &str = "x86_spec_ctrl_current";
+pub const CPU_DATA: &str = "hsave_cpu_data";
+/// Return address, callee-saved registers, three words of our own, and what RSB stuffing needs.
+pub const MOST_STACK: usize = 8 * (1 + 6 + 3 + 4);
+/// IA32_SPEC_CTRL.
+pub const SPEC_CTRL: u64 = 0x48;
+/// Registers that a function gives back (System V ABI): RBX, RBP, R12 to R15.
+pub const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
+/// Registers that carry arguments beyond the third: RCX, R8, R9.
+pub const TOO_MANY_ARGUMENTS: [u8; 3] = [1, 8, 9];
+
+/// Offsets in the structures of `switch`, from their types.
+pub struct Layout;
+
+impl Layout {
+    pub const REGS: i64 = offset_of!(VcpuCtx, regs) as i64;
+    pub const VMCB01: i64 = offset_of!(VcpuCtx, vmcb01) as i64;
+    pub const VMCB: i64 = offset_of!(VcpuCtx, vmcb) as i64;
+    pub const SPEC_CTRL: i64 = offset_of!(VcpuCtx, spec_ctrl) as i64;
+    pub const FAULTED: i64 = offset_of!(VcpuCtx, faulted) as i64;
+    pub const HSAVE_PA: i64 = offset_of!(CpuData, hsave_pa) as i64;
+}

@@ -1,0 +1,296 @@
+//! What one instruction does to the abstract state, and which rules it breaks.
+
+use crate::module::{Decoded, Target};
+use crate::rules::{CPU_DATA, HOST_SPEC_CTRL, Layout, SPEC_CTRL};
+use crate::state::{Flags, SpecCtrl, Stage, State, Value};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, UsedMemory};
+
+/// RAX, RCX, RDX, RSP by encoding.
+const RAX: usize = 0;
+const RCX: usize = 1;
+const RDX: usize = 2;
+const RSP: u8 = 4;
+/// The vCPU pointer: the first argument, in RDI. The flag: the second, in RSI.
+const VCPU: Value = Value::Initial(7);
+const FLAG: Value = Value::Initial(6);
+
+/// The encoding of a general register, whatever part of it is named.
+pub fn gpr(r: Register) -> Option<u8> {
+    r.is_gpr().then(|| r.full_register().number() as u8)
+}
+
+/// Where a memory operand lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Location {
+    /// A field of the vCPU.
+    Field(i64),
+    /// So many bytes above RSP.
+    Stack(u64),
+    HostSpecCtrl,
+    Other,
+}
+
+impl State {
+    fn reg(&self, r: Register) -> Value {
+        gpr(r).map_or(Value::Unknown, |n| self.regs[usize::from(n)])
+    }
+
+    fn set(&mut self, r: Register, v: Value) {
+        if let Some(n) = gpr(r) {
+            self.regs[usize::from(n)] = v;
+        }
+    }
+
+    /// Has the register something of the guest's?
+    pub fn is_the_guests(v: Value) -> bool {
+        match v {
+            Value::Guest(_) | Value::Tainted => true,
+            Value::Field(at) => (Layout::REGS..Layout::VMCB01).contains(&at),
+            _ => false,
+        }
+    }
+
+    fn location(&self, d: &Decoded) -> Location {
+        let i = &d.insn;
+        let symbol = match &d.memory {
+            Some((Target::Extern(name), by)) => Some((name.clone(), *by)),
+            _ => None,
+        };
+        if i.segment_prefix() == Register::GS {
+            return match symbol {
+                Some((name, 0)) if name == HOST_SPEC_CTRL => Location::HostSpecCtrl,
+                _ => Location::Other,
+            };
+        }
+        if i.memory_index() != Register::None {
+            return Location::Other;
+        }
+        let disp = i.memory_displacement64() as i64;
+        match i.memory_base() {
+            Register::RSP => Location::Stack(disp as u64),
+            base if gpr(base).is_some() && self.reg(base) == VCPU => Location::Field(disp),
+            _ => Location::Other,
+        }
+    }
+
+    fn load(&self, d: &Decoded, cpu_data: &dyn Fn(&Target, i64) -> bool) -> Value {
+        if d.insn.segment_prefix() == Register::GS {
+            if let Some((target, by)) = &d.memory {
+                if cpu_data(target, *by) {
+                    return Value::HsavePa;
+                }
+            }
+        }
+        match self.location(d) {
+            Location::Field(at) => Value::Field(at),
+            Location::Stack(up) if up % 8 == 0 => {
+                let n = self.stack.len().checked_sub(1 + (up / 8) as usize);
+                n.map_or(Value::Unknown, |n| self.stack[n])
+            }
+            Location::HostSpecCtrl => Value::HostSpecCtrl,
+            Location::Stack(_) | Location::Other => Value::Unknown,
+        }
+    }
+
+    fn source(&self, d: &Decoded, operand: u32, cpu_data: &dyn Fn(&Target, i64) -> bool) -> Value {
+        let i = &d.insn;
+        match i.op_kind(operand) {
+            OpKind::Register => self.reg(i.op_register(operand)),
+            OpKind::Memory => self.load(d, cpu_data),
+            _ => i.try_immediate(operand).map_or(Value::Unknown, Value::Const),
+        }
+    }
+
+    /// Carries out everything that is no branch. Returns the rules that it breaks.
+    pub fn step(&mut self, d: &Decoded, module_cpu_data: Option<crate::module::Place>) -> Vec<String> {
+        let i = &d.insn;
+        let mut wrong = Vec::new();
+        let cpu_data = |target: &Target, by: i64| match target {
+            Target::Extern(name) => name == CPU_DATA && by == Layout::HSAVE_PA,
+            Target::Here(p) => module_cpu_data.is_some_and(|c| c.after(Layout::HSAVE_PA as u64) == p.after(by as u64)),
+        };
+        if uses_gs(i) && self.gs_is_the_guests() {
+            wrong.push("GS is used while it is the guest's".to_owned());
+        }
+        match i.mnemonic() {
+            Mnemonic::Push => {
+                let v = self.source(d, 0, &cpu_data);
+                self.stack.push(v);
+            }
+            Mnemonic::Pop => match self.stack.pop() {
+                Some(v) => self.set(i.op0_register(), v),
+                None => wrong.push("the stack holds nothing of ours to pop".to_owned()),
+            },
+            Mnemonic::Mov => self.mov(d, &cpu_data, &mut wrong),
+            Mnemonic::Xor
+                if i.op0_kind() == OpKind::Register
+                    && i.op1_kind() == OpKind::Register
+                    && i.op0_register() == i.op1_register() =>
+            {
+                self.set(i.op0_register(), Value::Const(0));
+                self.flags = Flags::Other;
+            }
+            Mnemonic::Shr => {
+                let high = match (self.reg(i.op0_register()), i.try_immediate(1)) {
+                    (Value::HostSpecCtrl, Ok(32)) => Value::SpecCtrlHigh(true),
+                    (Value::Field(at), Ok(32)) if at == Layout::SPEC_CTRL => Value::SpecCtrlHigh(false),
+                    (v, _) => derived(v),
+                };
+                self.set(i.op0_register(), high);
+                self.flags = Flags::Other;
+            }
+            Mnemonic::Cmp => {
+                let (a, b) = (self.source(d, 0, &cpu_data), self.source(d, 1, &cpu_data));
+                let guest = Value::Field(Layout::SPEC_CTRL);
+                let specs = (a, b) == (Value::HostSpecCtrl, guest) || (a, b) == (guest, Value::HostSpecCtrl);
+                self.flags = if specs { Flags::SpecCtrl } else { Flags::Other };
+                if specs && self.read_back {
+                    wrong.push("SPEC_CTRL is compared before the guest's value was read back".to_owned());
+                }
+            }
+            Mnemonic::Test => {
+                let flag = self.source(d, 0, &cpu_data) == FLAG;
+                self.flags = if flag { Flags::ReadBack } else { Flags::Other };
+            }
+            Mnemonic::Rdmsr => {
+                if self.regs[RCX] == Value::Const(SPEC_CTRL) {
+                    self.read_back = false;
+                }
+                (self.regs[RAX], self.regs[RDX]) = (Value::Unknown, Value::Unknown);
+            }
+            Mnemonic::Wrmsr => self.wrmsr(&mut wrong),
+            Mnemonic::Add if i.op0_register() == Register::RSP => match i.try_immediate(1) {
+                Ok(n) if n % 8 == 0 && n / 8 <= self.stack.len() as u64 => {
+                    self.stack.truncate(self.stack.len() - (n / 8) as usize);
+                }
+                _ => wrong.push("the stack pointer is moved above our frame".to_owned()),
+            },
+            Mnemonic::Vmload | Mnemonic::Vmsave | Mnemonic::Vmrun => self.svm(i, &mut wrong),
+            Mnemonic::Stgi | Mnemonic::Clgi => wrong.push("GIF is changed inside of the assembly".to_owned()),
+            _ => self.other(i, &mut wrong),
+        }
+        wrong
+    }
+
+    fn mov(&mut self, d: &Decoded, cpu_data: &dyn Fn(&Target, i64) -> bool, wrong: &mut Vec<String>) {
+        let i = &d.insn;
+        let value = self.source(d, 1, cpu_data);
+        if i.op0_kind() == OpKind::Register {
+            let value = match value {
+                // Half of a register that is loaded whole elsewhere.
+                Value::Field(at) if i.op0_register().size() != 8 && at != Layout::FAULTED => derived(value),
+                v => v,
+            };
+            return self.set(i.op0_register(), value);
+        }
+        match self.location(d) {
+            Location::Field(at) if (Layout::REGS..Layout::VMCB01).contains(&at) => match value {
+                Value::Guest(n) if at == Layout::REGS + 8 * i64::from(n) => self.stored |= 1 << n,
+                // SVM is off: the guest did not run, and these are its registers still.
+                Value::Field(from) if self.faulted && from == at => self.stored |= 1 << ((at - Layout::REGS) / 8),
+                _ => wrong.push("a field of the guest's registers gets something else".to_owned()),
+            },
+            Location::Field(at) if (Layout::SPEC_CTRL..Layout::SPEC_CTRL + 8).contains(&at) => {}
+            Location::Field(at) if at == Layout::FAULTED && self.faulted => {}
+            Location::Field(at) => wrong.push(format!("offset {at:#x} of the vCPU is written")),
+            Location::Stack(up) if up % 8 == 0 && up / 8 < self.stack.len() as u64 => {
+                let n = self.stack.len() - 1 - (up / 8) as usize;
+                self.stack[n] = value;
+            }
+            // The mitigations keep books of the call depth in the kernel's per-CPU data.
+            _ if self.piece.is_some() && i.segment_prefix() == Register::GS => {}
+            _ => wrong.push("memory that is not the vCPU's is written".to_owned()),
+        }
+    }
+
+    fn wrmsr(&mut self, wrong: &mut Vec<String>) {
+        if self.regs[RCX] != Value::Const(SPEC_CTRL) {
+            wrong.push("an MSR other than SPEC_CTRL is written".to_owned());
+            return;
+        }
+        let written = (self.regs[RAX], self.regs[RDX]);
+        match self.spec_ctrl {
+            SpecCtrl::WriteDue if written == (Value::Field(Layout::SPEC_CTRL), Value::SpecCtrlHigh(false)) => {
+                self.spec_ctrl = SpecCtrl::Guest;
+            }
+            SpecCtrl::RestoreDue if written == (Value::HostSpecCtrl, Value::SpecCtrlHigh(true)) => {
+                self.spec_ctrl = SpecCtrl::Back;
+            }
+            SpecCtrl::WriteDue | SpecCtrl::RestoreDue => wrong.push("SPEC_CTRL gets the wrong value".to_owned()),
+            _ => wrong.push("SPEC_CTRL is written where the values do not differ".to_owned()),
+        }
+    }
+
+    fn svm(&mut self, i: &Instruction, wrong: &mut Vec<String>) {
+        let operand = self.regs[RAX];
+        let mut must = |ok: bool, what: &str| {
+            if !ok {
+                wrong.push(what.to_owned());
+            }
+        };
+        match i.mnemonic() {
+            Mnemonic::Vmload if self.stage == Stage::Entry => {
+                must(operand == Value::Field(Layout::VMCB01), "VMLOAD of something else than the vCPU's own VMCB");
+                must(self.spec_ctrl == SpecCtrl::Guest, "VMLOAD before SPEC_CTRL is the guest's");
+                self.stage = Stage::GuestLoaded;
+            }
+            Mnemonic::Vmrun => {
+                must(self.stage == Stage::GuestLoaded, "VMRUN before the guest's VMLOAD");
+                must(operand == Value::Field(Layout::VMCB), "VMRUN of something else than the current VMCB");
+                must(self.buffers_clear, "VMRUN without clearing of CPU buffers before it");
+                for n in (0..16u8).filter(|n| ![RAX as u8, RSP].contains(n)) {
+                    let want = Value::Field(Layout::REGS + 8 * i64::from(n));
+                    let ok = self.regs[usize::from(n)] == want;
+                    must(ok, &format!("VMRUN with register {n} not the guest's"));
+                    self.regs[usize::from(n)] = Value::Guest(n);
+                }
+                self.stage = Stage::Ran;
+                self.spec_ctrl = SpecCtrl::Dirty;
+            }
+            Mnemonic::Vmsave => {
+                must(self.stage == Stage::Ran, "VMSAVE elsewhere than right after the guest");
+                must(operand == Value::Field(Layout::VMCB01), "VMSAVE to something else than the vCPU's own VMCB");
+                self.stage = Stage::Saved;
+            }
+            _ => {
+                must(self.stage == Stage::Saved, "VMLOAD of the host before the guest's state is saved");
+                must(operand == Value::HsavePa, "VMLOAD of something else than the host save area");
+                self.stage = Stage::HostLoaded;
+            }
+        }
+    }
+
+    /// Everything else changes what it writes; something of the guest's makes more of it.
+    fn other(&mut self, i: &Instruction, wrong: &mut Vec<String>) {
+        let mut factory = InstructionInfoFactory::new();
+        let info = factory.info(i);
+        let reads = |a: OpAccess| !matches!(a, OpAccess::Write | OpAccess::CondWrite | OpAccess::NoMemAccess);
+        let writes = |a: OpAccess| !matches!(a, OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
+        let guests = info.used_registers().iter().any(|u| {
+            reads(u.access()) && gpr(u.register()).is_some_and(|n| Self::is_the_guests(self.regs[n as usize]))
+        });
+        for u in info.used_registers() {
+            if writes(u.access()) && gpr(u.register()).is_some_and(|n| n == RSP) {
+                wrong.push("the stack pointer is changed".to_owned());
+            } else if writes(u.access()) {
+                self.set(u.register(), if guests { Value::Tainted } else { Value::Unknown });
+            }
+        }
+        let stores = |m: &UsedMemory| writes(m.access());
+        if info.used_memory().iter().any(stores) {
+            wrong.push("memory is written in an unknown way".to_owned());
+        }
+        if i.rflags_modified() != 0 {
+            self.flags = Flags::Other;
+        }
+    }
+}
+
+fn derived(v: Value) -> Value {
+    if State::is_the_guests(v) { Value::Tainted } else { Value::Unknown }
+}
+
+fn uses_gs(i: &Instruction) -> bool {
+    i.segment_prefix() == Register::GS
+        || matches!(i.mnemonic(), Mnemonic::Swapgs | Mnemonic::Rdgsbase | Mnemonic::Wrgsbase)
+}

@@ -1,0 +1,50 @@
+//! `./x verify MODULE.ko`: the rules of the world switch, proved on the binary.
+
+use anyhow::{Context, Result, ensure};
+use std::{collections::BTreeSet, fs, path::Path};
+use verify::{Finding, Report};
+
+/// Checks a module. Errors: the rules that it breaks.
+pub fn module(file: &Path) -> Result<Report> {
+    let bytes = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    let report = verify::check(&bytes).with_context(|| format!("{}", file.display()))?;
+    let broken: Vec<String> = report.findings.iter().map(Finding::to_string).collect();
+    ensure!(broken.is_empty(), "{} breaks the rules of the world switch:\n{}", file.display(), broken.join("\n"));
+    ensure!(report.callers > 0, "{}: nobody enters the world switch with GIF clear", file.display());
+    Ok(report)
+}
+
+/// Checks and says what was proved; with `listing` also the common path, with `costs` its costly instructions.
+pub fn command(file: &Path, listing: bool, costs: bool) -> Result<()> {
+    let report = module(file)?;
+    let features: BTreeSet<&String> = report.variants.iter().flat_map(|(features, _)| features).collect();
+    let features: Vec<&str> = features.into_iter().map(String::as_str).collect();
+    println!(
+        "{}: on every path, with every fault, in each of the {} variants that the kernel makes of it\n(CPU features {}):",
+        file.display(),
+        report.variants.len(),
+        features.join(", ")
+    );
+    for fact in [
+        "no RET, indirect branch or call between the guest's SPEC_CTRL and the end of untraining, but the kernel's own",
+        "every register is the guest's at VMRUN, stored behind it, and cleared or the caller's at the first RET",
+        "SPEC_CTRL is written only where it differs, read back where the guest may write it, and the host's at the first RET",
+        "GS is not used while it is the guest's; the host save area is fetched before",
+        "VMLOAD, VMRUN and VMSAVE have entries in the exception table, and their fixups keep to the same rules",
+        "the order is: SPEC_CTRL, VMLOAD, buffers, VMRUN, VMSAVE, VMLOAD, return stack, SPEC_CTRL, untraining, RET",
+        "two arguments; offsets are those of the Rust types",
+    ] {
+        println!("  {fact}");
+    }
+    println!("  the stack is at most {} bytes deep", report.stack);
+    println!("  {} place(s) from CLGI to STGI call nothing that can be traced", report.callers);
+    if costs {
+        for (name, count) in &report.costs {
+            println!("  {count} {name} on the common path");
+        }
+    }
+    if listing {
+        println!("\nThe common path:\n{}", report.listing.join("\n"));
+    }
+    Ok(())
+}
