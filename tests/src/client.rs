@@ -4,7 +4,10 @@
 
 use anyhow::{Context, Result, anyhow};
 use iced_x86::code_asm::CodeAssembler;
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_regs, kvm_segment, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap, kvm_pit_config, kvm_regs, kvm_segment,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use memmap2::{MmapMut, MmapOptions};
 
@@ -15,6 +18,8 @@ pub const STACK: u64 = 0x9_0000;
 const PML4: u64 = 0x1000;
 const PDPT: u64 = 0x2000;
 const PD: u64 = 0x3000;
+/// CPUID Fn0000_0001_ECX: the local APIC's timer has the TSC-deadline mode.
+const TSC_DEADLINE: u32 = 1 << 24;
 /// The page directories that follow map this many GiB.
 const GIB: u64 = 4;
 
@@ -43,18 +48,30 @@ impl Client {
         Ok(client)
     }
 
-    /// KVM_SET_USER_MEMORY_REGION; `size` 0 deletes the slot.
+    /// KVM_SET_USER_MEMORY_REGION without flags; `size` 0 deletes the slot.
     pub fn map(&self, slot: u32, gpa: u64, hva: u64, size: u64) -> Result<()> {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: gpa,
-            memory_size: size,
-            userspace_addr: hva,
-        };
+        self.map_with(slot, 0, gpa, hva, size)
+    }
+
+    /// KVM_SET_USER_MEMORY_REGION with KVM_MEM_* `flags`.
+    pub fn map_with(&self, slot: u32, flags: u32, gpa: u64, hva: u64, size: u64) -> Result<()> {
+        let region =
+            kvm_userspace_memory_region { slot, flags, guest_phys_addr: gpa, memory_size: size, userspace_addr: hva };
         // SAFETY: The caller's mapping outlives the VM: `Client` drops `vm` before `memory`, and other mappings are
         // the tests' own, which expect the guest to write to them.
         unsafe { self.vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")
+    }
+
+    /// All interrupt controllers and the PIT in the kernel.
+    pub fn full_irqchip(&self) -> Result<()> {
+        self.vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
+        self.vm.create_pit2(kvm_pit_config::default()).context("KVM_CREATE_PIT2")
+    }
+
+    /// Starts or stops the dirty log of all memory.
+    pub fn dirty_log(&self, on: bool) -> Result<()> {
+        let flags = if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+        self.map_with(0, flags, 0, self.memory.as_ptr() as u64, self.memory.len() as u64)
     }
 
     /// The in-kernel local APIC, with the other interrupt controllers left to user space.
@@ -67,10 +84,19 @@ impl Client {
     /// Makes the host use 4 KiB pages behind all of the memory: drops what is there, and populates it anew.
     pub fn small_pages(&mut self) -> Result<()> {
         self.memory.advise(memmap2::Advice::NoHugePage)?;
-        // Pages that are populated already may be huge: a new mapping takes their place.
+        self.renew(memmap2::Advice::NoHugePage)
+    }
+
+    /// Makes the host use 2 MiB pages where it can.
+    pub fn huge_pages(&mut self) -> Result<()> {
+        self.renew(memmap2::Advice::HugePage)
+    }
+
+    fn renew(&mut self, advice: memmap2::Advice) -> Result<()> {
+        // Pages that are populated already may be of the other size: a new mapping takes their place.
         let mut options = MmapOptions::new();
         let fresh = options.len(self.memory.len()).map_anon()?;
-        fresh.advise(memmap2::Advice::NoHugePage)?;
+        fresh.advise(advice)?;
         fresh.advise(memmap2::Advice::PopulateWrite)?;
         self.map(0, 0, 0, 0)?;
         self.map(0, 0, fresh.as_ptr() as u64, fresh.len() as u64)?;
@@ -84,7 +110,7 @@ impl Client {
         &mut self.memory
     }
 
-    fn put(&mut self, at: u64, value: u64) {
+    pub(crate) fn put(&mut self, at: u64, value: u64) {
         self.memory[at as usize..at as usize + 8].copy_from_slice(&value.to_le_bytes());
     }
 
@@ -100,16 +126,23 @@ impl Client {
     }
 
     /// Assembles `code` at [`CODE`].
-    pub fn load(&mut self, mut code: CodeAssembler) -> Result<()> {
-        let bytes = code.assemble(CODE)?;
-        self.memory[CODE as usize..CODE as usize + bytes.len()].copy_from_slice(&bytes);
+    pub fn load(&mut self, code: CodeAssembler) -> Result<()> {
+        self.load_at(CODE, code)
+    }
+
+    /// Assembles `code` at `gpa`.
+    pub fn load_at(&mut self, gpa: u64, mut code: CodeAssembler) -> Result<()> {
+        let bytes = code.assemble(gpa)?;
+        self.memory[gpa as usize..gpa as usize + bytes.len()].copy_from_slice(&bytes);
         Ok(())
     }
 
     /// A vCPU in 64-bit mode, at [`CODE`], with the CPUID that KVM supports.
     pub fn vcpu(&self, id: u64) -> Result<VcpuFd> {
         let vcpu = self.vm.create_vcpu(id).context("KVM_CREATE_VCPU")?;
-        let cpuid = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
+        let mut cpuid = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
+        // As clients do with KVM_CAP_TSC_DEADLINE_TIMER: the bit is for them to set.
+        cpuid.as_mut_slice().iter_mut().filter(|e| e.function == 1).for_each(|e| e.ecx |= TSC_DEADLINE);
         vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
         let mut s = vcpu.get_sregs().context("KVM_GET_SREGS")?;
         let flat =

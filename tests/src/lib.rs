@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod client;
+pub mod descriptors;
 pub mod failing;
 pub mod plain;
 pub mod scenario;

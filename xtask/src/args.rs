@@ -60,6 +60,12 @@ pub enum Command {
         /// Fail if ours takes more than this fraction of stock anywhere
         #[arg(long)]
         most: Option<f64>,
+        /// Add an estimate for a processor that saves the next RIP, without decoding on both sides
+        #[arg(long)]
+        with_nrips: bool,
+        /// Draw docs/performance.svg too
+        #[arg(long)]
+        plot: bool,
         /// Show instead which functions one kind's instructions are in
         #[arg(long, value_name = "KIND")]
         profile: Option<String>,
@@ -157,7 +163,9 @@ impl Command {
             Self::Bench { kernel, module, profile: Some(kind), .. } => {
                 return profile::run(&env, kernel, module, &kind);
             }
-            Self::Bench { kernel, most, .. } => return bench::run(&env, kernel, most),
+            Self::Bench { kernel, most, with_nrips, plot, .. } => {
+                return bench::run(&env, kernel, &bench::Options { most, with_nrips, plot });
+            }
             Self::Module { kdir, kernel, out } => {
                 let kdir = match (kdir, kernel) {
                     (Some(kdir), _) => kdir,

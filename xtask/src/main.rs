@@ -20,6 +20,7 @@ mod modules;
 mod object;
 mod panics;
 mod payload;
+mod plot;
 mod proc;
 mod profile;
 mod run;
@@ -28,6 +29,7 @@ mod scenarios;
 mod sysroot;
 mod test;
 mod tidy;
+mod trace;
 mod ui;
 mod verify;
 

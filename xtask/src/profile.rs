@@ -1,18 +1,21 @@
-//! `./x bench --profile KIND`: which functions the host's instructions of one VM exit are in.
+//! `./x bench --profile KIND`, and the second table of `./x bench`: which functions, and which costly instructions, the
+//! host's instructions of one VM exit are in.
 //!
-//! While the bench runs, the emulator translates one instruction at a time and logs each; once with few
-//! rounds and once with many, and the difference is the exits' own.
+//! While the part of a measurement that counts runs, the emulator translates one instruction at a time and logs each.
 
 use crate::{
+    bench::PATIENCE,
     env::Env,
     host::{self, Boot, Flavour, Machine},
     kernels::Kernel,
-    payload, proc, ui,
+    payload, proc,
+    trace::{Costly, Counts, Symbols, Window},
+    ui,
 };
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::Path,
@@ -20,18 +23,29 @@ use std::{
     time::Duration,
 };
 
-/// Rounds of the bench in the two runs; it does each number twice.
-const ROUNDS: [u32; 2] = [100, 400];
-const EXITS: f64 = 2.0 * (ROUNDS[1] - ROUNDS[0]) as f64;
+/// Rounds of each measurement.
+const ROUNDS: u32 = 100;
 
+/// Shows where the instructions of the kinds whose name contains `kind` are.
 pub fn run(env: &Env, kernel: Kernel, flavour: Flavour, kind: &str) -> Result<ExitCode> {
+    let profiles = measure(env, kernel, flavour, kind)?;
+    ensure!(!profiles.is_empty(), "no kind is called like {kind}");
+    for (name, counts) in profiles {
+        println!("{name}: {:.1} instructions, {:.1} of them for its length", counts.total(), counts.decoding);
+        counts.show();
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Figures per round of all kinds whose name contains `only`.
+pub fn measure(env: &Env, kernel: Kernel, flavour: Flavour, only: &str) -> Result<BTreeMap<String, Counts>> {
     let machine = Machine::new(env)?;
     let program = payload::file(&payload::build(env)?, "bench")?;
     let ours = if flavour == Flavour::Ours { Some(host::our_modules(env, kernel)?) } else { None };
-    let dir = env.cache.join("runs").join(format!("{}-profile", std::process::id()));
+    let dir = env.cache.join("runs").join(format!("{}-profile-{flavour:?}", std::process::id()));
     fs::create_dir_all(&dir)?;
-    let mut boot = Boot::new(kernel, flavour, &script(kind));
-    (boot.ours, boot.smp, boot.icount, boot.timeout) = (ours, 1, true, Duration::from_secs(1200));
+    let mut boot = Boot::new(kernel, flavour, &script(only));
+    (boot.ours, boot.smp, boot.icount, boot.timeout) = (ours, 1, true, PATIENCE);
     boot.files.push(program);
     for (id, option) in [("sync", "-serial"), ("monitor", "-mon")] {
         let socket = format!("socket,id={id},path={},server=on,wait=off", dir.join(id).display());
@@ -41,57 +55,63 @@ pub fn run(env: &Env, kernel: Kernel, flavour: Flavour, kind: &str) -> Result<Ex
             if option == "-mon" { format!("chardev={id}") } else { format!("chardev:{id}") },
         ]);
     }
-    let output = ui::step(&format!("profiling {kind}"), || {
+    let (output, windows, costly) = ui::step(&format!("tracing {flavour:?}"), || {
         std::thread::scope(|scope| {
-            let log = scope.spawn(|| log_windows(&dir));
+            let log = scope.spawn(|| trace(&dir));
             let outcome = machine.boot(env, &boot)?;
             if !outcome.passed() {
                 bail!("{}\n{}\n{}", outcome.explain(), proc::tail(&outcome.output), proc::tail(&outcome.log));
             }
-            log.join().map_err(|_| anyhow::anyhow!("the log keeper panicked"))??;
-            Ok(outcome.output)
+            let (windows, costly) = log.join().map_err(|_| anyhow::anyhow!("the log keeper panicked"))??;
+            Ok((outcome.output, windows, costly))
         })
     })?;
-    let symbols = symbols(&output);
-    let counts = [count(&dir.join("0"), &symbols)?, count(&dir.join("1"), &symbols)?];
     proc::remove_dir(&dir)?;
-    show(&counts);
-    Ok(ExitCode::SUCCESS)
+    let symbols = Symbols::parse(&output);
+    Ok(windows.into_iter().map(|w| (w.kind.clone(), w.count(&symbols, &costly))).collect())
 }
 
-/// Runs the bench twice, each time between two messages on the fourth serial port that are answered.
-fn script(kind: &str) -> String {
-    let mut script = "stty -F /dev/ttyS3 raw -echo; exec 3<>/dev/ttyS3; grep ' [tTwW] ' /proc/kallsyms\n".to_owned();
-    for rounds in ROUNDS {
-        script +=
-            &format!("echo on >&3; read x <&3; /payload/bench {kind} {rounds} || exit 1; echo off >&3; read x <&3\n");
-    }
-    script
+/// Symbols first; the bench tells over the fourth serial port when a window opens and closes.
+fn script(only: &str) -> String {
+    format!(
+        "stty -F /dev/ttyS3 raw -echo; grep ' [tTwW] ' /proc/kallsyms; \
+         HSAVE_BENCH_WINDOW=/dev/ttyS3 /payload/bench '{only}' {ROUNDS} || exit 1; echo end >/dev/ttyS3"
+    )
 }
 
-/// Answers the script's messages, switching the log on and off; files are called 0 and 1.
-fn log_windows(dir: &Path) -> Result<()> {
+/// Answers the bench's messages, switching the log on and off.
+fn trace(dir: &Path) -> Result<(Vec<Window>, Costly)> {
     let mut sync = BufReader::new(connect(&dir.join("sync"))?);
     let mut monitor = connect(&dir.join("monitor"))?;
     prompt(&mut monitor)?;
-    let mut command = |text: String| -> Result<()> {
+    let mut command = |text: &str| -> Result<()> {
         writeln!(monitor, "{text}")?;
         prompt(&mut monitor)
     };
-    for window in 0..ROUNDS.len() {
+    let log = dir.join("log");
+    let (mut windows, mut costly) = (Vec::new(), Costly::new());
+    loop {
         let mut line = String::new();
         sync.read_line(&mut line)?;
-        command(format!("logfile {}", dir.join(window.to_string()).display()))?;
-        command("one-insn-per-tb on".to_owned())?;
-        command("log exec,nochain".to_owned())?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["on", kind, rounds] => {
+                windows.push(Window { kind: kind.to_owned(), rounds: rounds.parse()?, ..Window::default() });
+                command(&format!("logfile {}", log.display()))?;
+                command("one-insn-per-tb on")?;
+                command("log exec,nochain,in_asm")?;
+            }
+            ["off"] => {
+                command("log none")?;
+                command("one-insn-per-tb off")?;
+                let window = windows.last_mut().context("a window closes that was not open")?;
+                window.addresses = Window::read(&log, &mut costly)?;
+                fs::remove_file(&log)?;
+            }
+            _ => return Ok((windows, costly)),
+        }
         writeln!(sync.get_mut())?;
-        sync.read_line(&mut line)?;
-        command("log none".to_owned())?;
-        command("one-insn-per-tb off".to_owned())?;
-        writeln!(sync.get_mut())?;
-        ensure!(line == "on\noff\n", "the script said {line:?}");
     }
-    Ok(())
 }
 
 /// QEMU makes its sockets when it starts.
@@ -113,44 +133,4 @@ fn prompt(monitor: &mut UnixStream) -> Result<()> {
         text.push(byte[0]);
     }
     Ok(())
-}
-
-/// Addresses of functions, as the script printed them.
-fn symbols(output: &str) -> BTreeMap<u64, String> {
-    let symbol = |line: &str| {
-        let mut words = line.split_whitespace();
-        let address = u64::from_str_radix(words.next()?, 16).ok()?;
-        let name = words.nth(1)?;
-        Some((address, format!("{:#} {}", rustc_demangle::demangle(name), words.next().unwrap_or(""))))
-    };
-    output.lines().filter_map(symbol).collect()
-}
-
-/// Instructions per function in one log.
-fn count(log: &Path, symbols: &BTreeMap<u64, String>) -> Result<BTreeMap<String, u64>> {
-    let mut counts = BTreeMap::new();
-    for line in BufReader::new(File::open(log)?).lines() {
-        let line = line?;
-        // Trace CPU: TRANSLATED [CS_BASE/PC/FLAGS/...]
-        let pc = line.split_once('[').and_then(|(_, rest)| rest.split('/').nth(1));
-        let Some(pc) = pc.and_then(|pc| u64::from_str_radix(pc, 16).ok()) else { continue };
-        let name = match pc {
-            // The upper half is the kernel's.
-            0x8000_0000_0000_0000.. => symbols.range(..=pc).next_back().map_or("?", |(_, name)| name),
-            _ => "(user space and guest)",
-        };
-        *counts.entry(name.to_owned()).or_default() += 1;
-    }
-    Ok(counts)
-}
-
-fn show(counts: &[BTreeMap<String, u64>; 2]) {
-    let of = |window: usize, name: &str| counts[window].get(name).copied().unwrap_or(0) as f64;
-    let mut rows: Vec<(f64, &str)> =
-        counts[1].keys().map(|name| ((of(1, name) - of(0, name)) / EXITS, name.as_str())).collect();
-    rows.sort_by(|a, b| b.0.total_cmp(&a.0));
-    println!("{:8.1} instructions per exit", rows.iter().map(|(count, _)| count).sum::<f64>());
-    for (count, name) in rows.iter().filter(|(count, _)| *count >= 0.5) {
-        println!("{count:8.1} {name}");
-    }
 }

@@ -1,0 +1,76 @@
+//! What VMMs do outside of exits.
+
+use crate::{Kind, window};
+use anyhow::{Context, Result, ensure};
+use kvm_ioctls::Kvm;
+use std::time::Instant;
+use tests::client::{Client, assemble};
+
+const MEMORY: usize = 2 << 20;
+/// VMs are dear, on stock above all.
+const VMS: u32 = 30;
+const VCPUS: u32 = 30;
+
+pub fn all() -> Vec<Kind> {
+    vec![
+        Kind { name: "create-vm-vcpu-destroy", measure: Box::new(|_| create_vm()) },
+        Kind { name: "create-vcpu", measure: Box::new(|_| create_vcpu()) },
+        Kind { name: "set-user-memory-region", measure: Box::new(set_memory) },
+        Kind { name: "run-immediate-exit", measure: Box::new(immediate_exit) },
+    ]
+}
+
+/// Nanoseconds per call, after two calls that warm the allocators.
+fn each(rounds: u32, mut f: impl FnMut(u32) -> Result<()>) -> Result<f64> {
+    (0..2).try_for_each(&mut f)?;
+    window::open(rounds)?;
+    let begin = Instant::now();
+    (2..rounds + 2).try_for_each(f)?;
+    let took = begin.elapsed();
+    window::close()?;
+    Ok(took.as_nanos() as f64 / f64::from(rounds))
+}
+
+/// KVM_CREATE_VM, KVM_CREATE_VCPU, and both closed.
+fn create_vm() -> Result<f64> {
+    let kvm = Kvm::new()?;
+    each(VMS, |_| {
+        let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
+        vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
+        Ok(())
+    })
+}
+
+fn create_vcpu() -> Result<f64> {
+    let client = Client::new(MEMORY, true)?;
+    client.split_irqchip()?;
+    let mut kept = Vec::with_capacity(VCPUS as usize + 2);
+    each(VCPUS, |id| {
+        kept.push(client.vm.create_vcpu(id.into()).context("KVM_CREATE_VCPU")?);
+        Ok(())
+    })
+}
+
+/// A slot beside the others is made and deleted.
+fn set_memory(rounds: u32) -> Result<f64> {
+    let mut client = Client::new(MEMORY, true)?;
+    let hva = client.memory().as_ptr() as u64;
+    each(rounds.min(500), |_| {
+        client.map(1, 1 << 30, hva, MEMORY as u64)?;
+        client.map(1, 0, 0, 0)
+    })
+}
+
+/// KVM_RUN that comes back at once.
+fn immediate_exit(rounds: u32) -> Result<f64> {
+    let mut client = Client::new(MEMORY, true)?;
+    client.split_irqchip()?;
+    client.load(assemble(|a| a.hlt())?)?;
+    let mut vcpu = client.vcpu(0)?;
+    vcpu.set_kvm_immediate_exit(1);
+    each(rounds, |_| {
+        let left = vcpu.run();
+        ensure!(matches!(&left, Err(e) if e.errno() == libc::EINTR), "left with {left:?}");
+        Ok(())
+    })
+}
