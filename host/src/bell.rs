@@ -16,16 +16,15 @@ pub enum Request {
     Timer = 1,
     /// The TLB of this vCPU's nested mappings is stale.
     FlushTlb = 2,
-    /// The nested root was replaced.
-    ReloadMmu = 3,
     /// The paravirtual clock page needs an update.
     Clock = 4,
     /// The set of userspace IOAPIC vectors changed.
     ScanIoapic = 5,
     /// The MSR filter changed.
     MsrFilter = 6,
-    /// Steal time needs an update.
-    StealTime = 7,
+    /// The thread has got a CPU after it had lost one, or another one than before: steal time, and clocks that differ
+    /// between CPUs. Rung by the thread itself.
+    Scheduled = 7,
     /// The VM is dead: leave with EIO.
     VmDead = 8,
     /// Only leave guest mode; whoever asked looks at something else.

@@ -210,6 +210,9 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// Is the TSC the host's clock source, in step on all CPUs (a stable paravirtual clock is possible)?
     fn tsc_is_stable(&self) -> bool;
 
+    /// Nanoseconds that the current thread has waited for a CPU altogether; None if the kernel does not account it.
+    fn run_delay_ns(&self) -> Option<u64>;
+
     /// Does what the kernel wants before guest entry: reschedules, task work. May sleep.
     fn do_work(&self) -> Work;
     /// Gives the CPU away if somebody waits for it. May sleep.

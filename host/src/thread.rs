@@ -1,6 +1,7 @@
 //! The thread that runs a vCPU, as other threads see it.
 
 use crate::Doorbell;
+use arch::Hva;
 
 /// One per vCPU, lives as long as the vCPU: its doorbell, its place to sleep and its one timer.
 ///
@@ -17,6 +18,13 @@ pub trait VcpuThread: Sync {
 
     /// vCPU thread only: sleeps until a request is pending on the bell or a signal is pending.
     fn block(&self);
+
+    /// From now on, when the thread loses its CPU while [`preemptible`](Self::preemptible) is set, bit 0 of the byte at
+    /// this user address is set, once until this is called again. None: no more, and a write that is going on is over.
+    fn note_preemption(&self, at: Option<Hva>);
+
+    /// vCPU thread only: the guest is between two instructions, and nothing is cached on its behalf.
+    fn preemptible(&self, yes: bool);
 
     /// Rings [`Request::Timer`](crate::Request::Timer) and wakes at the absolute monotonic time `deadline` in ns
     /// (at once if it has passed). Replaces an earlier deadline.

@@ -81,6 +81,7 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
         // Time.
         cap::CLOCKSOURCE | cap::KVMCLOCK_CTRL | cap::GET_TSC_KHZ | cap::NOP_IO_DELAY => 1,
         cap::TSC_CONTROL | cap::VM_TSC_CONTROL => host.features().tsc_scaling.into(),
+        cap::STEAL_TIME => host.run_delay_ns().is_some().into(),
         cap::ADJUST_CLOCK => CLOCK_FLAGS.into(),
 
         // The interface itself.

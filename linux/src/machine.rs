@@ -142,6 +142,11 @@ impl Host for Linux {
     }
 
     #[inline]
+    fn run_delay_ns(&self) -> Option<u64> {
+        shim::hsave_has_run_delay().then(|| shim::hsave_run_delay())
+    }
+
+    #[inline]
     fn do_work(&self) -> Work {
         if shim::hsave_do_work() == 0 { Work::None } else { Work::Signal }
     }

@@ -75,6 +75,10 @@ unsafe extern "C" {
     pub fn hsave_thread_run(t: *mut KThread, running: bool);
     pub fn hsave_thread_kick(t: *mut KThread);
     pub fn hsave_thread_wake(t: *mut KThread);
+    pub fn hsave_thread_note(t: *mut KThread, at: u64);
+    pub fn hsave_thread_preemptible(t: *mut KThread, yes: bool);
+    pub safe fn hsave_has_run_delay() -> bool;
+    pub safe fn hsave_run_delay() -> u64;
     pub fn hsave_thread_block_begin(t: *mut KThread);
     pub safe fn hsave_thread_block_prepare() -> bool;
     pub safe fn hsave_thread_block_sleep();

@@ -1,6 +1,7 @@
 //! The thread of a vCPU.
 
 use crate::{lock::SleepMutex, shim, shim::KThread};
+use arch::Hva;
 use core::ffi::c_void;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, Ordering::*};
@@ -117,6 +118,17 @@ impl VcpuThread for Thread {
         unsafe { shim::hsave_thread_block_end(kernel) };
     }
 
+    fn note_preemption(&self, at: Option<Hva>) {
+        // SAFETY: as above. The kernel writes through the user's address as user space may.
+        unsafe { shim::hsave_thread_note(self.shared().kernel(), at.map_or(0, |at| at.0)) }
+    }
+
+    #[inline]
+    fn preemptible(&self, yes: bool) {
+        // SAFETY: as above; the caller is the thread itself.
+        unsafe { shim::hsave_thread_preemptible(self.shared().kernel(), yes) }
+    }
+
     fn arm_timer(&self, deadline: u64) {
         // SAFETY: as above.
         unsafe { shim::hsave_timer_arm(self.shared().kernel(), deadline) }
@@ -152,4 +164,15 @@ unsafe extern "C" fn hsave_timer_expired(owner: *const c_void) {
     let shared = unsafe { &*owner.cast::<Shared>() };
     shared.bell.ring(Request::Timer);
     shared.wake();
+}
+
+/// A vCPU's thread got a CPU again, or another one; interrupts are off.
+///
+/// # Safety
+/// As [`hsave_timer_expired`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_scheduled(owner: *const c_void) {
+    // SAFETY: by contract.
+    let shared = unsafe { &*owner.cast::<Shared>() };
+    shared.bell.ring(Request::Scheduled);
 }

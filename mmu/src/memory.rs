@@ -123,6 +123,11 @@ impl<H: Host> Memory<'_, H> {
         Ok((Hva(slot.hva.wrapping_add(offset)), (slot.pages << 12).wrapping_sub(offset), slot))
     }
 
+    /// The VMM's address of a byte that may be written, good as long as this value lives; None without memory.
+    pub fn user_address(&self, gpa: Gpa) -> Option<Hva> {
+        self.writable(gpa).ok().map(|(hva, ..)| hva)
+    }
+
     /// Reads an aligned 64-bit entry of a table.
     #[inline]
     pub(crate) fn entry64(&self, gpa: Gpa) -> Result<u64, PhysError> {

@@ -1,4 +1,6 @@
 //! The machine: `host::Host` in user space.
+//!
+//! Long because: one trait, and what stands behind its functions.
 
 use crate::alloc::{fails, uncounted};
 use crate::cpu::Script;
@@ -41,6 +43,8 @@ pub struct Shared {
     during_fault: Hook,
     pub(crate) during_kick: Hook,
     features: CpuFeatures,
+    /// Nanoseconds that every thread has waited for a CPU.
+    pub run_delay: AtomicU64,
     /// Commands that guests gave.
     pub commands: parking_lot::Mutex<Vec<Command>>,
     /// Warnings that the hypervisor gave.
@@ -102,6 +106,7 @@ impl Sim {
             during_fault: Hook::default(),
             during_kick: Hook::default(),
             features,
+            run_delay: AtomicU64::new(0),
             commands: Default::default(),
             warnings: Default::default(),
         }))
@@ -374,7 +379,8 @@ impl Host for Sim {
             (0xd, 2) => [0x100, 0x240, 0, 0],
             (0x8000_0000, _) => [0x8000_0008, 0x6874_7541, 0x444d_4163, 0x6974_6e65],
             (0x8000_0001, _) => [0x0080_0f12, 0, 0x0000_01f3, 0x2fd3_fbff],
-            (0x8000_0008, _) => [0x3028, 0, 0, 0],
+            // IBPB, so that a guest has a barrier to ask for.
+            (0x8000_0008, _) => [0x3028, 1 << 12, 0, 0],
             _ => [0; 4],
         }
     }
@@ -389,6 +395,9 @@ impl Host for Sim {
     }
     fn read_host_msr(&self, _msr: u32) -> Option<u64> {
         None
+    }
+    fn run_delay_ns(&self) -> Option<u64> {
+        Some(self.0.run_delay.load(SeqCst))
     }
     fn command(&self, what: Command) {
         uncounted(|| self.0.commands.lock().push(what));

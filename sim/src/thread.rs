@@ -2,6 +2,7 @@
 
 use crate::alloc::uncounted;
 use crate::machine::Shared;
+use arch::Hva;
 use host::{Doorbell, Request, VcpuThread};
 use parking_lot::{Condvar, Mutex};
 use std::cell::Cell;
@@ -44,6 +45,7 @@ pub(crate) struct Inner {
     bell: Doorbell,
     deadline: AtomicU64,
     kicks: AtomicUsize,
+    note: AtomicU64,
     asleep: Mutex<()>,
     wakeup: Condvar,
     shared: Arc<Shared>,
@@ -72,6 +74,7 @@ impl SimThread {
                 bell: Doorbell::new(),
                 deadline: AtomicU64::new(NEVER),
                 kicks: AtomicUsize::new(0),
+                note: AtomicU64::new(0),
                 asleep: Mutex::new(()),
                 wakeup: Condvar::new(),
                 shared: shared.clone(),
@@ -84,6 +87,11 @@ impl SimThread {
     /// The armed deadline in virtual nanoseconds.
     pub fn deadline(&self) -> Option<u64> {
         Some(self.0.deadline.load(SeqCst)).filter(|d| *d != NEVER)
+    }
+
+    /// Where the loss of its CPU would be noted; 0: nowhere.
+    pub fn note(&self) -> u64 {
+        self.0.note.load(SeqCst)
     }
 
     /// How often somebody woke it, or kicked it out of the guest.
@@ -132,6 +140,13 @@ impl VcpuThread for SimThread {
             }
         }
     }
+
+    fn note_preemption(&self, at: Option<Hva>) {
+        self.0.note.store(at.map_or(0, |at| at.0), SeqCst);
+    }
+
+    // Nobody takes a CPU away here; tests write the note themselves.
+    fn preemptible(&self, _yes: bool) {}
 
     fn arm_timer(&self, deadline: u64) {
         self.0.deadline.store(deadline, SeqCst);

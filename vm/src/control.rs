@@ -54,11 +54,11 @@ impl<H: Host> Ctx<'_, H> {
             self.me.thread.bell().ring(Request::VmDead);
             return Err(Next::Fail(Errno::EIO, UserExit::Shutdown));
         }
-        if requests.has(Request::ReloadMmu) {
-            self.core.cpu.set_root(self.vm.mmu.root());
-        }
         if requests.has(Request::FlushTlb) {
             self.core.cpu.flush_tlb();
+        }
+        if requests.has(Request::Scheduled) {
+            self.scheduled();
         }
         if requests.has(Request::Event) {
             self.fetch_mail();

@@ -26,6 +26,7 @@ mod mmio;
 pub mod msr;
 mod policy;
 mod prefault;
+mod pv;
 mod regs;
 mod reset;
 mod run;

@@ -1,7 +1,7 @@
 //! What CPUID, the MSRs and the clocks mean for one vCPU: the thin layer between their pure rules and the processor.
 
 use crate::clock::{ClockData, Frequency, GuestMemory, write_wall_clock};
-use crate::cpuid::{KVM_PV_UNHALT, Runtime};
+use crate::cpuid::Runtime;
 use crate::msr::{MachineCheck, MceOutcome, MsrEffect, MsrError, passthrough};
 use crate::run::Next;
 use crate::vcpu::Core;
@@ -46,11 +46,6 @@ impl<H: Host> Core<H> {
     pub(crate) fn load_tsc(&mut self) {
         self.cpu.extra_mut().tsc_ratio = self.clock.tsc_ratio();
         self.cpu.set_tsc_offset(self.clock.tsc_offset());
-    }
-
-    /// Does the guest have the paravirtual kick?
-    pub(crate) fn has_pv_unhalt(&self) -> bool {
-        self.cpuid.flags().kvm_features & KVM_PV_UNHALT != 0
     }
 }
 
@@ -118,9 +113,7 @@ impl<H: Host> Ctx<'_, H> {
 
     /// KVM_SET_MSRS, one MSR.
     pub fn set_msr(&mut self, index: u32, value: u64) -> Result<(), MsrError> {
-        let effect = self.core.msrs(&self.vm.host, &self.vm.msrs).write(index, value, true)?;
-        self.apply_msr_effect(effect);
-        Ok(())
+        self.write_msr(index, value, true).map(|_| ())
     }
 
     /// RDMSR by the guest.
@@ -134,8 +127,15 @@ impl<H: Host> Ctx<'_, H> {
     #[inline]
     pub(crate) fn guest_write_msr(&mut self, index: u32, value: u64) -> Result<Next, MsrError> {
         self.filtered(index, true)?;
-        let effect = self.core.msrs(&self.vm.host, &self.vm.msrs).write(index, value, false)?;
-        Ok(self.apply_msr_effect(effect))
+        self.write_msr(index, value, false)
+    }
+
+    #[inline]
+    fn write_msr(&mut self, index: u32, value: u64, host: bool) -> Result<Next, MsrError> {
+        match self.core.msrs(&self.vm.host, &self.vm.msrs).write(index, value, host)? {
+            MsrEffect::PvEoi(value) if !self.set_pv_eoi(value) => Err(MsrError::Invalid),
+            effect => Ok(self.apply_msr_effect(effect)),
+        }
     }
 
     #[inline]
@@ -151,7 +151,8 @@ impl<H: Host> Ctx<'_, H> {
 
     fn apply_msr_effect(&mut self, effect: MsrEffect) -> Next {
         match effect {
-            MsrEffect::None => {}
+            MsrEffect::None | MsrEffect::PvEoi(_) => {}
+            MsrEffect::StealTime => self.me.thread.bell().ring(Request::Scheduled),
             MsrEffect::Command(what) => self.vm.host.command(what),
             MsrEffect::Lapic(e) => return self.apply_effect(e),
             MsrEffect::Timer(t) => self.apply_timer(t),
@@ -211,6 +212,27 @@ impl<H: Host> Ctx<'_, H> {
         }
         let clock = *self.vm.clock.lock();
         self.core.clock.publish(&clock, now, &mut Pages(self.vm));
+    }
+
+    /// Request::Scheduled: the thread has a CPU again, perhaps another one.
+    pub(crate) fn scheduled(&mut self) {
+        self.update_steal_time();
+        let stable = self.vm.host.tsc_is_stable();
+        if stable && self.vm.clock.lock().is_master() {
+            return;
+        }
+        let now = self.vm.host.time_point();
+        let mut clock = self.vm.clock.lock();
+        let (changed, master) = (clock.set_stable(stable, now), clock.is_master());
+        drop(clock);
+        if !stable {
+            // Each CPU has a TSC of its own: the guest's is the host's time instead.
+            self.core.clock.follow(now);
+            self.tsc_moved();
+        }
+        if changed || !master && self.core.clock.is_stale(now) {
+            self.ring_clock(changed);
+        }
     }
 
     /// KVM_KVMCLOCK_CTRL. Errors: EINVAL (the guest has no clock page).

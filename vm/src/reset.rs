@@ -57,6 +57,7 @@ impl<H: Host> Core<H> {
         self.load_cr0(Cr0::ET.bits() | kept);
         self.load_cr4(0);
         self.clock.reset();
+        self.reset_pv();
         if !init {
             self.msr.reset();
         }

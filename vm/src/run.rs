@@ -24,6 +24,7 @@ impl<H: Host> Ctx<'_, H> {
     pub fn run(&mut self, req: RunRequest, answer: Answer) -> (UserExit, Result<(), Errno>) {
         self.core.has_run = true;
         self.core.arm_single_step();
+        self.look_at_steal_time();
         self.core.fpu.load();
         self.core.cpu.begin();
         let next = self.complete(answer).and_then(|()| self.start(req)).and_then(|()| self.cycle(req));
@@ -72,10 +73,12 @@ impl<H: Host> Ctx<'_, H> {
             }
             let pic = self.pic_waits() && self.take_pic();
             self.core.inject_pending(window || pic);
+            self.offer_eoi();
             match self.core.cpu.enter(self.me.thread.bell()) {
                 Exit::None => self.not_entered()?,
                 exit => {
                     self.core.collect_events();
+                    self.collect_eoi();
                     if self.core.clock.catches_up() {
                         self.me.thread.bell().ring(Request::Clock);
                     }
@@ -92,10 +95,14 @@ impl<H: Host> Ctx<'_, H> {
     #[cold]
     fn not_entered(&mut self) -> Result<(), Next> {
         self.core.cpu.set_event_inj(EventInj::NONE);
+        self.collect_eoi();
         if let Some(errno) = self.core.cpu.broken() {
             return Err(Next::Fail(errno, UserExit::Shutdown));
         }
-        match self.vm.host.do_work() {
+        self.me.thread.preemptible(true);
+        let work = self.vm.host.do_work();
+        self.me.thread.preemptible(false);
+        match work {
             Work::None => Ok(()),
             Work::Signal => Err(INTERRUPTED),
         }
@@ -107,8 +114,11 @@ impl<H: Host> Ctx<'_, H> {
             self.core.mp_state = MpState::Runnable;
             return Ok(());
         }
+        self.me.thread.preemptible(true);
         self.me.thread.block();
-        match self.vm.host.do_work() {
+        let work = self.vm.host.do_work();
+        self.me.thread.preemptible(false);
+        match work {
             Work::None => Ok(()),
             Work::Signal => Err(INTERRUPTED),
         }

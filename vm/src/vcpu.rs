@@ -1,5 +1,6 @@
 //! One vCPU: the part that other threads reach, and the core that only its own thread (under the vCPU's mutex) does.
 
+use crate::pv::Pv;
 use crate::{
     Vm, clock::VcpuClock, cpuid::GuestCpuid, debug::DebugState, inject::Injection, mmio::Traffic, msr::MsrState,
     run::Next, state::MpState, user::Pending,
@@ -59,6 +60,8 @@ pub struct Core<H: Host> {
     pub msr: OneBox<MsrState>,
     /// Paravirtual clock and TSC of this vCPU.
     pub clock: VcpuClock,
+    /// What the guest shares of its memory.
+    pub(crate) pv: Pv,
     /// Exceptions, interrupts and NMIs on their way into the guest.
     pub inject: Injection,
     /// MMIO and PIO on their way to user space.

@@ -8,6 +8,7 @@ use crate::inject::Injection;
 use crate::ioeventfd::{IoEventSpec, IoEvents};
 use crate::mmio::Traffic;
 use crate::msr::{MsrFilter, MsrState, VmMsrs};
+use crate::pv::Pv;
 use crate::run::Next;
 use crate::state::MpState;
 use crate::user::Pending;
@@ -185,6 +186,7 @@ impl<H: Host> Vm<H> {
             cpuid: try_box(|| GuestCpuid::new(host))?,
             msr: try_box(|| MsrState::new(host))?,
             clock,
+            pv: Pv::default(),
             inject: Injection::default(),
             traffic: try_box(Traffic::default)?,
             mp_state: if waits { MpState::Uninitialized } else { MpState::Runnable },
@@ -415,7 +417,9 @@ impl<H: Host> Vm<H> {
 
     /// KVM_SET_USER_MEMORY_REGION. Errors: EINVAL, EEXIST, ENOMEM (KVM API document, 4.35).
     pub fn set_user_region(&self, r: &mmu::UserRegion) -> Result<(), Errno> {
-        self.mmu.set_user_region(r, &|| self.flush_all())
+        self.mmu.set_user_region(r, &|| self.flush_all())?;
+        self.forget_noted();
+        Ok(())
     }
 
     /// KVM_GET_DIRTY_LOG. Errors: EINVAL, ENOENT, EFAULT.

@@ -118,6 +118,14 @@ impl Lapic {
         (self.irr_max >> 4 > self.isr_max >> 4 && self.hw_enabled).then_some(self.irr_max)
     }
 
+    /// The vector whose turn it is to end, if the guest may end it without telling at once: it is edge-triggered, and
+    /// nothing waits in IRR.
+    #[inline]
+    pub fn quietly_in_service(&self) -> Option<u8> {
+        let quiet = self.isr_max != 0 && self.irr_max == 0 && !self.tmr.contains(self.isr_max);
+        quiet.then_some(self.isr_max)
+    }
+
     /// End of interrupt: the highest vector leaves ISR. None when nothing was in service.
     #[inline]
     pub fn eoi(&mut self) -> Option<Eoi> {

@@ -42,6 +42,9 @@ void hsave_mm_release(void *vm);
 /* Rust: a vCPU's timer expired; hard interrupt context. */
 void hsave_timer_expired(void *thread);
 
+/* Rust: a vCPU's thread got a CPU again, or another one; interrupts off. */
+void hsave_scheduled(void *thread);
+
 /* Rust: a timer of the VM's devices expired; hard interrupt context. */
 #define HSAVE_ALARMS 2
 void hsave_alarm(void *vm, u32 which);

@@ -3,14 +3,28 @@
  * The thread of a vCPU: where it sleeps, its timer, and the IPI that takes it out of the guest.
  */
 #include <linux/hrtimer.h>
+#include <linux/preempt.h>
 #include <linux/rcuwait.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/stat.h>
 #include <linux/slab.h>
+#include <linux/uaccess.h>
 #include <hsave.h>
 
 struct hsave_thread {
 	struct rcuwait wait;
+	struct preempt_notifier notifier;
+	/* Guards note against being written to once it was taken back. */
+	raw_spinlock_t note_lock;
+	/* User address of a byte that says that the runner lost its CPU; 0: none. */
+	unsigned long note;
+	/* It says so. */
+	bool noted;
+	/* The guest is between two instructions; the runner's own. */
+	bool preemptible;
+	/* Where the runner was last. */
+	int cpu;
 	/* The task in KVM_RUN; set and cleared by that task itself, so it lives while RCU readers see it here. */
 	struct task_struct __rcu *runner;
 	struct hrtimer timer;
@@ -23,6 +37,32 @@ static enum hrtimer_restart expired(struct hrtimer *timer)
 	return HRTIMER_NORESTART;
 }
 
+/* The runner has a CPU again. */
+static void sched_in(struct preempt_notifier *notifier, int cpu)
+{
+	struct hsave_thread *t = container_of(notifier, struct hsave_thread, notifier);
+
+	if (READ_ONCE(t->note) || t->cpu != cpu)
+		hsave_scheduled(t->owner);
+	t->cpu = cpu;
+}
+
+/* The runner loses its CPU; it is still current, interrupts are off and nothing may sleep. */
+static void sched_out(struct preempt_notifier *notifier, struct task_struct *next)
+{
+	struct hsave_thread *t = container_of(notifier, struct hsave_thread, notifier);
+	u8 preempted = 1;
+
+	if (!t->preemptible || !READ_ONCE(t->note))
+		return;
+	raw_spin_lock(&t->note_lock);
+	if (t->note && !t->noted)
+		t->noted = !copy_to_user_nofault((void __user *)t->note, &preempted, sizeof(preempted));
+	raw_spin_unlock(&t->note_lock);
+}
+
+static struct preempt_ops preempt_ops = { .sched_in = sched_in, .sched_out = sched_out };
+
 struct hsave_thread *hsave_thread_new(void *owner)
 {
 	struct hsave_thread *t = kzalloc(sizeof(*t), GFP_KERNEL_ACCOUNT);
@@ -30,6 +70,10 @@ struct hsave_thread *hsave_thread_new(void *owner)
 	if (!t)
 		return NULL;
 	rcuwait_init(&t->wait);
+	raw_spin_lock_init(&t->note_lock);
+	preempt_notifier_init(&t->notifier, &preempt_ops);
+	preempt_notifier_inc();
+	t->cpu = -1;
 	t->owner = owner;
 #if LINUX_AT_LEAST(6, 13)
 	hrtimer_setup(&t->timer, expired, CLOCK_MONOTONIC, HRTIMER_MODE_ABS_HARD);
@@ -44,6 +88,7 @@ struct hsave_thread *hsave_thread_new(void *owner)
 void hsave_thread_free(struct hsave_thread *t)
 {
 	hrtimer_cancel(&t->timer);
+	preempt_notifier_dec();
 	kfree(t);
 }
 
@@ -51,6 +96,45 @@ void hsave_thread_free(struct hsave_thread *t)
 void hsave_thread_run(struct hsave_thread *t, bool running)
 {
 	rcu_assign_pointer(t->runner, running ? current : NULL);
+	if (!running) {
+		preempt_notifier_unregister(&t->notifier);
+		return;
+	}
+	preempt_notifier_register(&t->notifier);
+	/* Preempted in between, it is found to be right already. */
+	if (READ_ONCE(t->cpu) != raw_smp_processor_id()) {
+		WRITE_ONCE(t->cpu, raw_smp_processor_id());
+		hsave_scheduled(t->owner);
+	}
+}
+
+/* Where to note that the runner lost its CPU; 0: nowhere. Nothing is written to the old place when this returns. */
+void hsave_thread_note(struct hsave_thread *t, unsigned long at)
+{
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(&t->note_lock, flags);
+	t->note = at;
+	t->noted = false;
+	raw_spin_unlock_irqrestore(&t->note_lock, flags);
+}
+
+void hsave_thread_preemptible(struct hsave_thread *t, bool yes)
+{
+	t->preemptible = yes;
+	/* Seen by sched_out, on this very CPU, in this order. */
+	barrier();
+}
+
+/* Does the kernel account how long threads wait for a CPU? */
+bool hsave_has_run_delay(void)
+{
+	return sched_info_on();
+}
+
+u64 hsave_run_delay(void)
+{
+	return current->sched_info.run_delay;
 }
 
 /* Sends an IPI to the CPU where the runner is on, which ends a guest there. No IPI if it is not running. */

@@ -291,6 +291,9 @@ impl Host for Fake {
     fn features(&self) -> CpuFeatures {
         CpuFeatures { page_1g: self.0.page_1g.load(SeqCst), phys_bits: 48, ..Default::default() }
     }
+    fn run_delay_ns(&self) -> Option<u64> {
+        None
+    }
     fn command(&self, _: host::Command) {}
     fn warn(&self, _: &'static str, _: u64) {
         self.0.warnings.fetch_add(1, SeqCst);

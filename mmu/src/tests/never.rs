@@ -44,6 +44,8 @@ never! {
         fn kick(&self);
         fn wake(&self);
         fn block(&self);
+        fn note_preemption(&self, _: Option<arch::Hva>);
+        fn preemptible(&self, _: bool);
         fn arm_timer(&self, _: u64);
         fn cancel_timer(&self);
     }

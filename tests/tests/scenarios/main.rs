@@ -12,6 +12,7 @@ mod memory;
 mod mmio;
 mod msr;
 mod port;
+mod pv;
 mod random;
 mod smp;
 mod structs;

@@ -16,13 +16,18 @@ pub struct VcpuClock {
     system_time: u64,
     /// KVM_KVMCLOCK_CTRL was called since the page was written.
     stopped: bool,
+    /// Host time in ns when the page was written.
+    published: u64,
 }
+
+/// See [`VcpuClock::is_stale`].
+const STALE_NS: u64 = 1_000_000_000;
 
 impl VcpuClock {
     /// A vCPU whose TSC runs at `tsc_khz`, the host's frequency. [`VmClock::vcpu_created`] puts it in step with the others.
     pub fn new(tsc_khz: u32) -> Self {
         let frequency = Frequency::host(tsc_khz);
-        Self { offset: 0, frequency, generation: 0, since: (0, 0), system_time: 0, stopped: false }
+        Self { offset: 0, frequency, generation: 0, since: (0, 0), system_time: 0, stopped: false, published: 0 }
     }
 
     /// What is added to the host's TSC, as the processor scales it.
@@ -40,6 +45,7 @@ impl VcpuClock {
     /// Moves this vCPU's TSC only, as a guest does by writing its TSC or TSC_ADJUST.
     pub fn adjust_tsc(&mut self, by: u64) {
         self.offset = self.offset.wrapping_add(by);
+        self.since.1 = self.since.1.wrapping_add(by);
     }
 
     /// Frequency in kHz, as asked for.
@@ -67,15 +73,25 @@ impl VcpuClock {
         self.frequency.catches_up()
     }
 
-    /// Puts a TSC that runs too slowly forward to where it ought to be.
-    pub fn catch_up(&mut self, now: TimePoint) {
+    /// How far the TSC lags behind where its frequency says that it ought to be.
+    fn lag(&self, now: TimePoint) -> u64 {
         let (ns, tsc) = self.since;
         let due = tsc.wrapping_add(self.rate().to_cycles(now.boot_ns.saturating_sub(ns)));
-        let ahead = due.wrapping_sub(self.guest_tsc(now.tsc));
+        due.wrapping_sub(self.guest_tsc(now.tsc))
+    }
+
+    /// Puts a TSC that runs too slowly forward to where it ought to be.
+    pub fn catch_up(&mut self, now: TimePoint) {
+        let lag = self.lag(now);
         // Never back: the guest has seen it.
-        if ahead as i64 > 0 {
-            self.offset = self.offset.wrapping_add(ahead);
+        if lag as i64 > 0 {
+            self.offset = self.offset.wrapping_add(lag);
         }
+    }
+
+    /// Puts the TSC where it ought to be by the host's time, forward or back: the CPU's own TSC means nothing.
+    pub fn follow(&mut self, now: TimePoint) {
+        self.offset = self.offset.wrapping_add(self.lag(now));
     }
 
     /// How long the guest's TSC takes for so many cycles, in ns, rounded up: a timer set so never fires early.
@@ -112,11 +128,18 @@ impl VcpuClock {
         self.system_time = 0;
     }
 
+    /// Was the page written so long ago that it may have drifted from the VM's clock, as long as that is no straight
+    /// line?
+    pub fn is_stale(&self, now: TimePoint) -> bool {
+        self.active() && now.boot_ns.saturating_sub(self.published) > STALE_NS
+    }
+
     /// Writes the clock page, if there is one.
     pub fn publish(&mut self, vm: &VmClock, now: TimePoint, mem: &mut impl GuestMemory) {
         if !self.active() {
             return;
         }
+        self.published = now.boot_ns;
         let mut page = vm.page(self, now);
         if core::mem::take(&mut self.stopped) {
             page.flags |= PvClock::STOPPED;

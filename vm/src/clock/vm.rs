@@ -113,6 +113,12 @@ impl VmClock {
         true
     }
 
+    /// The host's TSC is good to keep time by, or is not any more. Ring the clock on all vCPUs if true.
+    pub fn set_stable(&mut self, stable: bool, now: TimePoint) -> bool {
+        self.stable = stable;
+        self.update_master(now)
+    }
+
     /// A new vCPU: its TSC starts at zero with the first, and in step with the others. Ring the clock on all vCPUs if
     /// true.
     pub fn vcpu_created(&mut self, c: &mut VcpuClock, now: TimePoint) -> bool {

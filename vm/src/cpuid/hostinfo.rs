@@ -8,6 +8,8 @@ pub trait HostInfo {
     fn leaf(&self, function: u32, index: u32) -> [u32; 4];
     /// The host's XCR0; 0 without XSAVE.
     fn xcr0(&self) -> u64;
+    /// Does the kernel account how long threads wait for a CPU?
+    fn steal_time(&self) -> bool;
     /// What the world switch can do.
     fn switch_features(&self) -> CpuFeatures;
     /// An MSR that describes the processor; None if reading it faults.
@@ -20,6 +22,9 @@ impl<H: Host> HostInfo for H {
     }
     fn xcr0(&self) -> u64 {
         self.host_xcr0()
+    }
+    fn steal_time(&self) -> bool {
+        self.run_delay_ns().is_some()
     }
     fn switch_features(&self) -> CpuFeatures {
         self.features()

@@ -31,6 +31,19 @@ pub const KVM_CLOCKSOURCE: u32 = 1;
 pub const KVM_CLOCKSOURCE2: u32 = 1 << 3;
 /// KVM_FEATURE_POLL_CONTROL: the guest may say that it polls before HLT itself.
 pub const KVM_GUEST_POLLS: u32 = 1 << 12;
-/// The paravirtual features that are offered (KVM API document, "KVM CPUID bits"): the clocks, no delay needed after
-/// port I/O (bit 1), the kick, polling control, and that the clock flag for a stable TSC is valid (bit 24).
-pub const KVM_FEATURES: u32 = KVM_CLOCKSOURCE | 1 << 1 | KVM_CLOCKSOURCE2 | KVM_PV_UNHALT | KVM_GUEST_POLLS | 1 << 24;
+/// KVM_FEATURE_STEAL_TIME: how long the vCPU waited for a CPU.
+pub const KVM_PV_STEAL_TIME: u32 = 1 << 5;
+/// KVM_FEATURE_PV_EOI: the end of an interrupt without an exit.
+pub const KVM_PV_EOI: u32 = 1 << 6;
+/// The paravirtual features that are offered (KVM API document, "KVM CPUID bits"): the above, no delay needed after port
+/// I/O (bit 1), that a TLB flush may be left in the steal time page (bit 9), and that the clock flag for a stable TSC is
+/// valid (bit 24).
+pub const KVM_FEATURES: u32 = KVM_CLOCKSOURCE
+    | 1 << 1
+    | KVM_CLOCKSOURCE2
+    | KVM_PV_STEAL_TIME
+    | KVM_PV_EOI
+    | KVM_PV_UNHALT
+    | 1 << 9
+    | KVM_GUEST_POLLS
+    | 1 << 24;

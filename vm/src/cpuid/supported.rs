@@ -4,7 +4,7 @@
 //! (topology) left out, everything unknown zero. Basic leaves come first, then extended ones, then KVM's own.
 
 use super::feature::{Feature, Word};
-use super::{Caps, HostInfo, KVM_FEATURES};
+use super::{Caps, HostInfo, KVM_FEATURES, KVM_PV_STEAL_TIME};
 use crate::state::{CPUID_SUBLEAF_MATTERS, CpuidEntry};
 use alloc::vec::Vec;
 use arch::cpuid::KVM_SIGNATURE;
@@ -36,7 +36,8 @@ pub fn supported_cpuid(host: &impl HostInfo) -> Result<Vec<CpuidEntry>, Errno> {
     }
     let [b, c, d] = [*b"KVMK", *b"VMKV", *b"M\0\0\0"].map(u32::from_le_bytes);
     list.push(KVM_SIGNATURE, [KVM_SIGNATURE + 1, b, c, d])?;
-    list.push(KVM_SIGNATURE + 1, [KVM_FEATURES, 0, 0, 0])?;
+    let without = if host.steal_time() { 0 } else { KVM_PV_STEAL_TIME };
+    list.push(KVM_SIGNATURE + 1, [KVM_FEATURES & !without, 0, 0, 0])?;
     Ok(list.entries)
 }
 

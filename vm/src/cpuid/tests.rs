@@ -25,6 +25,9 @@ impl HostInfo for FakeHost {
     fn switch_features(&self) -> CpuFeatures {
         self.features
     }
+    fn steal_time(&self) -> bool {
+        true
+    }
     fn describing_msr(&self, msr: u32) -> Option<u64> {
         self.msrs.get(&msr).copied()
     }

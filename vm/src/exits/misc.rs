@@ -1,12 +1,13 @@
 //! The handlers of rare exits.
 
 use super::{internal_error, unexpected};
+use crate::cpuid::KVM_PV_UNHALT;
 use crate::debug::{SINGLESTEP, USE_HW_BP, USE_SW_BP};
 use crate::run::Next;
 use crate::user::{Pending, UserExit, suberror};
 use crate::{Ctx, MpState};
 use arch::event::vector;
-use arch::{Exception, cr};
+use arch::{Exception, Gpa, cr};
 use core::sync::atomic::Ordering::Relaxed;
 use emulator::Known;
 use host::{Cpu, Host};
@@ -50,6 +51,7 @@ pub fn xsetbv<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
 /// KVM hypercall numbers (KVM's hypercalls document).
 const KVM_HC_VAPIC_POLL_IRQ: u64 = 1;
 const KVM_HC_KICK_CPU: u64 = 5;
+const KVM_HC_CLOCK_PAIRING: u64 = 9;
 const KVM_HC_MAP_GPA_RANGE: u64 = 12;
 const KVM_ENOSYS: u64 = -1000i64 as u64;
 const KVM_EPERM: u64 = -1i64 as u64;
@@ -65,7 +67,8 @@ pub fn vmmcall<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     } else {
         match nr {
             KVM_HC_VAPIC_POLL_IRQ => 0,
-            KVM_HC_KICK_CPU if ctx.core.has_pv_unhalt() => {
+            KVM_HC_CLOCK_PAIRING if long => ctx.pair_clocks(Gpa(args[0]), args[1]),
+            KVM_HC_KICK_CPU if ctx.core.has_pv(KVM_PV_UNHALT) => {
                 ctx.kick_apic_id(args[1] as u32);
                 0
             }

@@ -59,6 +59,10 @@ pub enum MsrEffect {
     },
     /// The wall clock page at this address is to be written.
     WallClock(u64),
+    /// The steal time MSR was written.
+    StealTime,
+    /// KVM_PV_EOI_EN is to have this value, if there is memory for it.
+    PvEoi(u64),
     /// SPEC_CTRL was used for the first time: it passes through from now on.
     SpecCtrl,
     /// The processor is to do this, asked for by user space or a guest that is intercepted.

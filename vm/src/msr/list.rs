@@ -28,7 +28,7 @@ const SAVED: [u32; 19] = [
 ];
 
 /// Guest state that exists whatever the processor has.
-const EMULATED: [u32; 20] = [
+const EMULATED: [u32; 22] = [
     KVM_WALL_CLOCK,
     KVM_SYSTEM_TIME,
     KVM_WALL_CLOCK_NEW,
@@ -47,6 +47,8 @@ const EMULATED: [u32; 20] = [
     BIOS_SIGN_ID,
     KVM_POLL_CONTROL,
     HWCR,
+    KVM_STEAL_TIME,
+    KVM_PV_EOI_EN,
     SMI_COUNT,
     PERF_CAPABILITIES,
 ];

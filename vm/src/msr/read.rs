@@ -3,7 +3,7 @@
 use super::mtrr::MTRR_CAP;
 use super::number::*;
 use super::{Clocks, MsrAccess, MsrError};
-use crate::cpuid::{KVM_CLOCKSOURCE, KVM_CLOCKSOURCE2, KVM_GUEST_POLLS};
+use crate::cpuid::{KVM_CLOCKSOURCE, KVM_CLOCKSOURCE2, KVM_GUEST_POLLS, KVM_PV_EOI, KVM_PV_STEAL_TIME};
 use arch::cr::Efer;
 use arch::msr::*;
 use core::sync::atomic::Ordering::Relaxed;
@@ -110,6 +110,14 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
             KVM_SYSTEM_TIME | KVM_SYSTEM_TIME_NEW => {
                 self.pv(if index == KVM_SYSTEM_TIME { KVM_CLOCKSOURCE } else { KVM_CLOCKSOURCE2 })?;
                 self.clock.system_time_msr()
+            }
+            KVM_STEAL_TIME => {
+                self.pv(KVM_PV_STEAL_TIME)?;
+                self.state.steal_time
+            }
+            KVM_PV_EOI_EN => {
+                self.pv(KVM_PV_EOI)?;
+                self.state.pv_eoi
             }
             KVM_POLL_CONTROL => {
                 self.pv(KVM_GUEST_POLLS)?;

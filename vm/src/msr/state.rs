@@ -52,6 +52,12 @@ pub struct MsrState {
     pub smi_count: u64,
     /// KVM_CAP_ENFORCE_PV_FEATURE_CPUID: paravirtual MSRs exist only for a guest that was shown them.
     pub enforce_pv: bool,
+    /// KVM_STEAL_TIME.
+    pub steal_time: u64,
+    /// KVM_PV_EOI_EN.
+    pub pv_eoi: u64,
+    /// The kernel accounts how long threads wait.
+    pub has_steal_time: bool,
     /// KVM_POLL_CONTROL.
     pub poll_control: u64,
     /// High halves of SYSENTER_ESP and SYSENTER_EIP: the processor keeps 32 bits, Intel's keep 64.
@@ -92,6 +98,9 @@ impl MsrState {
             osvw: osvw(host, caps.has(Feature::OSVW)),
             smi_count: 0,
             enforce_pv: false,
+            steal_time: 0,
+            pv_eoi: 0,
+            has_steal_time: host.steal_time(),
             poll_control: 1,
             sysenter_high: (0, 0),
             mtrr: Mtrr::default(),

@@ -3,7 +3,7 @@
 use super::mtrr::pat_valid;
 use super::number::*;
 use super::{Clocks, MsrAccess, MsrEffect, MsrError};
-use crate::cpuid::{Feature, KVM_CLOCKSOURCE, KVM_CLOCKSOURCE2, KVM_GUEST_POLLS};
+use crate::cpuid::{Feature, KVM_CLOCKSOURCE, KVM_CLOCKSOURCE2, KVM_GUEST_POLLS, KVM_PV_EOI, KVM_PV_STEAL_TIME};
 use arch::CleanBits;
 use arch::cr::{Cr0, Cr4, Efer};
 use arch::msr::*;
@@ -42,7 +42,8 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
             STAR | LSTAR | CSTAR | SYSCALL_MASK | FS_BASE | GS_BASE | KERNEL_GS_BASE | SYSENTER_CS | SYSENTER_ESP
             | SYSENTER_EIP | PAT => return self.write_save(index, value, host),
             SPEC_CTRL | PRED_CMD | FLUSH_CMD | VIRT_SPEC_CTRL => return self.write_speculation(index, value, host),
-            KVM_WALL_CLOCK | KVM_WALL_CLOCK_NEW | KVM_SYSTEM_TIME | KVM_SYSTEM_TIME_NEW | KVM_POLL_CONTROL => {
+            KVM_WALL_CLOCK | KVM_WALL_CLOCK_NEW | KVM_SYSTEM_TIME | KVM_SYSTEM_TIME_NEW | KVM_POLL_CONTROL
+            | KVM_STEAL_TIME | KVM_PV_EOI_EN => {
                 return self.write_paravirtual(index, value, host);
             }
             MISC_ENABLE => return self.write_misc_enable(value, host),
@@ -285,6 +286,19 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
                 }
                 self.state.poll_control = value;
                 return DONE;
+            }
+            KVM_STEAL_TIME => {
+                self.pv(KVM_PV_STEAL_TIME)?;
+                // Bits 5:1 are reserved: the structure is 64 bytes, aligned.
+                if !self.state.has_steal_time || value & 0x3e != 0 {
+                    return INVALID;
+                }
+                self.state.steal_time = value;
+                return Ok(MsrEffect::StealTime);
+            }
+            KVM_PV_EOI_EN => {
+                self.pv(KVM_PV_EOI)?;
+                return if value & 2 != 0 { INVALID } else { Ok(MsrEffect::PvEoi(value)) };
             }
             _ => self.pv(if old { KVM_CLOCKSOURCE } else { KVM_CLOCKSOURCE2 })?,
         }
