@@ -29,6 +29,16 @@ pub trait SharedPage {
     fn cells(&self) -> &PageCells;
     /// Its physical address.
     fn pa(&self) -> HostPa;
+    /// Aligned 64-bit word `n` (0 to 511), in one access if the implementation can; 0 beyond the page.
+    #[inline]
+    fn word(&self, n: usize) -> u64 {
+        self.cells().u64(n.saturating_mul(8))
+    }
+    /// Writes word `n`; nothing happens beyond the page.
+    #[inline]
+    fn set_word(&self, n: usize, value: u64) {
+        self.cells().set_u64(n.saturating_mul(8), value);
+    }
 }
 
 /// The timers of a VM's devices. Expiry calls the VM's `alarm` once, in any context, perhaps with interrupts off; a
@@ -180,6 +190,13 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// The user page at `hva` (page aligned) of the current task's memory, faulted in; may sleep. With `write` the
     /// page is writable or the call fails. Without it, the result says whether it happens to be writable.
     fn user_page(&self, hva: Hva, write: bool) -> Result<Self::UserPage, Stop>;
+    /// The 4 KiB page at `hva`, and the size of its mapping, if the current task's memory has it mapped in a way that
+    /// leaves nothing to be done before a guest writes it: anonymous memory, writable, marked accessed and dirty. Any
+    /// context, never sleeps, takes no reference: true until the next invalidation, which the caller holds off.
+    #[inline]
+    fn mapped_page(&self, _hva: Hva) -> Option<(HostPa, MapLevel)> {
+        None
+    }
     /// Size of the host's own mapping at `hva`; any context, never sleeps. The caller holds off invalidation.
     fn user_level(&self, hva: Hva) -> MapLevel;
     /// Copies from user memory; may sleep.

@@ -11,27 +11,26 @@ use vm::{Answer, Ctx, Pending, RunRequest, UserExit};
 /// One KVM_RUN. Errors: EINVAL (CR8), and those of [`Ctx::run`].
 pub fn run<H: Host>(ctx: &mut Ctx<'_, H>) -> Result<i64, Errno> {
     let [page, ..] = &ctx.me.pages;
-    let page = page.cells();
+    let asked = page.word(0);
     let mut request = RunRequest {
-        interrupt_window: page.u8(at::REQUEST_INTERRUPT_WINDOW) != 0,
-        immediate_exit: page.u8(at::IMMEDIATE_EXIT) != 0,
+        interrupt_window: asked >> (8 * at::REQUEST_INTERRUPT_WINDOW) & 0xff != 0,
+        immediate_exit: asked >> (8 * at::IMMEDIATE_EXIT) & 0xff != 0,
         cr8: 0,
     };
     if ctx.core.lapic.is_none() {
-        request.cr8 = page.u64(at::CR8);
+        request.cr8 = page.word(at::CR8 / 8);
         if request.cr8 > 15 {
             return Err(Errno::EINVAL);
         }
     }
     let wanted = sync::take(ctx, page)?;
-    let answer = answer(page, ctx.pending());
+    let answer = answer(page.cells(), ctx.pending());
     let (why, result) = ctx.run(request, answer);
-    report(page, &why, &ctx.core.exit_words);
-    page.set_u8(at::READY_FOR_INTERRUPT_INJECTION, ctx.ready_for_interrupt().into());
-    page.set_u8(at::IF_FLAG, ctx.if_flag().into());
-    page.set_u16(at::FLAGS, 0);
-    page.set_u64(at::CR8, ctx.cr8());
-    page.set_u64(at::APIC_BASE, ctx.apic_base());
+    // `ready_for_interrupt_injection`, `if_flag`, and `flags`, which are 0.
+    let state = u32::from(ctx.ready_for_interrupt()) | u32::from(ctx.if_flag()) << 8;
+    report(page, &why, &ctx.core.exit_words, state);
+    page.set_word(at::CR8 / 8, ctx.cr8());
+    page.set_word(at::APIC_BASE / 8, ctx.apic_base());
     sync::give(ctx, page, wanted);
     result.map(|()| 0)
 }
@@ -52,29 +51,38 @@ fn answer(page: &PageCells, pending: Pending) -> Answer {
     }
 }
 
-/// Writes the exit reason and its part of the union.
-fn report(page: &PageCells, why: &UserExit, words: &[u64; 8]) {
+/// Writes the exit reason with its part of the union, and `state`, the four bytes after it. Word by word.
+#[inline]
+fn report(page: &impl SharedPage, why: &UserExit, words: &[u64; 8], state: u32) {
     let code = match *why {
-        UserExit::Unchanged => return,
+        UserExit::Unchanged => return page.cells().set_u32(at::READY_FOR_INTERRUPT_INJECTION, state),
         UserExit::Io { input, size, port, count } => {
-            page.set_u8(exit::IO_DIRECTION, if input { IO_IN } else { IO_OUT });
-            page.set_u8(exit::IO_SIZE, size);
-            page.set_u16(exit::IO_PORT, port);
-            page.set_u32(exit::IO_COUNT, count);
-            page.set_u64(exit::IO_DATA_OFFSET, PIO_DATA_OFFSET);
+            let [p0, p1] = port.to_le_bytes();
+            let [c0, c1, c2, c3] = count.to_le_bytes();
+            let direction = if input { IO_IN } else { IO_OUT };
+            page.set_word(exit::IO_DIRECTION / 8, u64::from_le_bytes([direction, size, p0, p1, c0, c1, c2, c3]));
+            page.set_word(exit::IO_DATA_OFFSET / 8, PIO_DATA_OFFSET);
             reason::IO
         }
         UserExit::Mmio { gpa, data, len, write } => {
-            page.set_u64(exit::MMIO_PHYS_ADDR, gpa);
-            page.write(exit::MMIO_DATA, &data);
-            page.set_u32(exit::MMIO_LEN, len.into());
-            page.set_u8(exit::MMIO_IS_WRITE, write.into());
+            page.set_word(exit::MMIO_PHYS_ADDR / 8, gpa);
+            page.set_word(exit::MMIO_DATA / 8, u64::from_le_bytes(data));
+            page.set_word(exit::MMIO_LEN / 8, u64::from(len) | u64::from(write) << 32);
             reason::MMIO
         }
-        ref rare => report_rare(page, rare, words),
+        ref rare => report_rare(page.cells(), rare, words),
     };
-    page.set_u32(at::EXIT_REASON, code);
+    page.set_word(at::EXIT_REASON / 8, u64::from(state) << 32 | u64::from(code));
 }
+
+// The words hold what the fields above them say.
+const _: () = {
+    assert!(at::EXIT_REASON == 8 && at::READY_FOR_INTERRUPT_INJECTION == 12 && at::IF_FLAG == 13 && at::FLAGS == 14);
+    assert!(at::REQUEST_INTERRUPT_WINDOW < 8 && at::IMMEDIATE_EXIT < 8 && at::CR8 % 8 == 0 && at::APIC_BASE % 8 == 0);
+    assert!(exit::IO_DIRECTION == 32 && exit::IO_SIZE == 33 && exit::IO_PORT == 34 && exit::IO_COUNT == 36);
+    assert!(exit::IO_DATA_OFFSET == 40 && exit::MMIO_PHYS_ADDR == 32 && exit::MMIO_DATA == 40);
+    assert!(exit::MMIO_LEN == 48 && exit::MMIO_IS_WRITE == 52);
+};
 
 #[cold]
 fn report_rare(page: &PageCells, why: &UserExit, words: &[u64; 8]) -> u32 {
@@ -140,21 +148,40 @@ fn put_words<'a>(page: &PageCells, at: usize, words: impl Iterator<Item = &'a u6
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arch::HostPa;
     use core::sync::atomic::AtomicU8;
     use std::boxed::Box;
 
-    fn page() -> Box<PageCells> {
-        Box::new(PageCells([const { AtomicU8::new(0xee) }; 4096]))
+    struct Page(Box<PageCells>);
+
+    impl SharedPage for Page {
+        fn cells(&self) -> &PageCells {
+            &self.0
+        }
+        fn pa(&self) -> HostPa {
+            HostPa(0)
+        }
+    }
+
+    impl core::ops::Deref for Page {
+        type Target = PageCells;
+        fn deref(&self) -> &PageCells {
+            &self.0
+        }
+    }
+
+    fn page() -> Page {
+        Page(Box::new(PageCells([const { AtomicU8::new(0xee) }; 4096])))
     }
 
     #[test]
     fn port_and_mmio_exits() {
         let p = page();
-        report(&p, &UserExit::Io { input: true, size: 2, port: 0x3f8, count: 3 }, &[0; 8]);
+        report(&p, &UserExit::Io { input: true, size: 2, port: 0x3f8, count: 3 }, &[0; 8], 0);
         assert_eq!(p.u32(8), 2);
         assert_eq!((p.u8(32), p.u8(33), p.u16(34), p.u32(36), p.u64(40)), (0, 2, 0x3f8, 3, 4096));
         let data = [1, 2, 3, 4, 5, 6, 7, 8];
-        report(&p, &UserExit::Mmio { gpa: 0xfee0_0000, data, len: 4, write: true }, &[0; 8]);
+        report(&p, &UserExit::Mmio { gpa: 0xfee0_0000, data, len: 4, write: true }, &[0; 8], 0);
         assert_eq!(p.u32(8), 6);
         assert_eq!((p.u64(32), p.u64(40), p.u32(48), p.u8(52)), (0xfee0_0000, u64::from_le_bytes(data), 4, 1));
     }
@@ -162,7 +189,7 @@ mod tests {
     #[test]
     fn an_internal_error_never_claims_more_data_than_there_is() {
         let p = page();
-        report(&p, &UserExit::InternalError { suberror: 1, ndata: 99 }, &[0, 1, 2, 3, 4, 5, 6, 7]);
+        report(&p, &UserExit::InternalError { suberror: 1, ndata: 99 }, &[0, 1, 2, 3, 4, 5, 6, 7], 0);
         assert_eq!((p.u32(8), p.u32(32), p.u32(36)), (17, 1, 8));
         assert_eq!((p.u64(40), p.u64(40 + 7 * 8)), (0, 7));
         assert_eq!(p.u8(40 + 8 * 8), 0xee);
@@ -171,7 +198,7 @@ mod tests {
     #[test]
     fn msr_exits_clear_the_answer_first() {
         let p = page();
-        report(&p, &UserExit::Msr { write: false, reason: 2, index: 0x35, data: 0 }, &[0; 8]);
+        report(&p, &UserExit::Msr { write: false, reason: 2, index: 0x35, data: 0 }, &[0; 8], 0);
         assert_eq!((p.u32(8), p.u64(32), p.u32(40), p.u32(44), p.u64(48)), (29, 0, 2, 0x35, 0));
         p.set_u64(48, 77);
         p.set_u8(32, 1);
@@ -193,9 +220,10 @@ mod tests {
     #[test]
     fn an_exit_that_waits_is_still_there_after_an_immediate_one() {
         let p = page();
-        report(&p, &UserExit::Io { input: true, size: 2, port: 0x3f8, count: 3 }, &[0; 8]);
-        report(&p, &UserExit::Unchanged, &[0; 8]);
+        report(&p, &UserExit::Io { input: true, size: 2, port: 0x3f8, count: 3 }, &[0; 8], 0);
+        report(&p, &UserExit::Unchanged, &[0; 8], 0x101);
         assert_eq!((p.u32(at::EXIT_REASON), p.u16(34)), (2, 0x3f8));
+        assert_eq!((p.u8(12), p.u8(13), p.u16(14)), (1, 1, 0));
     }
 
     #[test]
@@ -215,7 +243,7 @@ mod tests {
         ];
         for (why, code) in rare {
             let p = page();
-            report(&p, &why, &[1, 2, 3, 4, 5, 6, 0, 0]);
+            report(&p, &why, &[1, 2, 3, 4, 5, 6, 0, 0], 0);
             assert_eq!(p.u32(at::EXIT_REASON), code, "{why:?}");
         }
     }

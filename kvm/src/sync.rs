@@ -5,19 +5,19 @@ use crate::abi::run::{at, sync};
 use crate::abi::{kvm_regs, kvm_sregs, kvm_vcpu_events};
 use crate::codec::{Abi, Field};
 use crate::vcpu_ioctl::{events, regs};
-use host::{Errno, Host, PageCells};
+use host::{Errno, Host, PageCells, SharedPage};
 use vm::{Ctx, MpState};
 
 /// Loads the register sets that user space marked dirty, and returns those that it wants back.
 /// Errors: EINVAL (unknown sets, or registers that the ioctl of the set refuses).
 #[inline]
-pub fn take<H: Host>(ctx: &mut Ctx<'_, H>, page: &PageCells) -> Result<u64, Errno> {
-    let (wanted, dirty) = (page.u64(at::VALID_REGS), page.u64(at::DIRTY_REGS));
+pub fn take<H: Host>(ctx: &mut Ctx<'_, H>, page: &impl SharedPage) -> Result<u64, Errno> {
+    let (wanted, dirty) = (page.word(at::VALID_REGS / 8), page.word(at::DIRTY_REGS / 8));
     // A processor that waits to be started keeps its registers.
     if wanted | dirty == 0 || ctx.core.mp_state == MpState::Uninitialized {
         return Ok(wanted);
     }
-    load(ctx, page, wanted, dirty).map(|()| wanted)
+    load(ctx, page.cells(), wanted, dirty).map(|()| wanted)
 }
 
 #[cold]
@@ -47,9 +47,9 @@ fn load<H: Host>(ctx: &mut Ctx<'_, H>, page: &PageCells, wanted: u64, dirty: u64
 
 /// Stores the register sets that user space wants.
 #[inline]
-pub fn give<H: Host>(ctx: &mut Ctx<'_, H>, page: &PageCells, wanted: u64) {
+pub fn give<H: Host>(ctx: &mut Ctx<'_, H>, page: &impl SharedPage, wanted: u64) {
     if wanted != 0 {
-        store(ctx, page, wanted);
+        store(ctx, page.cells(), wanted);
     }
 }
 

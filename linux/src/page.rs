@@ -3,7 +3,7 @@
 use crate::{errno::from_kernel, shim};
 use arch::{HostPa, Hva};
 use core::ptr::NonNull;
-use host::{Errno, PageCells, SharedPage, Stop, UserPage};
+use host::{Errno, PAGE_SIZE, PageCells, SharedPage, Stop, UserPage};
 
 /// A page of user memory, referenced.
 pub struct Page {
@@ -67,6 +67,12 @@ impl KernelPage {
         let va = unsafe { shim::hsave_shared_alloc(&mut pa) };
         Ok(Self { va: NonNull::new(va.cast()).ok_or(Errno::ENOMEM)?, pa: HostPa(pa) })
     }
+
+    /// `n`, if there is such a word.
+    #[inline]
+    fn place(n: usize) -> Option<usize> {
+        (n < PAGE_SIZE / size_of::<u64>()).then_some(n)
+    }
 }
 
 impl SharedPage for KernelPage {
@@ -78,6 +84,23 @@ impl SharedPage for KernelPage {
 
     fn pa(&self) -> HostPa {
         self.pa
+    }
+
+    #[inline]
+    fn word(&self, n: usize) -> u64 {
+        match Self::place(n) {
+            // SAFETY: in our page, aligned; user space may write it meanwhile, which a volatile access allows for.
+            Some(n) => unsafe { self.va.cast::<u64>().add(n).read_volatile() },
+            None => 0,
+        }
+    }
+
+    #[inline]
+    fn set_word(&self, n: usize, value: u64) {
+        if let Some(n) = Self::place(n) {
+            // SAFETY: as above.
+            unsafe { self.va.cast::<u64>().add(n).write_volatile(value) }
+        }
     }
 }
 
