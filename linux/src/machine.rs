@@ -71,12 +71,18 @@ impl Host for Linux {
         Page::get(hva, write)
     }
 
-    fn user_level(&self, hva: Hva) -> MapLevel {
-        match shim::hsave_user_level(hva.0) {
-            3 => MapLevel::Page1G,
-            2 => MapLevel::Page2M,
-            _ => MapLevel::Page4K,
+    #[inline]
+    fn mapped_page(&self, hva: Hva) -> Option<(HostPa, MapLevel)> {
+        let mut pa = 0;
+        // SAFETY: any address may be asked for; `pa` is ours.
+        match unsafe { shim::hsave_mapped_page(hva.0, &mut pa) } {
+            0 => None,
+            n => Some((HostPa(pa), level(n))),
         }
+    }
+
+    fn user_level(&self, hva: Hva) -> MapLevel {
+        level(shim::hsave_user_level(hva.0))
     }
 
     #[inline]
@@ -188,5 +194,15 @@ impl Host for Linux {
 
     fn warn(&self, what: &'static str, value: u64) {
         log::warn(what, value);
+    }
+}
+
+/// linux/shim/kvm/user.c
+#[inline]
+fn level(n: i32) -> MapLevel {
+    match n {
+        3 => MapLevel::Page1G,
+        2 => MapLevel::Page2M,
+        _ => MapLevel::Page4K,
     }
 }

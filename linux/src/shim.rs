@@ -50,6 +50,7 @@ unsafe extern "C" {
     pub fn hsave_user_page(hva: u64, write: bool, pa: *mut u64) -> i32;
     pub fn hsave_user_page_put(pa: u64, flags: i32);
     pub safe fn hsave_user_level(hva: u64) -> i32;
+    pub fn hsave_mapped_page(hva: u64, pa: *mut u64) -> i32;
     pub safe fn hsave_paging_levels() -> u8;
     pub safe fn hsave_user_range_ok(hva: u64, len: u64) -> bool;
     pub fn hsave_copy_from_user(to: *mut u8, from: u64, n: usize) -> usize;
@@ -125,6 +126,7 @@ unsafe extern "C" {
     // notify.c
     pub fn hsave_notifier_new(vm: *const c_void) -> *mut KNotifier;
     pub fn hsave_notifier_free(n: *mut KNotifier);
+    pub safe fn hsave_notifiers_settle();
     pub fn hsave_notifier_mm(n: *const KNotifier) -> *const KMm;
 
     // file.c

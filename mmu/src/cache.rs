@@ -14,12 +14,23 @@ pub struct TableCache<H: Host> {
     host: H,
     pages: [Option<HostPa>; MOST],
     len: usize,
+    last: Option<LastTable>,
+}
+
+/// The table of level 1 that the last fault ended in; faults come in rows.
+#[derive(Clone, Copy)]
+struct LastTable {
+    /// Frame number over 512.
+    place: u64,
+    table: HostPa,
+    /// The tree's count of unlinked tables: while it holds, the table is where it was.
+    unlinked: u64,
 }
 
 impl<H: Host> TableCache<H> {
     /// An empty one; allocates nothing yet.
     pub fn new(host: &H) -> Self {
-        Self { host: host.clone(), pages: [None; MOST], len: 0 }
+        Self { host: host.clone(), pages: [None; MOST], len: 0, last: None }
     }
 
     /// Makes sure that there are `n` pages (at most 4). May sleep. Errors: ENOMEM.
@@ -31,6 +42,23 @@ impl<H: Host> TableCache<H> {
             self.len += 1;
         }
         Ok(())
+    }
+
+    /// Are there `n` pages?
+    #[inline]
+    pub(crate) fn holds(&self, n: usize) -> bool {
+        self.len >= n
+    }
+
+    /// The table of level 1 for a frame, if it is the last one and none was unlinked since.
+    #[inline]
+    pub(crate) fn last_table(&self, gfn: u64, unlinked: u64) -> Option<HostPa> {
+        self.last.filter(|l| l.place == gfn >> 9 && l.unlinked == unlinked).map(|l| l.table)
+    }
+
+    /// Remembers the table of level 1 for a frame.
+    pub(crate) fn remember(&mut self, gfn: u64, table: HostPa, unlinked: u64) {
+        self.last = Some(LastTable { place: gfn >> 9, table, unlinked });
     }
 
     /// One page, all entries not present.

@@ -2,10 +2,10 @@
 
 use crate::Mmu;
 use crate::cache::TableCache;
-use crate::maps::Maps;
+use crate::maps::{Maps, Region};
 use crate::npt::{Installed, Leaf, pages};
 use crate::slot::Slot;
-use arch::{Gpa, NpfCode};
+use arch::{Gpa, HostPa, NpfCode};
 use host::{Errno, Host, MapLevel, Stop, UserPage};
 
 /// How often a fault starts over when the address space changes under it, before it lets the guest try again.
@@ -20,6 +20,15 @@ pub enum Mapped {
     Retry,
     /// No memory there, or a write to a read-only slot: emulate the instruction.
     Mmio,
+}
+
+/// A page of the host's.
+struct Found {
+    pa: HostPa,
+    /// May the guest write it?
+    writable: bool,
+    /// Size of the host's mapping, if that is known already.
+    level: Option<MapLevel>,
 }
 
 /// One attempt.
@@ -40,6 +49,9 @@ impl<H: Host> Mmu<H> {
             self.host.warn("mmu: reserved bit in a nested page table, guest frame", gpa.gfn().0);
             return Err(Stop::Errno(Errno::EIO));
         }
+        if let Some(m) = self.quick(cache, gpa.gfn().0, code.write()) {
+            return Ok(m);
+        }
         for _ in 0..TRIES {
             if let Attempt::Ends(m) = self.try_fault(cache, gpa.gfn().0, code.write())? {
                 return Ok(m);
@@ -53,6 +65,35 @@ impl<H: Host> Mmu<H> {
         let gfn = gpa.gfn().0;
         let size = pages(self.maps.read().tree.level(&self.host, gfn).unwrap_or(1));
         Gpa((gfn & !(size - 1)).wrapping_add(size) << 12)
+    }
+
+    /// Where the host has the page mapped already there is nothing to ask for: it is looked up and installed under one
+    /// hold of the lock, which an invalidation of the page has to wait for. None: it takes more than that.
+    #[inline]
+    fn quick(&self, cache: &mut TableCache<H>, gfn: u64, write: bool) -> Option<Mapped> {
+        let maps = self.maps.read();
+        let Some(Region { slot, retiring, .. }) = maps.region(gfn) else {
+            return (!maps.released).then_some(Mapped::Mmio);
+        };
+        let hva = slot.hva_of(gfn);
+        if *retiring
+            || maps.released
+            || maps.blocked(hva.0)
+            || write && slot.read_only()
+            || gfn >= maps.tree.limit()
+            || !cache.holds(maps.tree.depth())
+        {
+            return None;
+        }
+        let (pa, level) = self.host.mapped_page(hva)?;
+        let leaf = self.leaf(&maps, slot, gfn, &Found { pa, writable: true, level: Some(level) }, write);
+        if leaf.write && slot.logs() {
+            maps.mark_dirty(gfn);
+        }
+        match maps.tree.install(&self.host, cache, gfn, leaf) {
+            Installed::Done => Some(Mapped::Done),
+            Installed::NoTable | Installed::Conflict => None,
+        }
     }
 
     fn try_fault(&self, cache: &mut TableCache<H>, gfn: u64, write: bool) -> Result<Attempt, Stop> {
@@ -78,7 +119,8 @@ impl<H: Host> Mmu<H> {
         if maps.seq != seq || maps.blocked(slot.hva_of(gfn).0) {
             return Ok(Attempt::Again);
         }
-        let leaf = self.leaf(&maps, &slot, gfn, &page, write);
+        let found = Found { pa: page.pa(), writable: page.writable(), level: None };
+        let leaf = self.leaf(&maps, &slot, gfn, &found, write);
         if leaf.write && slot.logs() {
             // With the lock held: reading the log cannot fall between the bit and the entry that it stands for.
             maps.mark_dirty(gfn);
@@ -97,18 +139,25 @@ impl<H: Host> Mmu<H> {
     /// With what permission, and how large, a page is mapped. The sequence number has been checked, so the slot is as
     /// it was copied.
     #[inline]
-    fn leaf(&self, maps: &Maps, slot: &Slot, gfn: u64, page: &H::UserPage, write: bool) -> Leaf {
-        let pa = page.pa();
+    fn leaf(&self, maps: &Maps, slot: &Slot, gfn: u64, page: &Found, write: bool) -> Leaf {
+        let pa = page.pa;
         if slot.logs() {
             // 4 KiB pages, writable only by a write fault, which marks the page.
-            return Leaf { pa, write: write && page.writable(), level: 1 };
+            return Leaf { pa, write: write && page.writable, level: 1 };
         }
-        let write = page.writable() && !slot.read_only();
+        let write = page.writable && !slot.read_only();
+        if page.level == Some(MapLevel::Page4K) {
+            return Leaf { pa, write, level: 1 };
+        }
         // A large page has one permission for all of it. Memory that is only readable so far becomes writable page by
         // page, so it is mapped in small ones, unless it will never be writable.
         // The host's own tables are looked at only where the page's place allows a large one at all.
         let whole = (write || slot.read_only()) && fits(maps, slot, gfn, pa.0 >> 12, MapLevel::Page2M as u8);
-        let mut level = if whole { self.host.user_level(slot.hva_of(gfn)) as u8 } else { 1 };
+        let mut level = match page.level {
+            _ if !whole => 1,
+            Some(level) => level as u8,
+            None => self.host.user_level(slot.hva_of(gfn)) as u8,
+        };
         if level >= MapLevel::Page1G as u8 && !self.page_1g {
             level = MapLevel::Page2M as u8;
         }

@@ -60,12 +60,14 @@ pub enum Installed {
 pub struct Tree {
     root: HostPa,
     levels: u8,
+    /// Advances when tables are unlinked; changes under the lock for writing only.
+    unlinked: u64,
 }
 
 impl Tree {
     /// A tree with nothing mapped; `root` is an empty table page, `levels` 4 or 5.
     pub const fn new(root: HostPa, levels: u8) -> Self {
-        Self { root, levels }
+        Self { root, levels, unlinked: 0 }
     }
 
     /// What nested CR3 holds.
@@ -90,6 +92,9 @@ impl Tree {
     /// Maps a frame. The lock is held at least for reading.
     pub fn install<H: Host>(&self, host: &H, cache: &mut TableCache<H>, gfn: u64, leaf: Leaf) -> Installed {
         let (mut table, mut level, mut target) = (self.root, self.levels, leaf.level.max(1));
+        if let (1, Some(last)) = (target, cache.last_table(gfn, self.unlinked)) {
+            (table, level) = (last, 1);
+        }
         loop {
             let Some(cell) = Self::cell(host, table, gfn, level) else { return Installed::Conflict };
             let old = cell.load(Acquire);
@@ -100,6 +105,9 @@ impl Tree {
                 // A large page is wanted where smaller ones are mapped already: joins them.
                 target = target.min(level - 1);
                 (table, level) = (below, level - 1);
+                if level == 1 {
+                    cache.remember(gfn, table, self.unlinked);
+                }
             } else if old & P != 0 {
                 if old & RW != 0 || !leaf.write {
                     let same = old & ADDR & !((pages(level) << 12) - 1) == leaf.entry(level) & ADDR;
@@ -142,7 +150,7 @@ impl Tree {
     /// Unmaps the frames `[start, end)`, and whole large pages that reach into them. True if anything was mapped; then
     /// a flush is due before `list` is freed. Bounded: at most two partly covered tables per level are looked into.
     pub fn zap<H: Host>(&mut self, host: &H, start: u64, end: u64, list: &mut FreeList) -> bool {
-        let mut removed = false;
+        let (mut removed, mut unlinked) = (false, false);
         self.visit(host, start, end, &mut |cell, entry, covered| {
             if child(entry).is_some() && !covered {
                 return true;
@@ -151,9 +159,11 @@ impl Tree {
             // The value may have changed since: hardware sets A and D.
             if let Some(table) = child(cell.swap(0, AcqRel)) {
                 list.push(host, table);
+                unlinked = true;
             }
             false
         });
+        self.unlinked = self.unlinked.wrapping_add(unlinked.into());
         removed
     }
 

@@ -60,42 +60,80 @@ u8 hsave_paging_levels(void)
 }
 
 /*
- * Level of the entry that maps hva in the current task's page table: 1, 2 or 3 (4 KiB, 2 MiB, 1 GiB). Interrupts are
- * off during the walk: tables are freed only after an IPI to all CPUs that use this mm.
+ * The entry that maps hva in the current task's page table: its level, 1, 2 or 3 (4 KiB, 2 MiB, 1 GiB), and what it
+ * holds; 0 if there is none. Interrupts are off: tables are freed only after an IPI to all CPUs that use this mm.
  */
-int hsave_user_level(unsigned long hva)
+static __always_inline int host_entry(unsigned long hva, pmd_t *pmd, pte_t *pte)
 {
-	unsigned long flags;
-	int level = 1;
 	pgd_t pgd;
 	p4d_t p4d;
 	pud_t pud;
-	pmd_t pmd;
 
 	if (!current->mm)
-		return level;
-	local_irq_save(flags);
+		return 0;
 	pgd = READ_ONCE(*pgd_offset(current->mm, hva));
 	if (pgd_none(pgd) || !pgd_present(pgd))
-		goto out;
+		return 0;
 	p4d = READ_ONCE(*p4d_offset(&pgd, hva));
 	if (p4d_none(p4d) || !p4d_present(p4d))
-		goto out;
+		return 0;
 	pud = READ_ONCE(*pud_offset(&p4d, hva));
 	if (pud_none(pud) || !pud_present(pud))
-		goto out;
-	if (pud_leaf(pud)) {
-		level = 3;
-		goto out;
-	}
-	pmd = READ_ONCE(*pmd_offset(&pud, hva));
-	if (pmd_none(pmd) || !pmd_present(pmd))
-		goto out;
-	if (pmd_leaf(pmd))
-		level = 2;
-out:
+		return 0;
+	if (pud_leaf(pud))
+		return 3;
+	*pmd = READ_ONCE(*pmd_offset(&pud, hva));
+	if (pmd_none(*pmd) || !pmd_present(*pmd))
+		return 0;
+	if (pmd_leaf(*pmd))
+		return 2;
+	*pte = READ_ONCE(*pte_offset_kernel(pmd, hva));
+	return pte_present(*pte) ? 1 : 0;
+}
+
+/* Level of the entry that maps hva; 1 if there is none. */
+int hsave_user_level(unsigned long hva)
+{
+	unsigned long flags;
+	pmd_t pmd;
+	pte_t pte;
+	int level;
+
+	local_irq_save(flags);
+	level = host_entry(hva, &pmd, &pte);
 	local_irq_restore(flags);
-	return level;
+	return max(level, 1);
+}
+
+/*
+ * The page at hva if the current task could write it right now without a trace: then neither a reference nor a mark on
+ * the page is needed, for whoever takes any of this back tells the mmu notifier first. Anonymous memory only; what files
+ * allow is for get_user_pages to say. Returns the level, 0 if it is not so.
+ */
+int hsave_mapped_page(unsigned long hva, u64 *pa)
+{
+	unsigned long flags, pfn = 0;
+	int level;
+	pmd_t pmd;
+	pte_t pte;
+
+	local_irq_save(flags);
+	level = host_entry(hva, &pmd, &pte);
+	switch (level) {
+	case 1:
+		if (pte_access_permitted(pte, true) && pte_dirty(pte) && pte_young(pte) && !pte_special(pte))
+			pfn = pte_pfn(pte);
+		break;
+	case 2:
+		if (pmd_access_permitted(pmd, true) && pmd_dirty(pmd) && pmd_young(pmd))
+			pfn = pmd_pfn(pmd) + ((hva & ~PMD_MASK) >> PAGE_SHIFT);
+		break;
+	}
+	if (pfn && (!pfn_valid(pfn) || !PageAnon(pfn_to_page(pfn))))
+		pfn = 0;
+	local_irq_restore(flags);
+	*pa = (u64)pfn << PAGE_SHIFT;
+	return pfn ? level : 0;
 }
 
 bool hsave_user_range_ok(unsigned long hva, unsigned long len)

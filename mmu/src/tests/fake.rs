@@ -47,6 +47,7 @@ pub struct Machine {
     pub allocs: AtomicU64,
     five: AtomicBool,
     page_1g: AtomicBool,
+    pub mapped: AtomicBool,
     hook: RwLock<Option<Hook>>,
     pub space: Mutex<Space>,
     pub warnings: AtomicU64,
@@ -96,6 +97,7 @@ impl Fake {
             allocs: AtomicU64::new(0),
             five: AtomicBool::new(false),
             page_1g: AtomicBool::new(true),
+            mapped: AtomicBool::new(false),
             hook: RwLock::new(None),
             space: Mutex::new(Space::default()),
             warnings: AtomicU64::new(0),
@@ -108,6 +110,11 @@ impl Fake {
     }
     pub fn five_levels(&self) -> bool {
         self.0.five.load(SeqCst)
+    }
+    /// Pages that are mapped writable are found without being asked for.
+    pub fn with_mapped_pages(self) -> Self {
+        self.0.mapped.store(true, SeqCst);
+        self
     }
     pub fn without_1g(self) -> Self {
         self.0.page_1g.store(false, SeqCst);
@@ -253,6 +260,15 @@ impl Host for Fake {
         };
         self.at(Point::AfterPage(hva.0));
         page.map(FakePage).ok_or(Stop::Fault)
+    }
+    fn mapped_page(&self, hva: Hva) -> Option<(HostPa, MapLevel)> {
+        assert_eq!(hva.0 % PAGE, 0);
+        if !self.0.mapped.load(SeqCst) {
+            return None;
+        }
+        let space = self.0.space.lock().unwrap();
+        let pte = space.pages.get(&hva.0).filter(|p| p.writable && !space.poisoned.contains(&hva.0))?;
+        Some((HostPa(pte.pfn << 12), pte.level))
     }
     fn user_level(&self, hva: Hva) -> MapLevel {
         self.pte(hva.0).map_or(MapLevel::Page4K, |p| p.level)

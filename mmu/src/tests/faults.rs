@@ -1,12 +1,13 @@
 //! Faults: what gets mapped, how large, with which permission, and what happens when it cannot be.
 
-use super::fake::{Fake, PAGE, Pte};
+use super::fake::{Fake, PAGE, Point, Pte};
 use super::{Vm, npf};
 use crate::{LOG_DIRTY_PAGES, Mapped::*, READONLY};
 use arch::{Gpa, NpfCode};
 use host::MapLevel::*;
 use host::{Errno, Stop};
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 const HVA: u64 = 0x7000_0000_0000;
 const M2: u64 = 2 << 20;
@@ -31,6 +32,76 @@ fn small_pages() {
         assert_eq!(vm.flush_count(), 0);
         vm.end();
     }
+}
+
+/// What the host has mapped already is not asked for, and ends up the same.
+#[test]
+fn pages_that_are_mapped_already() {
+    let asked = Arc::new(AtomicU64::new(0));
+    let mut vm = Vm::on(Fake::new().with_mapped_pages());
+    let count = asked.clone();
+    vm.host.hook(move |p| {
+        if matches!(p, Point::BeforePage(_)) {
+            count.fetch_add(1, SeqCst);
+        }
+    });
+    let first = vm.host.map(HVA, 600, true);
+    vm.set(0, 0, 600, HVA, 0).unwrap();
+    for n in 0..600 {
+        assert_eq!(vm.fault(n * PAGE, n % 2 == 0), Ok(Done));
+        let found = vm.look(n * PAGE).unwrap();
+        assert_eq!((found.pa >> 12, found.write, found.level), (first + n, true, 1));
+    }
+    // Only to fill the cache of tables: at the start, and for each table of level 1 after the first.
+    assert!(asked.load(SeqCst) <= 4, "{asked:?}");
+    // While a page is being invalidated, or its slot logs, the rules are the same.
+    vm.invalidate(HVA, HVA + PAGE);
+    assert_eq!(vm.fault(0, true), Ok(Retry));
+    assert_eq!(vm.look(0), None);
+    vm.invalidate_end(HVA, HVA + PAGE);
+    vm.set(0, 0, 600, HVA, LOG_DIRTY_PAGES).unwrap();
+    assert_eq!(vm.fault(PAGE, false), Ok(Done));
+    assert!(!vm.look(PAGE).unwrap().write);
+    assert_eq!(vm.fault(PAGE, true), Ok(Done));
+    assert!(vm.look(PAGE).unwrap().write);
+    assert_eq!(vm.fault(601 * PAGE, true), Ok(Mmio));
+    vm.end();
+}
+
+/// The table that the last fault ended in goes away with the range it maps; the next fault must not use it.
+#[test]
+fn a_table_that_is_remembered_may_be_gone() {
+    for host in [Fake::new(), Fake::new().with_mapped_pages()] {
+        let mut vm = Vm::on(host);
+        vm.host.map(HVA, 512, true);
+        vm.set(0, 0, 512, HVA, 0).unwrap();
+        for _ in 0..3 {
+            vm.fault(5 * PAGE, true).unwrap();
+            vm.fault(6 * PAGE, true).unwrap();
+            vm.invalidate(HVA, HVA + M2);
+            vm.invalidate_end(HVA, HVA + M2);
+            assert_eq!(vm.look(6 * PAGE), None);
+            vm.fault(6 * PAGE, true).unwrap();
+            assert!(vm.look(6 * PAGE).is_some());
+        }
+        vm.end();
+    }
+}
+
+/// A large page is found, and mapped large where it fits.
+#[test]
+fn large_pages_that_are_mapped_already() {
+    let mut vm = Vm::on(Fake::new().with_mapped_pages());
+    let first = vm.host.map_as(HVA, 512, true, Page2M);
+    vm.set(0, 0, 512, HVA, 0).unwrap();
+    vm.set(1, M2 + PAGE, 512, HVA, 0).unwrap();
+    for turn in 0..2 {
+        vm.fault(7 * PAGE, true).unwrap();
+        vm.fault(M2 + 8 * PAGE, turn == 0).unwrap();
+    }
+    assert_eq!((vm.look(0).unwrap().pa >> 12, vm.look(0).unwrap().level), (first, 2));
+    assert_eq!(vm.look(M2 + 8 * PAGE).unwrap().level, 1);
+    vm.end();
 }
 
 #[test]

@@ -86,6 +86,8 @@ impl Machine {
         let mut round = 0;
         while round < ROUNDS || round < 100 * ROUNDS && self.entries.load(SeqCst) < ENTRIES {
             round += 1;
+            // Both ways to find a page.
+            self.host.0.mapped.store(seed >> 20 & 1 == 0, SeqCst);
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let (first, count) = ((seed >> 33) % PAGES, 1 + (seed >> 50) % 4);
             let count = count.min(PAGES - first);
