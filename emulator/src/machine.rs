@@ -217,7 +217,7 @@ pub trait Machine {
     fn pio_out(&mut self, port: u16, data: &[u8]) -> Result<(), Stop>;
 
     /// All 256 bits of YMM `index` (0 to 15).
-    fn ymm(&self, index: u8) -> [u8; 32];
+    fn ymm(&mut self, index: u8) -> [u8; 32];
     /// Sets bits 127:0 of a vector register and leaves the others (legacy SSE).
     fn set_xmm(&mut self, index: u8, value: &[u8; 16]);
     /// Sets bits 255:0 of a vector register and clears those above (VEX).

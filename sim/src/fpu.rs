@@ -48,6 +48,7 @@ impl Fpu for SimFpu {
         Ok(())
     }
     fn vector(&self, n: u8) -> [u8; 32] {
+        assert!(self.loaded, "not in the registers");
         let mut v = [0; 32];
         let at = 160 + 16 * usize::from(n & 15);
         v[..16].copy_from_slice(&self.area[at..at + 16]);
@@ -56,6 +57,7 @@ impl Fpu for SimFpu {
         v
     }
     fn set_vector(&mut self, n: u8, value: &[u8; 32], vex: bool) {
+        assert!(self.loaded, "not in the registers");
         let at = 160 + 16 * usize::from(n & 15);
         self.area[at..at + 16].copy_from_slice(&value[..16]);
         if vex {

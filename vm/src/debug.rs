@@ -75,6 +75,12 @@ impl<H: Host> Core<H> {
         self.cpu.save().rflags & !hidden
     }
 
+    /// Breakpoint instructions exit for the debugger, #NM while the guest's FPU state is elsewhere.
+    pub(crate) fn load_exception_intercepts(&mut self) {
+        let breakpoints = if self.debug.control & USE_SW_BP != 0 { 1 << vector::BP } else { 0 };
+        self.cpu.set_exception_intercepts(breakpoints | self.fpu_use.exceptions());
+    }
+
     /// Sets the trap flag for the debugger.
     #[inline]
     pub(crate) fn arm_single_step(&mut self) {
@@ -107,8 +113,7 @@ impl<H: Host> Ctx<'_, H> {
         let [d0, d1, d2, d3, _, _, _, d7] = *dr;
         self.core.debug.debugger_dr = [d0, d1, d2, d3];
         self.core.debug.debugger_dr7 = d7 & 0xffff_2bff | DR7_RESET;
-        let breakpoints = if control & USE_SW_BP != 0 { 1 << vector::BP } else { 0 };
-        self.core.cpu.set_exception_intercepts(breakpoints);
+        self.core.load_exception_intercepts();
         self.core.load_debug();
         self.core.arm_single_step();
         Ok(())

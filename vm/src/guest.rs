@@ -321,7 +321,8 @@ impl<H: Host> Machine for Ctx<'_, H> {
         Err(Stop::Unhandleable)
     }
 
-    fn ymm(&self, index: u8) -> [u8; 32] {
+    fn ymm(&mut self, index: u8) -> [u8; 32] {
+        self.core.need_fpu();
         self.core.fpu.vector(index)
     }
     fn set_xmm(&mut self, index: u8, value: &[u8; 16]) {
@@ -329,9 +330,11 @@ impl<H: Host> Machine for Ctx<'_, H> {
         for (d, s) in wide.iter_mut().zip(value) {
             *d = *s;
         }
+        self.core.need_fpu();
         self.core.fpu.set_vector(index, &wide, false);
     }
     fn set_ymm(&mut self, index: u8, value: &[u8; 32]) {
+        self.core.need_fpu();
         self.core.fpu.set_vector(index, value, true);
     }
     fn invlpg(&mut self, _linear: u64) {

@@ -17,6 +17,7 @@ mod control;
 pub mod cpuid;
 pub mod debug;
 mod exits;
+mod fpu;
 mod guest;
 pub mod inject;
 mod interrupts;

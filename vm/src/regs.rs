@@ -18,6 +18,9 @@ const CR0_MASKED: Cr0 = Cr0::CD.union(Cr0::NW);
 impl<H: Host> Core<H> {
     /// CR0 as the guest sees it.
     pub(crate) fn cr0(&self) -> u64 {
+        if self.fpu_use.trapping() {
+            return self.guest_cr0;
+        }
         // TS and MP change without an exit (only selective writes are intercepted).
         let live = (Cr0::TS | Cr0::MP).bits();
         self.guest_cr0 & !live | self.cpu.save().cr0 & live
@@ -27,11 +30,11 @@ impl<H: Host> Core<H> {
     pub(crate) fn load_cr0(&mut self, value: u64) {
         let value = value | Cr0::ET.bits();
         self.guest_cr0 = value;
-        let hw = value & !CR0_MASKED.bits();
+        let hw = value & !CR0_MASKED.bits() | self.fpu_use.forced();
         self.cpu.save_mut(CleanBits::CRX).cr0 = hw;
         // Reads must be answered with the guest's value only while it differs from the hardware's, and then every
         // write has to be seen as well.
-        let differs = u16::from(hw != value);
+        let differs = u16::from(hw != value || self.fpu_use.trapping());
         self.cpu.set_cr_intercepts(differs, differs);
     }
 

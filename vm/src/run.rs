@@ -3,7 +3,7 @@
 use crate::user::{Answer, RunRequest, UserExit};
 use crate::{Ctx, MpState, exits};
 use arch::{EventInj, Exit};
-use host::{Cpu, Errno, Fpu, Host, Request, VcpuThread, Work};
+use host::{Cpu, Errno, Host, Request, VcpuThread, Work};
 
 /// What an exit handler decides.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,11 +25,11 @@ impl<H: Host> Ctx<'_, H> {
         self.core.has_run = true;
         self.core.arm_single_step();
         self.look_at_steal_time();
-        self.core.fpu.load();
+        self.core.begin_fpu();
         self.core.cpu.begin();
         let next = self.complete(answer).and_then(|()| self.start(req)).and_then(|()| self.cycle(req));
         self.core.cpu.end();
-        self.core.fpu.put();
+        self.core.end_fpu();
         match next {
             Ok(never) => match never {},
             Err(Next::User(why)) => (why, Ok(())),

@@ -2,8 +2,8 @@
 
 use crate::pv::Pv;
 use crate::{
-    Vm, clock::VcpuClock, cpuid::GuestCpuid, debug::DebugState, inject::Injection, mmio::Traffic, msr::MsrState,
-    run::Next, state::MpState, user::Pending,
+    Vm, clock::VcpuClock, cpuid::GuestCpuid, debug::DebugState, fpu::FpuUse, inject::Injection, mmio::Traffic,
+    msr::MsrState, run::Next, state::MpState, user::Pending,
 };
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
 use host::{CpuFeatures, Host, OneBox};
@@ -52,6 +52,8 @@ pub struct Core<H: Host> {
     pub cpu: H::Cpu,
     /// Guest FPU state.
     pub fpu: H::Fpu,
+    /// Where that state is.
+    pub fpu_use: FpuUse,
     /// The local APIC; None without in-kernel irqchip.
     pub lapic: Option<Lapic>,
     /// KVM_SET_CPUID2 and what follows from it.

@@ -4,6 +4,7 @@ use crate::chips::{Chips, Resampler};
 use crate::clock::{VcpuClock, VmClock};
 use crate::coalesced::Coalesced;
 use crate::debug::DebugState;
+use crate::fpu::FpuUse;
 use crate::inject::Injection;
 use crate::ioeventfd::{IoEventSpec, IoEvents};
 use crate::mmio::Traffic;
@@ -181,6 +182,7 @@ impl<H: Host> Vm<H> {
         let mut core = Core {
             cpu,
             fpu: host.new_fpu()?,
+            fpu_use: FpuUse::new(),
             lapic,
             features: host.features(),
             cpuid: try_box(|| GuestCpuid::new(host))?,

@@ -94,7 +94,7 @@ impl<M: Machine> Step<'_, M> {
 
     /// What register `index` becomes: `value`, or for the partial moves 128 bits of which `value` replaces `size`
     /// bytes. The rest of those comes from VEX.vvvv, in legacy encoding from the register itself.
-    fn merged(&self, index: u8, size: u8, value: [u8; 32]) -> [u8; 32] {
+    fn merged(&mut self, index: u8, size: u8, value: [u8; 32]) -> [u8; 32] {
         let skip = match self.insn.op {
             Op::VecMovLow => 0,
             Op::VecMovHigh => 8,

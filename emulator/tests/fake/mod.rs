@@ -352,7 +352,7 @@ impl Machine for Fake {
         self.posted.push(Posted::Port { port, data: data.to_vec() });
         Ok(())
     }
-    fn ymm(&self, index: u8) -> [u8; 32] {
+    fn ymm(&mut self, index: u8) -> [u8; 32] {
         self.ymm[usize::from(index)]
     }
     fn set_xmm(&mut self, index: u8, value: &[u8; 16]) {

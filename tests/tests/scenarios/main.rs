@@ -6,6 +6,7 @@ mod control;
 mod cpuid;
 mod events;
 mod failures;
+mod fpu;
 mod interrupts;
 mod ioctls;
 mod memory;

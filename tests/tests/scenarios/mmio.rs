@@ -116,7 +116,9 @@ fn sixteen_bytes_are_two_writes() {
     let m = machine(&[0x0f, 0x11, 0x03], MMIO); // movups [rbx], xmm0
     m.inside(0, |c| {
         use sim::host::Fpu;
+        c.core.fpu.load();
         c.core.fpu.set_vector(0, &std::array::from_fn(|i| i as u8), false);
+        c.core.fpu.put();
     });
     m.npf(0, MMIO, true);
     assert_eq!(m.run(0), Ok(write(MMIO, &[0, 1, 2, 3, 4, 5, 6, 7])));

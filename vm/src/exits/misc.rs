@@ -122,6 +122,11 @@ pub fn task_switch<H: Host>(ctx: &mut Ctx<'_, H>, info1: u64, info2: u64) -> Nex
 pub fn exception<H: Host>(ctx: &mut Ctx<'_, H>, v: u8, error_code: u32) -> Next {
     let debug = ctx.core.debug.control;
     match v {
+        // It runs again with the guest's own CR0, and faults on its own account if that says so.
+        vector::NM if ctx.core.fpu_use.trapping() => {
+            ctx.core.need_fpu();
+            Next::Resume
+        }
         vector::MC => Next::Resume, // The world switch handed it to the host.
         vector::DB => {
             let dr6 = ctx.core.cpu.save().dr6;

@@ -1,0 +1,123 @@
+//! The guest's FPU state: in the registers when the guest uses it, and no sooner; the guest cannot tell.
+
+use kvm::abi::ioctl::*;
+use kvm_bindings::*;
+use sim::SimCpu;
+use sim::arch::exit::code;
+use tests::scenario::{CODE, Machine};
+
+const NM: u64 = code::EXCP0 + 7;
+const CR0: u64 = 0x8005_0033;
+const TS: u64 = 1 << 3;
+const MP: u64 = 1 << 1;
+/// KVM_RUNs that load the state at once after its first use.
+const EAGER: usize = 4;
+
+/// Is the guest kept away from the registers?
+fn kept_away(c: &mut SimCpu) -> bool {
+    let away = c.vmcb().intercept_exceptions & 1 << 7 != 0;
+    let (cr0, reads, writes) = (c.guest().cr0, c.vmcb().intercept_cr_read & 1, c.vmcb().intercept_cr_write & 1);
+    // FWAIT looks at the state only with MP set; what the guest would see of CR0 is not its own.
+    assert_eq!((cr0 & TS != 0 && cr0 & MP != 0, reads, writes), (away, away.into(), away.into()));
+    away
+}
+
+fn machine(code: &[u8]) -> Machine {
+    let m = Machine::new();
+    m.long(0, code);
+    m
+}
+
+fn cr0(m: &Machine) -> u64 {
+    m.vcpu_get::<kvm_sregs>(0, KVM_GET_SREGS).cr0
+}
+
+#[test]
+fn the_first_use_brings_it_and_the_guest_has_it_from_then_on() {
+    let m = machine(&[0x0f, 0x28, 0xc1]); // movaps xmm0, xmm1
+    m.does(0, |c| assert!(kept_away(c)));
+    m.run_out(0);
+    assert_eq!(cr0(&m), CR0, "not what the hardware runs with");
+    m.exit(0, NM);
+    m.does(0, |c| {
+        assert!(!kept_away(c));
+        assert_eq!((c.guest().cr0, c.guest().rip), (CR0, CODE), "the instruction runs again");
+    });
+    m.exit(0, code::CPUID);
+    m.does(0, |c| assert!(!kept_away(c)));
+    m.run_out(0);
+    assert!(m.injected(0).is_empty());
+    for _ in 0..EAGER {
+        m.does(0, |c| assert!(!kept_away(c)));
+        m.run_out(0);
+    }
+    m.does(0, |c| assert!(kept_away(c)));
+    m.run_out(0);
+    m.end();
+}
+
+#[test]
+fn who_uses_it_always_is_seldom_asked() {
+    let m = machine(&[0x0f, 0x28, 0xc1]);
+    let mut asked = 0;
+    for _ in 0..2000 {
+        let away = m.inside(0, |c| c.core.fpu_use.eager() == 0);
+        if away {
+            m.exit(0, NM);
+            asked += 1;
+        }
+        m.does(0, |c| assert!(!kept_away(c)));
+        m.run_out(0);
+    }
+    assert!((2..25).contains(&asked), "{asked}");
+}
+
+#[test]
+fn the_guests_own_cr0_is_what_it_reads_and_writes() {
+    let m = machine(&[0x0f, 0x20, 0xc0]); // mov rax, cr0
+    m.exit(0, code::CR0_READ);
+    m.does(0, |c| assert!(kept_away(c)));
+    m.run_out(0);
+    assert_eq!((m.regs(0).rax, m.regs(0).rip), (CR0, CODE + 3));
+    // It sets TS and clears MP for itself: #NM is its own once the state is there.
+    m.write_ram(CODE, &[0x0f, 0x22, 0xc0]); // mov cr0, rax
+    m.with_regs(0, |r| (r.rip, r.rax) = (CODE, (CR0 | TS) & !MP));
+    m.exit(0, code::CR0_SEL_WRITE);
+    m.does(0, |c| assert!(kept_away(c)));
+    m.run_out(0);
+    assert_eq!(cr0(&m), (CR0 | TS) & !MP);
+    m.exit(0, NM);
+    m.does(0, |c| {
+        assert_eq!((c.guest().cr0, c.vmcb().intercept_exceptions & 1 << 7), ((CR0 | TS) & !MP, 0));
+    });
+    m.run_out(0);
+}
+
+#[test]
+fn clts_while_it_is_away_does_not_open_the_hosts_registers() {
+    let m = machine(&[0x0f, 0x06]); // clts
+    let mut s: kvm_sregs = m.vcpu_get(0, KVM_GET_SREGS);
+    s.cr0 |= TS;
+    m.vcpu_with(0, KVM_SET_SREGS, &s).unwrap();
+    m.does(0, |c| assert!(kept_away(c)));
+    m.exit(0, 0x10); // write of CR0
+    m.does(0, |c| assert!(kept_away(c)));
+    m.run_out(0);
+    assert_eq!((cr0(&m), m.regs(0).rip), (CR0, CODE + 2));
+    m.exit(0, NM);
+    m.does(0, |c| assert_eq!(c.guest().cr0, CR0));
+    m.run_out(0);
+}
+
+#[test]
+fn a_debugger_keeps_its_breakpoints() {
+    let m = machine(&[0x90]);
+    let debug = kvm_guest_debug { control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP, ..Default::default() };
+    m.does(0, |c| assert!(kept_away(c)));
+    m.run_out(0);
+    m.vcpu_with(0, KVM_SET_GUEST_DEBUG, &debug).unwrap();
+    m.does(0, |c| assert!(kept_away(c) && c.vmcb().intercept_exceptions & 1 << 3 != 0));
+    m.exit(0, NM);
+    m.does(0, |c| assert!(!kept_away(c) && c.vmcb().intercept_exceptions & 1 << 3 != 0));
+    m.run_out(0);
+}

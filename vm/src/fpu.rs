@@ -1,0 +1,122 @@
+//! The guest's FPU state is in the registers only while the guest uses it (docs/decisions/0009).
+//!
+//! Bringing it there and back costs more than all else that an exit to user space does here, and a KVM_RUN that serves a
+//! device seldom touches it. So a KVM_RUN begins with the task's own state left in the registers and the guest kept away
+//! from it: the hardware's CR0 has TS and MP set, so that every instruction which looks at that state, FWAIT included, is
+//! #NM (APM 11.3, 11.5), and #NM exits. The first one loads the state and runs again, undisturbed for the rest of the
+//! KVM_RUN. The guest's own TS and MP are in `Core::guest_cr0` meanwhile, and every access to CR0 exits.
+//!
+//! A guest that uses its FPU all the time must not pay for an exit each time: after each such exit a number of KVM_RUNs
+//! load the state at once, more of them the more often it was needed.
+
+use crate::vcpu::Core;
+use arch::cr::Cr0;
+use arch::event::vector;
+use host::{Cpu, Fpu, Host};
+
+/// How many KVM_RUNs load the state at once after it was needed, at least and at most.
+const EAGER: (u8, u8) = (4, 128);
+
+/// Whose state is in the registers, and whose will be at the next KVM_RUN.
+pub struct FpuUse {
+    /// The guest's state is in the registers.
+    loaded: bool,
+    /// The guest is kept away from the registers.
+    trapping: bool,
+    /// KVM_RUNs that will load the state at once.
+    eager: u8,
+    /// What `eager` will be set to when the state is needed.
+    next: u8,
+}
+
+impl FpuUse {
+    /// A vCPU that has not used its FPU.
+    pub const fn new() -> Self {
+        Self { loaded: false, trapping: false, eager: 0, next: EAGER.0 }
+    }
+
+    /// How many KVM_RUNs will load the state at once.
+    pub fn eager(&self) -> u8 {
+        self.eager
+    }
+
+    /// Bits of CR0 that the hardware runs with whatever the guest has set.
+    pub(crate) fn forced(&self) -> u64 {
+        if self.trapping { (Cr0::TS | Cr0::MP).bits() } else { 0 }
+    }
+
+    /// Are TS and MP in the hardware's CR0 not the guest's?
+    #[inline]
+    pub(crate) fn trapping(&self) -> bool {
+        self.trapping
+    }
+
+    /// Exceptions to intercept.
+    pub(crate) fn exceptions(&self) -> u32 {
+        if self.trapping { 1 << vector::NM } else { 0 }
+    }
+}
+
+impl<H: Host> Core<H> {
+    /// KVM_RUN begins.
+    #[inline]
+    pub(crate) fn begin_fpu(&mut self) {
+        match self.fpu_use.eager.checked_sub(1) {
+            None => self.trap_fpu(true),
+            Some(less) => {
+                self.fpu_use.eager = less;
+                self.load_fpu();
+            }
+        }
+    }
+
+    /// KVM_RUN ends.
+    #[inline]
+    pub(crate) fn end_fpu(&mut self) {
+        let u = &mut self.fpu_use;
+        if u.loaded {
+            u.loaded = false;
+            self.fpu.put();
+        } else {
+            u.next = (u.next / 2).max(EAGER.0);
+        }
+    }
+
+    /// #NM while the guest is kept away, or an instruction that is emulated needs a register. Within KVM_RUN.
+    #[inline]
+    pub(crate) fn need_fpu(&mut self) {
+        if !self.fpu_use.loaded {
+            self.first_use();
+        }
+    }
+
+    #[cold]
+    fn first_use(&mut self) {
+        let u = &mut self.fpu_use;
+        u.eager = u.next;
+        u.next = u.next.saturating_mul(2).min(EAGER.1);
+        self.load_fpu();
+    }
+
+    fn load_fpu(&mut self) {
+        self.fpu.load();
+        self.fpu_use.loaded = true;
+        self.trap_fpu(false);
+    }
+
+    /// Keeps the guest away from the registers, or lets it.
+    #[inline]
+    fn trap_fpu(&mut self, on: bool) {
+        if self.fpu_use.trapping != on {
+            self.switch_trap(on);
+        }
+    }
+
+    #[cold]
+    fn switch_trap(&mut self, on: bool) {
+        let cr0 = self.cr0();
+        self.fpu_use.trapping = on;
+        self.load_cr0(cr0);
+        self.load_exception_intercepts();
+    }
+}
