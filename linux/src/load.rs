@@ -123,6 +123,7 @@ extern "C" fn hsave_load() -> i32 {
 /// The vendor module unloads: no file is open.
 #[unsafe(no_mangle)]
 extern "C" fn hsave_unload() {
+    shim::hsave_notifiers_settle();
     // Dropped in this order, the reverse of `load`.
     drop(Device);
     drop(Cpus);
