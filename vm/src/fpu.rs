@@ -12,7 +12,7 @@
 use crate::vcpu::Core;
 use arch::cr::Cr0;
 use arch::event::vector;
-use host::{Cpu, Fpu, Host};
+use host::{Fpu, Host};
 
 /// How many KVM_RUNs load the state at once after it was needed, at least and at most.
 const EAGER: (u8, u8) = (4, 128);
