@@ -127,9 +127,12 @@ int hsave_mapped_page(unsigned long hva, u64 *pa)
 	case 2:
 		if (pmd_access_permitted(pmd, true) && pmd_dirty(pmd) && pmd_young(pmd))
 			pfn = pmd_pfn(pmd) + ((hva & ~PMD_MASK) >> PAGE_SHIFT);
+		/* Older kernels do not mark the large entries that have no struct page. */
+		if (!pfn_valid(pfn))
+			pfn = 0;
 		break;
 	}
-	if (pfn && (!pfn_valid(pfn) || !PageAnon(pfn_to_page(pfn))))
+	if (pfn && !PageAnon(pfn_to_page(pfn)))
 		pfn = 0;
 	local_irq_restore(flags);
 	*pa = (u64)pfn << PAGE_SHIFT;

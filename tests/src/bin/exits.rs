@@ -83,8 +83,92 @@ fn hole_is_mmio() -> Result<()> {
     }
 }
 
+/// Puts `value` into a vector register that nobody preserves, calls nothing, and returns what another one held.
+fn vectors(value: u64) -> u64 {
+    let held: u64;
+    // SAFETY: moves between registers that are declared.
+    unsafe {
+        std::arch::asm!("movq {held}, xmm3", "movq xmm3, {value}", "movq xmm4, {value}",
+            held = out(reg) held, value = in(reg) value, out("xmm3") _, out("xmm4") _, options(nomem, nostack));
+    }
+    held
+}
+
+/// Vector registers and CR0 of a guest that seldom uses its FPU, then always, then seldom again; the VMM overwrites its own
+/// between any two runs.
+fn fpu_is_the_guests_own() -> Result<()> {
+    const SECRET: u64 = 0x0123_4567_89ab_cdef;
+    const GOOD: u16 = 0xf4;
+    const BAD: u16 = 0xf5;
+    let client = client(|a| {
+        let (mut round, mut skip, mut wrong) = (a.create_label(), a.create_label(), a.create_label());
+        a.mov(rbx, SECRET)?;
+        a.movq(xmm3, rbx)?;
+        a.mov(r12, 400u64)?;
+        a.set_label(&mut round)?;
+        a.mov(dx, 0x3f0u32)?;
+        a.out(dx, al)?;
+        a.mov(rax, cr0)?;
+        a.cmp(eax, 0x8005_0033u32 as i32)?;
+        a.jne(wrong)?;
+        // Every 16th round, and all where bit 7 of the count is set.
+        a.mov(rcx, r12)?;
+        a.mov(r8, 0x80u64)?;
+        a.and(rcx, r8)?;
+        a.cmp(rcx, 0x80)?;
+        let mut use_it = a.create_label();
+        a.je(use_it)?;
+        a.test(r12b, 15)?;
+        a.jnz(skip)?;
+        a.set_label(&mut use_it)?;
+        a.movq(rax, xmm3)?;
+        a.cmp(rax, rbx)?;
+        a.jne(wrong)?;
+        a.add(rbx, 1)?;
+        a.movq(xmm3, rbx)?;
+        a.set_label(&mut skip)?;
+        // CLTS and TS of its own: #NM would be a triple fault here.
+        a.mov(rax, cr0)?;
+        a.or(eax, 8)?;
+        a.mov(cr0, rax)?;
+        a.smsw(ecx)?;
+        a.test(ecx, 8)?;
+        a.jz(wrong)?;
+        a.clts()?;
+        a.sub(r12, 1)?;
+        a.jnz(round)?;
+        a.mov(dx, u32::from(GOOD))?;
+        a.out(dx, al)?;
+        a.set_label(&mut wrong)?;
+        a.mov(dx, u32::from(BAD))?;
+        a.out(dx, al)
+    })?;
+    let mut vcpu = client.vcpu(0)?;
+    let mut n = 0u64;
+    loop {
+        vectors(!n);
+        let port = match vcpu.run()? {
+            VcpuExit::IoOut(port, _) => port,
+            other => bail!("{other:?}"),
+        };
+        let held = vectors(0);
+        ensure!(held & !0xffff != SECRET & !0xffff, "the guest's register is in the VMM's");
+        match port {
+            GOOD => break,
+            BAD => bail!("round {n}: the guest saw another register, or another CR0"),
+            _ => n += 1,
+        }
+    }
+    ensure!(n == 400, "{n} rounds");
+    let fpu = vcpu.get_fpu()?;
+    let kept = fpu.xmm[3].iter().take(8).rev().fold(0u64, |w, b| w << 8 | u64::from(*b));
+    ensure!(kept >> 16 == SECRET >> 16 && kept > SECRET, "KVM_GET_FPU: {kept:#x}");
+    Ok(())
+}
+
 fn main() -> Result<()> {
     check::run(&[
+        ("fpu-is-the-guests-own", fpu_is_the_guests_own),
         ("triple-fault", triple_fault),
         ("invalid-state", invalid_state),
         ("emulation-failure", emulation_failure),
