@@ -85,7 +85,7 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
         cap::ADJUST_CLOCK => CLOCK_FLAGS.into(),
 
         // The interface itself.
-        cap::ENABLE_CAP | cap::ENABLE_CAP_VM | cap::CHECK_EXTENSION_VM => 1,
+        cap::ENABLE_CAP | cap::ENABLE_CAP_VM | cap::CHECK_EXTENSION_VM | cap::BINARY_STATS_FD => 1,
         _ => 0,
     }
 }

@@ -16,6 +16,7 @@ pub mod abi;
 pub mod caps;
 mod codec;
 mod run;
+mod stats;
 mod sync;
 mod system;
 #[cfg(test)]
@@ -23,6 +24,7 @@ mod tests;
 mod vcpu_ioctl;
 mod vm_ioctl;
 
+pub use stats::read_stats;
 pub use system::{SystemReply, system_ioctl};
 pub use vcpu_ioctl::{VcpuReply, vcpu_ioctl};
 pub use vm_ioctl::{Irqfd, VmReply, vm_ioctl};

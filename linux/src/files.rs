@@ -24,6 +24,8 @@ pub struct VmObject {
     mm: AtomicPtr<KMm>,
     /// Goes before the VM that it raises interrupts of.
     irqfds: Irqfds,
+    /// The process that made it.
+    pid: u32,
     vm: Vm,
 }
 
@@ -43,6 +45,7 @@ impl VmRef {
             notifier: AtomicPtr::new(null_mut()),
             mm: AtomicPtr::new(null_mut()),
             irqfds: Irqfds::default(),
+            pid: shim::hsave_pid(),
             vm,
         })?;
         let object = Box::into_raw(object.into_inner()).cast::<VmObject>();
@@ -105,6 +108,12 @@ impl Drop for VmRef {
             drop(Box::from_raw(self.0.as_ptr().cast::<[VmObject; 1]>()));
         }
     }
+}
+
+/// A file that reads as the statistics of a VM, or of one of its vCPUs.
+pub struct StatsFile {
+    owner: VmRef,
+    vcpu: Option<usize>,
 }
 
 /// The file of a vCPU.
@@ -195,6 +204,7 @@ fn vm_ioctl(object: &VmRef, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64, E
     }
     match kvm::vm_ioctl(&object.vm, cmd, arg)? {
         VmReply::Value(v) => Ok(v),
+        VmReply::Stats => stats_file(object, None),
         VmReply::NewVcpu { index } => {
             let id = object.vm.vcpu(index).ok_or(Errno::EINVAL)?.id;
             let file = VcpuFile { owner: object.clone(), index, mask: SignalMask::default() };
@@ -246,6 +256,7 @@ fn vcpu_ioctl(file: &VcpuFile, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64
     };
     match reply? {
         VcpuReply::Value(v) => Ok(v),
+        VcpuReply::Stats => stats_file(&file.owner, Some(file.index)),
         VcpuReply::SignalMask(mask) => {
             file.mask.set(mask);
             Ok(0)
@@ -259,6 +270,35 @@ fn vcpu_ioctl(file: &VcpuFile, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64
 /// `file` is what the file was given; nobody uses it any more.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hsave_vcpu_release(file: *mut [VcpuFile; 1]) {
+    // SAFETY: by contract; it came from `give`.
+    drop(unsafe { Box::from_raw(file) });
+}
+
+/// A new statistics file. Errors: those of opening a file, ENOMEM.
+fn stats_file(owner: &VmRef, vcpu: Option<usize>) -> Result<i64, Errno> {
+    let id = vcpu.and_then(|index| owner.vm.vcpu(index)).map_or(-1, |v| v.id.into());
+    // SAFETY: `hsave_stats_release` takes what the file is given.
+    give(StatsFile { owner: owner.clone(), vcpu }, |p| unsafe { shim::hsave_install_stats(p, id) })
+}
+
+/// read of a statistics file: number of bytes, or a negative errno.
+///
+/// # Safety
+/// `file` is what the file was given, and the file is open.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_stats_read(file: *const StatsFile, to: u64, len: u64, pos: u64) -> c_long {
+    // SAFETY: by contract.
+    let StatsFile { owner, vcpu } = unsafe { &*file };
+    let vm = &owner.vm;
+    result(kvm::read_stats(vm, vcpu.and_then(|n| vm.vcpu(n)), owner.pid, to, len, pos).map(|n| n as i64))
+}
+
+/// A statistics file is closed. Process context.
+///
+/// # Safety
+/// `file` is what the file was given; nobody uses it any more.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_stats_release(file: *mut [StatsFile; 1]) {
     // SAFETY: by contract; it came from `give`.
     drop(unsafe { Box::from_raw(file) });
 }

@@ -134,6 +134,8 @@ unsafe extern "C" {
     pub safe fn hsave_device_unregister();
     pub fn hsave_install_vm(vm: *mut c_void) -> i32;
     pub fn hsave_install_vcpu(vcpu: *mut c_void, id: u32) -> i32;
+    pub fn hsave_install_stats(file: *mut c_void, vcpu: i64) -> i32;
+    pub safe fn hsave_pid() -> u32;
 
     // log.c
     pub fn hsave_log_info(text: *const u8, len: usize);

@@ -11,6 +11,9 @@ use host::{Errno, Host, MapLevel, Stop, UserPage};
 /// How often a fault starts over when the address space changes under it, before it lets the guest try again.
 const TRIES: u32 = 4;
 
+/// Frames that are looked at without letting go of the lock.
+const COUNTED: u64 = 1 << 14;
+
 /// What the vCPU does after a nested fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mapped {
@@ -93,6 +96,21 @@ impl<H: Host> Mmu<H> {
         match maps.tree.install(&self.host, cache, gfn, leaf) {
             Installed::Done => Some(Mapped::Done),
             Installed::NoTable | Installed::Conflict => None,
+        }
+    }
+
+    /// How many entries map guest memory, by their level: 4 KiB, 2 MiB, 1 GiB. Memory that changes meanwhile is in or
+    /// not. Sleeps.
+    pub fn mapped_pages(&self) -> [u64; 3] {
+        let (mut counts, mut at) = ([0; 3], 0);
+        loop {
+            {
+                let maps = self.maps.read();
+                let Some((start, end)) = maps.next(at) else { return counts };
+                at = end.min(start.saturating_add(COUNTED));
+                maps.tree.count(&self.host, start, at, &mut counts);
+            }
+            self.host.cond_resched();
         }
     }
 

@@ -52,6 +52,12 @@ impl Maps {
         self.regions.get(n).filter(|r| r.slot.holds(gfn))
     }
 
+    /// The first region with a frame at or after `gfn`: such a frame, and the region's end.
+    pub fn next(&self, gfn: u64) -> Option<(u64, u64)> {
+        let n = self.regions.partition_point(|r| r.slot.end() <= gfn);
+        self.regions.get(n).map(|r| (r.slot.base.max(gfn), r.slot.end()))
+    }
+
     /// Records that a page was written, if its slot logs.
     pub fn mark_dirty(&self, gfn: u64) {
         if let Some(region) = self.region(gfn) {

@@ -167,6 +167,34 @@ impl Tree {
         removed
     }
 
+    /// Counts the entries that map the frames `[start, end)`, by their level. The lock is held at least for reading;
+    /// the caller bounds the range.
+    pub fn count<H: Host>(&self, host: &H, start: u64, end: u64, counts: &mut [u64; 3]) {
+        Self::count_table(host, self.root, self.levels, start, end.min(self.limit()), counts);
+    }
+
+    fn count_table<H: Host>(host: &H, table: HostPa, level: u8, start: u64, end: u64, counts: &mut [u64; 3]) {
+        let Some(cells) = host.table(table) else { return };
+        let span = pages(level);
+        let mut at = start;
+        while at < end {
+            let first = at & !(span - 1);
+            let stop = first.wrapping_add(span).min(end);
+            let entry = cells.0.get(npt::index(at << 12, level)).map_or(0, |cell| cell.load(Acquire));
+            match child(entry) {
+                Some(below) if level > 1 => Self::count_table(host, below, level - 1, at, stop, counts),
+                // A large page that reaches into the range from before was counted there.
+                _ if entry & P != 0 && first >= start => {
+                    if let Some(n) = counts.get_mut(usize::from(level).saturating_sub(1)) {
+                        *n = n.saturating_add(1);
+                    }
+                }
+                _ => {}
+            }
+            at = stop;
+        }
+    }
+
     /// Takes write permission from the frames `[start, end)`. Large pages are unmapped instead: they come back small.
     /// True if a flush is due. The caller bounds the range.
     pub fn protect<H: Host>(&mut self, host: &H, start: u64, end: u64) -> bool {

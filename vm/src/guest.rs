@@ -53,6 +53,7 @@ impl<H: Host> Ctx<'_, H> {
 
     /// Carries out the instruction at RIP.
     pub(crate) fn emulate(&mut self) -> Next {
+        self.me.stats.insn_emulation.count();
         self.core.traffic.clear();
         let mut bytes = [0; 15];
         let known = self.core.cpu.control().insn();
@@ -100,6 +101,7 @@ impl<H: Host> Ctx<'_, H> {
         let Some(p) = self.core.traffic.next_write() else { return Next::Resume };
         match p.target {
             Target::Mmio(gpa) => {
+                self.me.stats.mmio_exits.count();
                 self.core.pending = Pending::MmioWrite;
                 Next::User(UserExit::Mmio { gpa, data: p.data, len: p.len, write: true })
             }
@@ -115,6 +117,7 @@ impl<H: Host> Ctx<'_, H> {
         match stop {
             Stop::NeedUser => match self.core.traffic.wanted {
                 Some(Wanted::Mmio { gpa, len }) => {
+                    self.me.stats.mmio_exits.count();
                     self.core.pending = Pending::MmioRead { len };
                     Next::User(UserExit::Mmio { gpa, data: [0; 8], len, write: false })
                 }
@@ -138,6 +141,7 @@ impl<H: Host> Ctx<'_, H> {
     /// KVM_INTERNAL_ERROR_EMULATION: flags, instruction bytes, then the exit that led here (KVM API document, section
     /// 5, `emulation_failure`). User code of the guest gets #UD instead, so that it cannot end its own VM.
     fn unhandleable(&mut self) -> Next {
+        self.me.stats.insn_emulation_fail.count();
         let save = self.core.cpu.save();
         if save.cpl != 0 && !self.vm.config.exit_on_emulation_error.load(Relaxed) {
             return self.fault(arch::Exception::UD);

@@ -33,7 +33,12 @@ impl<H: Host> Ctx<'_, H> {
         match next {
             Ok(never) => match never {},
             Err(Next::User(why)) => (why, Ok(())),
-            Err(Next::Fail(errno, why)) => (why, Err(errno)),
+            Err(Next::Fail(errno, why)) => {
+                if why == UserExit::Interrupted {
+                    self.me.stats.signal_exits.count();
+                }
+                (why, Err(errno))
+            }
             Err(Next::Resume) => (UserExit::Interrupted, Err(Errno::EINTR)),
         }
     }
@@ -77,6 +82,7 @@ impl<H: Host> Ctx<'_, H> {
             match self.core.cpu.enter(self.me.thread.bell()) {
                 Exit::None => self.not_entered()?,
                 exit => {
+                    self.me.stats.exits.count();
                     self.core.collect_events();
                     self.collect_eoi();
                     if self.core.clock.catches_up() {
@@ -114,12 +120,17 @@ impl<H: Host> Ctx<'_, H> {
             self.core.mp_state = MpState::Runnable;
             return Ok(());
         }
+        self.me.stats.blocking.set(true);
         self.me.thread.preemptible(true);
         self.me.thread.block();
         let work = self.vm.host.do_work();
         self.me.thread.preemptible(false);
+        self.me.stats.blocking.set(false);
         match work {
-            Work::None => Ok(()),
+            Work::None => {
+                self.me.stats.halt_wakeup.count();
+                Ok(())
+            }
             Work::Signal => Err(INTERRUPTED),
         }
     }

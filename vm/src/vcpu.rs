@@ -3,7 +3,7 @@
 use crate::pv::Pv;
 use crate::{
     Vm, clock::VcpuClock, cpuid::GuestCpuid, debug::DebugState, fpu::FpuUse, inject::Injection, mmio::Traffic,
-    msr::MsrState, run::Next, state::MpState, user::Pending,
+    msr::MsrState, run::Next, state::MpState, stats::VcpuStats, user::Pending,
 };
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
 use host::{CpuFeatures, Host, OneBox};
@@ -25,6 +25,8 @@ pub struct Vcpu<H: Host> {
     pub address: AddressCell,
     /// Other events that others post.
     pub mail: Mail,
+    /// Counters.
+    pub stats: VcpuStats,
     /// [`Lint0`](irqchip::Lint0) of the local APIC, as a number.
     pub lint0: AtomicU8,
     /// `kvm_run` and the PIO data page: what mmap of the vCPU file shows, in this order, before the VM's coalesced ring.

@@ -12,6 +12,7 @@ use crate::msr::{MsrFilter, MsrState, VmMsrs};
 use crate::pv::Pv;
 use crate::run::Next;
 use crate::state::MpState;
+use crate::stats::{VcpuStats, VmStats};
 use crate::user::Pending;
 use crate::vcpu::{Core, Ctx, Mail, Vcpu};
 use crate::{cpuid::GuestCpuid, irqchip};
@@ -76,6 +77,8 @@ pub struct Vm<H: Host> {
     pub clock: Mutex<H::RawSpin, VmClock>,
     /// MSR state that the vCPUs share.
     pub msrs: VmMsrs,
+    /// Counters.
+    pub stats: VmStats,
     /// Which MSRs the guest may touch; None: no filter.
     pub(crate) msr_filter: RwLock<H::RawRwSem, Option<MsrFilter>>,
     pub(crate) msr_filter_used: AtomicBool,
@@ -106,6 +109,7 @@ impl<H: Host> Vm<H> {
             mmu: Mmu::new(host.clone())?,
             clock: Mutex::new(VmClock::new(host.time_point(), host.tsc_khz(), host.tsc_is_stable())),
             msrs: VmMsrs::default(),
+            stats: VmStats::default(),
             config: Config::default(),
             msr_filter: RwLock::new(None),
             msr_filter_used: AtomicBool::new(false),
@@ -212,8 +216,9 @@ impl<H: Host> Vm<H> {
         let thread = host.new_thread()?;
         let pages = [host.new_shared_page()?, host.new_shared_page()?];
         let (pir, mail) = (Pir::new(), Mail::default());
+        let stats = VcpuStats::default();
         let lint0 = AtomicU8::new(core.lapic.as_ref().map_or(0, |l| l.lint0() as u8));
-        try_box(|| Vcpu { id, index, thread, pir, address, lint0, mail, pages, core: Mutex::new(core) })
+        try_box(|| Vcpu { id, index, thread, pir, address, lint0, mail, stats, pages, core: Mutex::new(core) })
     }
 
     /// The vCPU that was created as number `index`.
@@ -269,53 +274,6 @@ impl<H: Host> Vm<H> {
         }
         self.reserved_pins.store(pins as u32, Relaxed);
         self.chip.store(1, Release);
-        Ok(())
-    }
-
-    /// KVM_SET_BOOT_CPU_ID. Errors: EBUSY (there are vCPUs), EINVAL (no vCPU can have this id).
-    pub fn set_boot_cpu_id(&self, id: u64) -> Result<(), Errno> {
-        let _shape = self.shape.lock();
-        if self.count.load(Relaxed) != 0 {
-            return Err(Errno::EBUSY);
-        }
-        let limit = self.config.max_vcpu_id.load(Relaxed);
-        let id = u32::try_from(id).ok().filter(|id| *id <= MAX_VCPU_ID && (limit == 0 || *id < limit));
-        self.config.bsp_id.store(id.ok_or(Errno::EINVAL)?, Relaxed);
-        Ok(())
-    }
-
-    /// KVM_CAP_MAX_VCPU_ID: vCPU ids are below `limit`. Can be set once; the same value again is allowed.
-    /// Errors: EINVAL (also: below the bootstrap processor's).
-    pub fn set_max_vcpu_id(&self, limit: u64) -> Result<(), Errno> {
-        let limit = u32::try_from(limit).ok().filter(|n| *n <= MAX_VCPU_ID).ok_or(Errno::EINVAL)?;
-        let _shape = self.shape.lock();
-        let now = match self.config.max_vcpu_id.load(Relaxed) {
-            // The first vCPU fixes the limit that it was made under.
-            0 if self.has_vcpus() => MAX_VCPU_ID,
-            now => now,
-        };
-        if self.config.bsp_id.load(Relaxed) > limit || now != 0 && now != limit {
-            return Err(Errno::EINVAL);
-        }
-        self.config.max_vcpu_id.store(limit, Relaxed);
-        Ok(())
-    }
-
-    /// KVM_CAP_X86_APIC_BUS_CYCLES_NS. Errors: EINVAL (0, or so long that the longest count has more than 64 bits of
-    /// nanoseconds; there are vCPUs), ENXIO (no local APICs in the kernel).
-    pub fn set_apic_bus_cycle(&self, ns: u64) -> Result<(), Errno> {
-        // The largest initial count, with the largest divisor.
-        let longest = u64::from(u32::MAX) * 128;
-        let ns = u32::try_from(ns).ok().filter(|ns| *ns != 0 && longest.checked_mul((*ns).into()).is_some());
-        let ns = ns.ok_or(Errno::EINVAL)?;
-        let _shape = self.shape.lock();
-        if self.chip_mode() == ChipMode::None {
-            return Err(Errno::ENXIO);
-        }
-        if self.has_vcpus() {
-            return Err(Errno::EINVAL);
-        }
-        self.config.apic_bus_cycle_ns.store(ns, Relaxed);
         Ok(())
     }
 
@@ -387,6 +345,10 @@ impl<H: Host> Vm<H> {
 
     /// Makes every vCPU drop its nested translations, and returns when none of them can use an old one.
     pub fn flush_all(&self) {
+        self.stats.remote_tlb_flush_requests.count_shared();
+        if self.vcpus().any(|v| v.thread.bell().needs_ipi()) {
+            self.stats.remote_tlb_flush.count_shared();
+        }
         self.ring_all(Request::FlushTlb);
         for v in self.vcpus() {
             // The IPI is on its way; the vCPU leaves the guest within its latency.

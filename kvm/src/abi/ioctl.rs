@@ -82,6 +82,7 @@ numbers! {
     KVM_X86_SET_MSR_FILTER = iow::<kvm_msr_filter>(0xc6);
     KVM_CREATE_DEVICE = iowr::<kvm_create_device>(0xe0);
     // VM and vCPU
+    KVM_GET_STATS_FD = io(0xce);
     KVM_SET_TSC_KHZ = io(0xa2);
     KVM_GET_TSC_KHZ = io(0xa3);
     KVM_ENABLE_CAP = iow::<kvm_enable_cap>(0xa3);

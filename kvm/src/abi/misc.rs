@@ -36,10 +36,39 @@ abi! {
         8 => flags: u32,
     }
 
+    /// What a file of KVM_GET_STATS_FD begins with.
+    struct kvm_stats_header: 24 {
+        0 => flags: u32,
+        4 => name_size: u32,
+        8 => num_desc: u32,
+        12 => id_offset: u32,
+        16 => desc_offset: u32,
+        20 => data_offset: u32,
+    }
+
+    /// One number in it; `name_size` bytes of name follow.
+    struct kvm_stats_desc: 16 {
+        0 => flags: u32,
+        4 => exponent: u16,
+        6 => size: u16,
+        8 => offset: u32,
+        12 => bucket_size: u32,
+    }
+
     /// Header of KVM_SET_SIGNAL_MASK; `len` bytes of mask follow.
     struct kvm_signal_mask: 4 {
         0 => len: u32,
     }
+}
+
+/// `kvm_stats_desc.flags`: KVM_STATS_TYPE_*, KVM_STATS_UNIT_*; the base is ten.
+pub mod stats_flags {
+    /// Only ever grows.
+    pub const CUMULATIVE: u32 = 0;
+    /// As it is now.
+    pub const INSTANT: u32 = 1;
+    /// 0 or 1.
+    pub const BOOLEAN: u32 = 4 << 4;
 }
 
 /// `kvm_clock_data.flags`: the clock runs off a stable TSC.

@@ -62,6 +62,8 @@ pub const LAYOUTS: &[Layout] = &[
     kvm_userspace_memory_region2::LAYOUT,
     kvm_pre_fault_memory::LAYOUT,
     kvm_dirty_log::LAYOUT,
+    kvm_stats_header::LAYOUT,
+    kvm_stats_desc::LAYOUT,
     kvm_clear_dirty_log::LAYOUT,
     kvm_irqfd::LAYOUT,
     kvm_ioeventfd::LAYOUT,

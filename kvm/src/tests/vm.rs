@@ -6,8 +6,7 @@ use crate::Irqfd;
 #[test]
 fn unknown_ioctls() {
     let bed = Bed::bare();
-    // KVM_GET_STATS_FD: absent.
-    for cmd in [io(0xce), KVM_RUN] {
+    for cmd in [io(0xcf), KVM_RUN] {
         assert_eq!(bed.vm(cmd, ARG), Err(Errno::ENOTTY), "{cmd:#x}");
     }
     assert_eq!(bed.vm(KVM_CREATE_DEVICE, ARG), Err(Errno::ENODEV));

@@ -23,6 +23,8 @@ pub enum VcpuReply {
     Value(i64),
     /// KVM_SET_SIGNAL_MASK: block these signals while KVM_RUN runs (None: leave the thread's mask alone); return 0.
     SignalMask(Option<u64>),
+    /// Return a file that reads as the vCPU's statistics.
+    Stats,
 }
 
 /// One ioctl on a vCPU file. Waits for others on the same vCPU. Errors: as each ioctl documents; EINVAL for those
@@ -42,6 +44,9 @@ pub fn vcpu_ioctl<H: Host>(vm: &Vm<H>, vcpu: &Vcpu<H>, cmd: u32, arg: u64) -> Re
 fn rare<H: Host>(vm: &Vm<H>, vcpu: &Vcpu<H>, cmd: u32, arg: u64) -> Result<VcpuReply, Errno> {
     if cmd == KVM_SET_SIGNAL_MASK {
         return signal_mask(&vm.host, arg).map(VcpuReply::SignalMask);
+    }
+    if cmd == KVM_GET_STATS_FD {
+        return Ok(VcpuReply::Stats);
     }
     vm.with_vcpu(vcpu, |ctx| dispatch(ctx, cmd, arg)).map(VcpuReply::Value)
 }

@@ -25,6 +25,8 @@ pub enum VmReply {
         /// Place in the VM's table.
         index: usize,
     },
+    /// Return a file that reads as the VM's statistics.
+    Stats,
     /// Bind an eventfd to an interrupt, or take the binding back.
     Irqfd(Irqfd),
 }
@@ -50,6 +52,7 @@ pub fn vm_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<VmReply, Errn
             let id = u32::try_from(arg).map_err(|_| Errno::EINVAL)?;
             return vm.create_vcpu(id).map(|index| VmReply::NewVcpu { index });
         }
+        KVM_GET_STATS_FD => return Ok(VmReply::Stats),
         KVM_IRQFD => return irq::irqfd(vm, arg).map(VmReply::Irqfd),
         KVM_CHECK_EXTENSION => caps::check_extension(host, arg),
         KVM_ENABLE_CAP => done(enable_cap::enable_cap(vm, &get(host, arg)?))?,

@@ -30,6 +30,8 @@ long hsave_vm_ioctl(void *vm, unsigned int cmd, unsigned long arg, struct mm_str
 void hsave_vm_release(void *vm);
 long hsave_vcpu_ioctl(void *vcpu, unsigned int cmd, unsigned long arg, struct mm_struct *mm);
 void hsave_vcpu_release(void *vcpu);
+long hsave_stats_read(void *stats, unsigned long to, unsigned long len, u64 pos);
+void hsave_stats_release(void *stats);
 u64 hsave_vcpu_page(void *vcpu, unsigned long index);
 
 /* Rust: the VM's memory changes under it. */

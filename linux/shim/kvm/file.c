@@ -89,21 +89,48 @@ static struct file_operations vcpu_fops = {
 	.llseek = noop_llseek,
 };
 
+static ssize_t stats_read(struct file *file, char __user *to, size_t len, loff_t *pos)
+{
+	long n = hsave_stats_read(file->private_data, (unsigned long)to, len, *pos);
+
+	if (n > 0)
+		*pos += n;
+	return n;
+}
+
+static int stats_release(struct inode *inode, struct file *file)
+{
+	hsave_stats_release(file->private_data);
+	return 0;
+}
+
+static struct file_operations stats_fops = {
+	.read = stats_read,
+	.release = stats_release,
+	.llseek = noop_llseek,
+};
+
 /* The descriptor of a new file that owns object, or an error with the object untouched. */
-static int install(const char *name, const struct file_operations *fops, void *object)
+static int install_mode(const char *name, const struct file_operations *fops, void *object, int flags, fmode_t mode)
 {
 	struct file *file;
 	int fd = get_unused_fd_flags(O_CLOEXEC);
 
 	if (fd < 0)
 		return fd;
-	file = anon_inode_getfile(name, fops, object, O_RDWR);
+	file = anon_inode_getfile(name, fops, object, flags);
 	if (IS_ERR(file)) {
 		put_unused_fd(fd);
 		return PTR_ERR(file);
 	}
+	file->f_mode |= mode;
 	fd_install(fd, file);
 	return fd;
+}
+
+static int install(const char *name, const struct file_operations *fops, void *object)
+{
+	return install_mode(name, fops, object, O_RDWR, 0);
 }
 
 int hsave_install_vm(void *vm)
@@ -119,11 +146,27 @@ int hsave_install_vcpu(void *vcpu, u32 id)
 	return install(name, &vcpu_fops, vcpu);
 }
 
+/* A negative vcpu: those of the VM. They are read at any offset. */
+int hsave_install_stats(void *stats, s64 vcpu)
+{
+	char name[32] = "kvm-vm-stats";
+
+	if (vcpu >= 0)
+		snprintf(name, sizeof(name), "kvm-vcpu-stats:%lld", vcpu);
+	return install_mode(name, &stats_fops, stats, O_RDONLY, FMODE_PREAD);
+}
+
+u32 hsave_pid(void)
+{
+	return task_pid_nr(current);
+}
+
 void hsave_set_owner(struct module *vendor)
 {
 	system_fops.owner = vendor;
 	vm_fops.owner = vendor;
 	vcpu_fops.owner = vendor;
+	stats_fops.owner = vendor;
 }
 
 int hsave_device_register(void)

@@ -1,5 +1,6 @@
 //! The hypervisor on a simulated machine: what a VMM sees of what a guest does.
 
+mod ahead;
 mod chips;
 mod clock;
 mod control;
@@ -16,5 +17,6 @@ mod port;
 mod pv;
 mod random;
 mod smp;
+mod stats;
 mod structs;
 mod timer;

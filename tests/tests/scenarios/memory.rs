@@ -46,7 +46,7 @@ fn large_pages_follow_the_host() {
 }
 
 /// How many nested faults a read of 8 bytes takes.
-fn faults(m: &Machine, gpa: u64) -> usize {
+pub fn faults(m: &Machine, gpa: u64) -> usize {
     let seen = Arc::new(AtomicUsize::new(0));
     let count = seen.clone();
     m.sim.act(0, move |c| match c.load(gpa) {
@@ -70,48 +70,6 @@ fn a_large_page_does_not_reach_beyond_its_slot() {
     m.store(0, HIGH, 1);
     m.tries(0, HIGH + 0x10_0000, false);
     assert_eq!(m.run(0), Ok(Left::Mmio { gpa: HIGH + 0x10_0000, write: false, data: vec![0; 8] }));
-}
-
-/// KVM_PRE_FAULT_MEMORY: its result, and what is left of the range.
-fn pre_fault(m: &Machine, gpa: u64, size: u64, flags: u64) -> (Result<i64, Errno>, u64, u64) {
-    m.put_at(DATA, &[gpa, size, flags, 0, 0, 0, 0, 0]);
-    let result = m.vcpu(0, KVM_PRE_FAULT_MEMORY, DATA);
-    let [gpa, size, ..] = m.get_at::<[u64; 8]>(DATA);
-    (result, gpa, size)
-}
-
-#[test]
-fn a_large_page_is_mapped_ahead_at_once() {
-    let m = Machine::new();
-    m.sim.set_level(MapLevel::Page2M);
-    assert_eq!(pre_fault(&m, 0x20_1000, 0x1f_f000, 0), (Ok(0), 0x40_0000, 0));
-    assert_eq!((faults(&m, 0x20_0000), faults(&m, 0x3f_f000), faults(&m, 0x1000)), (0, 0, 1));
-    m.end();
-}
-
-#[test]
-fn memory_can_be_mapped_ahead() {
-    let m = Machine::new();
-    let ahead = |gpa, size, flags| pre_fault(&m, gpa, size, flags);
-    assert_eq!(ahead(0x4000, 0x3000, 0), (Ok(0), 0x7000, 0));
-    assert_eq!((faults(&m, 0x4000), faults(&m, 0x6000), faults(&m, 0x7000)), (0, 0, 1));
-    // What is done is done, and the rest comes back.
-    assert_eq!(ahead(RAM - 0x1000, 0x3000, 0), (Ok(0), RAM, 0x2000));
-    assert_eq!(ahead(RAM, 0x2000, 0), (Err(Errno::ENOENT), RAM, 0x2000));
-    m.host_changes(0x9000, 1, Page::Absent);
-    m.host_changes(0xa000, 1, Page::Poisoned);
-    assert_eq!(ahead(0x8000, 0x2000, 0), (Ok(0), 0x9000, 0x1000));
-    assert_eq!(ahead(0x9000, 0x1000, 0), (Err(Errno::EFAULT), 0x9000, 0x1000));
-    assert_eq!(ahead(0xa000, 0x1000, 0), (Err(Errno::EHWPOISON), 0xa000, 0x1000));
-    m.sim.signal();
-    assert_eq!(ahead(0x1_0000, 0x1000, 0), (Err(Errno::EINTR), 0x1_0000, 0x1000));
-    m.sim.clear_signal();
-    for (gpa, size, flags) in
-        [(0x1001, 0x1000, 0), (0x1000, 1, 0), (0x1000, 0, 0), (0x1000, 0x1000, 1), (1 << 63, 1 << 63, 0)]
-    {
-        assert_eq!(ahead(gpa, size, flags), (Err(Errno::EINVAL), gpa, size));
-    }
-    m.end();
 }
 
 #[test]

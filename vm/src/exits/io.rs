@@ -7,6 +7,7 @@ use arch::IoExit;
 use host::{Cpu, Host, SharedPage};
 
 pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, io: IoExit) -> Next {
+    ctx.me.stats.io_exits.count();
     if io.string {
         return ctx.emulate();
     }

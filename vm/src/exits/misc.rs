@@ -15,6 +15,7 @@ use irqchip::Accept;
 
 /// HLT: the loop sleeps until something wakes the guest.
 pub fn hlt<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
+    ctx.me.stats.halt_exits.count();
     let next = ctx.skip(Known::Hlt);
     if next != Next::Resume {
         return next;
@@ -58,6 +59,7 @@ const KVM_EPERM: u64 = -1i64 as u64;
 
 /// VMMCALL.
 pub fn vmmcall<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
+    ctx.me.stats.hypercalls.count();
     let long = ctx.in_64bit_mode();
     let mask = if long { !0 } else { 0xffff_ffff };
     let arg = |n| ctx.core.cpu.gpr(n) & mask;

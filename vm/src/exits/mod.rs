@@ -30,9 +30,16 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, exit: Exit) -> Next {
         Exit::Wrmsr => msr::write(ctx),
         Exit::Hlt => misc::hlt(ctx),
         // The world switch let the host take them; there is nothing left to do.
-        Exit::None | Exit::Intr | Exit::Nmi | Exit::Smi | Exit::Init => Next::Resume,
+        Exit::Intr => {
+            ctx.me.stats.irq_exits.count();
+            Next::Resume
+        }
+        Exit::None | Exit::Nmi | Exit::Smi | Exit::Init => Next::Resume,
         // The window is open: the loop injects, or tells user space.
-        Exit::Vintr => Next::Resume,
+        Exit::Vintr => {
+            ctx.me.stats.irq_window_exits.count();
+            Next::Resume
+        }
         Exit::Iret => {
             ctx.core.on_iret();
             Next::Resume

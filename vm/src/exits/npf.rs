@@ -7,9 +7,18 @@ use arch::{Gpa, NpfCode};
 use host::Host;
 
 pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, gpa: Gpa, code: NpfCode) -> Next {
+    let stats = &ctx.me.stats;
+    stats.pf_taken.count();
     match ctx.vm.mmu.handle_fault(&mut ctx.core.tables, gpa, code) {
-        Ok(mmu::Mapped::Done | mmu::Mapped::Retry) => Next::Resume,
-        Ok(mmu::Mapped::Mmio) => ctx.emulate(),
+        Ok(mmu::Mapped::Done) => {
+            stats.pf_fixed.count();
+            Next::Resume
+        }
+        Ok(mmu::Mapped::Retry) => Next::Resume,
+        Ok(mmu::Mapped::Mmio) => {
+            stats.pf_emulate.count();
+            ctx.emulate()
+        }
         Err(stop) => fault_outcome(stop),
     }
 }
