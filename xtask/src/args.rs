@@ -39,7 +39,7 @@ pub enum Command {
     },
     /// Run all tests: rules, unit tests, modules for three kernels, scenarios in the emulated machine
     Test {
-        /// Everything; it is what is done without a selection
+        /// With what takes long: all of the kernel's own KVM selftests
         #[arg(long)]
         all: bool,
         /// Only the tests whose name contains this
@@ -156,8 +156,7 @@ impl Command {
         match self {
             Self::Run { kernel, machine, module, here: false } => return run::emulated(&env, kernel, module, &machine),
             Self::Run { machine, here: true, .. } => return run::here(&env, &machine),
-            Self::Test { all: true, .. } => return test::run(&env, &Selection { only: None, kernel: None }),
-            Self::Test { only, kernel, .. } => return test::run(&env, &Selection { only, kernel }),
+            Self::Test { all, only, kernel } => return test::run(&env, &Selection { all, only, kernel }),
             Self::Tidy => tidy::run(&env)?,
             Self::Panics => return panics::command(&env),
             Self::Bench { kernel, module, profile: Some(kind), .. } => {

@@ -26,6 +26,7 @@ mod profile;
 mod run;
 mod rust_src;
 mod scenarios;
+mod selftests;
 mod sysroot;
 mod test;
 mod tidy;

@@ -8,7 +8,7 @@ use crate::{
     kernels::{self, Kernel},
     module, object, panics, payload, proc, rust_src,
     scenarios::{self, Scenario},
-    tidy, ui, verify,
+    selftests, tidy, ui, verify,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
@@ -25,6 +25,8 @@ const PARALLEL: usize = 2;
 
 /// Which of the tests to run.
 pub struct Selection {
+    /// What takes long as well.
+    pub all: bool,
     /// Only what is called like this.
     pub only: Option<String>,
     /// Only this kernel.
@@ -72,6 +74,7 @@ pub fn run(env: &Env, selection: &Selection) -> Result<ExitCode> {
     cheap(env, selection, &mut tally);
     let built = modules(env, selection, &mut tally);
     in_the_host(env, selection, &built, &mut tally)?;
+    kernel_selftests(env, selection, &built, &mut tally)?;
 
     println!("\n{:.0} minutes; the emulator's own abort was met {} times", minutes(start), tally.retries);
     for name in &tally.failed {
@@ -190,6 +193,49 @@ fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBu
                         start.elapsed().as_secs_f32(),
                         total - left
                     ));
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+/// The kernel's own tests of KVM; the quick ones, or with `all` each of them.
+fn kernel_selftests(
+    env: &Env,
+    selection: &Selection,
+    built: &BTreeMap<Kernel, PathBuf>,
+    tally: &mut Tally,
+) -> Result<()> {
+    let mut groups = selftests::groups(
+        |name| selection.wants(name),
+        |name| selection.all || selection.only.as_deref() == Some(name),
+    );
+    if groups.is_empty() || !selection.kernels().contains(&selftests::KERNEL) {
+        return Ok(());
+    }
+    let Some(programs) = tally.check("selftests-build", || selftests::build(env)) else { return Ok(()) };
+    let modules = built.get(&selftests::KERNEL);
+    let machine = Machine::new(env)?;
+    groups.reverse();
+    let (queue, tally) = (Mutex::new(groups), Mutex::new(tally));
+    std::thread::scope(|scope| {
+        for _ in 0..PARALLEL {
+            scope.spawn(|| {
+                while let Some(group) = queue.lock().ok().and_then(|mut queue| queue.pop()) {
+                    let outcome = modules
+                        .context("the module was not built")
+                        .and_then(|modules| selftests::run(env, &machine, &programs, modules, &group));
+                    let Ok(mut tally) = tally.lock() else { return };
+                    match outcome {
+                        Ok((results, retries)) => {
+                            tally.retries += retries;
+                            for (name, result) in results {
+                                tally.check(&name, || result);
+                            }
+                        }
+                        Err(error) => drop(tally.check::<()>("selftests", || Err(error))),
+                    }
                 }
             });
         }
