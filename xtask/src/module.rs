@@ -17,6 +17,14 @@ use walkdir::WalkDir;
 /// The modules, as the kernel names them.
 pub const MODULES: [&str; 2] = ["kvm.ko", "kvm-amd.ko"];
 
+/// A C file without code: the compiler compares the structs and numbers of the crate `kvm` with the headers of the
+/// kernel that the modules are for.
+const ABI_CHECKS: &str = "abi_checks.c";
+
+fn abi_checks(env: &Env) -> Result<String> {
+    proc::run(env.cargo().args(["run", "--quiet", "--package", "kvm", "--example", "abi_checks"]))
+}
+
 /// Builds both modules for the kernel whose build directory is `kdir` and puts them in `out`.
 pub fn build(env: &Env, kdir: &Path, out: &Path) -> Result<()> {
     let kdir = kdir.canonicalize().with_context(|| format!("there are no kernel headers at {}", kdir.display()))?;
@@ -39,6 +47,7 @@ pub fn build_with(env: &Env, kdir: &Path, out: &Path, object: &Path) -> Result<(
     ui::step(&format!("kvm.ko and kvm-amd.ko for {release}"), || {
         sync(&env.root.join("linux/shim"), &build)?;
         proc::write_if_changed(&build.join("kvm/rust_core.o_shipped"), &fs::read(object)?)?;
+        proc::write_if_changed(&build.join("kvm").join(ABI_CHECKS), abi_checks(env)?.as_bytes())?;
         let mut make = Command::new("make");
         make.arg("-C").arg(kdir).arg(format!("M={}", build.display()));
         make.arg(format!("-j{}", std::thread::available_parallelism().map_or(1, usize::from)));
@@ -89,7 +98,8 @@ fn sync(from: &Path, to: &Path) -> Result<()> {
     for entry in WalkDir::new(to) {
         let path = entry?.into_path();
         let source = path.extension().is_some_and(|ext| ["c", "h", "S"].iter().any(|known| ext == *known));
-        let generated = path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".mod.c"));
+        let generated =
+            path.file_name().is_some_and(|name| name == ABI_CHECKS || name.to_string_lossy().ends_with(".mod.c"));
         if path.is_file() && source && !generated && !wanted.iter().any(|known| to.join(known) == path) {
             fs::remove_file(&path)?;
         }
