@@ -166,10 +166,10 @@ impl RoutingTable {
         sorted.extend_from_slice(routes);
         sort_by_gsi(&mut sorted, routes, &starts)?;
         let mut by_pin = [None; PINS];
-        for route in &sorted {
+        for route in routes {
             if let Target::Pin { chip, pin } = route.target {
-                // Of several GSIs that lead to one pin the first counts.
-                if let Some(gsi @ None) = by_pin.get_mut(chip.first_pin() + usize::from(pin)) {
+                // Of several GSIs that lead to one pin the last counts, as in KVM.
+                if let Some(gsi) = by_pin.get_mut(chip.first_pin() + usize::from(pin)) {
                     *gsi = Some(route.gsi as u16);
                 }
             }

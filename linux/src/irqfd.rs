@@ -3,7 +3,7 @@
 use crate::{errno::check_ptr, event::KernelEventFd, lock::SleepMutex, shim, shim::KIrqfd};
 use alloc::vec::Vec;
 use core::ptr::NonNull;
-use host::{Errno, try_push};
+use host::{Errno, EventFd, try_push};
 use kvm::Irqfd;
 use lock_api::Mutex;
 
@@ -15,35 +15,64 @@ pub struct Irqfds(Mutex<SleepMutex, Vec<Binding>>);
 
 /// One eventfd raises one interrupt.
 struct Binding {
-    kernel: NonNull<KIrqfd>,
     gsi: u32,
-    /// The VM in which an eventfd is signalled at EOI, and that eventfd.
-    resample: Option<(*const Vm, KernelEventFd)>,
+    /// The first to go: nothing raises the line after that.
+    kernel: Bound,
+    _resample: Option<Resampling>,
 }
 
-// SAFETY: the kernel's object may be used and freed by any thread; so may the VM, which outlives the list.
-unsafe impl Send for Binding {}
+/// The place of a binding in its eventfd's wait queue.
+struct Bound(NonNull<KIrqfd>);
+
+/// An eventfd that is signalled at EOI, in the VM's list.
+struct Resampling {
+    vm: *const Vm,
+    gsi: u32,
+    event: KernelEventFd,
+}
+
+// SAFETY: the kernel's object may be used and freed by any thread.
+unsafe impl Send for Bound {}
+// SAFETY: the VM may be used by any thread, and outlives the list.
+unsafe impl Send for Resampling {}
 
 impl Binding {
     fn is_dead(&self) -> bool {
         // SAFETY: alive until `drop`.
-        unsafe { shim::hsave_irqfd_dead(self.kernel.as_ptr()) }
+        unsafe { shim::hsave_irqfd_dead(self.kernel.0.as_ptr()) }
     }
 
     fn is_of(&self, event: &KernelEventFd) -> bool {
         // SAFETY: alive until `drop`.
-        event.is(unsafe { shim::hsave_irqfd_event(self.kernel.as_ptr()) })
+        event.is(unsafe { shim::hsave_irqfd_event(self.kernel.0.as_ptr()) })
     }
 }
 
-impl Drop for Binding {
+impl Drop for Bound {
     fn drop(&mut self) {
         // SAFETY: made by `assign`, and freed here only.
-        unsafe { shim::hsave_irqfd_free(self.kernel.as_ptr()) }
-        if let Some((vm, event)) = &self.resample {
-            // SAFETY: the VM outlives the list.
-            unsafe { &**vm }.remove_resampler(self.gsi, event);
+        unsafe { shim::hsave_irqfd_free(self.0.as_ptr()) }
+    }
+}
+
+impl Resampling {
+    /// Errors: EBADF, EINVAL (no eventfd), ENOMEM, ENOSPC (too many).
+    fn new(vm: *const Vm, gsi: u32, fd: i32) -> Result<Self, Errno> {
+        // Once for the VM and once to find it there again; the caller's other threads can change what `fd` means.
+        let (event, for_vm) = (KernelEventFd::get(fd)?, KernelEventFd::get(fd)?);
+        if !event.same(&for_vm) {
+            return Err(Errno::EBADF);
         }
+        // SAFETY: the VM outlives the list (`Irqfds::assign`).
+        unsafe { &*vm }.add_resampler(gsi, for_vm)?;
+        Ok(Self { vm, gsi, event })
+    }
+}
+
+impl Drop for Resampling {
+    fn drop(&mut self) {
+        // SAFETY: the VM outlives the list.
+        unsafe { &*self.vm }.remove_resampler(self.gsi, &self.event);
     }
 }
 
@@ -60,20 +89,11 @@ impl Irqfds {
         if list.iter().any(|b| b.is_of(&event)) {
             return Err(Errno::EBUSY);
         }
-        let resample = match i.resample {
-            // Twice: for the VM, and to find it there again.
-            Some(fd) => Some((KernelEventFd::get(fd)?, KernelEventFd::get(fd)?)),
-            None => None,
-        };
+        // Before the eventfd can raise the line, so that there is always somebody who lowers it.
+        let resample = i.resample.map(|fd| Resampling::new(vm, i.gsi, fd)).transpose()?;
         // SAFETY: by contract.
         let kernel = check_ptr(unsafe { shim::hsave_irqfd_new(i.fd, vm.cast(), i.gsi, resample.is_some()) })?;
-        let mut binding = Binding { kernel, gsi: i.gsi, resample: None };
-        if let Some((for_vm, ours)) = resample {
-            // SAFETY: by contract.
-            unsafe { &*vm }.add_resampler(i.gsi, for_vm)?;
-            binding.resample = Some((vm, ours));
-        }
-        try_push(&mut list, binding)
+        try_push(&mut list, Binding { gsi: i.gsi, kernel: Bound(kernel), _resample: resample })
     }
 
     /// Takes a binding back; nothing if there is none, as on stock. Errors: EBADF, EINVAL (no eventfd).

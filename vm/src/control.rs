@@ -14,11 +14,13 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     /// Can user space hand over an interrupt with KVM_INTERRUPT (`ready_for_interrupt_injection`)?
+    /// Always, where that is of no use because the PIC is in the kernel, as on stock.
     pub fn ready_for_interrupt(&self) -> bool {
-        self.accepts_external()
-            && self.core.inject.external.is_none()
-            && !self.core.inject.busy()
-            && self.core.interruptible()
+        self.vm.chips().is_some()
+            || self.accepts_external()
+                && self.core.inject.external.is_none()
+                && !self.core.inject.busy()
+                && self.core.interruptible()
     }
 
     /// Does the guest take interrupts of a PIC at all? Waiting for its window otherwise would never end.

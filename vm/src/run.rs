@@ -72,7 +72,7 @@ impl<H: Host> Ctx<'_, H> {
                 self.wait()?;
                 continue;
             }
-            let window = req.interrupt_window && self.accepts_external();
+            let window = req.interrupt_window && self.vm.chips().is_none() && self.accepts_external();
             if window && self.ready_for_interrupt() {
                 return Err(Next::User(UserExit::IrqWindowOpen));
             }

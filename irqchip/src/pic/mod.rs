@@ -61,6 +61,11 @@ impl Pic {
         self.output
     }
 
+    /// The masked inputs (0 to 15, a bit mask).
+    pub fn masks(&self) -> u16 {
+        u16::from_le_bytes([self.master.imr, self.slave.imr])
+    }
+
     /// `source` (0 to 31) drives input `pin` (0 to 15). The KVM_IRQ_LINE_STATUS: 1 taken, 0 pending already, -1 masked.
     pub fn set_irq(&mut self, pin: u8, source: u8, high: bool) -> i32 {
         let Some(high) = self.lines.set(pin, source, high) else {

@@ -74,6 +74,13 @@ impl Pit {
         out
     }
 
+    /// Every channel starts its count anew, as KVM_SET_PIT has it.
+    pub fn restart(&mut self, now_ns: u64) {
+        for channel in &mut self.channels {
+            channel.count_load_ns = now_ns;
+        }
+    }
+
     /// Replaces the state; values that no register holds are cut. Channel 0 starts a full count at `now_ns`, unless the
     /// HPET has taken its place.
     pub fn set_state(&mut self, state: &[u8; 112], now_ns: u64) -> TimerEffect {

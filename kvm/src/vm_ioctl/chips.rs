@@ -31,10 +31,14 @@ fn get_state<H: Host>(vm: &Vm<H>, arg: u64, size: usize) -> Result<(), Errno> {
 
 /// With the old struct the flags stay as they are.
 fn set_state<H: Host>(vm: &Vm<H>, arg: u64, size: usize) -> Result<(), Errno> {
-    let mut state = vm.get_pit()?;
-    let part = state.get_mut(..size).ok_or(Errno::EINVAL)?;
+    let mut new = [0; PIT_STATE];
+    let part = new.get_mut(..size).ok_or(Errno::EINVAL)?;
     vm.host.read_user(Hva(arg), part).map_err(|_| Errno::EFAULT)?;
-    vm.set_pit(&state)
+    let old = vm.get_pit()?;
+    for (to, from) in new.iter_mut().zip(old).skip(size) {
+        *to = from;
+    }
+    vm.set_pit(&new, size == OLD_PIT_STATE)
 }
 
 /// KVM_GET_PIT. Errors: ENXIO (no PIT), EFAULT.

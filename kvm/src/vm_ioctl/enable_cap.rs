@@ -26,7 +26,7 @@ pub fn enable_cap<H: Host>(vm: &Vm<H>, c: &kvm_enable_cap) -> Result<(), Errno> 
                 config.x2apic_format.store(true, Relaxed);
             }
             if arg & 2 != 0 {
-                config.broadcast_quirk_disabled.store(true, Relaxed);
+                vm.disable_broadcast_quirk();
             }
         }
         cap::EXCEPTION_PAYLOAD => config.exception_payload.store(arg != 0, Relaxed),

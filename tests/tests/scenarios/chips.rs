@@ -8,12 +8,12 @@ use sim::host::{Alarm, Cpu, Errno, EventFd, Host};
 use tests::plain::Plain;
 use tests::scenario::{DATA, Left, MMIO, Machine, PLAIN, RAM, RAM_HVA};
 
-const IOAPIC: u64 = 0xfec0_0000;
+pub(crate) const IOAPIC: u64 = 0xfec0_0000;
 /// mov [rbx], eax
 const STORE: [u8; 2] = [0x89, 0x03];
 
 /// A VM with KVM_CREATE_IRQCHIP, perhaps the PIT, and one vCPU in 64-bit mode, x2APIC on.
-fn machine(pit: bool) -> Machine {
+pub(crate) fn machine(pit: bool) -> Machine {
     let m = Machine::bare(PLAIN).expect("a VM");
     assert_eq!(m.vm(KVM_CREATE_IRQCHIP, 0), Ok(0));
     if pit {
@@ -27,13 +27,13 @@ fn machine(pit: bool) -> Machine {
 }
 
 /// The guest executes OUT; the controller takes it.
-fn out(m: &Machine, port: u64, value: u8) {
+pub(crate) fn out(m: &Machine, port: u64, value: u8) {
     m.does(0, move |c| c.set_gpr(0, value.into()));
     m.sim.step(0, move |c| (code::IOIO, port << 16 | 1 << 4, c.guest().rip));
 }
 
 /// Both 8259s as a BIOS sets them up: vectors from 0x20 and 0x28, everything but `inputs` masked.
-fn set_up_pics(m: &Machine, inputs: u16) {
+pub(crate) fn set_up_pics(m: &Machine, inputs: u16) {
     for (port, base, cascade, mask) in [(0x20, 0x20, 4, !inputs as u8), (0xa0, 0x28, 2, (!inputs >> 8) as u8)] {
         for (offset, value) in [(0, 0x11), (1, base), (1, cascade), (1, 1), (1, mask)] {
             out(m, port + offset, value);
@@ -43,7 +43,7 @@ fn set_up_pics(m: &Machine, inputs: u16) {
 }
 
 /// The guest writes a redirection entry: 64-bit stores to the index and the window, each a nested fault.
-fn redirect(m: &Machine, pin: u8, entry: u64) {
+pub(crate) fn redirect(m: &Machine, pin: u8, entry: u64) {
     let mut ioapic: kvm_irqchip = empty();
     ioapic.chip_id = 2;
     m.put_at(DATA, &ioapic);
@@ -57,7 +57,7 @@ fn empty() -> kvm_irqchip {
     kvm_irqchip::from_bytes(&vec![0; size_of::<kvm_irqchip>()])
 }
 
-fn entry_of(m: &Machine, pin: u8) -> u64 {
+pub(crate) fn entry_of(m: &Machine, pin: u8) -> u64 {
     let mut ioapic = empty();
     ioapic.chip_id = 2;
     m.put_at(DATA, &ioapic);
@@ -65,7 +65,7 @@ fn entry_of(m: &Machine, pin: u8) -> u64 {
     m.get_at::<[u64; 1]>(DATA + 8 + 24 + 8 * u64::from(pin))[0]
 }
 
-fn line(m: &Machine, irq: u32, level: u32) -> i32 {
+pub(crate) fn line(m: &Machine, irq: u32, level: u32) -> i32 {
     let mut l = kvm_irq_level { level, ..Default::default() };
     l.__bindgen_anon_1.irq = irq;
     assert_eq!(m.vm_with(KVM_IRQ_LINE_STATUS, &l), Ok(0));
@@ -73,20 +73,20 @@ fn line(m: &Machine, irq: u32, level: u32) -> i32 {
 }
 
 /// The interrupts that the guest took so far, sorted.
-fn vectors(m: &Machine) -> Vec<u8> {
+pub(crate) fn vectors(m: &Machine) -> Vec<u8> {
     let mut all: Vec<u8> = m.injected(0).iter().map(|e| e.vector()).chain(m.taken(0)).collect();
     all.sort_unstable();
     all
 }
 
 /// The guest runs with interrupts on; taking one switches them off.
-fn open(m: &Machine) {
+pub(crate) fn open(m: &Machine) {
     m.interrupt_flag(0, true);
     m.does(0, |_| {});
     m.run_out(0);
 }
 
-fn eoi(m: &Machine) {
+pub(crate) fn eoi(m: &Machine) {
     m.sim.step(0, |c| {
         c.set_gpr(1, 0x80b);
         c.set_gpr(0, 0);

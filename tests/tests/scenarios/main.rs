@@ -2,6 +2,7 @@
 
 mod ahead;
 mod chips;
+mod chips_corners;
 mod clock;
 mod control;
 mod cpuid;

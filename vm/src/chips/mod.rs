@@ -9,7 +9,7 @@ mod ports;
 mod state;
 
 use crate::{Ctx, Vcpu, Vm};
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 use host::{Alarm, Alarms, Errno, EventFd, Host, Request, try_box, try_push};
 use irqchip::{
     Accept, Chip, ChipMode, Eoi, EoiPin, IOAPIC_PINS, Ioapic, IoapicWrite, Line, Lint0, Message, Pic, PinMessage,
@@ -44,6 +44,8 @@ pub(crate) struct Chips<H: Host> {
     /// The 8259s' INTR, to be looked at without their lock.
     intr: AtomicBool,
     ioapic: Mutex<H::RawSpinIrq, Ioapic>,
+    /// Where the IOAPIC's registers are, to be looked at without its lock.
+    ioapic_base: AtomicU64,
     /// Pins put off by [`EoiPin::Storm`], a bit each.
     storm: AtomicU32,
     pit: OnceBox<[pit::PitDevice<H>; 1]>,
@@ -79,10 +81,13 @@ impl<H: Host> Vm<H> {
             return Err(Errno::EINVAL);
         }
         let routes = RoutingTable::default_kernel().map_err(|_| Errno::ENOMEM)?;
+        let mut ioapic = Ioapic::new();
+        ioapic.set_broadcast_quirk_disabled(self.config.broadcast_quirk_disabled.load(Relaxed));
         let chips = try_box(|| Chips {
             pic: Mutex::new(Pic::new()),
             intr: AtomicBool::new(false),
-            ioapic: Mutex::new(Ioapic::new()),
+            ioapic_base: AtomicU64::new(ioapic.base()),
+            ioapic: Mutex::new(ioapic),
             storm: AtomicU32::new(0),
             pit: OnceBox::new(),
         })?;
@@ -90,6 +95,16 @@ impl<H: Host> Vm<H> {
         *self.routing.lock() = routes;
         self.chip.store(2, Release);
         Ok(())
+    }
+
+    /// KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK: destination 0xff is an x2APIC's like any other.
+    pub fn disable_broadcast_quirk(&self) {
+        let _shape = self.shape.lock();
+        self.config.broadcast_quirk_disabled.store(true, Relaxed);
+        if let Some(chips) = self.chips() {
+            chips.ioapic.lock().set_broadcast_quirk_disabled(true);
+            self.ring_all(Request::ScanIoapic);
+        }
     }
 
     /// Raises or lowers a GSI, from KVM_IRQ_LINE. Ok: as KVM_IRQ_LINE_STATUS: the number of vCPUs that took it, 0 if it
@@ -308,14 +323,13 @@ impl<H: Host> Vm<H> {
 
     /// A write to the IOAPIC's registers.
     fn write_ioapic(&self, chips: &Chips<H>, offset: u32, data: &[u8]) {
-        let mut ioapic = chips.ioapic.lock();
-        let IoapicWrite { changed, mask_changed, deliver } = ioapic.mmio_write(offset, data);
-        if let Some(m) = deliver {
-            self.deliver_pin(&mut ioapic, &m);
-        }
-        drop(ioapic);
+        let IoapicWrite { changed, mask_changed, deliver } = chips.ioapic.lock().mmio_write(offset, data);
+        // Before the interrupt, or its EOI may come from a vCPU that does not know yet that the IOAPIC waits for it.
         if changed {
             self.ring_all(Request::ScanIoapic);
+        }
+        if let Some(m) = deliver {
+            self.deliver_pin(&mut chips.ioapic.lock(), &m);
         }
         if let Some((pin, false)) = mask_changed {
             self.unmasked(chips, Chip::Ioapic, pin);
@@ -369,10 +383,17 @@ impl<H: Host> Ctx<'_, H> {
         if self.core.debug.control & crate::debug::BLOCKIRQ != 0 {
             return false;
         }
-        if self.core.inject.busy() || self.core.inject.nmi_pending > 0 || !self.core.interruptible() {
+        // An NMI goes first, if it can: one that waits for the end of another's handler must not hold interrupts back.
+        let inject = &self.core.inject;
+        let nmi = inject.nmi_pending > 0 && !inject.nmi_masked;
+        if inject.busy() || nmi || !self.core.interruptible() {
             return true;
         }
         let mut pic = chips.pic.lock();
+        // Another vCPU that takes such interrupts may have been faster.
+        if !pic.output() {
+            return false;
+        }
         let ack = pic.ack();
         self.vm.publish_intr(chips, &pic);
         drop(pic);

@@ -2,8 +2,9 @@
 
 use super::Chips;
 use crate::Vm;
+use core::sync::atomic::Ordering::Relaxed;
 use host::Host;
-use irqchip::{Chip, PicWrite};
+use irqchip::Chip;
 
 /// Size of the IOAPIC's registers in bytes.
 const IOAPIC_SIZE: u64 = 0x100;
@@ -68,9 +69,14 @@ impl<H: Host> Vm<H> {
         let &[value] = data else { return true };
         let mut pic = chips.pic.lock();
         let done = pic.write(port, value).unwrap_or_default();
+        let unmasked = done.mask_changed & !pic.masks();
         self.publish_intr(chips, &pic);
         drop(pic);
-        self.pic_changed(chips, done);
+        self.interrupts_ended(chips, done.ended);
+        for pin in (0..16u8).filter(|pin| unmasked & 1 << pin != 0) {
+            let chip = if pin < 8 { Chip::PicMaster } else { Chip::PicSlave };
+            self.unmasked(chips, chip, pin & 7);
+        }
         true
     }
 
@@ -84,17 +90,8 @@ impl<H: Host> Vm<H> {
         self.publish_intr(chips, &pic);
         drop(pic);
         *low = value;
-        self.pic_changed(chips, done);
-        true
-    }
-
-    #[inline]
-    fn pic_changed(&self, chips: &Chips<H>, done: PicWrite) {
         self.interrupts_ended(chips, done.ended);
-        for pin in (0..16u8).filter(|pin| done.mask_changed & 1 << pin != 0) {
-            let chip = if pin < 8 { Chip::PicMaster } else { Chip::PicSlave };
-            self.unmasked(chips, chip, pin & 7);
-        }
+        true
     }
 
     /// A write to guest physical memory that is the IOAPIC's. False: it is not.
@@ -113,7 +110,7 @@ impl<H: Host> Vm<H> {
 
     fn ioapic_at(&self, gpa: u64) -> Option<(&Chips<H>, u32)> {
         let chips = self.chips()?;
-        let offset = gpa.checked_sub(chips.ioapic.lock().base()).filter(|offset| *offset < IOAPIC_SIZE)?;
+        let offset = gpa.checked_sub(chips.ioapic_base.load(Relaxed)).filter(|offset| *offset < IOAPIC_SIZE)?;
         Some((chips, offset as u32))
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Chips;
 use crate::Vm;
+use core::sync::atomic::Ordering::Relaxed;
 use host::{Errno, Host, Request};
 use irqchip::{Chip, IOAPIC_PINS, Line};
 
@@ -43,13 +44,16 @@ impl<H: Host> Vm<H> {
         let state = state.first_chunk::<IOAPIC_STATE>().ok_or(Errno::EINVAL)?;
         let mut ioapic = chips.ioapic.lock();
         let waiting = ioapic.set_state(state);
+        chips.ioapic_base.store(ioapic.base(), Relaxed);
+        drop(ioapic);
+        // Before the interrupts, as for a write of the guest.
+        self.ring_all(Request::ScanIoapic);
         for pin in (0..IOAPIC_PINS as u8).filter(|pin| waiting & 1 << pin != 0) {
+            let mut ioapic = chips.ioapic.lock();
             if let Line::Deliver(m) = ioapic.inject(pin) {
                 self.deliver_pin(&mut ioapic, &m);
             }
         }
-        drop(ioapic);
-        self.ring_all(Request::ScanIoapic);
         Ok(())
     }
 
@@ -59,12 +63,15 @@ impl<H: Host> Vm<H> {
         Ok(pit.pit.lock().get_state())
     }
 
-    /// KVM_SET_PIT2. Errors: ENXIO (no PIT).
-    pub fn set_pit(&self, state: &[u8; PIT_STATE]) -> Result<(), Errno> {
+    /// KVM_SET_PIT2; with `restart` KVM_SET_PIT, which starts all counts anew. Errors: ENXIO (no PIT).
+    pub fn set_pit(&self, state: &[u8; PIT_STATE], restart: bool) -> Result<(), Errno> {
         let device = self.full_chips()?.pit().ok_or(Errno::ENXIO)?;
         let now = self.host.now_ns();
         let mut pit = device.pit.lock();
         let effect = pit.set_state(state, now);
+        if restart {
+            pit.restart(now);
+        }
         self.pit_timer(effect);
         Ok(())
     }
