@@ -63,6 +63,8 @@ pub const ALL: &[Scenario] = &[
         kernels: &[Kernel::V6_12],
         ..program("policy", &["policy"], "/payload/policy")
     },
+    // What the interrupt controllers do, answer by answer as stock's.
+    Scenario { compare: true, ..program("chips", &["chips"], "/payload/chips") },
     program("exits", &["exits"], "/payload/exits"),
     // With somewhere to page to.
     program(
