@@ -106,6 +106,21 @@ impl Address {
         (self.0 >> 32) as u8
     }
 
+    /// The logical ID of xAPIC mode.
+    pub(crate) fn logical_id(self) -> u8 {
+        (self.0 >> 40) as u8
+    }
+
+    /// DFR selects the flat model.
+    pub(crate) fn is_flat(self) -> bool {
+        self.0 & FLAT != 0
+    }
+
+    /// DFR selects the cluster model.
+    pub(crate) fn is_cluster(self) -> bool {
+        self.0 & CLUSTER != 0
+    }
+
     /// Whether this APIC is among the addressees of `m`. `is_sender`: it sent the message itself (for shorthands).
     /// A hardware-disabled APIC is never addressed, a software-disabled one never by a message for one receiver only.
     #[inline]
@@ -138,10 +153,10 @@ impl Address {
             let own = x2apic_logical_id(self.x2apic_id());
             return own >> 16 == dest >> 16 && own & dest & 0xffff != 0;
         }
-        let own = (self.0 >> 40) as u32 & 0xff;
-        if self.0 & FLAT != 0 {
+        let own = u32::from(self.logical_id());
+        if self.is_flat() {
             own & dest != 0
-        } else if self.0 & CLUSTER != 0 {
+        } else if self.is_cluster() {
             own >> 4 == dest >> 4 && own & dest & 0xf != 0
         } else {
             false

@@ -108,6 +108,13 @@ impl Message {
         }
     }
 
+    /// The command of KVM_HC_SEND_IPI, an ICR value whose receivers are named in another way. None: it names them
+    /// itself (shorthand or logical destination).
+    pub fn from_pv_ipi(icr: u32) -> Option<Message> {
+        let ipi = Self::from_icr(icr, 0);
+        (!ipi.logical && ipi.shorthand == Shorthand::None).then_some(ipi)
+    }
+
     /// Decodes an MSI. `address` holds address_hi in bits 63:32, as in `struct kvm_msi`. Destination bits 7:0 are
     /// address bits 19:12; with `x2apic_format` bits 31:8 are bits 63:40.
     pub fn from_msi(address: u64, data: u32, format: MsiFormat) -> Message {
