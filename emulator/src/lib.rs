@@ -11,6 +11,7 @@
 //! | [`decode`] | bytes to [`Insn`] |
 //! | [`fetch`] | the same, with the bytes taken from the guest at CS:RIP |
 //! | [`emulate`] | the effects of an [`Insn`] |
+//! | [`task_switch`] | a hardware task switch |
 //!
 //! # The contract between `emulate` and the machine
 //!
@@ -62,6 +63,7 @@ mod machine;
 mod modrm;
 mod opmap;
 mod prefix;
+mod task;
 mod vecmap;
 
 pub use address::{fetch, mode_of};
@@ -70,3 +72,4 @@ pub use exec::{Done, MAX_ITERATIONS, Shadow, emulate};
 pub use insn::{DecodeError, Insn, Mem, Mode, Op, Operand, Rep, Seg};
 pub use length::{Known, len_of};
 pub use machine::{Access, Exception, Machine, Segment, Stop, Table, TableReg};
+pub use task::{Cause, TaskSwitch, task_switch};
