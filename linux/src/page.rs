@@ -5,7 +5,7 @@ use arch::{HostPa, Hva};
 use core::ptr::NonNull;
 use host::{Errno, PAGE_SIZE, PageCells, SharedPage, Stop, UserPage};
 
-/// A page of user memory, referenced.
+/// A page of user memory, referenced where it has a count; else the mmu notifier alone tells when it goes.
 pub struct Page {
     pa: HostPa,
     flags: i32,

@@ -13,6 +13,69 @@
 /* linux/src/page.rs */
 #define PAGE_WRITABLE 1
 
+/* linux/src/page.rs: nobody counts references to it */
+#define PAGE_UNCOUNTED 2
+
+/* What the host maps at hva without struct page, or with one that is not counted: device memory, /dev/mem. */
+static int follow(struct vm_area_struct *vma, unsigned long hva, bool *writable, unsigned long *pfn)
+{
+#if LINUX_AT_LEAST(6, 12)
+	struct follow_pfnmap_args args = { .vma = vma, .address = hva };
+	int err = follow_pfnmap_start(&args);
+
+	if (err)
+		return err;
+	*pfn = args.pfn;
+	*writable = args.writable;
+	follow_pfnmap_end(&args);
+	return 0;
+#else
+	spinlock_t *lock;
+	pte_t *pte;
+	int err = follow_pte(vma->vm_mm, hva, &pte, &lock);
+
+	if (err)
+		return err;
+	*pfn = pte_pfn(*pte);
+	*writable = pte_write(*pte);
+	pte_unmap_unlock(pte, lock);
+	return 0;
+#endif
+}
+
+/* The same for the page at hva, faulting it in. The caller's notifier tells when it goes away. */
+static int uncounted_page(unsigned long hva, bool write, u64 *pa)
+{
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *vma;
+	bool writable = false, unlocked;
+	int tries, err = -EFAULT;
+	unsigned long pfn;
+
+	mmap_read_lock(mm);
+	for (tries = 0; tries < 3; tries++) {
+		vma = find_vma(mm, hva);
+		if (!vma || hva < vma->vm_start || !(vma->vm_flags & (VM_IO | VM_PFNMAP)) ||
+		    !(vma->vm_flags & (write ? VM_WRITE : VM_READ))) {
+			err = -EFAULT;
+			break;
+		}
+		err = follow(vma, hva, &writable, &pfn);
+		if (!err && (writable || !write))
+			break;
+		unlocked = false;
+		err = fixup_user_fault(mm, hva, write ? FAULT_FLAG_WRITE : 0, &unlocked);
+		if (err)
+			break;
+		err = -EFAULT;
+	}
+	mmap_read_unlock(mm);
+	if (err)
+		return err == -EINTR ? -EINTR : -EFAULT;
+	*pa = (u64)pfn << PAGE_SHIFT;
+	return PAGE_UNCOUNTED | (writable ? PAGE_WRITABLE : 0);
+}
+
 /*
  * Takes a reference to the page at hva, faulting it in. Returns flags, or a negative errno: -EFAULT, -EHWPOISON,
  * -EINTR (fatal signal), -ENOMEM. May sleep.
@@ -27,6 +90,8 @@ int hsave_user_page(unsigned long hva, bool write, u64 *pa)
 		write = true;
 	} else {
 		n = get_user_pages_unlocked(hva, 1, &page, FOLL_HWPOISON | (write ? FOLL_WRITE : 0));
+		if (n == -EFAULT)
+			return uncounted_page(hva, write, pa);
 		if (n != 1)
 			return n < 0 ? n : -EFAULT;
 		/* The fault may have made it writable. If the page was replaced since, the newer one counts. */
@@ -43,8 +108,11 @@ int hsave_user_page(unsigned long hva, bool write, u64 *pa)
 /* The guest may have used the page through a nested mapping that the host's page tables know nothing of. */
 void hsave_user_page_put(u64 pa, int flags)
 {
-	struct page *page = pfn_to_page(pa >> PAGE_SHIFT);
+	struct page *page;
 
+	if (flags & PAGE_UNCOUNTED)
+		return;
+	page = pfn_to_page(pa >> PAGE_SHIFT);
 	if (!PageReserved(page)) {
 		if (flags & PAGE_WRITABLE)
 			SetPageDirty(page);

@@ -1,6 +1,6 @@
 //! Guest memory while the VMM changes it under the guest: the guest sees the right bytes, or the VMM the right error.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use iced_x86::code_asm::*;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use memmap2::{Advice, MmapMut, MmapOptions, UncheckedAdvice};
@@ -287,6 +287,32 @@ fn huge_pages() -> Result<()> {
     Ok(())
 }
 
+/// Memory of the host without `struct page`, or with one that nobody counts: the firmware's, which the kernel lets
+/// programs read.
+fn device_memory() -> Result<()> {
+    const ROM: u64 = 0xf_0000;
+    const LEN: usize = 0x1_0000;
+    let mem = std::fs::File::open("/dev/mem").context("/dev/mem")?;
+    // SAFETY: the firmware's memory does not change.
+    let rom = unsafe { MmapOptions::new().offset(ROM).len(LEN).map(&mem) }.context("mapping the firmware")?;
+    let (client, mut vcpu) = reader()?;
+    client.map(1, WINDOW, rom.as_ptr() as u64, LEN as u64)?;
+    let words = |at: usize| u32::from_le_bytes([rom[at], rom[at + 1], rom[at + 2], rom[at + 3]]);
+    // The reset vector, where every firmware has its first jump.
+    for at in [LEN - 16, 0x1234, 0] {
+        aim(&vcpu, WINDOW + at as u64, None)?;
+        let (guest, host) = (says(&mut vcpu)?, words(at));
+        ensure!(guest == host, "the guest reads {guest:#x}, the host {host:#x} at {at:#x}");
+    }
+    ensure!(words(LEN - 16) != 0, "this is not the firmware");
+    aim(&vcpu, WINDOW, Some(1))?;
+    says(&mut vcpu)?;
+    match says(&mut vcpu) {
+        Err(e) if e.downcast_ref::<kvm_ioctls::Error>().is_some_and(|e| e.errno() == libc::EFAULT) => Ok(()),
+        other => bail!("a write to what the VMM may only read: {other:?}"),
+    }
+}
+
 fn main() -> Result<()> {
     check::run(&[
         ("mmio", mmio),
@@ -299,5 +325,6 @@ fn main() -> Result<()> {
         ("dropped-while-it-runs", dropped_while_it_runs),
         ("slot-deleted", slot_deleted),
         ("huge-pages", huge_pages),
+        ("device-memory", device_memory),
     ])
 }
