@@ -87,6 +87,10 @@ pub trait Cpu {
     /// intercepted; so are those that the world switch switches itself until [`pass_msr`](Self::set_msr_intercept)
     /// clears them.
     fn set_msr_intercept(&mut self, msr: u32, read: bool, write: bool);
+    /// PAUSEs before an exit (APM 15.14.4), where the processor counts them.
+    fn set_pause_filter(&mut self, count: u16);
+    /// The next entry ends right after the event of [`set_event_inj`](Self::set_event_inj) was injected.
+    fn exit_after_injection(&mut self);
     /// TSC offset (added to the host's TSC on the guest's reads).
     fn set_tsc_offset(&mut self, offset: u64);
     /// Replaces the nested root; implies a flush.

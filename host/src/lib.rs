@@ -23,7 +23,9 @@ pub use cells::{PAGE_SIZE, PageCells, TableCells};
 pub use cpu::{Cpu, CpuConfig, CpuFeatures, ExtraRegs};
 pub use errno::Errno;
 pub use fallible::{OneBox, take_at, try_box, try_filled, try_insert, try_push};
-pub use machine::{Alarm, Alarms, Command, EventFd, Fpu, Host, MapLevel, SharedPage, Stop, TimePoint, UserPage, Work};
+pub use machine::{
+    Alarm, Alarms, Command, EventFd, Fpu, Host, MapLevel, PollParameters, SharedPage, Stop, TimePoint, UserPage, Work,
+};
 pub use thread::VcpuThread;
 
 extern crate alloc;

@@ -117,6 +117,19 @@ pub enum Stop {
     Errno(Errno),
 }
 
+/// How long a halted vCPU looks around before it sleeps: the module's parameters `halt_poll_ns*`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PollParameters {
+    /// Most nanoseconds; 0: not at all.
+    pub max: u32,
+    /// Factor by which the time grows; 0: it does not.
+    pub grow: u32,
+    /// What it grows to from 0, and below which it is 0.
+    pub grow_start: u32,
+    /// Divisor by which it shrinks; 0: to 0.
+    pub shrink: u32,
+}
+
 /// What the kernel wants of the thread before it enters a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
@@ -234,6 +247,19 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn do_work(&self) -> Work;
     /// Gives the CPU away if somebody waits for it. May sleep.
     fn cond_resched(&self);
+
+    /// How long to look around before sleeping; may change at any time.
+    fn poll_parameters(&self) -> PollParameters {
+        PollParameters::default()
+    }
+    /// Does nobody else want this CPU, and is no signal pending?
+    fn may_poll(&self) -> bool {
+        false
+    }
+    /// Which instructions a guest may be let idle with by itself: KVM_X86_DISABLE_EXITS_*.
+    fn idle_exits(&self) -> u32 {
+        0
+    }
 
     /// The eventfd behind a descriptor. Errors: EBADF, EINVAL (not an eventfd).
     fn eventfd(&self, fd: i32) -> Result<Self::EventFd, Errno>;

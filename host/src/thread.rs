@@ -19,6 +19,13 @@ pub trait VcpuThread: Sync {
     /// vCPU thread only: sleeps until a request is pending on the bell or a signal is pending.
     fn block(&self);
 
+    /// Does the thread sleep in [`block`](Self::block)?
+    fn is_blocked(&self) -> bool;
+
+    /// Gives the caller's CPU to this thread, if it is in KVM_RUN and waits for one. Some(true): it has got it;
+    /// Some(false): it cannot use it; None: the scheduler has nobody to yield to.
+    fn yield_to(&self) -> Option<bool>;
+
     /// From now on, when the thread loses its CPU while [`preemptible`](Self::preemptible) is set, bit 0 of the byte at
     /// this user address is set, once until this is called again. None: no more, and a write that is going on is over.
     fn note_preemption(&self, at: Option<Hva>);

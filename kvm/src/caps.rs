@@ -14,10 +14,6 @@ pub const X2APIC_API: u64 = 3;
 pub const MSR_EXIT_REASONS: u64 = 7;
 /// Hypercalls that can go to user space: KVM_HC_MAP_GPA_RANGE.
 pub const EXIT_HYPERCALLS: u64 = 1 << 12;
-/// KVM_CAP_X86_DISABLE_EXITS: none can be disabled.
-pub const DISABLE_EXITS: u64 = 0;
-/// KVM_CAP_DISABLE_QUIRKS2: none can be disabled.
-pub const QUIRKS: u64 = 0;
 /// Banks of machine-check registers (KVM_MAX_MCE_BANKS).
 pub const MCE_BANKS: u32 = 32;
 /// What KVM_GET_CLOCK can report.
@@ -56,9 +52,10 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
         cap::MSR_PLATFORM_INFO | cap::ENFORCE_PV_FEATURE_CPUID => 1,
         cap::X86_USER_SPACE_MSR | cap::X86_MSR_FILTER => 1,
         cap::EXIT_HYPERCALL => EXIT_HYPERCALLS as i64,
-        cap::X86_DISABLE_EXITS => DISABLE_EXITS as i64,
-        cap::DISABLE_QUIRKS => (QUIRKS != 0).into(),
-        cap::DISABLE_QUIRKS2 => QUIRKS as i64,
+        cap::X86_DISABLE_EXITS => host.idle_exits().into(),
+        cap::HALT_POLL => 1,
+        cap::DISABLE_QUIRKS => 1,
+        cap::DISABLE_QUIRKS2 => vm::quirks::ALL as i64,
 
         // Interrupts.
         cap::IRQCHIP

@@ -6,7 +6,7 @@ use crate::{
 };
 use arch::{HostPa, Hva};
 use core::ptr::NonNull;
-use host::{Command, CpuConfig, CpuFeatures, Errno, Host, MapLevel, Stop, TableCells, TimePoint, Work};
+use host::{Command, CpuConfig, CpuFeatures, Errno, Host, MapLevel, PollParameters, Stop, TableCells, TimePoint, Work};
 use switch::{Platform, Svm};
 
 /// The Linux kernel.
@@ -159,6 +159,21 @@ impl Host for Linux {
 
     fn cond_resched(&self) {
         shim::hsave_cond_resched();
+    }
+
+    fn poll_parameters(&self) -> PollParameters {
+        let mut p = PollParameters::default();
+        // SAFETY: four numbers of ours.
+        unsafe { shim::hsave_poll_parameters(&mut p.max, &mut p.grow, &mut p.grow_start, &mut p.shrink) };
+        p
+    }
+
+    fn may_poll(&self) -> bool {
+        shim::hsave_may_poll()
+    }
+
+    fn idle_exits(&self) -> u32 {
+        shim::hsave_idle_exits()
     }
 
     fn eventfd(&self, fd: i32) -> Result<KernelEventFd, Errno> {

@@ -80,6 +80,10 @@ unsafe impl Platform for Kernel {
         shim::hsave_guest_barrier();
     }
 
+    fn interrupt_self() {
+        shim::hsave_interrupt_self();
+    }
+
     fn machine_check() {
         shim::hsave_machine_check();
     }

@@ -76,6 +76,7 @@ unsafe extern "C" {
     pub fn hsave_thread_run(t: *mut KThread, running: bool);
     pub fn hsave_thread_kick(t: *mut KThread);
     pub fn hsave_thread_wake(t: *mut KThread);
+    pub fn hsave_thread_yield_to(t: *mut KThread) -> i32;
     pub fn hsave_thread_note(t: *mut KThread, at: u64);
     pub fn hsave_thread_preemptible(t: *mut KThread, yes: bool);
     pub safe fn hsave_has_run_delay() -> bool;
@@ -93,6 +94,11 @@ unsafe extern "C" {
     pub fn hsave_alarms_free(all: *mut KAlarms);
     pub fn hsave_alarm_arm(all: *mut KAlarms, which: u32, ns: u64);
     pub fn hsave_alarm_cancel(all: *mut KAlarms, which: u32);
+
+    // halt.c
+    pub fn hsave_poll_parameters(max: *mut u32, grow: *mut u32, grow_start: *mut u32, shrink: *mut u32);
+    pub safe fn hsave_may_poll() -> bool;
+    pub safe fn hsave_idle_exits() -> u32;
 
     // fpu.c
     pub safe fn hsave_fpu_new() -> *mut KFpu;
@@ -161,6 +167,7 @@ unsafe extern "C" {
     pub safe fn hsave_guest_exit();
     pub safe fn hsave_guest_done(pending: bool);
     pub safe fn hsave_guest_barrier();
+    pub safe fn hsave_interrupt_self();
     pub safe fn hsave_machine_check();
     pub safe fn hsave_has_virt_ssbd() -> bool;
     pub safe fn hsave_task_ssbd() -> bool;

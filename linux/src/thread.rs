@@ -4,7 +4,7 @@ use crate::{lock::SleepMutex, shim, shim::KThread};
 use arch::Hva;
 use core::ffi::c_void;
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicPtr, Ordering::*};
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering::*};
 use host::{Doorbell, Errno, Request, VcpuThread, try_box};
 use lock_api::RawMutex;
 
@@ -16,6 +16,8 @@ struct Shared {
     bell: Doorbell,
     /// Set once, before the timer can be armed.
     kernel: AtomicPtr<KThread>,
+    /// Sleeps in [`block`](VcpuThread::block).
+    blocked: AtomicBool,
     /// Who is in KVM_RUN.
     run: SleepMutex,
 }
@@ -28,7 +30,8 @@ unsafe impl Sync for Thread {}
 impl Thread {
     /// Errors: ENOMEM.
     pub fn new() -> Result<Self, Errno> {
-        let shared = Shared { bell: Doorbell::new(), kernel: AtomicPtr::new(null_mut()), run: SleepMutex::INIT };
+        let (kernel, blocked) = (AtomicPtr::new(null_mut()), AtomicBool::new(false));
+        let shared = Shared { bell: Doorbell::new(), kernel, blocked, run: SleepMutex::INIT };
         let shared = alloc::boxed::Box::into_raw(try_box(|| shared)?.into_inner()).cast::<Shared>();
         // SAFETY: the box's pointer.
         let this = Self(unsafe { NonNull::new_unchecked(shared) });
@@ -108,6 +111,7 @@ impl VcpuThread for Thread {
 
     fn block(&self) {
         let kernel = self.shared().kernel();
+        self.shared().blocked.store(true, Relaxed);
         // SAFETY: the kernel's object lives as long as we do; begin and end pair up in the same task.
         unsafe { shim::hsave_thread_block_begin(kernel) };
         // A waker rings first and wakes then; we announce the sleep first and look at the bell then.
@@ -116,6 +120,17 @@ impl VcpuThread for Thread {
         }
         // SAFETY: as above.
         unsafe { shim::hsave_thread_block_end(kernel) };
+        self.shared().blocked.store(false, Relaxed);
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.shared().blocked.load(Relaxed)
+    }
+
+    fn yield_to(&self) -> Option<bool> {
+        // SAFETY: the kernel's object lives as long as we do.
+        let got = unsafe { shim::hsave_thread_yield_to(self.shared().kernel()) };
+        (got >= 0).then_some(got > 0)
     }
 
     fn note_preemption(&self, at: Option<Hva>) {

@@ -58,6 +58,9 @@ pub struct SimCpu {
     pub lost: bool,
     /// Between [`Cpu::begin`] and [`Cpu::end`].
     running: bool,
+    exit_at_once: bool,
+    /// RFLAGS.TF traps after each step that goes on to the next.
+    pub single_steps: bool,
     /// RFLAGS before the event of this entry was delivered.
     rflags_before: u64,
 }
@@ -88,6 +91,8 @@ impl SimCpu {
             root: root.pa(),
             lost: false,
             running: false,
+            exit_at_once: false,
+            single_steps: false,
             rflags_before: 0,
         }
     }
@@ -134,6 +139,7 @@ impl SimCpu {
         self.rflags_before = self.save.rflags;
         if e.valid() {
             self.injected.push(e);
+            self.save.rflags &= !Rflags::TF.bits();
             if e.kind() != Some(EventType::Exception) {
                 self.save.rflags &= !Rflags::IF.bits();
             }
@@ -171,10 +177,15 @@ impl SimCpu {
             self.tlb.clear();
         }
         self.deliver();
+        if std::mem::take(&mut self.exit_at_once) {
+            return (code::INTR, 0, 0);
+        }
         loop {
             if self.take_virq() {
                 return (code::VINTR, 0, 0);
             }
+            let traps = self.single_steps && self.save.rflags & Rflags::TF.bits() != 0;
+            let shadow = self.control.int_state & INT_SHADOW;
             // Out of the queue while it runs: a step may add steps.
             let Some(mut step) = self.script.lock().pop_front() else { return (code::INTR, 0, 0) };
             match step(self) {
@@ -183,7 +194,14 @@ impl SimCpu {
                     self.script.lock().push_front(step);
                     return (code, info1, info2);
                 }
-                Outcome::Next => {}
+                // The shadow lasts for one instruction, and so does a single step.
+                Outcome::Next => {
+                    self.control.int_state &= !shadow;
+                    if traps {
+                        self.save.dr6 |= arch::cr::DR6_BS;
+                        return (code::EXCP0 + 1, 0, 0);
+                    }
+                }
             }
         }
     }
@@ -265,6 +283,12 @@ impl Cpu for SimCpu {
     }
     fn set_msr_intercept(&mut self, msr: u32, read: bool, write: bool) {
         uncounted(|| self.msr_intercepts.insert(msr, (read, write)));
+    }
+    fn set_pause_filter(&mut self, count: u16) {
+        self.control.pause_filter_count = count;
+    }
+    fn exit_after_injection(&mut self) {
+        self.exit_at_once = true;
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.control.tsc_offset = offset;

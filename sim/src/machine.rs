@@ -9,7 +9,8 @@ use crate::thread::Inner;
 use crate::{Outcome, SimCpu, SimFpu, SimThread, thread};
 use arch::{HostPa, Hva};
 use host::{
-    Alarm, Alarms, Command, CpuConfig, CpuFeatures, Errno, EventFd, Host, MapLevel, Stop, TableCells, TimePoint, Work,
+    Alarm, Alarms, Command, CpuConfig, CpuFeatures, Errno, EventFd, Host, MapLevel, PollParameters, Stop, TableCells,
+    TimePoint, Work,
 };
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, OnceLock, Weak};
@@ -32,6 +33,9 @@ pub struct Shared {
     pub signal: AtomicBool,
     /// How long, in real milliseconds, a thread that sleeps without a deadline waits for others.
     pub(crate) patience: AtomicU64,
+    halt_poll: AtomicU64,
+    /// How often a halted vCPU looked around.
+    pub polls: AtomicUsize,
     pub(crate) threads: parking_lot::Mutex<Vec<Weak<Inner>>>,
     pub(crate) memory: Arena,
     tables: Vec<TableSlot>,
@@ -96,6 +100,8 @@ impl Sim {
             now: AtomicU64::new(1_000_000),
             signal: AtomicBool::new(false),
             patience: AtomicU64::new(0),
+            halt_poll: AtomicU64::new(0),
+            polls: AtomicUsize::new(0),
             threads: Default::default(),
             memory: Arena::new(pages),
             tables: (0..TABLES).map(slot).collect(),
@@ -192,6 +198,11 @@ impl Sim {
     /// Size of the host's mappings.
     pub fn set_level(&self, level: MapLevel) {
         self.0.memory.set_level(level);
+    }
+
+    /// Halted vCPUs look around before they sleep: each look takes a virtual microsecond, for at most `max` ns.
+    pub fn set_halt_poll(&self, max: u32) {
+        self.0.halt_poll.store(max.into(), SeqCst);
     }
 
     /// Page-table pages in use: 0 once every VM is gone.
@@ -363,6 +374,19 @@ impl Host for Sim {
         if self.0.signal.load(SeqCst) || thread::raised() { Work::Signal } else { Work::None }
     }
     fn cond_resched(&self) {}
+
+    fn poll_parameters(&self) -> PollParameters {
+        let max = self.0.halt_poll.load(SeqCst) as u32;
+        PollParameters { max, grow: 2, grow_start: 10_000, shrink: 2 }
+    }
+    fn may_poll(&self) -> bool {
+        self.0.polls.fetch_add(1, SeqCst);
+        self.advance(1000);
+        true
+    }
+    fn idle_exits(&self) -> u32 {
+        0xe
+    }
 
     fn eventfd(&self, fd: i32) -> Result<Event, Errno> {
         let n = usize::try_from(fd).map_err(|_| Errno::EBADF)?;

@@ -7,7 +7,7 @@ use host::{Doorbell, Request, VcpuThread};
 use parking_lot::{Condvar, Mutex};
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::time::Duration;
 
 /// No deadline.
@@ -45,6 +45,8 @@ pub(crate) struct Inner {
     bell: Doorbell,
     deadline: AtomicU64,
     kicks: AtomicUsize,
+    blocked: AtomicBool,
+    yields: AtomicUsize,
     note: AtomicU64,
     asleep: Mutex<()>,
     wakeup: Condvar,
@@ -74,6 +76,8 @@ impl SimThread {
                 bell: Doorbell::new(),
                 deadline: AtomicU64::new(NEVER),
                 kicks: AtomicUsize::new(0),
+                blocked: AtomicBool::new(false),
+                yields: AtomicUsize::new(0),
                 note: AtomicU64::new(0),
                 asleep: Mutex::new(()),
                 wakeup: Condvar::new(),
@@ -87,6 +91,16 @@ impl SimThread {
     /// The armed deadline in virtual nanoseconds.
     pub fn deadline(&self) -> Option<u64> {
         Some(self.0.deadline.load(SeqCst)).filter(|d| *d != NEVER)
+    }
+
+    /// How often another vCPU gave it its processor.
+    pub fn yields(&self) -> usize {
+        self.0.yields.load(SeqCst)
+    }
+
+    /// Makes it look asleep to others, or awake.
+    pub fn set_blocked(&self, on: bool) {
+        self.0.blocked.store(on, SeqCst);
     }
 
     /// Where the loss of its CPU would be noted; 0: nowhere.
@@ -139,6 +153,15 @@ impl VcpuThread for SimThread {
                 return;
             }
         }
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.0.blocked.load(SeqCst)
+    }
+
+    fn yield_to(&self) -> Option<bool> {
+        self.0.yields.fetch_add(1, SeqCst);
+        Some(true)
     }
 
     fn note_preemption(&self, at: Option<Hva>) {

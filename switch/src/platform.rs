@@ -58,6 +58,8 @@ pub unsafe trait Platform: 'static {
     /// Interrupts off: another guest is about to run on this CPU than before: indirect branch prediction barrier, if
     /// the kernel's policy asks for one between guests (`indirect_branch_prediction_barrier`).
     fn guest_barrier();
+    /// Interrupts off: sends this CPU an IPI that does nothing (`smp_send_reschedule`), which ends the guest's run.
+    fn interrupt_self();
     /// Interrupts off, right after #VMEXIT: the guest was interrupted by a machine check; runs the kernel's handler.
     fn machine_check();
 

@@ -49,6 +49,11 @@ impl<P: Platform> Svm<P> {
         if ssbd {
             P::virt_spec_ctrl(self.extra.virt_spec_ctrl, true);
         }
+        if self.exit_at_once {
+            // Interrupts are off: the IPI ends the run once the event is on its way (APM 15.13.1, 15.20).
+            self.exit_at_once = false;
+            P::interrupt_self();
+        }
         let clean = self.clean.bits();
         let vmcb = self.vmcb_mut();
         vmcb.control.clean = clean;

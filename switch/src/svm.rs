@@ -48,8 +48,8 @@ pub const MANDATORY_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 /// CR4: the run loop has to see every change, and some of its bits are the host's.
 const MANDATORY_CR: u16 = 1 << 4;
 
-/// PAUSEs before an exit, and cycles between two that start the count over; the defaults of stock KVM.
-const PAUSE_FILTER: (u16, u16) = (3000, 128);
+/// Cycles between two PAUSEs that start the count over; the default of stock KVM.
+const PAUSE_FILTER_THRESHOLD: u16 = 128;
 
 /// Never reused, so that a per-CPU note of who ran last never names another vCPU. 0 is nobody.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -79,6 +79,8 @@ pub struct Svm<P: Platform> {
     pub(crate) dr_passed: bool,
     /// The next entry flushes.
     pub(crate) flush: bool,
+    /// The next entry only injects.
+    pub(crate) exit_at_once: bool,
     /// SVM is off on the CPU of the last entry.
     pub(crate) broken: Option<Errno>,
 }
@@ -109,6 +111,7 @@ impl<P: Platform> Svm<P> {
             host_virt_spec_ctrl: 0,
             dr_passed: false,
             flush: false,
+            exit_at_once: false,
             broken: None,
         };
         let (iopm, msrpm) = (machine.iopm_pa(), svm.msrpm.pa());
@@ -125,11 +128,8 @@ impl<P: Platform> Svm<P> {
         // Physical interrupts are governed by the host's IF, the guest's CR8 is V_TPR (APM 15.21.1).
         c.int_ctl = int_ctl::V_INTR_MASKING;
         c.np_control = NP_ENABLE;
-        if machine.features.pause_filter {
-            c.pause_filter_count = PAUSE_FILTER.0;
-        }
         if machine.features.pause_filter_threshold {
-            c.pause_filter_threshold = PAUSE_FILTER.1;
+            c.pause_filter_threshold = PAUSE_FILTER_THRESHOLD;
         }
         svm.set_intercept(INITIAL, true);
         svm.set_root(config.root);
@@ -256,6 +256,15 @@ impl<P: Platform> Cpu for Svm<P> {
         let written = !self.msrpm.write_intercepted(msr::SPEC_CTRL);
         let switched = self.machine.features.spec_ctrl && !self.machine.features.v_spec_ctrl;
         self.flags = if written && switched { SPEC_CTRL_NOT_INTERCEPTED } else { 0 };
+    }
+
+    fn set_pause_filter(&mut self, count: u16) {
+        self.dirty(CleanBits::I);
+        self.vmcb_mut().control.pause_filter_count = count;
+    }
+
+    fn exit_after_injection(&mut self) {
+        self.exit_at_once = true;
     }
 
     fn set_tsc_offset(&mut self, offset: u64) {

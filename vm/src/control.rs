@@ -3,7 +3,7 @@
 use crate::run::Next;
 use crate::user::{Pending, UserExit};
 use crate::{Ctx, MpState};
-use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+use core::sync::atomic::Ordering::AcqRel;
 use host::{Cpu, Errno, Host, Request, VcpuThread};
 use irqchip::TimerEffect;
 
@@ -94,12 +94,15 @@ impl<H: Host> Ctx<'_, H> {
         // One may be latched while a handler runs, two before the first is taken (APM 8.1.9 allows one pending).
         let limit = if self.core.inject.nmi_masked { 1 } else { 2 };
         self.core.inject.nmi_pending = (u32::from(self.core.inject.nmi_pending).saturating_add(nmi)).min(limit) as u8;
-        if mail.init.load(Relaxed) && mail.init.swap(false, AcqRel) {
+        let (init, sipi) = mail.start.take();
+        if init {
             self.init();
         }
-        let sipi = mail.sipi.swap(0, AcqRel);
-        if sipi != 0 && self.core.mp_state == MpState::InitReceived {
-            self.start_at(sipi as u8);
+        if let Some(vector) = sipi {
+            self.core.sipi_vector = vector;
+            if self.core.mp_state == MpState::InitReceived {
+                self.start_at(vector);
+            }
         }
     }
 

@@ -78,7 +78,8 @@ impl<H: Host> Core<H> {
     /// Breakpoint instructions exit for the debugger, #NM while the guest's FPU state is elsewhere.
     pub(crate) fn load_exception_intercepts(&mut self) {
         let breakpoints = if self.debug.control & USE_SW_BP != 0 { 1 << vector::BP } else { 0 };
-        self.cpu.set_exception_intercepts(breakpoints | self.fpu_use.exceptions());
+        // #UD may be a VMCALL that is to be patched.
+        self.cpu.set_exception_intercepts(breakpoints | 1 << vector::UD | self.fpu_use.exceptions());
     }
 
     /// Sets the trap flag for the debugger.

@@ -43,7 +43,7 @@ impl<H: Host> Ctx<'_, H> {
 
     /// The same with the whole decoder: outside of 64-bit mode, and where the bytes are not those expected.
     #[cold]
-    fn decoded_next_rip(&mut self) -> Result<u64, Next> {
+    pub(crate) fn decoded_next_rip(&mut self) -> Result<u64, Next> {
         let rip = self.core.cpu.save().rip;
         match emulator::fetch(self, &[]) {
             Ok(insn) => Ok(insn.next_rip(rip)),
@@ -113,7 +113,7 @@ impl<H: Host> Ctx<'_, H> {
         }
     }
 
-    fn stopped(&mut self, stop: Stop) -> Next {
+    pub(crate) fn stopped(&mut self, stop: Stop) -> Next {
         match stop {
             Stop::NeedUser => match self.core.traffic.wanted {
                 Some(Wanted::Mmio { gpa, len }) => {

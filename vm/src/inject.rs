@@ -5,7 +5,9 @@
 //! RFLAGS.IF, the shadow and V_TPR allow. After the exit a cleared V_IRQ tells that it was taken.
 
 use crate::vcpu::Core;
+use arch::cr::DR6_BS;
 use arch::event::vector;
+use arch::exit::code;
 use arch::vmcb::{INT_SHADOW, int_ctl};
 use arch::{CleanBits, EventInj, EventType, Exception, Intercepts, cr::Rflags};
 use host::{Cpu, Host};
@@ -31,8 +33,20 @@ pub struct Injection {
     pub nmi_masked: bool,
     /// RIP of the IRET that will end the mask, once it was met.
     pub iret_rip: Option<u64>,
+    /// This entry runs one instruction, after which an NMI that waits may be taken.
+    pub(crate) step: Option<NmiStep>,
+    /// The #DB that this exit is about was asked for by `step`.
+    pub(crate) stepped: Option<NmiStep>,
     /// A triple fault happened (KVM_CAP_X86_TRIPLE_FAULT_EVENT, or found while queueing).
     pub triple_fault: bool,
+}
+
+/// The guest before it was made to trap after one instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NmiStep {
+    /// It traps anyway.
+    trap_flag: bool,
+    dr6: u64,
 }
 
 /// What V_IRQ stands for.
@@ -79,6 +93,13 @@ impl Injection {
         self.exception.is_some() || self.interrupt.is_some() || self.nmi_injected
     }
 
+    /// The event that was being delivered at the exit has been delivered in another way. The exception, if it was one.
+    pub(crate) fn take_delivered(&mut self) -> Option<Exception> {
+        self.interrupt = None;
+        self.nmi_injected = false;
+        self.exception.take()
+    }
+
     /// Forgets everything (INIT, reset).
     pub fn clear(&mut self) {
         *self = Self::default();
@@ -110,22 +131,22 @@ impl<H: Host> Core<H> {
     }
 
     fn inject_events(&mut self, window: bool) {
-        let mut injected = self.inject_exception() || self.inject_reinjected();
+        let injected = self.inject_exception() || self.inject_reinjected();
         let blocked = self.debug.control & crate::debug::BLOCKIRQ != 0;
-        if !injected && !blocked && self.inject.nmi_pending > 0 && self.nmi_allowed() {
+        if injected || blocked {
+            // Nothing else can go with it.
+        } else if self.inject.nmi_pending > 0 && self.nmi_allowed() {
             self.inject.nmi_pending -= 1;
             self.inject_nmi();
-            injected = true;
-        }
-        if !injected && !blocked && self.interruptible() {
+        } else if self.interruptible() {
             if let Some(v) = self.acknowledge() {
                 self.inject.interrupt = Some(v);
                 self.cpu.set_event_inj(EventInj::new(EventType::Intr, v, None));
             }
         }
         self.arm_virq(window, blocked);
-        if self.inject.nmi_pending > 0 && self.inject.nmi_masked {
-            self.cpu.set_intercept(Intercepts::IRET, true);
+        if self.inject.nmi_pending > 0 && !blocked {
+            self.await_nmi(self.inject.busy());
         }
     }
 
@@ -186,8 +207,7 @@ impl<H: Host> Core<H> {
 
     /// Leaves with the processor what the guest cannot take now; nothing if a debugger `blocked` interrupts.
     fn arm_virq(&mut self, window: bool, blocked: bool) {
-        let nmi_in_shadow = self.inject.nmi_pending > 0 && !self.inject.nmi_masked && !blocked;
-        let want = if window || nmi_in_shadow {
+        let want = if window {
             Some(Armed::Window)
         } else if blocked {
             None
@@ -211,9 +231,48 @@ impl<H: Host> Core<H> {
         self.inject.armed = want;
     }
 
+    /// Sees to it that the guest exits when it can take the NMI that waits. IRET ends the mask of the one before it;
+    /// otherwise another event goes first, or one instruction: IRET itself, or that in the interrupt shadow.
+    fn await_nmi(&mut self, injecting: bool) {
+        if self.inject.nmi_masked && self.inject.iret_rip.is_none() {
+            self.cpu.set_intercept(Intercepts::IRET, true);
+        } else if injecting {
+            self.cpu.exit_after_injection();
+        } else {
+            let save = self.cpu.save_mut(CleanBits::empty());
+            self.inject.step = Some(NmiStep { trap_flag: save.rflags & Rflags::TF.bits() != 0, dr6: save.dr6 });
+            save.rflags |= Rflags::TF.bits();
+        }
+    }
+
+    /// The entry is over, or did not come about: the trap flag is the guest's again.
+    pub(crate) fn end_step(&mut self) {
+        let Some(step) = self.inject.step.take() else { return };
+        let control = self.cpu.control();
+        self.inject.stepped = (control.exit_code == code::EXCP0 + u64::from(vector::DB)).then_some(step);
+        let save = self.cpu.save_mut(CleanBits::empty());
+        // IRET has loaded flags that are the guest's own.
+        let loaded = self.inject.iret_rip.is_some_and(|rip| rip != save.rip);
+        if !step.trap_flag && !loaded {
+            save.rflags &= !Rflags::TF.bits();
+        }
+    }
+
+    /// A #DB was intercepted: takes out of DR6 what our own step has put there. False: nothing of it is the guest's.
+    pub(crate) fn debug_is_guests(&mut self) -> bool {
+        let Some(step) = self.inject.stepped.take().filter(|s| !s.trap_flag) else { return true };
+        let watches = self.debug.dr7 & arch::cr::DR7_ENABLED != 0;
+        let save = self.cpu.save_mut(CleanBits::DRX);
+        save.dr6 = save.dr6 & !DR6_BS | step.dr6 & DR6_BS;
+        watches && save.dr6 & 15 != 0
+    }
+
     /// After an exit: what became of the events that were handed over.
     #[inline]
     pub fn collect_events(&mut self) {
+        if self.inject.step.is_some() {
+            self.end_step();
+        }
         let tpr = (self.cpu.control().int_ctl & 0xf) as u8;
         if tpr != self.vtpr {
             self.vtpr = tpr;

@@ -5,7 +5,7 @@ use crate::user::UserExit;
 use crate::{Ctx, Vcpu, Vm};
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use host::{Errno, Host, Request, VcpuThread};
-use irqchip::{Accept, ChipMode, Effect, Eoi, Message, MsiFormat, Route, RoutingTable, pick_lowest};
+use irqchip::{Accept, ChipMode, Effect, Eoi, Message, MsiFormat, Route, RoutingTable};
 
 impl<H: Host> Vcpu<H> {
     /// Asks the vCPU to look at its mail.
@@ -27,8 +27,8 @@ impl<H: Host> Vcpu<H> {
             Accept::Nmi => {
                 let _ = self.mail.nmi.fetch_update(AcqRel, Relaxed, |n| Some((n + 1).min(2)));
             }
-            Accept::Init => self.mail.init.store(true, Release),
-            Accept::Startup { vector } => self.mail.sipi.store(0x100 | u32::from(vector), Release),
+            Accept::Init => self.mail.start.init(),
+            Accept::Startup { vector } => self.mail.start.sipi(vector),
             Accept::Unhalt => self.mail.unhalt.store(true, Release),
             // No system management mode is offered (KVM_CAP_X86_SMM is 0): an SMI ends here, as on a processor
             // whose SMIs are blocked.
@@ -40,18 +40,6 @@ impl<H: Host> Vcpu<H> {
 }
 
 impl<H: Host> Vm<H> {
-    /// Sends a message to every vCPU that it matches. Returns how many took it; None if it matched nobody.
-    /// `sender` is the index of the vCPU that sent it.
-    pub fn send(&self, m: &Message, sender: Option<usize>) -> Option<u32> {
-        let matching = || self.vcpus().filter(|v| v.address.load().matches(m, sender == Some(v.index)));
-        let take = |v: &Vcpu<H>| u32::from(v.deliver(v.address.load().accept(m)));
-        if m.lowest {
-            let n = matching().count();
-            return matching().nth(pick_lowest(m.vector, n)).map(take);
-        }
-        matching().fold(None, |sum, v| Some(sum.unwrap_or(0) + take(v)))
-    }
-
     /// How the addresses of messages are read (KVM_CAP_X2APIC_API).
     pub fn msi_format(&self) -> MsiFormat {
         MsiFormat {
@@ -121,7 +109,7 @@ impl<H: Host> Ctx<'_, H> {
 
     pub(crate) fn publish_address(&mut self) {
         if let Some(lapic) = &self.core.lapic {
-            self.me.address.store(lapic.address());
+            self.vm.publish(self.me, lapic.address());
             self.me.lint0.store(lapic.lint0() as u8, Relaxed);
         }
         // Destinations of userspace IOAPIC routes are matched against the address.

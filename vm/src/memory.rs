@@ -1,6 +1,7 @@
 //! Guest memory as instructions see it: linear addresses through the guest's page tables, then RAM or a device.
 
 use crate::Ctx;
+use crate::quirks::LAPIC_MMIO_HOLE;
 use crate::run::Next;
 use crate::user::UserExit;
 use arch::Gpa;
@@ -184,9 +185,11 @@ impl<H: Host> Ctx<'_, H> {
 
     fn place(&self, gpa: Gpa) -> Place {
         match &self.core.lapic {
-            Some(l) if l.mode() == irqchip::Mode::XApic && gpa.0 & !0xfff == l.base_gpa() => {
-                Place::Apic((gpa.0 & 0xfff) as u32)
-            }
+            Some(l) if gpa.0 & !0xfff == l.base_gpa() => match l.mode() {
+                irqchip::Mode::XApic => Place::Apic((gpa.0 & 0xfff) as u32),
+                _ if self.vm.config.has_quirk(LAPIC_MMIO_HOLE) => Place::Apic((gpa.0 & 0xfff) as u32),
+                _ => Place::Other,
+            },
             _ => Place::Other,
         }
     }

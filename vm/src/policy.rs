@@ -3,16 +3,15 @@
 use crate::clock::{ClockData, Frequency, GuestMemory, write_wall_clock};
 use crate::cpuid::Runtime;
 use crate::msr::{MachineCheck, MceOutcome, MsrEffect, MsrError, passthrough};
+use crate::quirks::MISC_ENABLE_NO_MWAIT;
 use crate::run::Next;
+use crate::spin::DISABLE_HLT;
 use crate::vcpu::Core;
 use crate::{CpuidEntry, Ctx, Vm};
 use arch::{Exception, Gpa, cr::Cr4, event::vector};
 use core::sync::atomic::Ordering::Relaxed;
 use host::{Cpu, Errno, Host, Request, VcpuThread};
 use irqchip::ChipMode;
-
-/// KVM_X86_DISABLE_EXITS_HLT.
-const DISABLE_HLT: u32 = 2;
 
 /// Guest memory for the clock pages.
 struct Pages<'a, H: Host>(&'a Vm<H>);
@@ -37,7 +36,7 @@ impl<H: Host> Core<H> {
             },
             xcr0: extra.xcr0,
             xss: extra.xss,
-            mwait: None,
+            mwait: (!vm.config.has_quirk(MISC_ENABLE_NO_MWAIT)).then(|| self.msr.shows_mwait()),
             hlt_in_guest: vm.config.disabled_exits.load(Relaxed) & DISABLE_HLT != 0,
         }
     }

@@ -308,8 +308,8 @@ impl<H: Host> Ctx<'_, H> {
             self.core.cpu.set_interrupt_shadow(shadow != 0);
         }
         self.core.cpu.set_intercept(arch::Intercepts::IRET, e.nmi_masked);
-        if let Some(v) = e.sipi_vector.filter(|_| self.core.mp_state == MpState::SipiReceived) {
-            self.start_at(v as u8);
+        if let (Some(v), true) = (e.sipi_vector, self.core.lapic.is_some()) {
+            self.core.sipi_vector = v as u8;
         }
         self.me.thread_ring_event();
         Ok(())
@@ -332,21 +332,24 @@ impl<H: Host> Ctx<'_, H> {
         Ok(())
     }
 
-    /// KVM_GET_MP_STATE.
+    /// KVM_GET_MP_STATE. A processor that was kicked out of HLT runs, though it has not been entered yet.
     pub fn get_mp_state(&mut self) -> MpState {
         self.fetch_mail();
-        self.core.mp_state
+        let state = self.core.mp_state;
+        if state.sleeps() && self.me.mail.unhalt.load(Relaxed) { MpState::Runnable } else { state }
     }
 
-    /// KVM_SET_MP_STATE. Errors: EINVAL (a state that needs an in-kernel local APIC).
+    /// KVM_SET_MP_STATE. SIPI_RECEIVED is INIT_RECEIVED with a SIPI on its way, whose vector KVM_SET_VCPU_EVENTS has
+    /// set. Errors: EINVAL (a state that needs an in-kernel local APIC).
     pub fn set_mp_state(&mut self, state: MpState) -> Result<(), Errno> {
         if self.core.lapic.is_none() && state != MpState::Runnable {
             return Err(Errno::EINVAL);
         }
-        self.core.mp_state = match state {
-            MpState::SipiReceived => MpState::InitReceived,
-            other => other,
-        };
+        self.core.mp_state = state;
+        if state == MpState::SipiReceived {
+            self.core.mp_state = MpState::InitReceived;
+            self.me.mail.start.sipi(self.core.sipi_vector);
+        }
         self.me.thread_ring_event();
         Ok(())
     }

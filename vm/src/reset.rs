@@ -78,8 +78,9 @@ impl<H: Host> Ctx<'_, H> {
         self.core.reset_registers(true);
         self.update_cpuid();
         if let Some(lapic) = &mut self.core.lapic {
+            lapic.config_mut().lint0_reenabled = self.vm.config.has_quirk(crate::quirks::LINT0_REENABLED);
             let effect = lapic.init();
-            self.me.address.store(lapic.address());
+            self.vm.publish(self.me, lapic.address());
             self.me.lint0.store(lapic.lint0() as u8, core::sync::atomic::Ordering::Relaxed);
             self.apply_timer(effect);
         }

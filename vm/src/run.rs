@@ -24,6 +24,7 @@ impl<H: Host> Ctx<'_, H> {
     pub fn run(&mut self, req: RunRequest, answer: Answer) -> (UserExit, Result<(), Errno>) {
         self.core.has_run = true;
         self.core.arm_single_step();
+        self.core.shrink_pause_filter();
         self.look_at_steal_time();
         self.core.begin_fpu();
         self.core.cpu.begin();
@@ -83,7 +84,12 @@ impl<H: Host> Ctx<'_, H> {
                 Exit::None => self.not_entered()?,
                 exit => {
                     self.me.stats.exits.count();
-                    self.core.collect_events();
+                    if exit == Exit::Invalid {
+                        // Nothing was injected: what was about to be is kept.
+                        self.core.end_step();
+                    } else {
+                        self.core.collect_events();
+                    }
                     self.collect_eoi();
                     if self.core.clock.catches_up() {
                         self.me.thread.bell().ring(Request::Clock);
@@ -101,6 +107,7 @@ impl<H: Host> Ctx<'_, H> {
     #[cold]
     fn not_entered(&mut self) -> Result<(), Next> {
         self.core.cpu.set_event_inj(EventInj::NONE);
+        self.core.end_step();
         self.collect_eoi();
         if let Some(errno) = self.core.cpu.broken() {
             return Err(Next::Fail(errno, UserExit::Shutdown));
@@ -114,32 +121,11 @@ impl<H: Host> Ctx<'_, H> {
         }
     }
 
-    /// Halted: sleep until something wakes the guest, or a signal.
-    fn wait(&mut self) -> Result<(), Next> {
-        if self.wake_condition() {
-            self.core.mp_state = MpState::Runnable;
-            return Ok(());
-        }
-        self.me.stats.blocking.set(true);
-        self.me.thread.preemptible(true);
-        self.me.thread.block();
-        let work = self.vm.host.do_work();
-        self.me.thread.preemptible(false);
-        self.me.stats.blocking.set(false);
-        match work {
-            Work::None => {
-                self.me.stats.halt_wakeup.count();
-                Ok(())
-            }
-            Work::Signal => Err(INTERRUPTED),
-        }
-    }
-
     /// Does anything end HLT?
-    fn wake_condition(&mut self) -> bool {
+    pub(crate) fn wake_condition(&mut self) -> bool {
         let pic = self.pic_waits();
         let core = &mut *self.core;
-        if core.mp_state != MpState::Halted {
+        if !core.mp_state.sleeps() {
             return false;
         }
         let unhalted = self.me.mail.unhalt.swap(false, core::sync::atomic::Ordering::AcqRel);

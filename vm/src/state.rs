@@ -105,6 +105,15 @@ pub enum MpState {
     Halted = 3,
     /// Got SIPI (never seen from outside for long).
     SipiReceived = 4,
+    /// A guest with encrypted state holds this processor in reset: sleeps as in HLT.
+    ApResetHold = 9,
+}
+
+impl MpState {
+    /// Does an event end this state and let the processor run on?
+    pub fn sleeps(self) -> bool {
+        matches!(self, Self::Halted | Self::ApResetHold)
+    }
 }
 
 /// One entry of KVM_SET_CPUID2 / KVM_GET_SUPPORTED_CPUID.

@@ -1,11 +1,13 @@
 //! One vCPU: the part that other threads reach, and the core that only its own thread (under the vCPU's mutex) does.
 
+use crate::halt::HaltPoll;
 use crate::pv::Pv;
+use crate::spin::Spin;
 use crate::{
     Vm, clock::VcpuClock, cpuid::GuestCpuid, debug::DebugState, fpu::FpuUse, inject::Injection, mmio::Traffic,
     msr::MsrState, run::Next, state::MpState, stats::VcpuStats, user::Pending,
 };
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::*};
 use host::{CpuFeatures, Host, OneBox};
 use irqchip::{AddressCell, Lapic, Pir};
 use lock_api::Mutex;
@@ -27,6 +29,8 @@ pub struct Vcpu<H: Host> {
     pub mail: Mail,
     /// Counters.
     pub stats: VcpuStats,
+    /// Loops of PAUSE.
+    pub(crate) spin: Spin,
     /// [`Lint0`](irqchip::Lint0) of the local APIC, as a number.
     pub lint0: AtomicU8,
     /// `kvm_run` and the PIO data page: what mmap of the vCPU file shows, in this order, before the VM's coalesced ring.
@@ -40,12 +44,40 @@ pub struct Vcpu<H: Host> {
 pub struct Mail {
     /// NMIs that wait, at most 2 (one in service, one latched).
     pub nmi: AtomicU32,
-    /// INIT arrived.
-    pub init: AtomicBool,
-    /// SIPI arrived: bit 8 set and the vector.
-    pub sipi: AtomicU32,
+    /// INIT and SIPI.
+    pub start: StartMail,
     /// A paravirtual kick ends HLT.
     pub unhalt: AtomicBool,
+}
+
+/// INIT and SIPI that arrived, in one word: a SIPI that follows an INIT is seen with it or after it.
+#[derive(Default)]
+pub struct StartMail(AtomicU32);
+
+impl StartMail {
+    const INIT: u32 = 1 << 9;
+    const SIPI: u32 = 1 << 8;
+
+    /// INIT arrived; a SIPI before it is void.
+    pub fn init(&self) {
+        self.0.store(Self::INIT, Release);
+    }
+
+    /// SIPI arrived; the last vector counts.
+    pub fn sipi(&self, vector: u8) {
+        let new = |old: u32| Some(old & Self::INIT | Self::SIPI | u32::from(vector));
+        // Never refused.
+        let _ = self.0.fetch_update(AcqRel, Relaxed, new);
+    }
+
+    /// Takes both: whether INIT arrived, and the vector of a SIPI.
+    pub fn take(&self) -> (bool, Option<u8>) {
+        if self.0.load(Relaxed) == 0 {
+            return (false, None);
+        }
+        let word = self.0.swap(0, AcqRel);
+        (word & Self::INIT != 0, (word & Self::SIPI != 0).then_some(word as u8))
+    }
 }
 
 /// A vCPU's own state.
@@ -72,6 +104,12 @@ pub struct Core<H: Host> {
     pub traffic: OneBox<Traffic>,
     /// Run state.
     pub mp_state: MpState,
+    /// Vector of the last SIPI (KVM_SET_VCPU_EVENTS sets it for KVM_MP_STATE_SIPI_RECEIVED).
+    pub sipi_vector: u8,
+    /// PAUSEs before an exit; 0: they do not exit.
+    pub(crate) pauses: u16,
+    /// Looking around before sleeping.
+    pub(crate) poll: HaltPoll,
     /// What the last exit to user space waits for.
     pub pending: Pending,
     /// Table pages put aside for nested faults.

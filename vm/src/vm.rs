@@ -1,16 +1,21 @@
 //! A VM: what its vCPUs share.
+//!
+//! Long because: creation and shape of the VM, which know all of its parts.
 
+use crate::apics::Apics;
 use crate::chips::{Chips, Resampler};
 use crate::clock::{VcpuClock, VmClock};
 use crate::coalesced::Coalesced;
 use crate::debug::DebugState;
 use crate::fpu::FpuUse;
+use crate::halt::HaltPoll;
 use crate::inject::Injection;
 use crate::ioeventfd::{IoEventSpec, IoEvents};
 use crate::mmio::Traffic;
 use crate::msr::{MsrFilter, MsrState, VmMsrs};
 use crate::pv::Pv;
 use crate::run::Next;
+use crate::spin::Spin;
 use crate::state::MpState;
 use crate::stats::{VcpuStats, VmStats};
 use crate::user::Pending;
@@ -18,7 +23,6 @@ use crate::vcpu::{Core, Ctx, Mail, Vcpu};
 use crate::{cpuid::GuestCpuid, irqchip};
 use ::irqchip::{Address, AddressCell, ChipMode, Lapic, Pir, RoutingTable};
 use alloc::{boxed::Box, vec::Vec};
-use arch::Hva;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use host::{CpuConfig, Errno, Host, OneBox, Request, VcpuThread, try_box};
 use lock_api::{Mutex, RwLock};
@@ -26,11 +30,11 @@ use mmu::{Mmu, TableCache};
 use once_cell::race::OnceBox;
 
 /// Most vCPUs of a VM (KVM_CAP_MAX_VCPUS, as stock Debian kernels).
-pub const MAX_VCPUS: usize = 1024;
+pub const MAX_VCPUS: usize = 4096;
 /// vCPU ids are below this (KVM_CAP_MAX_VCPU_ID).
-pub const MAX_VCPU_ID: u32 = 4096;
+pub const MAX_VCPU_ID: u32 = 4 * MAX_VCPUS as u32;
 /// The table of vCPUs has two levels of this size, so that a small VM needs two small pieces.
-const FANOUT: usize = 32;
+const FANOUT: usize = 64;
 
 type Leaf<H> = [OnceBox<[Vcpu<H>; 1]>; FANOUT];
 
@@ -47,8 +51,12 @@ pub struct Config {
     pub exception_payload: AtomicBool,
     /// KVM_CAP_X86_TRIPLE_FAULT_EVENT.
     pub triple_fault_event: AtomicBool,
-    /// KVM_CAP_X86_DISABLE_EXITS.
+    /// KVM_CAP_X86_DISABLE_EXITS: KVM_X86_DISABLE_EXITS_*. Set before the first vCPU.
     pub disabled_exits: AtomicU32,
+    /// KVM_CAP_DISABLE_QUIRKS2: the [`quirks`](crate::quirks) that are off.
+    pub quirks_off: AtomicU64,
+    /// KVM_CAP_HALT_POLL: most nanoseconds, and bit 63 that it was set; 0: the module's parameter.
+    pub halt_poll: AtomicU64,
     /// KVM_CAP_MAX_VCPU_ID; 0: not limited.
     pub max_vcpu_id: AtomicU32,
     /// KVM_SET_BOOT_CPU_ID.
@@ -100,6 +108,7 @@ pub struct Vm<H: Host> {
     pub(crate) shape: Mutex<H::RawMutex, ()>,
     vcpus: [OnceBox<Leaf<H>>; FANOUT],
     count: AtomicUsize,
+    pub(crate) apics: Apics<H>,
 }
 
 impl<H: Host> Vm<H> {
@@ -126,6 +135,7 @@ impl<H: Host> Vm<H> {
             shape: Mutex::new(()),
             vcpus: [const { OnceBox::new() }; FANOUT],
             count: AtomicUsize::new(0),
+            apics: Apics::new()?,
             host,
         })
     }
@@ -151,6 +161,7 @@ impl<H: Host> Vm<H> {
         let vcpu = self.new_vcpu(id, index)?;
         slot.set(vcpu.into_inner()).map_err(|_| Errno::EEXIST)?;
         self.count.store(index + 1, Release);
+        self.vcpu_appeared(id, index);
         Ok(index)
     }
 
@@ -170,6 +181,7 @@ impl<H: Host> Vm<H> {
         let bsp = self.is_bsp(id);
         let cpu = host.new_cpu(&CpuConfig { root: self.mmu.root() })?;
         let mut apic = irqchip::Config::new(id, bsp);
+        apic.lint0_reenabled = self.config.has_quirk(crate::quirks::LINT0_REENABLED);
         match self.config.apic_bus_cycle_ns.load(Relaxed) {
             0 => {}
             ns => apic.bus_cycle_ns = ns,
@@ -196,6 +208,9 @@ impl<H: Host> Vm<H> {
             inject: Injection::default(),
             traffic: try_box(Traffic::default)?,
             mp_state: if waits { MpState::Uninitialized } else { MpState::Runnable },
+            sipi_vector: 0,
+            pauses: 0,
+            poll: HaltPoll::default(),
             pending: Pending::None,
             tables: TableCache::new(host),
             apic_base: 0xfee0_0800 | if bsp { 0x100 } else { 0 },
@@ -211,6 +226,8 @@ impl<H: Host> Vm<H> {
             host_stop: None,
             device_exit: Next::Resume,
         };
+        core.set_idle_exits(self.config.disabled_exits.load(Relaxed));
+        core.load_exception_intercepts();
         core.reset_registers(false);
         core.load_tsc();
         let thread = host.new_thread()?;
@@ -218,7 +235,8 @@ impl<H: Host> Vm<H> {
         let (pir, mail) = (Pir::new(), Mail::default());
         let stats = VcpuStats::default();
         let lint0 = AtomicU8::new(core.lapic.as_ref().map_or(0, |l| l.lint0() as u8));
-        try_box(|| Vcpu { id, index, thread, pir, address, lint0, mail, stats, pages, core: Mutex::new(core) })
+        let spin = Spin::default();
+        try_box(|| Vcpu { id, index, thread, pir, address, lint0, mail, stats, spin, pages, core: Mutex::new(core) })
     }
 
     /// The vCPU that was created as number `index`.
@@ -231,11 +249,6 @@ impl<H: Host> Vm<H> {
     /// All vCPUs, in order of creation.
     pub fn vcpus(&self) -> impl Iterator<Item = &Vcpu<H>> {
         (0..self.count.load(Acquire)).map_while(|n| self.vcpu(n))
-    }
-
-    /// The vCPU with this id.
-    pub fn vcpu_by_id(&self, id: u32) -> Option<&Vcpu<H>> {
-        self.vcpu(id as usize).filter(|v| v.id == id).or_else(|| self.vcpus().find(|v| v.id == id))
     }
 
     /// Runs `f` with the vCPU's own state locked. May sleep until another ioctl on this vCPU returns.
@@ -356,48 +369,5 @@ impl<H: Host> Vm<H> {
                 core::hint::spin_loop();
             }
         }
-    }
-
-    /// mmu notifier: the host is about to change `[start, end)` of the VMM's memory.
-    pub fn mmu_invalidate_start(&self, start: Hva, end: Hva, may_block: bool) {
-        self.mmu.invalidate_start(start, end, may_block, &|| self.flush_all());
-    }
-
-    /// mmu notifier: has the guest used `[start, end)` since the last call? Forgets it.
-    pub fn mmu_age(&self, start: Hva, end: Hva) -> bool {
-        self.mmu.age(start, end)
-    }
-
-    /// mmu notifier: has the guest used `[start, end)`?
-    pub fn mmu_test_young(&self, start: Hva, end: Hva) -> bool {
-        self.mmu.test_young(start, end)
-    }
-
-    /// mmu notifier: the VMM's address space goes away.
-    pub fn mmu_release(&self) {
-        self.mmu.release(&|| self.flush_all());
-        self.kill();
-    }
-
-    /// KVM_SET_USER_MEMORY_REGION. Errors: EINVAL, EEXIST, ENOMEM (KVM API document, 4.35).
-    pub fn set_user_region(&self, r: &mmu::UserRegion) -> Result<(), Errno> {
-        self.mmu.set_user_region(r, &|| self.flush_all())?;
-        self.forget_noted();
-        Ok(())
-    }
-
-    /// KVM_GET_DIRTY_LOG. Errors: EINVAL, ENOENT, EFAULT.
-    pub fn get_dirty_log(&self, slot: u32, bitmap: Hva) -> Result<(), Errno> {
-        self.mmu.get_dirty_log(slot, bitmap, &|| self.flush_all())
-    }
-
-    /// KVM_CLEAR_DIRTY_LOG. Errors: EINVAL, ENOENT, EFAULT.
-    pub fn clear_dirty_log(&self, slot: u32, first: u64, pages: u32, bitmap: Hva) -> Result<(), Errno> {
-        self.mmu.clear_dirty_log(slot, first, pages, bitmap, &|| self.flush_all())
-    }
-
-    /// mmu notifier: the host has changed it.
-    pub fn mmu_invalidate_end(&self, start: Hva, end: Hva) {
-        self.mmu.invalidate_end(start, end);
     }
 }

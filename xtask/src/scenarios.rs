@@ -52,6 +52,9 @@ const REFUSED: &str = "for module in $(cat /modules/kvm); do insmod /modules/$mo
 /// All of them, in the order in which they are started.
 pub const ALL: &[Scenario] = &[
     boot("boot-microvm", "boot-guest microvm check"),
+    boot("boot-microvm-2", "boot-guest microvm check -smp 2"),
+    // More processors than the host has.
+    boot("boot-microvm-4", "boot-guest microvm check -smp 4"),
     boot("boot-q35", "boot-guest q35 check"),
     boot("boot-pc", "boot-guest pc check"),
     boot("boot-q35-split", "boot-guest q35-split check"),

@@ -79,7 +79,7 @@ fn addresses_that_svm_does_not_need() {
 fn vcpus() {
     let bed = Bed::new();
     assert_eq!(vm_ioctl(&bed.vm, KVM_CREATE_VCPU, 0), Err(Errno::EEXIST));
-    assert_eq!(vm_ioctl(&bed.vm, KVM_CREATE_VCPU, 4096), Err(Errno::EINVAL));
+    assert_eq!(vm_ioctl(&bed.vm, KVM_CREATE_VCPU, 16384), Err(Errno::EINVAL));
     assert_eq!(vm_ioctl(&bed.vm, KVM_CREATE_VCPU, 1 << 32), Err(Errno::EINVAL));
     assert_eq!(vm_ioctl(&bed.vm, KVM_CREATE_VCPU, 9), Ok(VmReply::NewVcpu { index: 1 }));
     assert_eq!(bed.vm(KVM_SET_BOOT_CPU_ID, 1), Err(Errno::EBUSY));
@@ -95,6 +95,9 @@ fn capabilities_check_their_arguments() {
         (cap::X86_USER_SPACE_MSR, 7, 8),
         (cap::EXIT_HYPERCALL, 1 << 12, 1),
         (cap::EXIT_ON_EMULATION_FAILURE, 1, 2),
+        (cap::HALT_POLL, u32::MAX.into(), 1 << 32),
+        (cap::X86_DISABLE_EXITS, 0xe, 1),
+        (cap::DISABLE_QUIRKS2, ::vm::quirks::ALL, 1 << 40),
     ];
     for (c, good, bad) in cases {
         assert_eq!(bed.enable(c, bad), Err(Errno::EINVAL), "{c}");
@@ -105,7 +108,7 @@ fn capabilities_check_their_arguments() {
     assert_eq!(bed.enable(cap::EXCEPTION_PAYLOAD, 1), Ok(0));
     assert_eq!(bed.enable(cap::X86_TRIPLE_FAULT_EVENT, 1), Ok(0));
     // IRQCHIP cannot be switched, 123 is HYPERV_SYNIC, 2^32 + 121 is not SPLIT_IRQCHIP.
-    for c in [cap::IRQCHIP, 123, cap::X86_DISABLE_EXITS, cap::DISABLE_QUIRKS2] {
+    for c in [cap::IRQCHIP, 123] {
         assert_eq!(bed.enable(c, 0), Err(Errno::EINVAL), "{c}");
     }
 }
@@ -113,7 +116,7 @@ fn capabilities_check_their_arguments() {
 #[test]
 fn the_limit_of_vcpu_ids_is_set_once() {
     let bed = Bed::bare();
-    assert_eq!(bed.enable(cap::MAX_VCPU_ID, 4097), Err(Errno::EINVAL));
+    assert_eq!(bed.enable(cap::MAX_VCPU_ID, 16385), Err(Errno::EINVAL));
     assert_eq!(bed.enable(cap::MAX_VCPU_ID, 2), Ok(0));
     assert_eq!(bed.enable(cap::MAX_VCPU_ID, 2), Ok(0));
     assert_eq!(bed.enable(cap::MAX_VCPU_ID, 3), Err(Errno::EINVAL));
@@ -122,7 +125,7 @@ fn the_limit_of_vcpu_ids_is_set_once() {
     // The first vCPU fixes the limit.
     let bed = Bed::new();
     assert_eq!(bed.enable(cap::MAX_VCPU_ID, 2), Err(Errno::EINVAL));
-    assert_eq!(bed.enable(cap::MAX_VCPU_ID, 4096), Ok(0));
+    assert_eq!(bed.enable(cap::MAX_VCPU_ID, 16384), Ok(0));
 }
 
 #[test]
@@ -155,7 +158,7 @@ fn the_clock_of_the_local_apics() {
 #[test]
 fn the_bootstrap_processor_has_an_id_that_can_exist() {
     let bed = Bed::bare();
-    for bad in [4097, 1 << 32, 1 << 32 | 1] {
+    for bad in [16385, 1 << 32, 1 << 32 | 1] {
         assert_eq!(bed.vm(KVM_SET_BOOT_CPU_ID, bad), Err(Errno::EINVAL), "{bad:#x}");
     }
     assert_eq!(bed.vm(KVM_SET_BOOT_CPU_ID, 2), Ok(0));

@@ -95,6 +95,7 @@ pub fn set_mp_state<H: Host>(ctx: &mut Ctx<'_, H>, s: &kvm_mp_state) -> Result<(
         2 => MpState::InitReceived,
         3 => MpState::Halted,
         4 => MpState::SipiReceived,
+        9 => MpState::ApResetHold,
         _ => return Err(Errno::EINVAL),
     };
     ctx.set_mp_state(state)

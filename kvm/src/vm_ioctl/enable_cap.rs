@@ -23,12 +23,17 @@ pub fn enable_cap<H: Host>(vm: &Vm<H>, c: &kvm_enable_cap) -> Result<(), Errno> 
             within(arg, caps::X2APIC_API)?;
             // Each can be switched on only.
             if arg & 1 != 0 {
-                config.x2apic_format.store(true, Relaxed);
+                vm.use_32bit_ids();
             }
             if arg & 2 != 0 {
                 vm.disable_broadcast_quirk();
             }
         }
+        // The older form takes what it knows and leaves the rest.
+        cap::DISABLE_QUIRKS => vm.disable_quirks(arg & vm::quirks::ALL)?,
+        cap::DISABLE_QUIRKS2 => vm.disable_quirks(arg)?,
+        cap::X86_DISABLE_EXITS => vm.disable_exits(arg)?,
+        cap::HALT_POLL => config.set_halt_poll(u32::try_from(arg).map_err(|_| Errno::EINVAL)?),
         cap::EXCEPTION_PAYLOAD => config.exception_payload.store(arg != 0, Relaxed),
         cap::X86_TRIPLE_FAULT_EVENT => config.triple_fault_event.store(arg != 0, Relaxed),
         // The argument says whether guests can read it.

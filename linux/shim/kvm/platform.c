@@ -10,6 +10,7 @@
 #include <asm/fpu/api.h>
 #include <asm/mce.h>
 #include <asm/nospec-branch.h>
+#include <asm/smp.h>
 #include <asm/spec-ctrl.h>
 #if __has_include(<linux/entry-virt.h>)
 #include <linux/entry-virt.h>
@@ -86,6 +87,16 @@ void hsave_guest_barrier(void)
 		indirect_branch_prediction_barrier();
 #else
 	indirect_branch_prediction_barrier();
+#endif
+}
+
+/* The IPI of a reschedule, which the host takes without doing anything. */
+void hsave_interrupt_self(void)
+{
+#ifdef smp_send_reschedule
+	arch_smp_send_reschedule(smp_processor_id());
+#else
+	smp_send_reschedule(smp_processor_id());
 #endif
 }
 

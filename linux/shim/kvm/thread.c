@@ -8,6 +8,7 @@
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/stat.h>
+#include <linux/sched/task.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <hsave.h>
@@ -152,6 +153,27 @@ void hsave_thread_kick(struct hsave_thread *t)
 void hsave_thread_wake(struct hsave_thread *t)
 {
 	rcuwait_wake_up(&t->wait);
+}
+
+/*
+ * Gives this CPU to the runner. Positive: it has got it; 0: it is not in KVM_RUN, runs already or may not have it;
+ * negative: the scheduler has nobody to yield to. May sleep.
+ */
+int hsave_thread_yield_to(struct hsave_thread *t)
+{
+	struct task_struct *task;
+	int got;
+
+	rcu_read_lock();
+	task = rcu_dereference(t->runner);
+	if (task)
+		get_task_struct(task);
+	rcu_read_unlock();
+	if (!task)
+		return 0;
+	got = yield_to(task, true);
+	put_task_struct(task);
+	return got;
 }
 
 /* block_begin; then block_prepare, look at the condition, block_sleep while it does not hold; block_end. */

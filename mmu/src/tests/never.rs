@@ -28,6 +28,8 @@ never! {
         fn set_cr_intercepts(&mut self, _: u16, _: u16);
         fn set_exception_intercepts(&mut self, _: u32);
         fn set_msr_intercept(&mut self, _: u32, _: bool, _: bool);
+        fn set_pause_filter(&mut self, _: u16);
+        fn exit_after_injection(&mut self);
         fn set_tsc_offset(&mut self, _: u64);
         fn set_root(&mut self, _: NestedRoot);
         fn flush_tlb(&mut self);
@@ -44,6 +46,8 @@ never! {
         fn kick(&self);
         fn wake(&self);
         fn block(&self);
+        fn is_blocked(&self) -> bool;
+        fn yield_to(&self) -> Option<bool>;
         fn note_preemption(&self, _: Option<arch::Hva>);
         fn preemptible(&self, _: bool);
         fn arm_timer(&self, _: u64);

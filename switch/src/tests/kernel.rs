@@ -182,6 +182,9 @@ unsafe impl Platform for Kernel {
     fn guest_barrier() {
         call("guest_barrier");
     }
+    fn interrupt_self() {
+        call("interrupt_self");
+    }
     fn machine_check() {
         call("machine_check");
     }

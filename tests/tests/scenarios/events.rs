@@ -8,6 +8,7 @@ use sim::host::{Cpu, Errno};
 use tests::scenario::{CODE, Left, Machine};
 
 const GP: u64 = code::EXCP0 + 13;
+const TF: u64 = 0x100;
 const NOBODYS: u32 = 0x1234_5678;
 const EXC: Option<EventType> = Some(EventType::Exception);
 const NMI: Option<EventType> = Some(EventType::Nmi);
@@ -15,6 +16,7 @@ const NMI: Option<EventType> = Some(EventType::Nmi);
 fn machine() -> Machine {
     let m = Machine::new();
     m.long(0, &[]);
+    m.inside(0, |c| c.core.cpu.single_steps = true);
     m
 }
 
@@ -130,13 +132,16 @@ fn nmis_are_masked_until_iret() {
     assert_eq!((m.vcpu(0, KVM_NMI, 0), m.vcpu(0, KVM_NMI, 0)), (Ok(0), Ok(0)));
     m.does(0, |c| assert!(c.vmcb().intercept_3 & 1 << 20 != 0, "IRET is intercepted"));
     m.exit(0, code::IRET);
-    m.exit(0, code::INTR); // IRET has not been executed yet: RIP is the same
+    m.sim.step(0, |c| {
+        assert!(c.guest().rflags & TF != 0, "steps over IRET");
+        (code::INTR, 0, 0) // it has not been executed yet: RIP is the same
+    });
     m.does(0, |c| {
         assert_eq!(c.injected.len(), 1);
         c.guest().rip = CODE + 0x40;
+        c.guest().rflags = 2; // what was on its stack
     });
-    m.exit(0, code::INTR);
-    m.does(0, |_| ());
+    m.does(0, |c| assert_eq!((c.guest().rflags & TF, c.guest().dr6), (0, 0xffff_0ff0)));
     m.run_out(0);
     assert_eq!(events(&m), [(2, NMI, None); 2]);
     // The second handler ends as well.
@@ -193,20 +198,69 @@ fn an_nmi_wakes_a_halted_guest() {
 }
 
 #[test]
-fn an_nmi_in_the_shadow_of_sti_waits_for_its_end() {
+fn an_nmi_in_the_shadow_waits_for_one_instruction() {
+    for flags in [0, 0x200] {
+        let m = machine();
+        m.does(0, move |c| {
+            c.guest().rflags |= flags;
+            c.vmcb().int_state = 1;
+        });
+        // The shadow is that of the last instruction before the NMI.
+        m.sim.step(0, |c| {
+            c.vmcb().int_state = 1;
+            (code::INTR, 0, 0)
+        });
+        m.run_out(0);
+        assert_eq!(m.vcpu(0, KVM_NMI, 0), Ok(0));
+        m.does(0, |c| assert_eq!((c.injected.len(), c.guest().rflags & TF), (0, TF)));
+        m.does(0, move |c| assert_eq!((c.injected.len(), c.guest().rflags), (1, 2)));
+        m.run_out(0);
+        assert_eq!(events(&m), [(2, NMI, None)]);
+        assert_eq!(m.vcpu_get::<kvm_debugregs>(0, KVM_GET_DEBUGREGS).dr6, 0xffff_0ff0, "the step is not the guest's");
+        assert_eq!(m.regs(0).rflags & TF, 0);
+    }
+}
+
+#[test]
+fn a_step_that_is_the_guests_own_is_its_own() {
     let m = machine();
-    m.does(0, |c| c.vmcb().int_state = 1);
+    m.sim.step(0, |c| {
+        c.vmcb().int_state = 1;
+        c.guest().rflags |= TF;
+        (code::INTR, 0, 0)
+    });
     m.run_out(0);
     assert_eq!(m.vcpu(0, KVM_NMI, 0), Ok(0));
-    m.does(0, |c| assert_eq!(c.injected, []));
-    // The next instruction ends the shadow, the processor reports its window.
-    m.does(0, |c| {
-        c.vmcb().int_state = 0;
-        c.guest().rflags |= 0x200;
-    });
+    m.does(0, |_| ());
+    m.does(0, |c| assert_eq!(c.injected.len(), 2));
+    m.run_out(0);
+    assert_eq!(events(&m), [(1, EXC, None), (2, NMI, None)]);
+}
+
+#[test]
+fn an_nmi_behind_another_event_needs_no_exit_of_the_guests() {
+    let m = machine();
+    m.rdmsr(0, NOBODYS);
+    m.run(0).expect_err("the end of the script");
+    assert_eq!(m.vcpu(0, KVM_NMI, 0), Ok(0));
+    m.does(0, |c| assert_eq!(c.injected.len(), 2, "both before the next instruction"));
+    m.run_out(0);
+    assert_eq!(events(&m), [(13, EXC, Some(0)), (2, NMI, None)]);
+}
+
+#[test]
+fn an_event_is_kept_when_the_processor_refuses_the_guest() {
+    let m = machine();
+    m.rdmsr(0, NOBODYS);
+    m.run(0).expect_err("the end of the script");
+    m.does(0, |_| panic!("runs"));
+    m.inside(0, |c| c.core.cpu.guest().cr0 |= 1 << 40);
+    assert!(matches!(m.run(0), Ok(Left::FailEntry { .. })));
+    m.inside(0, |c| c.core.cpu.guest().cr0 &= !(1 << 40));
+    m.sim.drop_script(0);
     m.does(0, |_| ());
     m.run_out(0);
-    assert_eq!(events(&m), [(2, NMI, None)]);
+    assert_eq!(events(&m), [(13, EXC, Some(0))]);
 }
 
 #[test]
@@ -225,6 +279,7 @@ fn user_space_injects_and_sees_what_waits() {
 #[test]
 fn debug_exceptions_go_to_the_debugger_or_the_guest() {
     let m = machine();
+    m.inside(0, |c| c.core.cpu.single_steps = false);
     let set = |control| {
         let debug = kvm_guest_debug { control, ..Default::default() };
         assert_eq!(m.vcpu_with(0, KVM_SET_GUEST_DEBUG, &debug), Ok(0));

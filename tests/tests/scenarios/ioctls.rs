@@ -269,7 +269,6 @@ fn what_is_not_implemented_is_0() {
         KVM_CAP_NESTED_STATE,
         KVM_CAP_X86_SMM,
         KVM_CAP_MULTI_ADDRESS_SPACE,
-        KVM_CAP_X86_DISABLE_EXITS,
         KVM_CAP_DIRTY_LOG_RING,
         KVM_CAP_TSC_CONTROL, // this processor cannot scale
         KVM_CAP_GUEST_MEMFD,

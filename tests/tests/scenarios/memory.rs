@@ -1,4 +1,6 @@
 //! Guest memory: nested faults, what the VMM maps and unmaps, slots that come and go, the dirty log.
+//!
+//! Long because: a scenario after the other, and all share their helpers.
 
 use kvm::abi::ioctl::*;
 use kvm_bindings::*;

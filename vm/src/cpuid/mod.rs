@@ -31,6 +31,10 @@ pub const KVM_CLOCKSOURCE: u32 = 1;
 pub const KVM_CLOCKSOURCE2: u32 = 1 << 3;
 /// KVM_FEATURE_POLL_CONTROL: the guest may say that it polls before HLT itself.
 pub const KVM_GUEST_POLLS: u32 = 1 << 12;
+/// KVM_FEATURE_PV_SEND_IPI: a hypercall sends an IPI to up to 128 vCPUs.
+pub const KVM_PV_SEND_IPI: u32 = 1 << 11;
+/// KVM_FEATURE_PV_SCHED_YIELD: a hypercall gives the CPU to another vCPU.
+pub const KVM_PV_SCHED_YIELD: u32 = 1 << 13;
 /// KVM_FEATURE_STEAL_TIME: how long the vCPU waited for a CPU.
 pub const KVM_PV_STEAL_TIME: u32 = 1 << 5;
 /// KVM_FEATURE_PV_EOI: the end of an interrupt without an exit.
@@ -45,5 +49,7 @@ pub const KVM_FEATURES: u32 = KVM_CLOCKSOURCE
     | KVM_PV_EOI
     | KVM_PV_UNHALT
     | 1 << 9
+    | KVM_PV_SEND_IPI
+    | KVM_PV_SCHED_YIELD
     | KVM_GUEST_POLLS
     | 1 << 24;

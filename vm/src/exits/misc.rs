@@ -1,10 +1,11 @@
 //! The handlers of rare exits.
 
-use super::{internal_error, unexpected};
-use crate::cpuid::KVM_PV_UNHALT;
+use super::unexpected;
+use crate::cpuid::{KVM_PV_SCHED_YIELD, KVM_PV_SEND_IPI, KVM_PV_UNHALT};
 use crate::debug::{SINGLESTEP, USE_HW_BP, USE_SW_BP};
+use crate::quirks::MWAIT_NEVER_UD_FAULTS;
 use crate::run::Next;
-use crate::user::{Pending, UserExit, suberror};
+use crate::user::{Pending, UserExit};
 use crate::{Ctx, MpState};
 use arch::event::vector;
 use arch::{Exception, Gpa, cr};
@@ -29,8 +30,19 @@ pub fn hlt<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
 
 /// PAUSE in a loop: somebody else may hold what the guest waits for.
 pub fn pause<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
-    ctx.vm.host.cond_resched();
+    ctx.yield_to_others();
+    ctx.core.grow_pause_filter();
     ctx.skip(Known::Pause)
+}
+
+/// MONITOR and MWAIT (APM volume 3) do nothing, unless they are undefined for a guest without them.
+pub fn idle_hint<H: Host>(ctx: &mut Ctx<'_, H>, what: Known) -> Next {
+    // CPUID Fn1 ECX bit 3.
+    let has = || ctx.core.cpuid.get(1, 0).is_some_and(|e| e.regs[2] & 8 != 0);
+    if !ctx.vm.config.has_quirk(MWAIT_NEVER_UD_FAULTS) && !has() {
+        return ctx.fault(Exception::UD);
+    }
+    ctx.skip(what)
 }
 
 /// RDPMC: no performance counters are offered (APM 13.2.2).
@@ -52,6 +64,8 @@ pub fn xsetbv<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
 /// KVM hypercall numbers (KVM's hypercalls document).
 const KVM_HC_VAPIC_POLL_IRQ: u64 = 1;
 const KVM_HC_KICK_CPU: u64 = 5;
+const KVM_HC_SEND_IPI: u64 = 10;
+const KVM_HC_SCHED_YIELD: u64 = 11;
 const KVM_HC_CLOCK_PAIRING: u64 = 9;
 const KVM_HC_MAP_GPA_RANGE: u64 = 12;
 const KVM_ENOSYS: u64 = -1000i64 as u64;
@@ -72,6 +86,15 @@ pub fn vmmcall<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
             KVM_HC_CLOCK_PAIRING if long => ctx.pair_clocks(Gpa(args[0]), args[1]),
             KVM_HC_KICK_CPU if ctx.core.has_pv(KVM_PV_UNHALT) => {
                 ctx.kick_apic_id(args[1] as u32);
+                ctx.yield_to_apic_id(args[1] as u32);
+                0
+            }
+            KVM_HC_SEND_IPI if ctx.core.has_pv(KVM_PV_SEND_IPI) => {
+                let [low, high, min, icr, ..] = args;
+                ctx.vm.send_pv_ipi([low, high], min, icr as u32, if long { 64 } else { 32 })
+            }
+            KVM_HC_SCHED_YIELD if ctx.core.has_pv(KVM_PV_SCHED_YIELD) => {
+                ctx.yield_to_apic_id(args[0] as u32);
                 0
             }
             KVM_HC_MAP_GPA_RANGE if ctx.vm.config.exit_hypercall.load(Relaxed) & 1 << nr != 0 => {
@@ -103,7 +126,7 @@ pub fn shutdown<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
 
 /// VMRUN refused the VMCB.
 pub fn invalid<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
-    // The event may be what it refused.
+    // The event may be what it refused; it is offered again.
     ctx.core.cpu.set_event_inj(arch::EventInj::NONE);
     Next::User(UserExit::FailEntry { reason: arch::exit::code::INVALID, cpu: ctx.core.cpu.last_cpu() })
 }
@@ -112,11 +135,6 @@ pub fn invalid<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
 pub fn unknown<H: Host>(ctx: &mut Ctx<'_, H>, code: u64, _info1: u64, _info2: u64) -> Next {
     ctx.vm.host.warn("unexpected exit code", code);
     unexpected(ctx, code)
-}
-
-/// A hardware task switch: only 32-bit guests that use task gates meet it, and it is not implemented.
-pub fn task_switch<H: Host>(ctx: &mut Ctx<'_, H>, info1: u64, info2: u64) -> Next {
-    internal_error(ctx, suberror::EMULATION, [0, arch::exit::code::TASK_SWITCH, info1, info2])
 }
 
 /// Exceptions are intercepted for the debugger in user space, and #DB, #AC and #MC because a guest could keep the
@@ -131,12 +149,16 @@ pub fn exception<H: Host>(ctx: &mut Ctx<'_, H>, v: u8, error_code: u32) -> Next 
         }
         vector::MC => Next::Resume, // The world switch handed it to the host.
         vector::DB => {
+            if !ctx.core.debug_is_guests() && debug & SINGLESTEP == 0 {
+                return Next::Resume;
+            }
             let dr6 = ctx.core.cpu.save().dr6;
             if debug & (SINGLESTEP | USE_HW_BP) != 0 {
                 return debug_exit(ctx, vector::DB, dr6);
             }
             ctx.fault(Exception { vector: v, error_code: None, payload: Some(dr6 & !cr::DR6_RESET & 0xe00f) })
         }
+        vector::UD => ctx.undefined(),
         vector::BP if debug & USE_SW_BP != 0 => debug_exit(ctx, vector::BP, 0),
         vector::AC => ctx.fault(Exception { vector: v, error_code: Some(error_code), payload: None }),
         // NMIs have an exit code of their own; this one cannot be injected as an exception (APM 15.20).

@@ -6,6 +6,7 @@ mod io;
 mod misc;
 mod msr;
 mod npf;
+mod task;
 
 pub(crate) use io::complete_input;
 pub(crate) use misc::complete_hypercall;
@@ -56,8 +57,8 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, exit: Exit) -> Next {
         Exit::Invd => ctx.skip(Known::Invd),
         Exit::Pause => misc::pause(ctx),
         // Without their CPUID bits these idle hints do nothing, as on stock KVM.
-        Exit::Monitor => ctx.skip(Known::Monitor),
-        Exit::Mwait => ctx.skip(Known::Mwait),
+        Exit::Monitor => misc::idle_hint(ctx, Known::Monitor),
+        Exit::Mwait => misc::idle_hint(ctx, Known::Mwait),
         Exit::Rdpmc => misc::rdpmc(ctx),
         Exit::Rdtsc | Exit::Rdtscp => ctx.fault(Exception::UD),
         Exit::Invlpg { .. } | Exit::Invpcid => ctx.emulate(),
@@ -66,7 +67,7 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, exit: Exit) -> Next {
         // No nested virtualisation is offered (no SVM bit in the guest's CPUID, EFER.SVME is refused): #UD. So are
         // RDPRU and RSM outside of system management mode.
         Exit::Svm { .. } | Exit::Rdpru | Exit::Rsm => ctx.fault(Exception::UD),
-        Exit::TaskSwitch { info1, info2 } => misc::task_switch(ctx, info1, info2),
+        Exit::TaskSwitch { info1, info2 } => task::handle(ctx, info1, info2),
         Exit::Invalid => misc::invalid(ctx),
         Exit::Unknown { code, info1, info2 } => misc::unknown(ctx, code, info1, info2),
     }

@@ -70,6 +70,16 @@ pub struct MsrState {
 }
 
 impl MsrState {
+    /// MISC_ENABLE bit 18.
+    pub(crate) fn shows_mwait(&self) -> bool {
+        self.misc_enable & MISC_ENABLE_MWAIT != 0
+    }
+
+    /// Does the host look around for the guest before it sleeps in HLT (KVM_POLL_CONTROL)?
+    pub(crate) fn polls_for_halt(&self) -> bool {
+        self.poll_control & 1 != 0
+    }
+
     /// Values of a new vCPU.
     pub fn new(host: &impl HostInfo) -> Self {
         let caps = crate::cpuid::Caps::new(host);

@@ -41,6 +41,8 @@ impl Cpu for Registers {
     fn set_cr_intercepts(&mut self, _: u16, _: u16) {}
     fn set_exception_intercepts(&mut self, _: u32) {}
     fn set_msr_intercept(&mut self, _: u32, _: bool, _: bool) {}
+    fn set_pause_filter(&mut self, _: u16) {}
+    fn exit_after_injection(&mut self) {}
     fn set_tsc_offset(&mut self, _: u64) {}
     fn set_root(&mut self, _: NestedRoot) {}
     fn flush_tlb(&mut self) {}

@@ -1,0 +1,267 @@
+//! Hardware task switches, as the processor reports them, between tasks of 16 and 32 bits.
+
+use kvm::abi::ioctl::*;
+use kvm_bindings::*;
+use sim::SimCpu;
+use sim::arch::exit::code;
+use sim::arch::{EventInj, EventType};
+use sim::host::Cpu;
+use tests::scenario::{CODE, Machine};
+
+const GDT: u64 = 0x5000;
+const IDT: u64 = 0x5800;
+const OLD: u64 = 0x6000;
+const NEW: u64 = 0x6100;
+/// Selectors of the TSSs.
+const OLD_TSS: u16 = 0x18;
+const NEW_TSS: u16 = 0x20;
+const NEW_TSS16: u16 = 0x28;
+const BY_IRET: u64 = 1 << 36;
+const BY_JUMP: u64 = 1 << 38;
+const EXC: Option<EventType> = Some(EventType::Exception);
+
+fn descriptor(base: u64, limit: u64, access: u64, flags: u64) -> u64 {
+    limit & 0xffff
+        | (base & 0xff_ffff) << 16
+        | access << 40
+        | (limit >> 16 & 0xf) << 48
+        | flags << 52
+        | base >> 24 << 56
+}
+
+/// 32-bit protected mode with the GDT and a current task.
+fn machine(code: &[u8]) -> Machine {
+    let m = Machine::new();
+    m.protected(0, code);
+    let gdt = [
+        0,
+        descriptor(0, 0xf_ffff, 0x9b, 0xc),
+        descriptor(0, 0xf_ffff, 0x93, 0xc),
+        descriptor(OLD, 0x67, 0x8b, 0),
+        descriptor(NEW, 0x67, 0x89, 0),
+        descriptor(NEW, 0x2b, 0x81, 0),
+        descriptor(NEW, 0x66, 0x89, 0),     // 0x30: too short
+        descriptor(NEW, 0x67, 0x09, 0),     // 0x38: not present
+        descriptor(0, 0xf_ffff, 0xfa, 0xc), // 0x40: code of ring 3, not accessed
+        descriptor(0, 0xf_ffff, 0xf2, 0xc), // 0x48: data of ring 3, not accessed
+        descriptor(0x7800, 0x7f, 0x82, 0),  // 0x50: LDT
+        descriptor(0, 0xf_ffff, 0x12, 0xc), // 0x58: data, not present
+    ];
+    gdt.iter().enumerate().for_each(|(n, d)| m.write_ram(GDT + 8 * n as u64, &d.to_le_bytes()));
+    let mut s: kvm_sregs = m.vcpu_get(0, KVM_GET_SREGS);
+    (s.gdt.base, s.gdt.limit) = (GDT, 8 * gdt.len() as u16 - 1);
+    (s.idt.base, s.idt.limit) = (IDT, 0x7ff);
+    s.tr = kvm_segment { base: OLD, limit: 0x67, selector: OLD_TSS, type_: 11, present: 1, ..Default::default() };
+    assert_eq!(m.vcpu_with(0, KVM_SET_SREGS, &s), Ok(0));
+    m
+}
+
+/// The TSS of a 32-bit task of ring 0 at 0x9000.
+fn task32() -> [u32; 26] {
+    let mut t = [0; 26];
+    (t[8], t[9]) = (0x9000, 0x202);
+    for n in 0..8 {
+        t[10 + n] = 0x1000_0000 + n as u32;
+    }
+    t[14] = 0x7800; // ESP
+    (t[18], t[19], t[20], t[21], t[22], t[23]) = (16, 8, 16, 16, 0, 16);
+    t
+}
+
+fn put32(m: &Machine, t: &[u32; 26]) {
+    let bytes: Vec<u8> = t.iter().flat_map(|w| w.to_le_bytes()).collect();
+    m.write_ram(NEW, &bytes);
+}
+
+fn switch(m: &Machine, selector: u16, info2: u64, event: Option<EventInj>) {
+    m.sim.step(0, move |c| {
+        c.vmcb().exit_int_info = event.unwrap_or(EventInj::NONE);
+        (code::TASK_SWITCH, selector.into(), info2)
+    });
+}
+
+fn then(m: &Machine, f: impl FnMut(&mut SimCpu) + Send + 'static) {
+    m.does(0, f);
+    m.run_out(0);
+}
+
+fn events(m: &Machine) -> Vec<(u8, Option<EventType>, Option<u32>)> {
+    m.injected(0).iter().map(|e| (e.vector(), e.kind(), e.error_code())).collect()
+}
+
+fn word(m: &Machine, at: u64) -> u32 {
+    m.read_ram::<u32>(at)
+}
+
+/// Type and S of a descriptor.
+fn kind(m: &Machine, selector: u16) -> u64 {
+    m.read_ram::<u64>(GDT + u64::from(selector)) >> 40 & 0x1f
+}
+
+#[test]
+fn a_call_nests() {
+    let m = machine(&[0x9a, 0, 0, 0, 0, 0x20, 0]); // lcall 0x20:0
+    put32(&m, &task32());
+    m.with_regs(0, |r| (r.rax, r.rdi, r.rflags) = (0x1111, 0x7777, 0x246));
+    switch(&m, NEW_TSS, 0, None);
+    then(&m, |c| {
+        let g = c.guest();
+        assert_eq!((g.rip, g.rsp, g.rflags), (0x9000, 0x7800, 0x4202), "NT is set");
+        assert_eq!((g.tr.selector, g.tr.base, g.tr.attrib.0), (NEW_TSS, NEW, 0x8b));
+        assert_eq!((g.cs.selector, g.ss.selector, g.gs.selector, g.fs.attrib.0), (8, 16, 16, 0));
+        assert_eq!(g.cr0 & 8, 8, "CR0.TS");
+        assert_eq!((c.gpr(0), c.gpr(7)), (0x1000_0000, 0x1000_0007));
+    });
+    assert_eq!((word(&m, OLD + 0x20), word(&m, OLD + 0x24)), (CODE as u32 + 7, 0x246));
+    assert_eq!((word(&m, OLD + 0x28), word(&m, OLD + 0x44), word(&m, OLD + 0x4c)), (0x1111, 0x7777, 8));
+    assert_eq!(word(&m, NEW) & 0xffff, OLD_TSS.into(), "the link back");
+    assert_eq!((kind(&m, OLD_TSS), kind(&m, NEW_TSS)), (11, 11), "both are busy");
+    // And back, with IRET.
+    m.write_ram(0x9000, &[0xcf]);
+    switch(&m, OLD_TSS, BY_IRET, None);
+    then(&m, |c| {
+        assert_eq!((c.guest().rip, c.guest().rflags, c.gpr(0)), (CODE + 7, 0x246, 0x1111));
+        assert_eq!(c.guest().tr.selector, OLD_TSS);
+    });
+    assert_eq!(word(&m, NEW + 0x24), 0x202, "NT is not kept");
+    assert_eq!((kind(&m, OLD_TSS), kind(&m, NEW_TSS)), (11, 9));
+    assert_eq!(events(&m), []);
+}
+
+#[test]
+fn a_jump_leaves_the_task() {
+    let m = machine(&[0xea, 0, 0, 0, 0, 0x20, 0]);
+    put32(&m, &task32());
+    m.with_regs(0, |r| r.rflags = 0x4002);
+    switch(&m, NEW_TSS, BY_JUMP, None);
+    then(&m, |c| assert_eq!((c.guest().rip, c.guest().rflags), (0x9000, 0x202)));
+    assert_eq!((kind(&m, OLD_TSS), kind(&m, NEW_TSS), word(&m, NEW)), (9, 11, 0));
+    assert_eq!(word(&m, OLD + 0x24), 0x4002, "its flags are as they were");
+}
+
+#[test]
+fn sixteen_bits() {
+    let m = machine(&[0x9a, 0, 0, 0, 0, 0x28, 0]);
+    let mut t = [0u16; 22];
+    (t[7], t[8], t[9], t[13]) = (0x9000, 0x202, 0xaaaa, 0x7800);
+    (t[17], t[18], t[19], t[20], t[21]) = (16, 8, 16, 16, 0x50);
+    m.write_ram(NEW, &t.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>());
+    m.with_regs(0, |r| r.rax = 0x1234_5678);
+    switch(&m, NEW_TSS16, 0, None);
+    then(&m, |c| {
+        assert_eq!((c.guest().rip, c.gpr(0), c.gpr(4), c.guest().rflags), (0x9000, 0xaaaa, 0x7800, 0x4202));
+        assert_eq!((c.guest().ldtr.selector, c.guest().ldtr.base), (0x50, 0x7800));
+        assert_eq!(c.guest().tr.attrib.0, 0x83);
+    });
+    assert_eq!(word(&m, OLD + 0x28), 0x1234_5678, "the old task is one of 32 bits");
+    m.write_ram(0x9000, &[0xcf]);
+    switch(&m, OLD_TSS, BY_IRET, None);
+    then(&m, |c| assert_eq!((c.guest().rip, c.gpr(0)), (CODE + 7, 0x1234_5678)));
+    assert_eq!(word(&m, NEW + 0x12) & 0xffff, 0xaaaa);
+    assert_eq!(word(&m, NEW + 0x2a) & 0xffff, 0x50, "the LDT is not written");
+}
+
+#[test]
+fn a_task_of_ring_3_and_one_of_virtual_8086() {
+    let m = machine(&[0x9a, 0, 0, 0, 0, 0x20, 0]);
+    let mut t = task32();
+    (t[18], t[19], t[20], t[21], t[23]) = (0x4b, 0x43, 0x4b, 0x4b, 0);
+    put32(&m, &t);
+    switch(&m, NEW_TSS, 0, None);
+    then(&m, |c| assert_eq!((c.guest().cpl, c.guest().cs.selector, c.guest().ss.attrib.0), (3, 0x43, 0xcf3)));
+    assert_eq!((kind(&m, 0x40), kind(&m, 0x48)), (0x1b, 0x13), "accessed");
+
+    let m = machine(&[0x9a, 0, 0, 0, 0, 0x20, 0]);
+    (t[9], t[19], t[20]) = (0x2_0202, 0xf000, 0x3000);
+    put32(&m, &t);
+    switch(&m, NEW_TSS, 0, None);
+    then(&m, |c| {
+        let g = c.guest();
+        assert_eq!((g.cpl, g.cs.base, g.cs.limit, g.ss.base), (3, 0xf_0000, 0xffff, 0x3_0000));
+        assert_eq!((g.cs.attrib.0, g.rflags & 1 << 17), (0xf3, 1 << 17));
+    });
+}
+
+#[test]
+fn exceptions_through_a_task_gate() {
+    let m = machine(&[0x90]);
+    put32(&m, &task32());
+    let fault = EventInj::new(EventType::Exception, 13, Some(0x18));
+    switch(&m, NEW_TSS, 1 << 44 | 0x18, Some(fault));
+    then(&m, |c| assert_eq!((c.guest().rip, c.guest().rsp, c.injected.len()), (0x9000, 0x77fc, 0)));
+    assert_eq!((word(&m, 0x77fc), word(&m, OLD + 0x20)), (0x18, CODE as u32), "it is the instruction's fault");
+
+    // An NMI: no code, and masked until the task returns.
+    let m = machine(&[0x90]);
+    put32(&m, &task32());
+    switch(&m, NEW_TSS, 0, Some(EventInj::new(EventType::Nmi, 2, None)));
+    then(&m, |c| assert_eq!((c.guest().rsp, c.injected.len()), (0x7800, 0)));
+
+    // INT goes on after itself, if its gate is open to it.
+    for (dpl, open) in [(3, true), (0, false)] {
+        let m = machine(&[0xcd, 0x40]);
+        put32(&m, &task32());
+        m.write_ram(IDT + 8 * 0x40, &((0x85 | dpl << 5) << 40 | u64::from(NEW_TSS) << 16).to_le_bytes());
+        m.inside(0, |c| {
+            let g = c.core.cpu.guest();
+            (g.cpl, g.ss.attrib.0, g.cs.attrib.0) = (3, 0xcf3, 0xcfb);
+        });
+        switch(&m, NEW_TSS, 0, Some(EventInj::new(EventType::Soft, 0x40, None)));
+        then(&m, |_| ());
+        if open {
+            assert_eq!((word(&m, OLD + 0x20), events(&m)), (CODE as u32 + 2, vec![]));
+        } else {
+            assert_eq!((events(&m), m.regs(0).rip), (vec![(13, EXC, Some(0x40 << 3 | 2))], CODE));
+        }
+    }
+}
+
+#[test]
+fn faults_of_the_old_task_change_nothing() {
+    for (selector, info2, vector, error) in [
+        (0x30, 0, 10, 0x30),          // too short
+        (0x38, 0, 11, 0x38),          // not present
+        (OLD_TSS, 0, 13, 0x18),       // busy
+        (NEW_TSS, BY_IRET, 10, 0x20), // not busy
+        (0x10, BY_JUMP, 13, 0x10),    // no TSS
+        (0x24, BY_JUMP, 13, 0x24),    // in an LDT
+        (0xfff8, 0, 13, 0xfff8),      // beyond the table
+    ] {
+        let m = machine(&[0x9a, 0, 0, 0, 0, 0x20, 0]);
+        put32(&m, &task32());
+        let before = [m.read_ram::<u64>(GDT + 0x18), m.read_ram::<u64>(GDT + 0x20), m.read_ram::<u64>(OLD + 0x20)];
+        switch(&m, selector, info2, None);
+        then(&m, |c| assert_eq!((c.guest().rip, c.guest().tr.selector), (CODE, OLD_TSS)));
+        assert_eq!(events(&m), [(vector, EXC, Some(error))], "{selector:#x}");
+        let after = [m.read_ram::<u64>(GDT + 0x18), m.read_ram::<u64>(GDT + 0x20), m.read_ram::<u64>(OLD + 0x20)];
+        assert_eq!(before, after);
+    }
+}
+
+#[test]
+fn faults_of_the_new_task_are_its_own() {
+    for (index, selector, vector) in
+        [(20, 0x58, 12), (21, 0x58, 11), (21, 0x18, 10), (20, 8, 10), (19, 0, 10), (19, 16, 10), (24, 0x18, 10)]
+    {
+        let m = machine(&[0x9a, 0, 0, 0, 0, 0x20, 0]);
+        let mut t = task32();
+        t[index] = selector;
+        put32(&m, &t);
+        switch(&m, NEW_TSS, 0, None);
+        then(&m, |c| assert_eq!((c.guest().rip, c.guest().tr.selector), (0x9000, NEW_TSS)));
+        assert_eq!(events(&m), [(vector, EXC, Some(selector & !3))], "field {index}");
+    }
+    // The T bit traps.
+    let m = machine(&[0x9a, 0, 0, 0, 0, 0x20, 0]);
+    let mut t = task32();
+    t[25] = 1;
+    put32(&m, &t);
+    switch(&m, NEW_TSS, 0, None);
+    then(&m, |c| assert_eq!(c.guest().dr6 & 0x8000, 0x8000));
+    assert_eq!(events(&m), [(1, EXC, None)]);
+    // The fault of a switch that an exception caused is a double fault.
+    let m = machine(&[0x90]);
+    switch(&m, 0x30, 1 << 44, Some(EventInj::new(EventType::Exception, 13, Some(0))));
+    then(&m, |_| ());
+    assert_eq!(events(&m), [(8, EXC, Some(0))]);
+}

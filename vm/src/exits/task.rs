@@ -1,0 +1,57 @@
+//! Task switches (APM 15.14.1): the processor reports them before it has done anything.
+
+use crate::Ctx;
+use crate::run::Next;
+use arch::event::vector;
+use arch::{EventType, Exception};
+use emulator::{Cause, Stop, TaskSwitch};
+use host::{Cpu, Host};
+
+/// EXITINFO2: the switch is by IRET, by a far JMP; the exception pushes an error code (bits 31:0).
+const BY_IRET: u64 = 1 << 36;
+const BY_JUMP: u64 = 1 << 38;
+const HAS_ERROR_CODE: u64 = 1 << 44;
+
+pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, info1: u64, info2: u64) -> Next {
+    let event = ctx.core.cpu.control().exit_int_info;
+    let cause = match () {
+        () if info2 & BY_IRET != 0 => Cause::Return,
+        () if info2 & BY_JUMP != 0 => Cause::Jump,
+        () if event.valid() => Cause::Gate,
+        () => Cause::Call,
+    };
+    let kind = event.kind().filter(|_| cause == Cause::Gate);
+    let software = match (kind, event.vector()) {
+        (Some(EventType::Soft), v) | (Some(EventType::Exception), v @ (vector::BP | vector::OF)) => Some(v),
+        _ => None,
+    };
+    // What comes from an instruction goes on after it; a fault goes on with the instruction that caused it.
+    let return_rip = if cause == Cause::Gate && software.is_none() {
+        ctx.core.cpu.save().rip
+    } else {
+        match ctx.decoded_next_rip() {
+            Ok(rip) => rip,
+            Err(next) => return next,
+        }
+    };
+    let error_code = (kind == Some(EventType::Exception) && info2 & HAS_ERROR_CODE != 0).then_some(info2 as u32);
+    // The switch delivers the event; it was queued to be delivered again. A fault finds it where it was.
+    let delivered = (cause == Cause::Gate).then(|| ctx.core.inject.take_delivered());
+    // INT3 and INTO are exceptions whose gate is checked like that of INTn.
+    let switch = TaskSwitch { selector: info1 as u16, cause, return_rip, software, error_code };
+    ctx.core.traffic.clear();
+    match emulator::task_switch(ctx, &switch) {
+        Ok(()) => {
+            ctx.core.cpu.set_interrupt_shadow(false);
+            Next::Resume
+        }
+        Err(Stop::Fault(e)) => {
+            if let Some(first) = delivered.flatten() {
+                ctx.core.inject.queue(first);
+            }
+            let payload = matches!(e.vector, vector::PF | vector::DB).then_some(e.payload);
+            ctx.fault(Exception { vector: e.vector, error_code: e.error_code, payload })
+        }
+        Err(stop) => ctx.stopped(stop),
+    }
+}

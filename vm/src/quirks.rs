@@ -1,0 +1,69 @@
+//! Behaviour that KVM has always had and that user space may switch off (KVM_CAP_DISABLE_QUIRKS2, KVM API document
+//! 7.30). Everything is on at first.
+
+use crate::run::Next;
+use crate::{Config, Ctx, Vm};
+use core::sync::atomic::Ordering::Relaxed;
+use emulator::Access;
+use host::{Cpu, Errno, Host};
+
+/// KVM_X86_QUIRK_LINT0_REENABLED: after INIT the bootstrap processor takes the 8259's interrupts.
+pub const LINT0_REENABLED: u64 = 1 << 0;
+/// KVM_X86_QUIRK_LAPIC_MMIO_HOLE: the page of a local APIC that is not in xAPIC mode reads as ones, and swallows writes.
+pub const LAPIC_MMIO_HOLE: u64 = 1 << 2;
+/// KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT: MISC_ENABLE bit 18 does not show in CPUID.
+pub const MISC_ENABLE_NO_MWAIT: u64 = 1 << 4;
+/// KVM_X86_QUIRK_FIX_HYPERCALL_INSN: VMCALL in the guest's code becomes VMMCALL.
+pub const FIX_HYPERCALL_INSN: u64 = 1 << 5;
+/// KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS: MONITOR and MWAIT do nothing in a guest that does not have them.
+pub const MWAIT_NEVER_UD_FAULTS: u64 = 1 << 6;
+/// Those that can be switched off.
+pub const ALL: u64 =
+    LINT0_REENABLED | LAPIC_MMIO_HOLE | MISC_ENABLE_NO_MWAIT | FIX_HYPERCALL_INSN | MWAIT_NEVER_UD_FAULTS;
+
+const VMCALL: [u8; 3] = [0x0f, 0x01, 0xc1];
+/// VMMCALL is 0f 01 d9.
+const VMMCALL_END: u8 = 0xd9;
+
+impl Config {
+    /// Is the quirk on?
+    #[inline]
+    pub(crate) fn has_quirk(&self, quirk: u64) -> bool {
+        self.quirks_off.load(Relaxed) & quirk == 0
+    }
+}
+
+impl<H: Host> Vm<H> {
+    /// KVM_CAP_DISABLE_QUIRKS2. What is off stays off. Errors: EINVAL (a quirk that is not known).
+    pub fn disable_quirks(&self, which: u64) -> Result<(), Errno> {
+        if which & !ALL != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.config.quirks_off.fetch_or(which, Relaxed);
+        if which & MISC_ENABLE_NO_MWAIT != 0 {
+            self.msrs.misc_enable_mwait.store(true, Relaxed);
+        }
+        Ok(())
+    }
+}
+
+impl<H: Host> Ctx<'_, H> {
+    /// #UD, which is intercepted: VMCALL of a guest that takes this processor for Intel's is made the instruction that
+    /// it has, and runs again. Everything else is the guest's exception.
+    pub(crate) fn undefined(&mut self) -> Next {
+        let rip = self.core.cpu.save().rip;
+        let cs = self.core.cpu.save().cs.base;
+        let linear = if self.in_64bit_mode() { rip } else { cs.wrapping_add(rip) & 0xffff_ffff };
+        let mut code = [0; 15];
+        let got = self.fetch_code(linear, &mut code);
+        if !code.get(..got).is_some_and(|c| c.starts_with(&VMCALL)) || !self.vm.config.has_quirk(FIX_HYPERCALL_INSN) {
+            return self.fault(arch::Exception::UD);
+        }
+        // Only the last byte differs: another vCPU sees the one or the other.
+        self.core.traffic.clear();
+        match emulator::Machine::write(self, linear.wrapping_add(2), &[VMMCALL_END], Access::Data) {
+            Ok(()) => Next::Resume,
+            Err(stop) => self.stopped(stop),
+        }
+    }
+}

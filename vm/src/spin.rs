@@ -1,0 +1,129 @@
+//! Loops of PAUSE: a guest that spins waits for another vCPU, which may be waiting for this CPU. PAUSE exits tell
+//! (APM 15.14.4, pause filter), and the CPU is given to a vCPU that could use it: directed yield.
+
+use crate::vcpu::Core;
+use crate::{Ctx, Vcpu, Vm};
+use arch::Intercepts;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use host::{Cpu, Errno, Host, VcpuThread};
+
+/// PAUSEs before an exit, of a guest that does not spin often; the default of stock KVM.
+const PAUSES: u16 = 3000;
+/// So many times more after each exit.
+const PAUSE_GROWTH: u16 = 2;
+
+/// Attempts to give the CPU away that the scheduler may refuse before the guest goes on spinning.
+const TRIES: u32 = 3;
+
+/// What vCPUs know of each other's loops.
+#[derive(Default)]
+pub struct Spin {
+    /// In such a loop now, looking for somebody to yield to.
+    spinning: AtomicBool,
+    /// A vCPU that spins itself is yielded to every other time only: it would likely spin on.
+    turn: AtomicBool,
+    /// Index of the vCPU that got the CPU last; the search begins after it.
+    last: AtomicUsize,
+}
+
+impl Spin {
+    fn eligible(&self) -> bool {
+        !self.spinning.load(Relaxed) || self.turn.fetch_xor(true, Relaxed)
+    }
+}
+
+/// KVM_X86_DISABLE_EXITS_MWAIT, _HLT, _PAUSE. (_CSTATE is about MSRs that AMD's processors do not have.)
+pub(crate) const DISABLE_MWAIT: u32 = 1;
+/// See [`DISABLE_MWAIT`].
+pub(crate) const DISABLE_HLT: u32 = 2;
+const DISABLE_PAUSE: u32 = 4;
+
+impl<H: Host> Core<H> {
+    /// Which instructions that idle exit: all that the VM's owner has not disabled (KVM_CAP_X86_DISABLE_EXITS). PAUSE
+    /// only where the processor counts it: an exit for each would cost more than the guest's spinning.
+    pub(crate) fn set_idle_exits(&mut self, disabled: u32) {
+        let counts = self.features.pause_filter && self.features.pause_filter_threshold;
+        if counts && disabled & DISABLE_PAUSE == 0 {
+            self.pauses = PAUSES;
+            self.cpu.set_pause_filter(PAUSES);
+            self.cpu.set_intercept(Intercepts::PAUSE, true);
+        }
+        if disabled & DISABLE_HLT != 0 {
+            self.cpu.set_intercept(Intercepts::HLT, false);
+        }
+        if disabled & DISABLE_MWAIT != 0 {
+            self.cpu.set_intercept(Intercepts::MONITOR | Intercepts::MWAIT | Intercepts::MWAIT_COND, false);
+        }
+    }
+
+    /// The guest spins: it is let spin longer next time.
+    pub(crate) fn grow_pause_filter(&mut self) {
+        self.pauses = self.pauses.saturating_mul(PAUSE_GROWTH);
+        self.cpu.set_pause_filter(self.pauses);
+    }
+
+    /// The guest was not on a CPU for a while: who it waited for has had its chance.
+    #[inline]
+    pub(crate) fn shrink_pause_filter(&mut self) {
+        if self.pauses > PAUSES {
+            self.pauses = PAUSES;
+            self.cpu.set_pause_filter(PAUSES);
+        }
+    }
+}
+
+impl<H: Host> Vm<H> {
+    /// KVM_CAP_X86_DISABLE_EXITS: instructions of `which` (KVM_X86_DISABLE_EXITS_*) do not exit any more. Errors: EINVAL
+    /// (one that has to exit here, or there are vCPUs).
+    pub fn disable_exits(&self, which: u64) -> Result<(), Errno> {
+        let _shape = self.shape.lock();
+        if which & !u64::from(self.host.idle_exits()) != 0 || self.has_vcpus() {
+            return Err(Errno::EINVAL);
+        }
+        self.config.disabled_exits.fetch_or(which as u32, Relaxed);
+        Ok(())
+    }
+}
+
+impl<H: Host> Ctx<'_, H> {
+    /// The guest spins: gives the CPU to a vCPU that is in KVM_RUN but not in the guest, because it was preempted, and
+    /// not asleep.
+    pub(crate) fn yield_to_others(&mut self) {
+        let me = self.me;
+        let count = self.vm.vcpus().count();
+        let first = me.spin.last.load(Relaxed).wrapping_add(1);
+        let mut tries = TRIES;
+        me.spin.spinning.store(true, Relaxed);
+        for n in 0..count {
+            let Some(index) = first.wrapping_add(n).checked_rem(count) else { break };
+            let Some(v) = self.vm.vcpu(index).filter(|v| v.index != me.index && could_run(v)) else { continue };
+            match v.thread.yield_to() {
+                Some(true) => {
+                    me.spin.last.store(index, Relaxed);
+                    break;
+                }
+                Some(false) => {}
+                None => tries -= 1,
+            }
+            if tries == 0 {
+                break;
+            }
+        }
+        me.spin.spinning.store(false, Relaxed);
+        // Where it spins again it is eligible at once.
+        me.spin.turn.store(false, Relaxed);
+    }
+
+    /// The guest asks to run the vCPU with this APIC ID, which it has just kicked.
+    pub(crate) fn yield_to_apic_id(&self, apic_id: u32) {
+        if let Some(v) = self.vm.vcpu_by_id(apic_id).filter(|v| v.index != self.me.index && could_run(v)) {
+            v.thread.yield_to();
+        }
+    }
+}
+
+/// Not in the guest: a vCPU whose CPU was taken away leaves the guest for that. Not asleep, or about to wake up.
+fn could_run<H: Host>(v: &Vcpu<H>) -> bool {
+    let bell = v.thread.bell();
+    !bell.needs_ipi() && (!v.thread.is_blocked() || bell.pending()) && v.spin.eligible()
+}
