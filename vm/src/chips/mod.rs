@@ -6,11 +6,12 @@
 
 mod pit;
 mod ports;
+mod resample;
 mod state;
 
 use crate::{Ctx, Vcpu, Vm};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
-use host::{Alarm, Alarms, Errno, EventFd, Host, Request, try_box, try_push};
+use host::{Alarm, Alarms, Errno, Host, Request, try_box};
 use irqchip::{
     Accept, Chip, ChipMode, Eoi, EoiPin, IOAPIC_PINS, Ioapic, IoapicWrite, Line, Lint0, Message, Pic, PinMessage,
     RoutingTable, Target,
@@ -19,10 +20,9 @@ use lock_api::Mutex;
 use once_cell::race::OnceBox;
 
 pub use pit::SPEAKER_DUMMY;
+pub(crate) use resample::Resampler;
 pub use state::PIT_STATE;
 
-/// Most irqfds with a resample eventfd in a VM: each end of an interrupt looks through them.
-const MOST_RESAMPLERS: usize = 1000;
 /// How long a level interrupt is put off that is raised again and again, as on stock.
 const STORM_NS: u64 = 10_000_000;
 
@@ -49,12 +49,6 @@ pub(crate) struct Chips<H: Host> {
     /// Pins put off by [`EoiPin::Storm`], a bit each.
     storm: AtomicU32,
     pit: OnceBox<[pit::PitDevice<H>; 1]>,
-}
-
-/// An eventfd that is told when the interrupt of a GSI ended.
-pub(crate) struct Resampler<E> {
-    gsi: u32,
-    event: E,
 }
 
 impl<H: Host> Chips<H> {
@@ -258,53 +252,6 @@ impl<H: Host> Vm<H> {
         for pin in (0..16u8).filter(|pin| pic_pins & 1 << pin != 0) {
             let chip = if pin < 8 { Chip::PicMaster } else { Chip::PicSlave };
             self.interrupt_ended(chips, chip, pin & 7);
-        }
-    }
-
-    fn resample(&self, gsi: u32) {
-        let waits = |r: &&Resampler<H::EventFd>| r.gsi == gsi;
-        if self.resamplers.lock().iter().find(waits).is_none() {
-            return;
-        }
-        self.drive_gsi(gsi, Source::Resample, false);
-        for r in self.resamplers.lock().iter().filter(waits) {
-            r.event.signal();
-        }
-    }
-
-    /// From now on `event` is signalled when the guest ends the interrupt of `gsi`. Errors: ENOSPC, ENOMEM.
-    pub fn add_resampler(&self, gsi: u32, event: H::EventFd) -> Result<(), Errno> {
-        let mut list = alloc::vec::Vec::new();
-        let _shape = self.shape.lock();
-        // Room is made outside of the lock that interrupts take.
-        let len = self.resamplers.lock().len();
-        if len >= MOST_RESAMPLERS {
-            return Err(Errno::ENOSPC);
-        }
-        list.try_reserve_exact(len.saturating_add(1)).map_err(|_| Errno::ENOMEM)?;
-        let mut now = self.resamplers.lock();
-        core::mem::swap(&mut *now, &mut list);
-        for r in list.drain(..) {
-            try_push(&mut now, r)?;
-        }
-        try_push(&mut now, Resampler { gsi, event })?;
-        drop(now);
-        drop(list);
-        self.resamplers_used.store(true, Relaxed);
-        self.ring_all(Request::ScanIoapic);
-        Ok(())
-    }
-
-    /// The reverse, for one that [`add_resampler`](Self::add_resampler) took; the last of a GSI lowers it.
-    pub fn remove_resampler(&self, gsi: u32, event: &H::EventFd) {
-        let gone = {
-            let mut list = self.resamplers.lock();
-            let at = list.iter().position(|r| r.gsi == gsi && r.event.same(event));
-            at.and_then(|at| host::take_at(&mut list, at))
-        };
-        drop(gone);
-        if !self.resamplers.lock().iter().any(|r| r.gsi == gsi) {
-            self.drive_gsi(gsi, Source::Resample, false);
         }
     }
 
