@@ -275,6 +275,12 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// Reads a host MSR that only describes the processor; None if it faults.
     fn read_host_msr(&self, msr: u32) -> Option<u64>;
 
+    /// Is an access to an MSR that does not exist to read zero, or do nothing, instead of failing (the module's parameter
+    /// `ignore_msrs`)? Says so in the kernel log if `report_ignored_msrs` is set.
+    fn ignores_msr(&self, _index: u32, _write: bool, _value: u64) -> bool {
+        false
+    }
+
     /// Carries out a guest's command on this CPU.
     fn command(&self, what: Command);
 

@@ -63,6 +63,7 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
         | cap::PIT2
         | cap::PIT_STATE2
         | cap::REINJECT_CONTROL
+        | cap::IOAPIC_POLARITY_IGNORED
         | cap::SPLIT_IRQCHIP
         | cap::TSC_DEADLINE_TIMER => 1,
         cap::X2APIC_API => X2APIC_API as i64,

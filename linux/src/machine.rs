@@ -200,6 +200,10 @@ impl Host for Linux {
         Kernel::read_msr(msr)
     }
 
+    fn ignores_msr(&self, index: u32, write: bool, value: u64) -> bool {
+        shim::hsave_ignores_msr(index, write, value)
+    }
+
     fn command(&self, what: Command) {
         match what {
             Command::Prediction(bits) => shim::hsave_prediction_command(bits),

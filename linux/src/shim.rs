@@ -152,6 +152,7 @@ unsafe extern "C" {
     // cpu.c, tsc_aux.c
     pub safe fn hsave_memory_is_encrypted() -> bool;
     pub safe fn hsave_next_cpu(previous: i32) -> u32;
+    pub safe fn hsave_ignores_msr(index: u32, write: bool, value: u64) -> bool;
     pub safe fn hsave_online_cpus() -> u32;
     pub safe fn hsave_cpu_exists(cpu: u32) -> bool;
     pub fn hsave_cpu_data_of(cpu: u32) -> *mut CpuData;

@@ -33,9 +33,6 @@ pub const POLICY: &[Expected] = expected! {
     "shadow paging": "cap 220:";
     "system management mode, and the local APIC's help for 32-bit guests":
         "cap 6:", "cap 117:", "cap 118:", "saved msr 9e", "user reads msr 9e:", "user writes msr 9e:";
-    "interrupt controllers in the kernel, and what hangs on them":
-        "cap 11:", "cap 24:", "cap 33:", "cap 35:", "cap 82:", "cap 97:";
-    "coalesced MMIO and ports": "cap 15:", "cap 162:";
     "dirty rings, memory attributes, vCPU threads that move":
         "cap 184:", "cap 192:", "cap 223:", "cap 232:", "cap 235:", "cap 238:";
     "Xen": "cap 38:";

@@ -68,6 +68,16 @@ pub const ALL: &[Scenario] = &[
     },
     // What the interrupt controllers do, answer by answer as stock's.
     Scenario { compare: true, ..program("chips", &["chips"], "/payload/chips") },
+    // MSRs that do not exist, as the module's parameters have it: 0xc0011fff is none.
+    program(
+        "ignored-msrs",
+        &["policy"],
+        "p=/sys/module/kvm/parameters; [ $(cat $p/ignore_msrs) = N ] && [ $(cat $p/report_ignored_msrs) = Y ] || exit 1; \
+         /payload/policy guest-reads | grep -q c0011fff && exit 2; echo Y >$p/ignore_msrs; \
+         /payload/policy guest-reads | grep -q 'guest reads msr c0011fff: 0' || exit 3; \
+         n=$(dmesg | grep -c 'kvm: ignored rdmsr: 0x'); [ $n -gt 0 ] || exit 4; echo N >$p/report_ignored_msrs; \
+         sleep 6; /payload/policy guest-reads >/dev/null; [ $(dmesg | grep -c 'kvm: ignored rdmsr: 0x') = $n ] || exit 5",
+    ),
     program("exits", &["exits"], "/payload/exits"),
     // With somewhere to page to.
     program(

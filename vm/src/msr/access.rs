@@ -78,16 +78,16 @@ pub struct VmMsrs {
     pub platform_info_hidden: AtomicBool,
     /// KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT switched off: MISC_ENABLE bit 18 shows in CPUID.
     pub misc_enable_mwait: AtomicBool,
-    /// The module parameter `ignore_msrs`: unknown MSRs read zero and swallow writes.
-    pub ignore: AtomicBool,
 }
 
-/// The clocks that MSRs show. Every [`Host`] has them.
+/// The clocks that MSRs show, and the host's say in those that do not exist. Every [`Host`] has them.
 pub trait Clocks {
     /// Host TSC.
     fn host_tsc(&self) -> u64;
     /// Monotonic time in ns.
     fn monotonic_ns(&self) -> u64;
+    /// See [`Host::ignores_msr`].
+    fn ignores_msr(&self, index: u32, write: bool, value: u64) -> bool;
 }
 
 impl<H: Host> Clocks for H {
@@ -98,6 +98,10 @@ impl<H: Host> Clocks for H {
     #[inline]
     fn monotonic_ns(&self) -> u64 {
         self.now_ns()
+    }
+    #[cold]
+    fn ignores_msr(&self, index: u32, write: bool, value: u64) -> bool {
+        Host::ignores_msr(self, index, write, value)
     }
 }
 
@@ -150,7 +154,9 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
     pub fn read(&mut self, index: u32, host: bool) -> Result<u64, MsrError> {
         match self.read_known(index, host) {
             // User space may read whatever KVM_GET_MSR_INDEX_LIST names, also when the guest does not have it.
-            Err(MsrError::Unknown) if host && list::is_advertised(index) || self.vm.ignore.load(Relaxed) => Ok(0),
+            Err(MsrError::Unknown) if host && list::is_advertised(index) || self.time.ignores_msr(index, false, 0) => {
+                Ok(0)
+            }
             result => result,
         }
     }
@@ -160,7 +166,7 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
     pub fn write(&mut self, index: u32, value: u64, host: bool) -> Result<MsrEffect, MsrError> {
         match self.write_known(index, value, host) {
             Err(MsrError::Unknown)
-                if host && value == 0 && list::is_advertised(index) || self.vm.ignore.load(Relaxed) =>
+                if host && value == 0 && list::is_advertised(index) || self.time.ignores_msr(index, true, value) =>
             {
                 Ok(MsrEffect::None)
             }

@@ -1,5 +1,6 @@
 //! Prints what KVM offers and what it lets one do: capabilities, CPUID, MSRs, clocks. The same program runs on stock
-//! kvm-amd and on ours, and every line is compared; so nothing here depends on the time or on the run.
+//! kvm-amd and on ours, and every line is compared; so nothing here depends on the time or on the run. `policy
+//! guest-reads` prints that part alone.
 
 mod calls;
 mod msrs;
@@ -9,6 +10,9 @@ mod time;
 use anyhow::Result;
 
 fn main() -> Result<()> {
+    if std::env::args().nth(1).as_deref() == Some("guest-reads") {
+        return msrs::guest_reads();
+    }
     offered::capabilities()?;
     offered::cpuid()?;
     offered::msr_lists()?;

@@ -65,7 +65,7 @@ impl Cpu for Registers {
     }
 }
 
-pub(super) struct Time(pub u64);
+pub(super) struct Time(pub u64, pub bool);
 
 impl Clocks for Time {
     fn host_tsc(&self) -> u64 {
@@ -73,6 +73,9 @@ impl Clocks for Time {
     }
     fn monotonic_ns(&self) -> u64 {
         self.0
+    }
+    fn ignores_msr(&self, _index: u32, _write: bool, _value: u64) -> bool {
+        self.1
     }
 }
 
@@ -97,7 +100,7 @@ impl Machine {
         let mut lapic = Lapic::new(irqchip::Config::new(0, true));
         lapic.set_features(cpuid.lapic_features(false));
         Self {
-            time: Time(1_000_000),
+            time: Time(1_000_000, false),
             cpu: Registers {
                 save,
                 control: Box::new(ControlArea::ZERO),
