@@ -115,3 +115,35 @@ impl EventInj {
         if self.0 & Self::EV != 0 { Some((self.0 >> 32) as u32) } else { None }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_event_is_encoded_as_the_manual_has_it_and_decoded_again() {
+        for kind in [EventType::Intr, EventType::Nmi, EventType::Exception, EventType::Soft] {
+            for vector in 0..=u8::MAX {
+                for code in [None, Some(0), Some(1), Some(0xffff), Some(u32::MAX)] {
+                    let e = EventInj::new(kind, vector, code);
+                    assert!(e.valid());
+                    assert_eq!((e.kind(), e.vector(), e.error_code()), (Some(kind), vector, code));
+                    assert_eq!(e.0 & 0xff, vector as u64);
+                    assert_eq!(e.0 >> 8 & 7, kind as u64);
+                    assert_eq!(e.0 >> 11 & 1, code.is_some() as u64);
+                    assert_eq!(e.0 >> 12 & 0x7_ffff, 0, "reserved bits");
+                    assert_eq!(e.0 >> 32, code.unwrap_or(0) as u64);
+                }
+            }
+        }
+        assert!(!EventInj::NONE.valid());
+    }
+
+    #[test]
+    fn a_reserved_kind_is_none_whatever_the_other_bits() {
+        for low in 0..1u64 << 12 {
+            let e = EventInj(low | 1 << 31);
+            assert_eq!(e.kind().is_none(), matches!(low >> 8 & 7, 1 | 5 | 6 | 7));
+        }
+    }
+}

@@ -34,4 +34,15 @@ mod tests {
         assert_eq!(position(0xc000_2000), None);
         assert_eq!(position(0xbfff_ffff), None);
     }
+
+    #[test]
+    fn exactly_the_msrs_of_the_three_ranges_are_in_the_map() {
+        let ranges = [(0, 0), (0xc000_0000, 0x800), (0xc001_0000, 0x1000)];
+        for msr in (0..0x3_0000).chain(0xbfff_0000..0xc003_0000).chain(0xffff_0000..=u32::MAX) {
+            let range = ranges.into_iter().find(|(first, _)| msr.wrapping_sub(*first) < 0x2000);
+            // Two bits per MSR, as one string of bits from the start of the range.
+            let bits = range.map(|(first, at)| at * 8 + (msr - first) as usize * 2);
+            assert_eq!(position(msr), bits.map(|n| (n / 8, (n % 8) as u8)), "{msr:#x}");
+        }
+    }
 }

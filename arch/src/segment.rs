@@ -65,3 +65,46 @@ impl SegmentAttr {
         self.0 & mask == mask
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_combination_of_attributes_goes_there_and_back() {
+        for bits in 0..1u16 << 12 {
+            let one = |mask| (bits & mask != 0) as u8;
+            let a = SegmentAttr(bits);
+            let (s, p, avl) = (one(SegmentAttr::S), one(SegmentAttr::P), one(SegmentAttr::AVL));
+            let (l, db, g) = (one(SegmentAttr::L), one(SegmentAttr::DB), one(SegmentAttr::G));
+            assert_eq!(SegmentAttr::new(a.kind(), s, a.dpl(), p, avl, l, db, g), a);
+            assert!(a.kind() < 16 && a.dpl() < 4);
+            // As the bits of a descriptor, 55:52 and 47:40, next to each other.
+            let descriptor = (bits as u64 & 0xff) << 40 | (bits as u64 >> 8) << 52;
+            assert_eq!(descriptor >> 45 & 3, a.dpl() as u64);
+            assert_eq!(descriptor >> 40 & 15, a.kind() as u64);
+            for (mask, at) in [(SegmentAttr::S, 44), (SegmentAttr::P, 47), (SegmentAttr::AVL, 52)].into_iter().chain([
+                (SegmentAttr::L, 53),
+                (SegmentAttr::DB, 54),
+                (SegmentAttr::G, 55),
+            ]) {
+                assert_eq!(a.has(mask), descriptor >> at & 1 != 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_field_that_is_too_wide_reaches_no_other() {
+        let bits = |n: usize, v: u8| {
+            let mut f = [0; 8];
+            f[n] = v;
+            SegmentAttr::new(f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7]).0
+        };
+        let masks = [15, 1 << 4, 3 << 5, 1 << 7, 1 << 8, 1 << 9, 1 << 10, 1 << 11];
+        for (n, mask) in masks.into_iter().enumerate() {
+            for v in 0..=u8::MAX {
+                assert_eq!(bits(n, v) & !mask, 0, "field {n} with {v:#x}");
+            }
+        }
+    }
+}

@@ -277,3 +277,30 @@ impl ControlArea {
         self.insn_bytes.get(..self.insn_len as usize & 15).unwrap_or(&[])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Zero;
+
+    #[test]
+    fn the_instruction_bytes_never_reach_beyond_the_fifteen() {
+        let mut c = ControlArea::ZERO;
+        c.insn_bytes = core::array::from_fn(|n| n as u8 + 1);
+        for len in 0..=u8::MAX {
+            c.insn_len = len;
+            let bytes = c.insn();
+            // Bits 7:4 of the field are reserved (APM table B-1).
+            assert_eq!(bytes.len(), (len & 15) as usize);
+            assert!(bytes.iter().zip(1..).all(|(b, n)| *b == n));
+        }
+    }
+
+    #[test]
+    fn the_exit_is_read_from_its_four_fields() {
+        let mut c = ControlArea::ZERO;
+        (c.exit_code, c.exit_info_1, c.exit_info_2, c.exit_int_info) = (1, 2, 3, EventInj(4));
+        let i = c.exit_info();
+        assert_eq!((i.code, i.info1, i.info2, i.int_info), (1, 2, 3, EventInj(4)));
+    }
+}
