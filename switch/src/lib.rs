@@ -26,6 +26,8 @@ mod run;
 mod svm;
 
 #[cfg(test)]
+pub mod model;
+#[cfg(test)]
 mod tests;
 
 pub use asid::{Asids, Ticket};

@@ -1,6 +1,6 @@
 //! The assembly by itself: registers, order, faults.
 
-use super::{
+use crate::model::{
     hardware::{BUG, Bench, Op, hw},
     kernel::{cpu_data, set_host_spec_ctrl, set_rebooting},
 };
@@ -9,7 +9,7 @@ use arch::{HostPa, Vmcb, Zero, msr::SPEC_CTRL};
 use std::{boxed::Box, vec::Vec};
 
 core::arch::global_asm!(
-    // test_run(vcpu, flags, out): calls the assembly with a pattern in each register that a callee preserves and
+    // test_run(vcpu, flags, out, entry): calls the assembly at `entry` with a pattern in each register that a callee preserves and
     // stores what is in them afterwards.
     ".pushsection .text",
     "test_run:",
@@ -20,13 +20,16 @@ core::arch::global_asm!(
     "push r14",
     "push r15",
     "push rdx",
+    "mov [rdx + 48], rsp",
     "mov rbx, 0x1b1b",
     "mov rbp, 0x1d1d",
     "mov r12, 0x1212",
     "mov r13, 0x1313",
     "mov r14, 0x1414",
     "mov r15, 0x1515",
-    "call hsave_vcpu_run",
+    "call rcx",
+    "mov rdx, [rsp]",
+    "sub [rdx + 48], rsp", // 0 if the stack is where it was.
     "pop rdx",
     "mov [rdx], rbx",
     "mov [rdx + 8], rbp",
@@ -43,21 +46,24 @@ core::arch::global_asm!(
     "ret",
     ".popsection",
 );
+/// A variant of the world switch.
+pub type Entry = unsafe extern "C" fn(*mut VcpuCtx, u32);
+
 // SAFETY: defined by the assembly above, with this signature.
 unsafe extern "C" {
-    fn test_run(vcpu: *mut VcpuCtx, flags: u32, out: *mut [u64; 6]);
+    fn test_run(vcpu: *mut VcpuCtx, flags: u32, out: *mut [u64; 7], entry: Entry);
 }
 
-const HOST_AREA: u64 = 0xa000;
-
-struct World {
-    bench: Bench,
-    vcpu: VcpuCtx,
-    vmcb: Box<Vmcb>,
+pub struct World {
+    pub bench: Bench,
+    pub vcpu: VcpuCtx,
+    pub vmcb: Box<Vmcb>,
+    /// The host save area.
+    pub host: Box<Vmcb>,
 }
 
 impl World {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let bench = Bench::new();
         let vmcb = Box::new(Vmcb::ZERO);
         let pa = HostPa((&raw const *vmcb).expose_provenance() as u64);
@@ -65,31 +71,51 @@ impl World {
         for (n, r) in vcpu.regs.iter_mut().enumerate() {
             *r = guest_in(n);
         }
+        let mut host = Box::new(Vmcb::ZERO);
+        hw().system.save(&mut host.save);
+        let area = (&raw mut *host).expose_provenance();
         // SAFETY: one test at a time.
-        unsafe { (*cpu_data(0)).hsave_pa.set(HostPa(HOST_AREA)) };
+        unsafe {
+            (*cpu_data(0)).hsave_pa.set(HostPa(area as u64));
+            (*cpu_data(0)).hsave_va.set(area);
+        }
         (hw().gif, hw().interrupts) = (false, true);
-        Self { bench, vcpu, vmcb }
+        Self { bench, vcpu, vmcb, host }
     }
 
-    fn run(&mut self, flags: u32) -> Vec<Op> {
-        let mut preserved = [0; 6];
+    pub fn run(&mut self, flags: u32) -> Vec<Op> {
+        self.run_with(hsave_vcpu_run, flags)
+    }
+
+    pub fn run_with(&mut self, entry: Entry, flags: u32) -> Vec<Op> {
+        let mut after = [0; 7];
         // SAFETY: the contract of the assembly, as far as the model goes.
-        unsafe { test_run(&mut self.vcpu, flags, &mut preserved) };
-        assert_eq!(preserved, [0x1b1b, 0x1d1d, 0x1212, 0x1313, 0x1414, 0x1515], "callee-saved registers");
+        unsafe { test_run(&mut self.vcpu, flags, &mut after, entry) };
+        assert_eq!(after[..6], preserved(), "callee-saved registers");
+        assert_eq!(after[6], 0, "the stack");
         self.bench.trace()
     }
 
-    fn pa(&self) -> u64 {
+    pub fn host(&self) -> u64 {
+        (&raw const *self.host).expose_provenance() as u64
+    }
+
+    pub fn pa(&self) -> u64 {
         self.vcpu.vmcb.0
     }
 }
 
 /// Register `n` as the guest finds it, and as it leaves it.
-fn guest_in(n: usize) -> u64 {
+pub fn guest_in(n: usize) -> u64 {
     0x1111_0000_0000_0000 | n as u64
 }
-fn guest_out(n: usize) -> u64 {
+pub fn guest_out(n: usize) -> u64 {
     0xeeee_0000_0000_0000 | n as u64
+}
+
+/// What `test_run` puts into RBX, RBP and R12 to R15.
+pub fn preserved() -> [u64; 6] {
+    [0x1b1b, 0x1d1d, 0x1212, 0x1313, 0x1414, 0x1515]
 }
 
 fn is_return(op: &Op) -> bool {
@@ -107,7 +133,7 @@ fn the_order_is_the_one_of_the_design() {
         Op::Piece("entry"),
         Op::Vmrun(pa),
         Op::Vmsave(pa),
-        Op::Vmload(HOST_AREA),
+        Op::Vmload(w.host()),
         Op::Piece("rsb"),
         Op::Piece("untrain"),
     ];
@@ -141,7 +167,7 @@ fn no_guest_value_is_in_a_register_at_the_first_return() {
     for n in [0, 1, 2, 6, 7, 8, 9, 10, 11] {
         assert_eq!(regs[n], 0, "register {n}");
     }
-    assert_eq!([3, 5, 12, 13, 14, 15].map(|n: usize| regs[n]), [0x1b1b, 0x1d1d, 0x1212, 0x1313, 0x1414, 0x1515]);
+    assert_eq!([3, 5, 12, 13, 14, 15].map(|n: usize| regs[n]), preserved());
 }
 
 #[test]
@@ -200,21 +226,28 @@ fn faults_are_tolerated_while_the_machine_reboots() {
     assert_eq!(w.vcpu.regs[15], guest_in(15));
 }
 
-#[test]
-fn any_other_fault_is_a_bug() {
-    let mut w = World::new();
-    hw().svm_off = true;
+/// Does `f`, in a child process, end at UD2?
+pub fn is_a_bug(f: impl FnOnce()) -> bool {
     // SAFETY: the child only runs the assembly and ends.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        w.run(0);
+        f();
         // SAFETY: ends the child: the fault was swallowed.
         unsafe { libc::_exit(1) }
     }
     let mut status = 0;
     // SAFETY: our child.
     assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == BUG, "status {status:#x}");
+    libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == BUG
+}
+
+#[test]
+fn any_other_fault_is_a_bug() {
+    let mut w = World::new();
+    hw().svm_off = true;
+    assert!(is_a_bug(|| {
+        w.run(0);
+    }));
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! The life of a machine and of a vCPU: what it takes, what it sets, what it gives back.
 
-use super::{
+use super::run::{ROOT, machine};
+use crate::model::{
     hardware::{Bench, Op, hw},
     kernel::{Kernel, cpu_data, host_area, script},
-    run::{ROOT, machine},
 };
 use crate::{MANDATORY, Machine, Svm, Unsupported};
 use arch::{Intercepts, msr, msrpm};

@@ -1,8 +1,10 @@
 //! The world switch on any x86-64 Linux machine: its privileged instructions fault in user mode, and a signal
 //! handler plays the processor.
 
+mod document;
+mod encrypted;
 mod entry;
-mod hardware;
-mod kernel;
+mod i386;
 mod life;
+mod matrix;
 mod run;

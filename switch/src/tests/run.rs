@@ -1,6 +1,6 @@
 //! A whole run, from interrupts off to interrupts on.
 
-use super::{
+use crate::model::{
     hardware::{Bench, Op, hw},
     kernel::{Kernel, cpu_data, script, set_host_spec_ctrl},
 };
@@ -368,7 +368,7 @@ fn xcr0_is_switched_where_it_differs_and_the_guest_uses_it() {
 fn svm_that_goes_away_during_a_reboot_breaks_the_vcpu_and_not_the_machine() {
     let b = Bench::new();
     let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
-    super::kernel::set_rebooting(true);
+    crate::model::kernel::set_rebooting(true);
     hw().svm_off = true;
     assert_eq!((cpu.enter(&Doorbell::new()), cpu.broken()), (Exit::None, Some(Errno::EIO)));
     let trace = b.trace();

@@ -12,20 +12,26 @@ pub const PERCPU_STRIDE: usize = 320;
 
 core::arch::global_asm!(
     // The pieces of the shim, and the return thunk: each stops at an INT3 for the record.
+    ".macro test_pieces v",
+    "hsave_mitigate_entry\\v: int3",
+    "test_entry\\v: jmp hsave_mitigate_entry\\v\\()_done",
+    "hsave_mitigate_exit_rsb\\v: int3",
+    "test_rsb\\v: mov rax, -1", // What a piece may clobber, it clobbers.
+    "cmp rsp, rax",
+    "jmp hsave_mitigate_exit_rsb\\v\\()_done",
+    "hsave_mitigate_exit_untrain\\v: int3",
+    "test_untrain\\v: mov rax, -1",
+    "mov rcx, -1",
+    "mov rdx, -1",
+    "jmp hsave_mitigate_exit_untrain\\v\\()_done",
+    ".globl hsave_mitigate_entry\\v, hsave_mitigate_exit_rsb\\v, hsave_mitigate_exit_untrain\\v",
+    ".endm",
     ".pushsection .text",
-    "hsave_mitigate_entry: int3",
-    "test_entry: jmp hsave_mitigate_entry_done",
-    "hsave_mitigate_exit_rsb: int3",
-    "test_rsb: mov eax, -1", // What a piece may clobber, it clobbers.
-    "jmp hsave_mitigate_exit_rsb_done",
-    "hsave_mitigate_exit_untrain: int3",
-    "test_untrain: mov eax, -1",
-    "mov ecx, -1",
-    "mov edx, -1",
-    "jmp hsave_mitigate_exit_untrain_done",
+    "test_pieces",
+    "test_pieces _es",
     "__x86_return_thunk: int3",
     "test_return: ret",
-    ".globl hsave_mitigate_entry, hsave_mitigate_exit_rsb, hsave_mitigate_exit_untrain, __x86_return_thunk",
+    ".globl __x86_return_thunk",
     ".popsection",
     ".pushsection .bss",
     ".balign 64",
@@ -46,13 +52,23 @@ unsafe extern "C" {
     fn test_entry();
     fn test_rsb();
     fn test_untrain();
+    fn test_entry_es();
+    fn test_rsb_es();
+    fn test_untrain_es();
     fn test_return();
 }
 
 /// The piece whose INT3 comes before `rip`.
 pub fn piece_at(rip: u64) -> Option<&'static str> {
-    let pieces: [(unsafe extern "C" fn(), &str); 4] =
-        [(test_entry, "entry"), (test_rsb, "rsb"), (test_untrain, "untrain"), (test_return, "return")];
+    let pieces: [(unsafe extern "C" fn(), &str); 7] = [
+        (test_entry, "entry"),
+        (test_entry_es, "entry"),
+        (test_rsb, "rsb"),
+        (test_rsb_es, "rsb"),
+        (test_untrain, "untrain"),
+        (test_untrain_es, "untrain"),
+        (test_return, "return"),
+    ];
     pieces.into_iter().find(|(at, _)| *at as usize as u64 == rip).map(|(_, name)| name)
 }
 

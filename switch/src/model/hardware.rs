@@ -4,8 +4,11 @@
 //! the per-CPU variables for CPU 1. While "the guest's" FS and GS are loaded, GS points nowhere, so that a use of
 //! per-CPU data in that window fails the test.
 
-use super::kernel::{PERCPU_STRIDE, piece_at};
-use arch::{CleanBits, Vmcb, exit::code};
+use super::{
+    kernel::{PERCPU_STRIDE, piece_at},
+    system::System,
+};
+use arch::{CleanBits, SaveArea, Segment, Vmcb, Vmsa, exit::code, vmsa::SEV_ES_ENABLE};
 use std::{
     boxed::Box,
     collections::BTreeMap,
@@ -53,8 +56,45 @@ pub struct Hardware {
     pub svm_off: bool,
     pub cpu: u64,
     pub dr: [u64; 4],
+    /// What VMLOAD and VMSAVE move, as it is now.
+    pub system: System,
+    /// Faults to raise though SVM is on: the n-th SVM instruction of the run, from 0, has its bit set.
+    pub fail: u32,
+    /// SVM instructions so far.
+    pub svm_count: u32,
     /// Clean bits that each VMRUN saw, and the TLB control with the ASID.
     pub entries: Vec<(CleanBits, u8, u32)>,
+}
+
+impl Hardware {
+    /// FS, GS and what else VMLOAD loads are the host's or a guest's now.
+    fn set_system(&mut self, system: System, host: bool) {
+        self.system = system;
+        set_gs(if host { system.gs.base } else { NOWHERE });
+    }
+
+    /// VMRUN and #VMEXIT of an SEV-ES guest (APM 15.35, table B-4): registers are swapped through the VMSA, and the
+    /// host's come out of the host save area, all of them: what nobody stored there is lost.
+    fn run_encrypted(&mut self, vmcb: &mut Vmcb, regs: &mut [i64]) {
+        let page = vmcb.control.vmsa_pa;
+        let load = |page: u64| {
+            // SAFETY: a page with the layout of both, which agree where they overlap.
+            unsafe { (System::load(&*(page as *const SaveArea)), (*(page as *const Vmsa)).gprs()) }
+        };
+        let (system, mut gprs) = load(page);
+        self.set_system(system, false);
+        (self.guest)(&mut gprs, vmcb);
+        // SAFETY: as above.
+        unsafe {
+            self.system.save(&mut *(page as *mut SaveArea));
+            (*(page as *mut Vmsa)).set_gprs(gprs);
+        }
+        let (system, gprs) = load(super::kernel::host_area(self.cpu) + core::mem::offset_of!(Vmcb, save) as u64);
+        self.set_system(system, true);
+        for (n, r) in GPRS.into_iter().enumerate().filter(|(n, _)| ![0, 4].contains(n)) {
+            regs[r as usize] = gprs[n] as i64;
+        }
+    }
 }
 
 static mut HARDWARE: Option<Hardware> = None;
@@ -87,10 +127,14 @@ impl Bench {
             svm_off: false,
             cpu: 0,
             dr: [0; 4],
+            system: System::pattern(0x40),
+            fail: 0,
+            svm_count: 0,
             entries: Vec::new(),
         };
         // SAFETY: the lock is held; the handler runs on the thread that holds it.
         unsafe { HARDWARE = Some(hardware) };
+        hw().system.gs = host_gs(0);
         set_gs(0);
         super::kernel::reset();
         Self(guard)
@@ -99,7 +143,8 @@ impl Bench {
     /// The other CPU.
     pub fn move_to(&self, cpu: u64) {
         hw().cpu = cpu;
-        set_gs(cpu * PERCPU_STRIDE as u64);
+        hw().system.gs = host_gs(cpu);
+        set_gs(host_gs(cpu).base);
     }
 
     /// Takes the record so far.
@@ -121,6 +166,12 @@ pub fn set_gs(base: u64) {
     assert_eq!(unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, base) }, 0);
 }
 
+/// GS of the host on a CPU: the distance to its per-CPU variables.
+pub fn host_gs(cpu: u64) -> Segment {
+    Segment { base: cpu * PERCPU_STRIDE as u64, ..Segment::default() }
+}
+
+/// Where GS points while it is the guest's.
 const NOWHERE: u64 = 0x10;
 
 /// Order of the registers in machine encoding, as the signal frame names them.
@@ -162,7 +213,9 @@ extern "C" fn handler(_signal: libc::c_int, _info: *mut libc::siginfo_t, context
     let rcx = regs[libc::REG_RCX as usize] as u32;
     let edx_eax = rax & 0xffff_ffff | (regs[libc::REG_RDX as usize] as u64) << 32;
     let svm = matches!(insn, [0x0f, 0x01, 0xd8..=0xdd, ..]);
-    if svm && hw.svm_off {
+    let fails = svm && hw.fail >> (hw.svm_count & 31) & 1 != 0;
+    hw.svm_count += svm as u32;
+    if svm && (hw.svm_off || fails) {
         let Some(to) = fixup(rip) else { die("a fault without exception table entry", insn) };
         hw.trace.push(Op::Fixup);
         regs[libc::REG_RIP as usize] = to as i64;
@@ -178,10 +231,16 @@ extern "C" fn handler(_signal: libc::c_int, _info: *mut libc::siginfo_t, context
             let vmcb = unsafe { &mut *(rax as *mut Vmcb) };
             let clean = CleanBits::from_bits_retain(vmcb.control.clean);
             hw.entries.push((clean, vmcb.control.tlb_control, vmcb.control.asid));
+            if vmcb.control.np_control & SEV_ES_ENABLE != 0 {
+                hw.run_encrypted(vmcb, regs);
+                regs[libc::REG_RIP as usize] += 3;
+                return;
+            }
             let mut guest = GPRS.map(|r| regs[r as usize] as u64);
             (guest[0], guest[4]) = (vmcb.save.rax, vmcb.save.rsp);
             (hw.guest)(&mut guest, vmcb);
             (vmcb.save.rax, vmcb.save.rsp) = (guest[0], guest[4]);
+            // RAX, RSP, RIP and RFLAGS the hardware has saved and gives back.
             for (n, r) in GPRS.into_iter().enumerate().filter(|(n, _)| ![0, 4].contains(n)) {
                 regs[r as usize] = guest[n] as i64;
             }
@@ -190,11 +249,14 @@ extern "C" fn handler(_signal: libc::c_int, _info: *mut libc::siginfo_t, context
         [0x0f, 0x01, 0xda, ..] => {
             hw.trace.push(Op::Vmload(rax));
             let host = super::kernel::host_area(hw.cpu) == rax;
-            set_gs(if host { hw.cpu * PERCPU_STRIDE as u64 } else { NOWHERE });
+            // SAFETY: the address of a VMCB or of the host save area, a page each.
+            hw.set_system(System::load(unsafe { &(*(rax as *const Vmcb)).save }), host);
             3
         }
         [0x0f, 0x01, 0xdb, ..] => {
             hw.trace.push(Op::Vmsave(rax));
+            // SAFETY: as for VMLOAD.
+            hw.system.save(unsafe { &mut (*(rax as *mut Vmcb)).save });
             3
         }
         [0x0f, 0x01, 0xdc, ..] => {
