@@ -25,8 +25,7 @@ mod platform;
 mod run;
 mod svm;
 
-#[cfg(test)]
-pub mod model;
+mod model;
 #[cfg(test)]
 mod tests;
 

@@ -67,7 +67,7 @@ impl<'a> Snapshot<'a> {
         let [valid] = self.bytes(VALID_BITMAP + bit / 8);
         match (valid >> (bit % 8) & 1, field) {
             (0, _) => Err(Refusal::MissingInput),
-            (_, Field::Cpl) => Ok(u64::from(self.bytes::<1>(at)[0])),
+            (_, Field::Cpl) => Ok(u64::from(u8::from_le_bytes(self.bytes(at)))),
             _ => Ok(u64::from_le_bytes(self.bytes(at))),
         }
     }

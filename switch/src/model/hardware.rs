@@ -3,6 +3,7 @@
 //! Physical addresses are addresses of this process; GS has base 0 for CPU 0 and the distance to the second copy of
 //! the per-CPU variables for CPU 1. While "the guest's" FS and GS are loaded, GS points nowhere, so that a use of
 //! per-CPU data in that window fails the test.
+#![cfg(test)]
 
 use super::{
     kernel::{PERCPU_STRIDE, piece_at},

@@ -1,4 +1,5 @@
 //! The kernel and its shim: a scripted [`Platform`], and the symbols that the assembly refers to.
+#![cfg(test)]
 
 use super::hardware::{Op, hw};
 use crate::{CpuData, Pages, Platform};

@@ -2,7 +2,8 @@
 //! plays the processor.
 //!
 //! [`hardware`] is the processor and the record of what it did, [`kernel`] the scripted kernel with the symbols that
-//! the assembly refers to. Tests of this crate use them; with the feature `model` so can others.
+//! the assembly refers to. Part of the tests only.
+#![cfg(test)]
 
 pub mod hardware;
 pub mod kernel;

@@ -1,4 +1,5 @@
 //! What VMLOAD and VMSAVE move (APM 15.5.2, table B-2), for real in the model.
+#![cfg(test)]
 
 use arch::{SaveArea, Segment};
 
