@@ -1,7 +1,8 @@
 #!/bin/sh
 # boot-guest MACHINE MODE [QEMU ARGUMENTS]: boots the Linux guest on /dev/kvm in unmodified QEMU, in the
-# emulated host (or, by `./x run --here`, on this machine). MACHINE is microvm, q35 or pc, or one of the
-# last two with -split: the I/O APIC in QEMU. MODE is what guest-init does: check, demo or shell. Afterwards the guest's work on its disk is checked from here.
+# emulated host (or, by `./x run --here`, on this machine). MACHINE is microvm, q35 or pc; MODE is what
+# guest-init does: check, client, demo or shell. Afterwards the guest's work is checked from here.
+# From the environment: CPUS (1), IRQCHIP (on or split; QEMU's choice), FIRMWARE (seabios, qboot or ovmf).
 machine=$1 mode=$2
 shift 2
 work=${WORK:-/tmp} guest=${GUEST:-/guest} qemu=${QEMU:-qemu-system-x86_64}
@@ -13,16 +14,38 @@ mke2fs -F $disk >/dev/null 2>&1 || { echo "cannot make a file system for the gue
 mkdir -p $work/mnt
 mount -t ext4 -o loop $disk $work/mnt && cp $guest/pattern $work/mnt/ && umount $work/mnt || exit 1
 
-# Firmware and boards that have a PCI bus take a PCI disk.
+# Boards that have a PCI bus take PCI devices.
 case $machine in
-microvm) set -- -M microvm -device virtio-blk-device,drive=disk "$@" ;;
-*-split) set -- -M ${machine%-split},kernel-irqchip=split -device virtio-blk-pci,drive=disk "$@" ;;
-*) set -- -M $machine -device virtio-blk-pci,drive=disk "$@" ;;
+microvm) bus=device net=virtio-net-device ;;
+*) bus=pci net=virtio-net-pci,romfile= ;;
 esac
+set -- -M $machine${IRQCHIP:+,kernel-irqchip=$IRQCHIP} -smp ${CPUS:-1} -device virtio-blk-$bus,drive=disk "$@"
+case ${FIRMWARE:-seabios} in
+qboot) set -- -bios qboot.rom "$@" ;;
+ovmf)
+    cp /usr/share/OVMF/OVMF_VARS_4M.fd $work/vars
+    set -- -drive if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd \
+        -drive if=pflash,format=raw,file=$work/vars "$@"
+    ;;
+esac
+# A client restarts once by itself, and moves data over QEMU's user network from and to this host.
+if [ $mode = client ]; then
+    set -- -netdev user,id=net -device $net,netdev=net "$@"
+    ifconfig lo 127.0.0.1 up
+    mkdir -p $work/www/cgi-bin
+    ln -sf $guest/pattern $work/www/pattern
+    printf '#!/bin/sh\ncat >%s/sent\nprintf "Content-Type: text/plain\\r\\n\\r\\n"\n' $work >$work/www/cgi-bin/put
+    chmod +x $work/www/cgi-bin/put
+    rm -f $work/sent
+    httpd -f -p 127.0.0.1:8000 -h $work/www &
+    server=$!
+else
+    set -- -no-reboot "$@"
+fi
 append="console=ttyS0 panic=-1 printk.time=0 hsave=$mode"
-[ $mode = check ] || append="$append quiet"
+[ $mode = check ] || [ $mode = client ] || append="$append quiet"
 boot() {
-    $qemu -accel kvm -cpu host -m 512 -nodefaults -no-reboot -display none -chardev stdio,id=console,signal=off \
+    $qemu -accel kvm -cpu host -m 512 -nodefaults -display none -chardev stdio,id=console,signal=off \
         -serial chardev:console -drive file=$disk,format=raw,if=none,id=disk \
         -kernel $guest/vmlinuz -initrd $guest/initrd -append "$append" "$@"
 }
@@ -32,10 +55,17 @@ if [ $mode = shell ]; then
 fi
 { boot "$@" 2>&1; echo $? >$work/status; } | tee $work/console
 status=$(cat $work/status)
+[ -z "$server" ] || kill $server
 [ $status = 0 ] || { echo "QEMU exited with $status"; exit 1; }
 grep -q "^guest: done" $work/console || { echo "the guest did not reach its end"; exit 1; }
+upside_down=$(tac <$guest/pattern | sha256sum)
 mount -t ext4 -o loop $disk $work/mnt || exit 1
 wrote=$(sha256sum <$work/mnt/answer)
 umount $work/mnt
 echo "host: the disk holds $wrote"
-[ "$wrote" = "$(tac <$guest/pattern | sha256sum)" ] || { echo "the guest's disk is wrong"; exit 1; }
+[ "$wrote" = "$upside_down" ] || { echo "the guest's disk is wrong"; exit 1; }
+[ $mode = client ] || exit 0
+grep -q "^guest: restarts" $work/console || { echo "the guest did not restart"; exit 1; }
+sent=$(sha256sum <$work/sent)
+echo "host: the network brought $sent"
+[ "$sent" = "$upside_down" ] || { echo "what the guest sent is wrong"; exit 1; }

@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # First program of the Linux guest. With a disk: mounts it, checks what the host wrote, writes the
-# same upside down; then a shell if the command line asks for one (hsave=shell), else power off.
+# same upside down; then a shell if the command line asks for one (hsave=shell), else power off. As a
+# client's guest (hsave=client) it restarts once, and uses the network when it is back.
 /bin/busybox mkdir -p /proc /sys /dev /mnt
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -25,6 +26,34 @@ disk() {
     echo "guest: wrote $(sha256sum </mnt/answer | cut -d' ' -f1)"
     umount /mnt
 }
+# From the host and back to it: QEMU's user network is 10.0.2.0/24, with the host at 2.
+network() {
+    ifconfig eth0 10.0.2.15 up || return 1
+    wget -q -O /received http://10.0.2.2:8000/pattern || return 1
+    echo "guest: received $(sha256sum </received | cut -d' ' -f1)"
+    wget -q -O /dev/null --post-file /mnt/answer http://10.0.2.2:8000/cgi-bin/put || return 1
+}
+client() {
+    mount -t ext4 /dev/vda /mnt || return 1
+    if [ ! -e /mnt/restarted ]; then
+        touch /mnt/restarted
+        umount /mnt
+        disk || return 1
+        echo "guest: restarts"
+        reboot -f
+        sleep 60
+    fi
+    echo "guest: reads again $(sha256sum </mnt/answer | cut -d' ' -f1)"
+    network
+    status=$?
+    umount /mnt
+    return $status
+}
+report() {
+    echo "guest: cpus $(grep -c ^processor /proc/cpuinfo)"
+    echo "guest: $(dmesg | sed -n 's/.*\(Hypervisor detected.*\)/\1/p')"
+    echo "guest: clock $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+}
 case " $(cat /proc/cmdline) " in
 *" hsave=shell "*)
     mount -t ext4 /dev/vda /mnt
@@ -40,10 +69,12 @@ case " $(cat /proc/cmdline) " in
     done
     disk || echo "guest: disk failed"
     ;;
+*" hsave=client "*)
+    report
+    client || { echo "guest: failed"; poweroff -f; }
+    ;;
 *)
-    echo "guest: cpus $(grep -c ^processor /proc/cpuinfo)"
-    echo "guest: $(dmesg | sed -n 's/.*\(Hypervisor detected.*\)/\1/p')"
-    echo "guest: clock $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+    report
     if [ -b /dev/vda ]; then disk || echo "guest: disk failed"; fi
     ;;
 esac

@@ -39,7 +39,8 @@ pub enum Command {
     },
     /// Run all tests: rules, unit tests, modules for three kernels, scenarios in the emulated machine
     Test {
-        /// With what takes long: all of the kernel's own KVM selftests
+        /// With what takes long: all of the kernel's own KVM selftests, and QEMU with every board, interrupt controller,
+        /// firmware and number of vCPUs
         #[arg(long)]
         all: bool,
         /// Only the tests whose name contains this

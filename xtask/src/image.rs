@@ -19,7 +19,7 @@ use std::{
 /// The kernel that guests run, whatever the host runs.
 pub const GUEST_KERNEL: Kernel = Kernel::V6_12;
 
-/// Debian 13's QEMU, busybox and strace, unpacked: they emulate the host and run inside it.
+/// Debian 13's QEMU with its firmware, busybox and strace, unpacked: they emulate the host and run inside it.
 pub struct Tools {
     root: PathBuf,
     key: String,
@@ -27,7 +27,7 @@ pub struct Tools {
 
 impl Tools {
     pub fn fetch(env: &Env) -> Result<Self> {
-        let packages = TRIXIE.closure(env, &["qemu-system-x86", "busybox-static", "strace"])?;
+        let packages = TRIXIE.closure(env, &["qemu-system-x86", "busybox-static", "strace", "ovmf"])?;
         let key = key(&[&packages.join(" ")]);
         let root = env.artifact(&format!("tools/{key}"), |dir| {
             ui::step("Debian's QEMU into the cache", || TRIXIE.unpack(env, &packages, dir))
@@ -111,6 +111,9 @@ fn programs(archive: &mut Archive, tools: &Tools) -> Result<()> {
     archive.copy_dir("usr/share/qemu", &root.join("usr/share/qemu"), needed)?;
     let bios = |name: &str| !name.ends_with(".aml");
     archive.copy_dir("usr/share/seabios", &root.join("usr/share/seabios"), bios)?;
+    for name in ["OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"] {
+        archive.copy(&format!("usr/share/OVMF/{name}"), &root.join("usr/share/OVMF").join(name))?;
+    }
     // Programs look users up.
     archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/:/bin/sh\n")?;
     archive.file("etc/group", 0o644, b"root:x:0:\n")
@@ -119,7 +122,7 @@ fn programs(archive: &mut Archive, tools: &Tools) -> Result<()> {
 /// The guest's initial file system: busybox, the virtio and file-system modules, its init.
 pub fn guest_initrd(tools: &Tools, guest: &kernels::Unpacked) -> Result<Vec<u8>> {
     let mut modules = Modules::default();
-    for name in ["virtio_pci", "virtio_mmio", "virtio_blk", "ext4"] {
+    for name in ["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "ext4"] {
         modules.add(tools, guest, name)?;
     }
     let mut archive = Archive::default();

@@ -21,6 +21,8 @@ pub struct Scenario {
     pub payloads: &'static [&'static str],
     /// Load the modules first; if not, the script does, in the order of /modules/kvm.
     pub load: bool,
+    /// Only with `--all`.
+    pub slow: bool,
     /// The host's processor, as QEMU's `-cpu` takes it, and how many.
     pub cpu: &'static str,
     pub smp: u32,
@@ -31,13 +33,62 @@ pub struct Scenario {
 const fn scenario(name: &'static str, script: &'static str) -> Scenario {
     let timeout = Duration::from_secs(180);
     let (kernels, cpu) = (&kernels::ALL, host::CPU);
-    Scenario { name, kernels, script, compare: false, expected: &[], payloads: &[], load: true, cpu, smp: 2, timeout }
+    Scenario {
+        name,
+        kernels,
+        script,
+        compare: false,
+        expected: &[],
+        payloads: &[],
+        load: true,
+        slow: false,
+        cpu,
+        smp: 2,
+        timeout,
+    }
 }
 
-/// A Linux guest from power-on to power-off, its console and its disk the same as on stock kvm-amd.
+/// A Linux guest in QEMU, twice from power-on to power-off, its console, disk and network the same as on stock
+/// kvm-amd (`boot-guest MACHINE client`).
 const fn boot(name: &'static str, script: &'static str) -> Scenario {
-    Scenario { compare: true, ..scenario(name, script) }
+    Scenario { compare: true, timeout: Duration::from_secs(600), ..scenario(name, script) }
 }
+
+/// Rows of a board, a kind of interrupt controller and a firmware: each with one, two and four vCPUs.
+macro_rules! matrix {
+    ($($machine:literal $irqchip:literal $firmware:literal;)*) => {
+        &[$(
+            matrix!(1 $machine $irqchip $firmware),
+            matrix!(2 $machine $irqchip $firmware),
+            matrix!(4 $machine $irqchip $firmware)
+        ),*]
+    };
+    ($cpus:literal $machine:literal $irqchip:literal $firmware:literal) => {
+        Scenario {
+            slow: true,
+            ..boot(
+                concat!("matrix-", $machine, "-", $irqchip, "-", $firmware, "-", $cpus),
+                concat!("CPUS=", $cpus, " IRQCHIP=", $irqchip, " FIRMWARE=", $firmware, " boot-guest ", $machine, " client"),
+            )
+        }
+    };
+}
+
+/// Every board of QEMU's with every kind of interrupt controller and firmware that Debian has for it.
+pub const MATRIX: &[Scenario] = matrix! {
+    "microvm" "on" "seabios";
+    "microvm" "on" "qboot";
+    "microvm" "split" "seabios";
+    "microvm" "split" "qboot";
+    "pc" "on" "seabios";
+    "pc" "on" "ovmf";
+    "pc" "split" "seabios";
+    "pc" "split" "ovmf";
+    "q35" "on" "seabios";
+    "q35" "on" "ovmf";
+    "q35" "split" "seabios";
+    "q35" "split" "ovmf";
+};
 
 /// A program of the crate `tests`.
 const fn program(name: &'static str, payloads: &'static [&'static str], script: &'static str) -> Scenario {
@@ -49,16 +100,12 @@ const REFUSED: &str = "for module in $(cat /modules/kvm); do insmod /modules/$mo
      status=$?; done; echo $module $status $(sed 's/.*: //' /tmp/error); \
      [ -e /dev/kvm ] && { echo '/dev/kvm is there'; exit 1; }; grep -q ^kvm_amd /proc/modules && exit 2; exit 0";
 
-/// All of them, in the order in which they are started.
+/// All others, in the order in which they are started.
 pub const ALL: &[Scenario] = &[
-    boot("boot-microvm", "boot-guest microvm check"),
-    boot("boot-microvm-2", "boot-guest microvm check -smp 2"),
-    // More processors than the host has.
-    boot("boot-microvm-4", "boot-guest microvm check -smp 4"),
-    boot("boot-q35", "boot-guest q35 check"),
-    boot("boot-pc", "boot-guest pc check"),
-    boot("boot-q35-split", "boot-guest q35-split check"),
-    boot("boot-pc-split", "boot-guest pc-split check"),
+    boot("boot-microvm", "boot-guest microvm client"),
+    boot("boot-q35", "CPUS=2 FIRMWARE=ovmf boot-guest q35 client"),
+    boot("boot-pc", "CPUS=4 boot-guest pc client"),
+    boot("boot-q35-split", "CPUS=2 IRQCHIP=split boot-guest q35 client"),
     // What KVM offers and allows, line by line as stock's.
     Scenario {
         compare: true,

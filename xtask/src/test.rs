@@ -159,9 +159,11 @@ impl Job {
 
 fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBuf>, tally: &mut Tally) -> Result<()> {
     let mut jobs = Vec::new();
-    for scenario in scenarios::ALL {
+    for scenario in scenarios::ALL.iter().chain(scenarios::MATRIX) {
         for kernel in selection.kernels() {
-            if scenario.kernels.contains(&kernel) && selection.wants(scenario.name) {
+            let wanted = selection.wants(scenario.name)
+                && (!scenario.slow || selection.all || selection.only.as_deref() == Some(scenario.name));
+            if scenario.kernels.contains(&kernel) && wanted {
                 jobs.push(Job { scenario, kernel });
             }
         }
