@@ -12,6 +12,7 @@ use crate::{
 use anyhow::{Context, Result};
 use std::{
     fs,
+    io::Read,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -131,6 +132,27 @@ pub fn guest_initrd(tools: &Tools, guest: &kernels::Unpacked) -> Result<Vec<u8>>
     modules.archive(&mut archive)?;
     archive.file("modules/order", 0o644, modules.names().collect::<Vec<_>>().join("\n").as_bytes())?;
     archive.finish()
+}
+
+/// The guest's kernel as an ELF file: what the bzImage holds, compressed with zstd (Linux's boot protocol, the fields
+/// payload_offset and payload_length; the length of what comes out follows the compressed data).
+pub fn vmlinux(env: &Env) -> Result<PathBuf> {
+    let guest = kernels::fetch(env, GUEST_KERNEL)?;
+    let dir = env.artifact(&format!("vmlinux/{}", guest.release), |dir| {
+        let image = fs::read(&guest.image)?;
+        let field = |at: usize| -> Result<usize> {
+            let bytes = image.get(at..at + 4).context("the kernel image is too short")?;
+            Ok(u32::from_le_bytes(bytes.try_into()?) as usize)
+        };
+        let setup = (usize::from(*image.get(0x1f1).context("the kernel image is too short")?) + 1) * 512;
+        let (start, length) = (setup + field(0x248)?, field(0x24c)?);
+        let payload = image.get(start..start + length - 4).context("the kernel image is cut off")?;
+        let mut decoder = ruzstd::decoding::StreamingDecoder::new(payload).context("the kernel is not in zstd")?;
+        let mut kernel = Vec::new();
+        decoder.read_to_end(&mut kernel)?;
+        Ok(fs::write(dir.join("vmlinux"), kernel)?)
+    })?;
+    Ok(dir.join("vmlinux"))
 }
 
 /// Two megabytes of text that no compression or block cache gets right by accident: numbered lines of

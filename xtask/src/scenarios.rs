@@ -21,6 +21,8 @@ pub struct Scenario {
     pub payloads: &'static [&'static str],
     /// Load the modules first; if not, the script does, in the order of /modules/kvm.
     pub load: bool,
+    /// Give the script the guest's kernel as an ELF file, /guest/vmlinux.
+    pub vmlinux: bool,
     /// Only with `--all`.
     pub slow: bool,
     /// The host's processor, as QEMU's `-cpu` takes it, and how many.
@@ -42,6 +44,7 @@ const fn scenario(name: &'static str, script: &'static str) -> Scenario {
         payloads: &[],
         load: true,
         slow: false,
+        vmlinux: false,
         cpu,
         smp: 2,
         timeout,
@@ -106,6 +109,18 @@ pub const ALL: &[Scenario] = &[
     boot("boot-q35", "CPUS=2 FIRMWARE=ovmf boot-guest q35 client"),
     boot("boot-pc", "CPUS=4 boot-guest pc client"),
     boot("boot-q35-split", "CPUS=2 IRQCHIP=split boot-guest q35 client"),
+    // The way of Firecracker and Cloud Hypervisor: no firmware.
+    Scenario {
+        vmlinux: true,
+        timeout: Duration::from_secs(400),
+        ..program(
+            "vmm",
+            &["vmm"],
+            "vmm() { echo \"vmm $*\"; timeout 120 /payload/vmm \"$@\" || exit 1; }; initrd=/guest/initrd; \
+             vmm /guest/vmlinuz $initrd bzimage irqchip 1; vmm /guest/vmlinuz $initrd bzimage split 2; \
+             vmm /guest/vmlinux $initrd pvh split 1; vmm /guest/vmlinux $initrd pvh irqchip 2",
+        )
+    },
     // What KVM offers and allows, line by line as stock's.
     Scenario {
         compare: true,

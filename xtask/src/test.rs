@@ -5,6 +5,7 @@ use crate::{
     env::{Env, key},
     expected,
     host::{Boot, Flavour, Machine},
+    image,
     kernels::{self, Kernel},
     module, object, panics, payload, proc, rust_src,
     scenarios::{self, Scenario},
@@ -269,6 +270,9 @@ fn one(env: &Env, machine: &Machine, payloads: &Path, modules: Option<&PathBuf>,
     (boot.smp, boot.cpu) = (job.scenario.smp, job.scenario.cpu.to_owned());
     for name in job.scenario.payloads {
         boot.files.push(payload::file(payloads, name)?);
+    }
+    if job.scenario.vmlinux {
+        boot.files.push(("guest/vmlinux".to_owned(), image::vmlinux(env)?));
     }
     let outcome = machine.boot(env, &boot)?;
     if !outcome.passed() {
