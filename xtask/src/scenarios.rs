@@ -106,7 +106,7 @@ const REFUSED: &str = "for module in $(cat /modules/kvm); do insmod /modules/$mo
 /// All others, in the order in which they are started.
 pub const ALL: &[Scenario] = &[
     boot("boot-microvm", "boot-guest microvm client"),
-    boot("boot-q35", "CPUS=2 FIRMWARE=ovmf boot-guest q35 client"),
+    boot("boot-q35", "CPUS=2 boot-guest q35 client"),
     boot("boot-pc", "CPUS=4 boot-guest pc client"),
     boot("boot-q35-split", "CPUS=2 IRQCHIP=split boot-guest q35 client"),
     // The way of Firecracker and Cloud Hypervisor: no firmware.
