@@ -4,7 +4,7 @@ use super::{MsrState, list};
 use crate::clock::VcpuClock;
 use crate::cpuid::GuestCpuid;
 use crate::vcpu::Core;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64};
 use host::{Command, Cpu, Host};
 use irqchip::{Lapic, TimerEffect};
 
