@@ -128,8 +128,6 @@ pub const ALL: &[Scenario] = &[
         kernels: &[Kernel::V6_12],
         ..program("policy", &["policy"], "/payload/policy")
     },
-    // What the interrupt controllers do, answer by answer as stock's.
-    Scenario { compare: true, ..program("chips", &["chips"], "/payload/chips") },
     // MSRs that do not exist, as the module's parameters have it: 0xc0011fff is none.
     program(
         "ignored-msrs",
@@ -165,5 +163,6 @@ pub const ALL: &[Scenario] = &[
     ),
 ];
 
-/// Binaries of the crate `tests` that are no scenario of their own.
-pub const NOT_SCENARIOS: &[&str] = &["bench"];
+/// Binaries of the crate `tests` that are no scenario of their own. `chips` is to be compared with stock, on which it does
+/// not reach its end yet.
+pub const NOT_SCENARIOS: &[&str] = &["bench", "chips"];
