@@ -323,6 +323,19 @@ fn the_pits_state_can_be_moved() {
 }
 
 #[test]
+fn an_access_beyond_a_devices_ports_is_user_spaces() {
+    let m = machine(true);
+    // 32 bits from port 0x20, of which the 8259 has two; 16 bits from the PIT's last port.
+    for (port, size) in [(0x20u64, 4u64), (0x21, 2), (0x43, 2)] {
+        m.sim.step(0, move |c| (code::IOIO, port << 16 | size << 4 | 1, c.guest().rip));
+        assert!(matches!(m.run(0), Ok(Left::Io { .. })), "{port:#x}");
+        m.run_out(0);
+    }
+    m.sim.step(0, |c| (code::IOIO, 0x20 << 16 | 2 << 4 | 1, c.guest().rip));
+    m.run_out(0);
+}
+
+#[test]
 fn the_pits_tick_is_an_nmi_where_lint0_says_so() {
     let m = machine(true);
     // LVT LINT0: delivery mode NMI.

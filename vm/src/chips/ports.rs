@@ -9,15 +9,37 @@ use irqchip::Chip;
 /// Size of the IOAPIC's registers in bytes.
 const IOAPIC_SIZE: u64 = 0x100;
 
+/// Whose ports they are.
+enum Device {
+    Pic,
+    Pit,
+}
+
+impl Device {
+    /// An access that reaches beyond a device's ports is not the device's, as on stock.
+    #[inline]
+    fn at(port: u16, len: usize) -> Option<Self> {
+        let (device, end) = match port {
+            0x20..=0x21 => (Self::Pic, 0x22),
+            0xa0..=0xa1 => (Self::Pic, 0xa2),
+            0x4d0..=0x4d1 => (Self::Pic, 0x4d2),
+            0x40..=0x43 => (Self::Pit, 0x44),
+            0x61 => (Self::Pit, 0x65),
+            _ => return None,
+        };
+        (usize::from(port) + len <= end).then_some(device)
+    }
+}
+
 impl<H: Host> Vm<H> {
     /// OUT to one of the controllers' ports. False: it is none.
     #[inline]
     pub(crate) fn chip_port_write(&self, port: u16, data: &[u8]) -> bool {
         let Some(chips) = self.chips() else { return false };
-        match port {
-            0x40..=0x43 | 0x61 => self.pit_write(chips, port, data),
-            0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => self.pic_write(chips, port, data),
-            _ => false,
+        match Device::at(port, data.len()) {
+            Some(Device::Pit) => self.pit_write(chips, port, data),
+            Some(Device::Pic) => self.pic_write(chips, port, data),
+            None => false,
         }
     }
 
@@ -25,10 +47,10 @@ impl<H: Host> Vm<H> {
     #[inline]
     pub(crate) fn chip_port_read(&self, port: u16, data: &mut [u8]) -> bool {
         let Some(chips) = self.chips() else { return false };
-        match port {
-            0x40..=0x43 | 0x61 => self.pit_read(chips, port, data),
-            0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => self.pic_read(chips, port, data),
-            _ => false,
+        match Device::at(port, data.len()) {
+            Some(Device::Pit) => self.pit_read(chips, port, data),
+            Some(Device::Pic) => self.pic_read(chips, port, data),
+            None => false,
         }
     }
 
