@@ -73,11 +73,11 @@ impl<H: Host> Core<H> {
 }
 
 impl<H: Host> Vm<H> {
-    /// KVM_CAP_X86_DISABLE_EXITS: instructions of `which` (KVM_X86_DISABLE_EXITS_*) do not exit any more. Errors: EINVAL
-    /// (one that has to exit here, or there are vCPUs).
+    /// KVM_CAP_X86_DISABLE_EXITS: instructions of `which` (KVM_X86_DISABLE_EXITS_*) do not exit on vCPUs that are made from
+    /// now on, and what CPUID says of them follows on all. Errors: EINVAL (one that has to exit here).
     pub fn disable_exits(&self, which: u64) -> Result<(), Errno> {
         let _shape = self.shape.lock();
-        if which & !u64::from(self.host.idle_exits()) != 0 || self.has_vcpus() {
+        if which & !u64::from(self.host.idle_exits()) != 0 {
             return Err(Errno::EINVAL);
         }
         self.config.disabled_exits.fetch_or(which as u32, Relaxed);

@@ -51,7 +51,7 @@ pub struct Config {
     pub exception_payload: AtomicBool,
     /// KVM_CAP_X86_TRIPLE_FAULT_EVENT.
     pub triple_fault_event: AtomicBool,
-    /// KVM_CAP_X86_DISABLE_EXITS: KVM_X86_DISABLE_EXITS_*. Set before the first vCPU.
+    /// KVM_CAP_X86_DISABLE_EXITS: KVM_X86_DISABLE_EXITS_*. Those of a vCPU are settled when it is made.
     pub disabled_exits: AtomicU32,
     /// KVM_CAP_DISABLE_QUIRKS2: the [`quirks`](crate::quirks) that are off.
     pub quirks_off: AtomicU64,

@@ -79,7 +79,7 @@ pub const TESTS: &[Test] = &[
     quick("kvm_clock_test", Pass),
     quick("kvm_create_max_vcpus", Pass),
     slow("kvm_page_table_test", Pass, 240),
-    quick("kvm_pv_test", Lacks("KVM_CAP_X86_DISABLE_EXITS for HLT")),
+    quick("kvm_pv_test", Pass),
     never("max_guest_memory_test", Pass),
     quick("max_vcpuid_cap_test", Pass),
     slow("memslot_modification_stress_test", Pass, 180),
