@@ -22,6 +22,8 @@ const UNSTEADY: &[&str] = &[
     "xor: ",
     "hrtimer: interrupt took",
     "hpet: Lost",
+    // A packet that the guest happens to send while it restarts meets a device that is shut down.
+    "Unexpected TXQ",
     // A slow PCI quirk, and how slow it was.
     " usecs",
     // Said in four lines when the clock turns out unstable in time.
