@@ -24,7 +24,7 @@ use std::{
 };
 
 /// Rounds of each measurement.
-const ROUNDS: u32 = 100;
+const ROUNDS: u32 = 20;
 
 /// Shows where the instructions of the kinds whose name contains `kind` are.
 pub fn run(env: &Env, kernel: Kernel, flavour: Flavour, kind: &str) -> Result<ExitCode> {

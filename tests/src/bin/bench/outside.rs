@@ -13,8 +13,8 @@ const VCPUS: u32 = 30;
 
 pub fn all() -> Vec<Kind> {
     vec![
-        Kind { name: "create-vm-vcpu-destroy", measure: Box::new(|_| create_vm()) },
-        Kind { name: "create-vcpu", measure: Box::new(|_| create_vcpu()) },
+        Kind { name: "create-vm-vcpu-destroy", measure: Box::new(|rounds| create_vm(rounds.min(VMS))) },
+        Kind { name: "create-vcpu", measure: Box::new(|rounds| create_vcpu(rounds.min(VCPUS))) },
         Kind { name: "set-user-memory-region", measure: Box::new(set_memory) },
         Kind { name: "run-immediate-exit", measure: Box::new(immediate_exit) },
     ]
@@ -32,20 +32,20 @@ fn each(rounds: u32, mut f: impl FnMut(u32) -> Result<()>) -> Result<f64> {
 }
 
 /// KVM_CREATE_VM, KVM_CREATE_VCPU, and both closed.
-fn create_vm() -> Result<f64> {
+fn create_vm(rounds: u32) -> Result<f64> {
     let kvm = Kvm::new()?;
-    each(VMS, |_| {
+    each(rounds, |_| {
         let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
         vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
         Ok(())
     })
 }
 
-fn create_vcpu() -> Result<f64> {
+fn create_vcpu(rounds: u32) -> Result<f64> {
     let client = Client::new(MEMORY, true)?;
     client.split_irqchip()?;
-    let mut kept = Vec::with_capacity(VCPUS as usize + 2);
-    each(VCPUS, |id| {
+    let mut kept = Vec::with_capacity(rounds as usize + 2);
+    each(rounds, |id| {
         kept.push(client.vm.create_vcpu(id.into()).context("KVM_CREATE_VCPU")?);
         Ok(())
     })
