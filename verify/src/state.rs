@@ -15,6 +15,8 @@ pub enum Value {
     HostSpecCtrl,
     /// Bits 63:32 of the host's (true) or the guest's SPEC_CTRL.
     SpecCtrlHigh(bool),
+    /// What RDMSR of SPEC_CTRL gave: bits 31:0 (false) or 63:32.
+    ReadBack(bool),
     /// A constant.
     Const(u64),
     /// The guest's register.
@@ -32,6 +34,8 @@ pub enum Flags {
     SpecCtrl,
     /// TEST of the flag argument: is the guest's SPEC_CTRL to be read back?
     ReadBack,
+    /// Something of the guest's.
+    Guest,
     /// Anything else.
     #[default]
     Other,
@@ -87,8 +91,10 @@ pub struct State {
     pub stack: Vec<Value>,
     pub stage: Stage,
     pub spec_ctrl: SpecCtrl,
-    /// The guest's SPEC_CTRL has to be read from the MSR.
-    pub read_back: bool,
+    /// The flag argument was asked whether it has to be read back.
+    pub asked: bool,
+    /// Halves of the guest's SPEC_CTRL that have to be read from the MSR and stored, a bit each.
+    pub read_back: u8,
     /// Guest registers that are stored in the vCPU, a bit each.
     pub stored: u16,
     /// CPU buffers are cleared as the CPU needs it.
@@ -109,7 +115,8 @@ impl State {
             stack: Vec::new(),
             stage: Stage::Entry,
             spec_ctrl: SpecCtrl::Host,
-            read_back: false,
+            asked: false,
+            read_back: 0,
             stored: 0,
             buffers_clear: false,
             piece: None,

@@ -13,6 +13,8 @@ const RSP: u8 = 4;
 /// The vCPU pointer: the first argument, in RDI. The flag: the second, in RSI.
 const VCPU: Value = Value::Initial(7);
 const FLAG: Value = Value::Initial(6);
+/// The bit of it that is tested.
+const NOT_INTERCEPTED: u64 = switch::SPEC_CTRL_NOT_INTERCEPTED as u64;
 
 /// The encoding of a general register, whatever part of it is named.
 pub fn gpr(r: Register) -> Option<u8> {
@@ -112,6 +114,16 @@ impl State {
         if uses_gs(i) && self.gs_is_the_guests() {
             wrong.push("GS is used while it is the guest's".to_owned());
         }
+        let address = [i.memory_base(), i.memory_index()];
+        if (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
+            && address.iter().any(|r| gpr(*r).is_some_and(|n| State::is_the_guests(self.regs[usize::from(n)])))
+        {
+            wrong.push("an address of the guest's is used".to_owned());
+        }
+        // What was cleared fills again with whatever is loaded.
+        if !matches!(i.mnemonic(), Mnemonic::Vmrun | Mnemonic::Nop) {
+            self.buffers_clear = false;
+        }
         match i.mnemonic() {
             Mnemonic::Push => {
                 let v = self.source(d, 0, &cpu_data);
@@ -144,19 +156,27 @@ impl State {
                 let guest = Value::Field(Layout::SPEC_CTRL);
                 let specs = (a, b) == (Value::HostSpecCtrl, guest) || (a, b) == (guest, Value::HostSpecCtrl);
                 self.flags = if specs { Flags::SpecCtrl } else { Flags::Other };
-                if specs && self.read_back {
+                if State::is_the_guests(a) || State::is_the_guests(b) {
+                    self.flags = Flags::Guest;
+                }
+                if specs && self.read_back != 0 {
                     wrong.push("SPEC_CTRL is compared before the guest's value was read back".to_owned());
                 }
             }
             Mnemonic::Test => {
-                let flag = self.source(d, 0, &cpu_data) == FLAG;
-                self.flags = if flag { Flags::ReadBack } else { Flags::Other };
+                let (a, b) = (self.source(d, 0, &cpu_data), self.source(d, 1, &cpu_data));
+                self.flags = match (a, b) {
+                    (FLAG, Value::Const(NOT_INTERCEPTED)) => Flags::ReadBack,
+                    _ if State::is_the_guests(a) || State::is_the_guests(b) => Flags::Guest,
+                    _ => Flags::Other,
+                };
             }
             Mnemonic::Rdmsr => {
-                if self.regs[RCX] == Value::Const(SPEC_CTRL) {
-                    self.read_back = false;
-                }
-                (self.regs[RAX], self.regs[RDX]) = (Value::Unknown, Value::Unknown);
+                let read = match self.regs[RCX] {
+                    Value::Const(SPEC_CTRL) => (Value::ReadBack(false), Value::ReadBack(true)),
+                    _ => (Value::Unknown, Value::Unknown),
+                };
+                (self.regs[RAX], self.regs[RDX]) = read;
             }
             Mnemonic::Wrmsr => self.wrmsr(&mut wrong),
             Mnemonic::Add if i.op0_register() == Register::RSP => match i.try_immediate(1) {
@@ -175,6 +195,9 @@ impl State {
     fn mov(&mut self, d: &Decoded, cpu_data: &dyn Fn(&Target, i64) -> bool, wrong: &mut Vec<String>) {
         let i = &d.insn;
         let value = self.source(d, 1, cpu_data);
+        if i.op0_kind() == OpKind::Register && gpr(i.op0_register()).is_none() {
+            return wrong.push("a segment, control or debug register is written".to_owned());
+        }
         if i.op0_kind() == OpKind::Register {
             let value = match value {
                 // Half of a register that is loaded whole elsewhere.
@@ -190,7 +213,10 @@ impl State {
                 Value::Field(from) if self.faulted && from == at => self.stored |= 1 << ((at - Layout::REGS) / 8),
                 _ => wrong.push("a field of the guest's registers gets something else".to_owned()),
             },
-            Location::Field(at) if (Layout::SPEC_CTRL..Layout::SPEC_CTRL + 8).contains(&at) => {}
+            Location::Field(at) if at == Layout::SPEC_CTRL && value == Value::ReadBack(false) => self.read_back &= !1,
+            Location::Field(at) if at == Layout::SPEC_CTRL + 4 && value == Value::ReadBack(true) => {
+                self.read_back &= !2
+            }
             Location::Field(at) if at == Layout::FAULTED && self.faulted => {}
             Location::Field(at) => wrong.push(format!("offset {at:#x} of the vCPU is written")),
             Location::Stack(up) if up % 8 == 0 && up / 8 < self.stack.len() as u64 => {
@@ -277,13 +303,21 @@ impl State {
             }
         }
         let stores = |m: &UsedMemory| writes(m.access());
+        let system = |r: Register| r.is_segment_register() || r.is_cr() || r.is_dr();
+        if info.used_registers().iter().any(|u| writes(u.access()) && system(u.register())) || uses_gs_base(i) {
+            wrong.push("a segment, control or debug register is written".to_owned());
+        }
         if info.used_memory().iter().any(stores) {
             wrong.push("memory is written in an unknown way".to_owned());
         }
         if i.rflags_modified() != 0 {
-            self.flags = Flags::Other;
+            self.flags = if guests { Flags::Guest } else { Flags::Other };
         }
     }
+}
+
+fn uses_gs_base(i: &Instruction) -> bool {
+    matches!(i.mnemonic(), Mnemonic::Swapgs | Mnemonic::Wrgsbase | Mnemonic::Wrfsbase)
 }
 
 fn derived(v: Value) -> Value {

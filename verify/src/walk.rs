@@ -30,6 +30,8 @@ struct Walk<'a> {
     todo: Vec<State>,
     /// Features met that are decided by a patch.
     met: Features,
+    /// Mitigations that do something, in this variant or another.
+    did: &'a mut HashSet<&'static str>,
 }
 
 /// Walks all variants.
@@ -38,6 +40,7 @@ pub fn walk(module: &Module, patches: &Patches, entry: Place) -> Result<Report> 
     let mut report = Report::default();
     // A variant may meet features that others do not: go on until there are no new ones.
     let (mut done, mut met): (HashSet<Features>, Features) = (HashSet::new(), Features::new());
+    let mut did = HashSet::new();
     loop {
         let mut progress = false;
         ensure!(met.len() <= 10, "too many features patch the world switch");
@@ -58,6 +61,7 @@ pub fn walk(module: &Module, patches: &Patches, entry: Place) -> Result<Report> 
                 seen: HashSet::new(),
                 todo: vec![State::new(entry)],
                 met: Features::new(),
+                did: &mut did,
             };
             walk.run()?;
             let new = walk.met.clone();
@@ -69,6 +73,11 @@ pub fn walk(module: &Module, patches: &Patches, entry: Place) -> Result<Report> 
         if !progress {
             break;
         }
+    }
+    // A CPU that needs none of them is one variant; that no CPU gets one is a mistake.
+    for piece in [CLEAR_BUFFERS, RSB, UNTRAIN].into_iter().filter(|piece| !did.contains(piece)) {
+        let what = format!("{piece} does nothing in any variant");
+        report.findings.push(Finding { place: module.describe(entry), what });
     }
     listing(module, patches, entry, &mut report)?;
     Ok(report)
@@ -151,6 +160,9 @@ impl Walk<'_> {
                     if s.faulted {
                         return Ok(());
                     }
+                }
+                if d.insn.mnemonic() == Mnemonic::Verw && s.piece == Some(CLEAR_BUFFERS) {
+                    self.did.insert(CLEAR_BUFFERS);
                 }
                 for what in s.step(&d, self.cpu_data) {
                     self.finding(at, what);
@@ -266,10 +278,14 @@ impl Walk<'_> {
         let (set, clear) = match condition {
             ConditionCode::e => (taken, not),
             ConditionCode::ne => (not, taken),
+            _ if flags == Flags::Guest => return self.finding(at, "a branch on a value of the guest's"),
             _ => return,
         };
         match flags {
             Flags::SpecCtrl => {
+                if set.spec_ctrl == SpecCtrl::Dirty && !set.asked {
+                    self.finding(at, "SPEC_CTRL is compared before the flag was asked");
+                }
                 let (equal, differs) = match set.spec_ctrl {
                     SpecCtrl::Host => (SpecCtrl::Guest, SpecCtrl::WriteDue),
                     SpecCtrl::Dirty => (SpecCtrl::Back, SpecCtrl::RestoreDue),
@@ -280,7 +296,11 @@ impl Walk<'_> {
                 };
                 (set.spec_ctrl, clear.spec_ctrl) = (equal, differs);
             }
-            Flags::ReadBack => clear.read_back = true,
+            Flags::ReadBack => {
+                (set.asked, clear.asked) = (true, true);
+                clear.read_back = 3;
+            }
+            Flags::Guest => self.finding(at, "a branch on a value of the guest's"),
             Flags::Other => {}
         }
     }
@@ -289,11 +309,13 @@ impl Walk<'_> {
         match (to, s.piece) {
             // Return stack stuffing: the call only pushes.
             (Some(Target::Here(place)), Some(RSB)) => {
+                self.did.insert(RSB);
                 s.stack.push(Value::Unknown);
                 s.at = place;
                 self.todo.push(s);
             }
             (Some(Target::Extern(name)), Some(UNTRAIN)) if UNTRAINING.contains(&name.as_str()) => {
+                self.did.insert(UNTRAIN);
                 for clobbered in [0, 1, 2] {
                     s.regs[clobbered] = Value::Unknown;
                 }
@@ -313,7 +335,7 @@ impl Walk<'_> {
         must(!s.prediction_is_restricted(), "RET while prediction is the guest's".to_owned());
         must(s.stage == Stage::Untrained, "RET before the host's state is back".to_owned());
         must(s.spec_ctrl == SpecCtrl::Back, "RET before SPEC_CTRL is the host's".to_owned());
-        must(!s.read_back, "the guest's SPEC_CTRL is not read back".to_owned());
+        must(s.read_back == 0, "the guest's SPEC_CTRL is not read back".to_owned());
         must(s.stack.is_empty(), "RET with something on the stack".to_owned());
         for n in (0..16u8).filter(|n| *n != 4) {
             let value = s.regs[usize::from(n)];

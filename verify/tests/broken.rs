@@ -284,6 +284,54 @@ const BROKEN: &[Broken] = &[
         to: "    stgi\n    xor eax, eax\n",
         finding: "GIF is changed inside of the assembly",
     },
+    Broken {
+        what: "the low half of SPEC_CTRL not stored",
+        from: "    mov [rdi + 144], eax\n",
+        to: "",
+        finding: "SPEC_CTRL is compared before the guest's value was read back",
+    },
+    Broken {
+        what: "the high half of SPEC_CTRL not stored",
+        from: "    mov [rdi + 144 + 4], edx\n",
+        to: "",
+        finding: "SPEC_CTRL is compared before the guest's value was read back",
+    },
+    Broken {
+        what: "the wrong half stored",
+        from: "    mov [rdi + 144], eax\n",
+        to: "    mov [rdi + 144], edx\n",
+        finding: "offset 0x90 of the vCPU is written",
+    },
+    Broken {
+        what: "another bit of the flag",
+        from: "    test esi, 1\n",
+        to: "    test esi, 2\n",
+        finding: "SPEC_CTRL is compared before the flag was asked",
+    },
+    Broken {
+        what: "GS loaded while it is the guest's",
+        from: ".Lhsave_save_guest:\n",
+        to: "    mov gs, ecx\n.Lhsave_save_guest:\n",
+        finding: "a segment, control or debug register is written",
+    },
+    Broken {
+        what: "a load through a pointer of the guest's",
+        from: "    pop rax\n    mov [rax + 0 + 1 * 8], rcx\n",
+        to: "    pop rax\n    mov [rax + 0 + 1 * 8], rcx\n    mov rcx, [rcx]\n",
+        finding: "an address of the guest's is used",
+    },
+    Broken {
+        what: "a branch on a value of the guest's",
+        from: "    pop rax\n    mov [rax + 0 + 1 * 8], rcx\n",
+        to: "    pop rax\n    mov [rax + 0 + 1 * 8], rcx\n    test rcx, rcx\n    jz 1f\n1:\n",
+        finding: "a branch on a value of the guest's",
+    },
+    Broken {
+        what: "a load between the clearing of buffers and VMRUN",
+        from: ".Lhsave_run:\n    vmrun",
+        to: "    mov rcx, [rsp]\n.Lhsave_run:\n    vmrun",
+        finding: "VMRUN without clearing of CPU buffers before it",
+    },
 ];
 
 #[test]
@@ -302,6 +350,23 @@ fn a_variant_that_only_some_cpus_run_is_found() {
     let pieces = PIECES.replace("7:  call entry_untrain_ret\n8:", "7:  call hsave_other\n8:");
     let report = check(&object(&text(), &pieces)).unwrap();
     assert!(report.findings.iter().any(|f| f.what == "a call"), "{:#?}", report.findings);
+}
+
+#[test]
+fn mitigations_that_do_nothing_on_any_cpu_are_found() {
+    let emptied = [
+        ("    verw word ptr [rip + x86_verw_sel]\n", "", "hsave_mitigate_entry does nothing"),
+        ("7:  call entry_untrain_ret\n8:", "7:  nop\n8:", "hsave_mitigate_exit_untrain does nothing"),
+    ];
+    let stuffing = PIECES.find("    mov rax, 16").unwrap()..PIECES.find("    lfence").unwrap();
+    let without_stuffing = format!("{}{}", &PIECES[..stuffing.start], &PIECES[stuffing.end..]);
+    let mut broken: Vec<(String, &str)> =
+        emptied.iter().map(|(from, to, finding)| (PIECES.replace(from, to), *finding)).collect();
+    broken.push((without_stuffing, "hsave_mitigate_exit_rsb does nothing"));
+    for (pieces, finding) in broken {
+        let report = check(&object(&text(), &pieces)).unwrap();
+        assert!(report.findings.iter().any(|f| f.what.contains(finding)), "{finding}: {:#?}", report.findings);
+    }
 }
 
 #[test]

@@ -26,12 +26,14 @@ pub fn command(file: &Path, listing: bool, costs: bool) -> Result<()> {
         features.join(", ")
     );
     for fact in [
-        "no RET, indirect branch or call between the guest's SPEC_CTRL and the end of untraining, but the kernel's own",
+        "no RET, indirect branch or call between the guest's SPEC_CTRL and the end of untraining, but the kernel's own; \
+         buffers, return stack and prediction are cleaned where the kernel's macros do so on some CPU",
         "every register is the guest's at VMRUN, stored behind it, and cleared or the caller's at the first RET",
         "SPEC_CTRL is written only where it differs, read back where the guest may write it, and the host's at the first RET",
         "GS is not used while it is the guest's; the host save area is fetched before",
         "VMLOAD, VMRUN and VMSAVE have entries in the exception table, and their fixups keep to the same rules",
         "the order is: SPEC_CTRL, VMLOAD, buffers, VMRUN, VMSAVE, VMLOAD, return stack, SPEC_CTRL, untraining, RET",
+        "no address and no branch depends on the guest; no segment, control or debug register is written",
         "two arguments; offsets are those of the Rust types",
     ] {
         println!("  {fact}");
