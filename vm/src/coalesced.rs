@@ -1,6 +1,7 @@
 //! Coalesced MMIO and PIO: writes that user space looks at later, in a ring that it shares with the kernel (KVM API
 //! document 4.116 and KVM_CAP_COALESCED_MMIO).
 
+use crate::Vm;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering::*};
 use host::{Errno, Host, PAGE_SIZE, SharedPage, try_push};
@@ -45,6 +46,15 @@ pub struct Coalesced<H: Host> {
     zones: Mutex<H::RawMutex, Vec<Zone>>,
 }
 
+impl<H: Host> Vm<H> {
+    /// KVM_REGISTER_COALESCED_MMIO. Errors: ENOSPC (too many), ENOMEM.
+    pub fn register_coalesced(&self, zone: Zone) -> Result<(), Errno> {
+        self.coalesced.register(zone)?;
+        self.has_devices.store(true, Release);
+        Ok(())
+    }
+}
+
 impl<H: Host> Coalesced<H> {
     /// Errors: ENOMEM.
     pub fn new(host: &H) -> Result<Self, Errno> {
@@ -52,8 +62,7 @@ impl<H: Host> Coalesced<H> {
         Ok(Self { page, used: AtomicBool::new(false), zones: Mutex::new(Vec::new()) })
     }
 
-    /// KVM_REGISTER_COALESCED_MMIO. Errors: ENOSPC (too many), ENOMEM.
-    pub fn register(&self, zone: Zone) -> Result<(), Errno> {
+    fn register(&self, zone: Zone) -> Result<(), Errno> {
         let mut zones = self.zones.lock();
         if zones.len() >= MOST_ZONES {
             return Err(Errno::ENOSPC);

@@ -94,6 +94,8 @@ pub struct Vm<H: Host> {
     pub(crate) routing: Mutex<H::RawSpinIrq, RoutingTable>,
     ioevents: RwLock<H::RawRwSem, IoEvents<H>>,
     ioevents_used: AtomicBool,
+    /// There is something in the kernel that takes writes of the guest: controllers, ioeventfds or coalesced zones.
+    pub(crate) has_devices: AtomicBool,
     /// Where the interrupt controllers are: 0 nowhere, 1 split, 2 all in the kernel.
     pub(crate) chip: AtomicU8,
     reserved_pins: AtomicU32,
@@ -125,6 +127,7 @@ impl<H: Host> Vm<H> {
             routing: Mutex::new(RoutingTable::empty()),
             ioevents: RwLock::new(IoEvents::default()),
             ioevents_used: AtomicBool::new(false),
+            has_devices: AtomicBool::new(false),
             chip: AtomicU8::new(0),
             reserved_pins: AtomicU32::new(0),
             chips: OnceBox::new(),
@@ -302,6 +305,7 @@ impl<H: Host> Vm<H> {
         if assign {
             self.ioevents.write().assign(spec, event)?;
             self.ioevents_used.store(true, Release);
+            self.has_devices.store(true, Release);
         } else {
             let gone = self.ioevents.write().deassign(&spec, &event)?;
             drop(gone);
@@ -312,6 +316,11 @@ impl<H: Host> Vm<H> {
     /// A port write that something in the kernel takes. False: it is user space's.
     #[inline]
     pub(crate) fn device_port_write(&self, port: u16, data: &[u8]) -> bool {
+        self.has_devices.load(Relaxed) && self.find_port_device(port, data)
+    }
+
+    #[inline(never)]
+    fn find_port_device(&self, port: u16, data: &[u8]) -> bool {
         self.chip_port_write(port, data)
             || self.ioevents_used.load(Relaxed) && self.ioevents.read().write(true, port.into(), data)
             || self.coalesced.write(true, port.into(), data)

@@ -82,7 +82,7 @@ pub fn vm_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<VmReply, Errn
         KVM_REINJECT_CONTROL => {
             done(vm.set_pit_reinject(get::<H, kvm_reinject_control>(host, arg)?.pit_reinject != 0))?
         }
-        KVM_REGISTER_COALESCED_MMIO => done(vm.coalesced.register(chips::zone(&get(host, arg)?)?))?,
+        KVM_REGISTER_COALESCED_MMIO => done(vm.register_coalesced(chips::zone(&get(host, arg)?)?))?,
         KVM_UNREGISTER_COALESCED_MMIO => {
             vm.coalesced.unregister(chips::zone(&get(host, arg)?)?);
             0

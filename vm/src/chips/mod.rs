@@ -87,6 +87,7 @@ impl<H: Host> Vm<H> {
         })?;
         self.chips.set(chips.into_inner()).map_err(|_| Errno::EEXIST)?;
         *self.routing.lock() = routes;
+        self.has_devices.store(true, Release);
         self.chip.store(2, Release);
         Ok(())
     }

@@ -65,8 +65,12 @@ impl<H: Host> Ctx<'_, H> {
             }
             3 => self.core.write_cr3(value),
             4 => {
+                let old = self.core.guest_cr4;
                 self.core.write_cr4(value)?;
-                self.update_cpuid();
+                // CPUID repeats these two bits.
+                if (old ^ value) & (Cr4::OSXSAVE | Cr4::PKE).bits() != 0 {
+                    self.update_cpuid();
+                }
                 Ok(())
             }
             8 if value >> 4 == 0 => {
