@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod caller;
+mod listing;
 pub mod module;
 mod patches;
 mod rules;
