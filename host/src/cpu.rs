@@ -1,7 +1,7 @@
 //! One virtual processor, as the world switch offers it to the run loop.
 
 use crate::{Doorbell, Errno};
-use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea};
+use arch::{CleanBits, ControlArea, EventInj, Exit, HostPa, Intercepts, NestedRoot, SaveArea};
 
 /// What the processor under us can do beyond what every SVM processor with nested paging can (APM 15, CPUID
 /// Fn8000_000A_EDX), after the module's own parameters.
@@ -45,6 +45,20 @@ pub struct CpuFeatures {
 pub struct CpuConfig {
     /// Where the guest's nested page tables begin.
     pub root: NestedRoot,
+}
+
+/// Words of guest memory that a [`SeenCode`] has: a page-table entry per level of long mode, and two of code.
+pub const SEEN_WORDS: usize = 6;
+
+/// An instruction that was looked at: the words of guest memory that say where it is and what it is. As long as none of
+/// them changes, the instruction at the same RIP under the same CR3 is the same.
+#[derive(Clone, Copy, Debug)]
+pub struct SeenCode {
+    /// Where an aligned word is, and what it holds. Memory that the nested tables map, and that the kernel reaches by its
+    /// physical address. What is not needed repeats another.
+    pub words: [(HostPa, u64); SEEN_WORDS],
+    /// Length of the instruction in bytes, 1 to 15.
+    pub len: u8,
 }
 
 /// One virtual processor. The world switch owns the VMCB: nested CR3, ASID, permission maps and the mandatory
@@ -97,6 +111,10 @@ pub trait Cpu {
     fn set_root(&mut self, root: NestedRoot);
     /// The next entry flushes this guest's translations (its ASID, APM 15.16).
     fn flush_tlb(&mut self);
+
+    /// On a processor that does not save the next RIP: the instruction at RIP, in 64-bit mode, is this one. Later exits
+    /// from there have [`ControlArea::next_rip`] filled in while it is; a flush forgets it. 0 there: not known.
+    fn seen(&mut self, code: &SeenCode);
 
     /// Guest values of registers that the world switch swaps outside of the VMCB, to be read and written freely
     /// between entries.

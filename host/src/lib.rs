@@ -20,7 +20,7 @@ mod thread;
 
 pub use bell::{Doorbell, Request};
 pub use cells::{PAGE_SIZE, PageCells, TableCells};
-pub use cpu::{Cpu, CpuConfig, CpuFeatures, ExtraRegs};
+pub use cpu::{Cpu, CpuConfig, CpuFeatures, ExtraRegs, SEEN_WORDS, SeenCode};
 pub use errno::Errno;
 pub use fallible::{OneBox, take_at, try_box, try_filled, try_insert, try_push};
 pub use machine::{

@@ -13,6 +13,7 @@ pub struct Page {
 
 /// linux/shim/kvm/user.c
 const WRITABLE: i32 = 1;
+const UNCOUNTED: i32 = 2;
 
 impl Page {
     /// See `Host::user_page`.
@@ -34,6 +35,11 @@ impl Page {
 impl UserPage for Page {
     fn pa(&self) -> HostPa {
         self.pa
+    }
+
+    fn plain(&self) -> bool {
+        // Memory without a place in the kernel's own map (memfd_secret) has no reference to be had.
+        self.flags & UNCOUNTED == 0
     }
 
     fn writable(&self) -> bool {

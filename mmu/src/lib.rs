@@ -33,6 +33,7 @@ mod memory;
 mod notifier;
 mod npt;
 mod paging;
+mod seen;
 mod slot;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use arch::vmcb::{INT_SHADOW, int_ctl};
 use arch::{
     CleanBits, ControlArea, EventInj, EventType, Exit, HostPa, Intercepts, NestedRoot, SaveArea, SegmentAttr, Zero,
 };
-use host::{Cpu, CpuFeatures, Doorbell, Errno, ExtraRegs};
+use host::{Cpu, CpuFeatures, Doorbell, Errno, ExtraRegs, SeenCode};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -50,6 +50,8 @@ pub struct SimCpu {
     pub flushes: usize,
     flush: bool,
     pub(crate) tlb: Tlb,
+    /// Instructions that it was told of, in order.
+    pub seen: Vec<SeenCode>,
     /// MSR intercepts as they were set: (read, write).
     pub msr_intercepts: HashMap<u32, (bool, bool)>,
     /// The nested root.
@@ -87,6 +89,7 @@ impl SimCpu {
             flushes: 0,
             flush: true,
             tlb: Tlb::default(),
+            seen: Vec::new(),
             msr_intercepts: HashMap::new(),
             root: root.pa(),
             lost: false,
@@ -299,6 +302,9 @@ impl Cpu for SimCpu {
     }
     fn flush_tlb(&mut self) {
         self.flush = true;
+    }
+    fn seen(&mut self, code: &SeenCode) {
+        uncounted(|| self.seen.push(*code));
     }
     fn extra(&self) -> &ExtraRegs {
         &self.extra

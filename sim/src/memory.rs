@@ -147,6 +147,9 @@ impl UserPage for SimUserPage {
     fn pa(&self) -> HostPa {
         self.pa
     }
+    fn plain(&self) -> bool {
+        true
+    }
     fn writable(&self) -> bool {
         self.writable
     }

@@ -23,6 +23,7 @@ mod pages;
 mod percpu;
 mod platform;
 mod run;
+mod seen;
 mod svm;
 
 mod model;

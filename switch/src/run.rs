@@ -2,7 +2,7 @@
 
 use crate::{CpuData, Platform, Svm, Ticket, entry::hsave_vcpu_run, insn, machine::TSC_RATIO_ONE};
 use arch::{
-    CleanBits, Exit, cr,
+    CleanBits, Exit, SegmentAttr, cr,
     event::vector,
     exit::code,
     msr,
@@ -84,6 +84,7 @@ impl<P: Platform> Svm<P> {
         c.tlb_control = DO_NOTHING;
         c.event_inj.0 = 0; // Injected, or reported in EXITINTINFO.
         let info = c.exit_info();
+        self.fill_next_rip(info.code);
         if info.code == MACHINE_CHECK {
             P::machine_check();
         }
@@ -94,6 +95,20 @@ impl<P: Platform> Svm<P> {
             return Exit::None;
         }
         Exit::decode(&info, self.machine.features.decode_assists)
+    }
+
+    /// After an intercepted instruction in 64-bit mode, on a processor that does not say where the next one is.
+    #[inline(always)]
+    fn fill_next_rip(&mut self, exit: u64) {
+        let Some(seen) = &self.seen else { return };
+        let save = &self.vmcb().save;
+        let intercepted = exit.wrapping_sub(code::RDTSC) <= code::XSETBV - code::RDTSC && exit != code::IOIO;
+        let mut next = 0;
+        if intercepted && save.efer & cr::Efer::LMA.bits() != 0 && save.cs.attrib.has(SegmentAttr::L) {
+            // SAFETY: the bell is not told yet that the guest was left.
+            next = unsafe { seen.next_rip(save.rip, save.cr3) };
+        }
+        self.vmcb_mut().control.next_rip = next;
     }
 
     /// SVM is off on this CPU: it is going away, or the machine reboots.

@@ -5,10 +5,11 @@ use crate::{
     ctx::{SPEC_CTRL_NOT_INTERCEPTED, VcpuCtx},
     msrpm::Msrpm,
     pages::Block,
+    seen::Seen,
 };
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea, Vmcb, cr, msr, vmcb::*};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use host::{Cpu, CpuConfig, Doorbell, Errno, ExtraRegs};
+use host::{Cpu, CpuConfig, Doorbell, Errno, ExtraRegs, OneBox, SeenCode, try_box};
 
 /// Intercepts that are set whatever the run loop asks for: without one of them the guest could reach the host
 /// (APM 15.9), or see instructions that a guest does not have.
@@ -79,6 +80,8 @@ pub struct Svm<P: Platform> {
     pub(crate) dr_passed: bool,
     /// The next entry flushes.
     pub(crate) flush: bool,
+    /// Instructions that were looked at; None where the processor saves the next RIP.
+    pub(crate) seen: Option<OneBox<Seen>>,
     /// The next entry only injects.
     pub(crate) exit_at_once: bool,
     /// SVM is off on the CPU of the last entry.
@@ -94,6 +97,7 @@ impl<P: Platform> Svm<P> {
     pub fn new(machine: &'static Machine<P>, config: &CpuConfig) -> Result<Self, Errno> {
         let vmcb = Block::new()?;
         let msrpm = Msrpm::new()?;
+        let seen = if machine.features.nrips { None } else { Some(try_box(Seen::new)?) };
         let ctx = VcpuCtx { vmcb01: vmcb.pa(), vmcb: vmcb.pa(), ..Default::default() };
         let mut svm = Self {
             machine,
@@ -111,6 +115,7 @@ impl<P: Platform> Svm<P> {
             host_virt_spec_ctrl: 0,
             dr_passed: false,
             flush: false,
+            seen,
             exit_at_once: false,
             broken: None,
         };
@@ -152,6 +157,14 @@ impl<P: Platform> Svm<P> {
     fn dirty(&mut self, touched: CleanBits) {
         self.clean = self.clean.difference(touched);
     }
+
+    /// A flush was asked for, or the paging mode may have changed: nothing is known of the guest's code.
+    #[inline]
+    fn forget_seen(&mut self) {
+        if let Some(seen) = &mut self.seen {
+            seen.forget();
+        }
+    }
 }
 
 impl<P: Platform> Cpu for Svm<P> {
@@ -185,6 +198,9 @@ impl<P: Platform> Cpu for Svm<P> {
     #[inline]
     fn save_mut(&mut self, touched: CleanBits) -> &mut SaveArea {
         self.dirty(touched);
+        if touched.contains(CleanBits::CRX) {
+            self.forget_seen();
+        }
         &mut self.vmcb_mut().save
     }
 
@@ -275,12 +291,23 @@ impl<P: Platform> Cpu for Svm<P> {
     fn set_root(&mut self, root: NestedRoot) {
         self.dirty(CleanBits::NP);
         self.vmcb_mut().control.nested_cr3 = root.pa().0;
-        self.flush = true;
+        self.flush_tlb();
     }
 
     #[inline]
     fn flush_tlb(&mut self) {
         self.flush = true;
+        self.forget_seen();
+    }
+
+    fn seen(&mut self, code: &SeenCode) {
+        let (rip, cr3) = (self.vmcb().save.rip, self.vmcb().save.cr3);
+        if let Some(seen) = &mut self.seen {
+            let words = code.words.map(|(pa, value)| (P::kernel_address(pa), value));
+            // SAFETY: memory that the nested tables map (contract of `SeenCode`) stays until a flush, which forgets it
+            // and which waits for a vCPU that is in the guest.
+            unsafe { seen.put(rip, cr3, code.len, words) }
+        }
     }
 
     #[inline]

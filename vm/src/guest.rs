@@ -12,6 +12,9 @@ use core::sync::atomic::Ordering::Relaxed;
 use emulator::{Access, Done, Insn, Known, Machine, Mode, Seg, Segment, Shadow, Stop, Table, TableReg};
 use host::{Cpu, Fpu, Host, SharedPage};
 
+/// Every how many looks at an instruction its place is remembered.
+const LOOKUPS_PER_SEEN: u8 = 4;
+
 impl<H: Host> Ctx<'_, H> {
     /// Is the guest in 64-bit mode (not compatibility mode)?
     #[inline]
@@ -23,22 +26,38 @@ impl<H: Host> Ctx<'_, H> {
     /// RIP of the instruction after the intercepted one: from the hardware, or by looking at the bytes.
     #[inline(always)]
     pub(crate) fn next_rip(&mut self, what: Known) -> Result<u64, Next> {
-        if self.core.features.nrips {
-            let next = self.core.cpu.control().next_rip;
-            if next != 0 {
-                return Ok(next);
-            }
+        match self.core.cpu.control().next_rip {
+            0 => self.looked_up_next_rip(what),
+            next => Ok(next),
         }
-        let save = self.core.cpu.save();
-        let rip = save.rip;
+    }
+
+    /// The same by looking at the bytes.
+    #[inline(never)]
+    fn looked_up_next_rip(&mut self, what: Known) -> Result<u64, Next> {
+        let rip = self.core.cpu.save().rip;
         if self.in_64bit_mode() {
             let mut bytes = [0; 15];
             let got = self.fetch_code(rip, &mut bytes);
             if let Some(len) = emulator::len_of(bytes.get(..got).unwrap_or(&[]), Mode::Long64, what) {
+                self.remember_code(rip, len);
                 return Ok(rip.wrapping_add(len.into()));
             }
         }
         self.decoded_next_rip()
+    }
+
+    /// Tells the processor what it does not know by itself, so that it need not be looked for the next time.
+    fn remember_code(&mut self, rip: u64, len: u8) {
+        // To find the places costs several times what the look did: worth it where an instruction comes back, not where
+        // more of them take turns than can be remembered.
+        self.core.lookups = self.core.lookups.wrapping_add(1);
+        if self.core.lookups % LOOKUPS_PER_SEEN == 0 && !self.core.features.nrips {
+            let paging = self.paging();
+            if let Some(code) = self.vm.mmu.seen(&paging, rip, len) {
+                self.core.cpu.seen(&code);
+            }
+        }
     }
 
     /// The same with the whole decoder: outside of 64-bit mode, and where the bytes are not those expected.

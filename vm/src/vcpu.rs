@@ -132,6 +132,8 @@ pub struct Core<H: Host> {
     pub features: CpuFeatures,
     /// RIP after the IN that user space answers.
     pub(crate) io_next_rip: u64,
+    /// How often the length of an instruction had to be looked for.
+    pub(crate) lookups: u8,
     /// Why the host could not do an access of the emulated instruction.
     pub(crate) host_stop: Option<Next>,
     /// What a write to a device in the kernel wants of user space once the instruction is complete.

@@ -226,6 +226,7 @@ impl<H: Host> Vm<H> {
             ioapic_eoi: irqchip::Bits256::default(),
             exit_words: [0; 8],
             io_next_rip: 0,
+            lookups: 0,
             host_stop: None,
             device_exit: Next::Resume,
         };

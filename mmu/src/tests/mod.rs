@@ -7,6 +7,7 @@ mod faults;
 mod memory;
 mod never;
 mod notifier;
+mod seen;
 mod slots;
 mod stress;
 mod walk;

@@ -172,6 +172,10 @@ unsafe impl Platform for Kernel {
         // SAFETY: allocated above with this layout.
         unsafe { std::alloc::dealloc(pages.va.as_ptr(), layout(order)) }
     }
+    fn kernel_address(pa: HostPa) -> NonNull<u64> {
+        // As `alloc_pages` has it: addresses of the process are physical ones.
+        NonNull::new(std::ptr::with_exposed_provenance_mut(pa.0 as usize)).expect("memory")
+    }
     fn cpu_data() -> NonNull<CpuData> {
         NonNull::new(cpu_data(hw().cpu)).expect("an address")
     }

@@ -8,3 +8,4 @@ mod i386;
 mod life;
 mod matrix;
 mod run;
+mod seen;

@@ -5,7 +5,7 @@ use crate::cpuid::GuestCpuid;
 use crate::cpuid::tests::{FakeHost, generous};
 use crate::msr::{Clocks, MsrAccess, MsrEffect, MsrError, MsrState, PAT_RESET, VmMsrs};
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea, Zero, cr};
-use host::{Cpu, Doorbell, Errno, ExtraRegs};
+use host::{Cpu, Doorbell, Errno, ExtraRegs, SeenCode};
 use irqchip::Lapic;
 use std::boxed::Box;
 
@@ -46,6 +46,7 @@ impl Cpu for Registers {
     fn set_tsc_offset(&mut self, _: u64) {}
     fn set_root(&mut self, _: NestedRoot) {}
     fn flush_tlb(&mut self) {}
+    fn seen(&mut self, _: &SeenCode) {}
     fn extra(&self) -> &ExtraRegs {
         &self.extra
     }

@@ -1,0 +1,111 @@
+//! The next RIP where the processor does not save it.
+
+use super::run::{ROOT, machine};
+use crate::Svm;
+use crate::model::hardware::{Bench, hw};
+use crate::model::kernel::Kernel;
+use arch::cr::Efer;
+use arch::{CleanBits, HostPa, SegmentAttr, exit::code};
+use core::ptr::NonNull;
+use host::{Cpu, Doorbell, SEEN_WORDS, SeenCode};
+use std::boxed::Box;
+
+/// CPUID Fn8000_000A_EDX: next RIP is saved.
+const NRIPS: u32 = 1 << 3;
+const RIP: u64 = 0x1234;
+
+/// Guest memory: words that lead to an instruction.
+struct Words(Box<[u64; SEEN_WORDS]>);
+
+impl Words {
+    fn at(&mut self, n: usize) -> NonNull<u64> {
+        NonNull::from(&mut self.0[n])
+    }
+
+    fn code(&mut self) -> SeenCode {
+        let words = std::array::from_fn(|n| (HostPa(self.at(n).as_ptr().expose_provenance() as u64), self.0[n]));
+        SeenCode { words, len: 3 }
+    }
+}
+
+/// A guest at [`RIP`] in 64-bit mode that exits with `exit`, and what NEXT_RIP is then.
+fn next_rip(cpu: &mut Svm<Kernel>, exit: u64) -> u64 {
+    hw().guest = Box::new(move |_, vmcb| vmcb.control.exit_code = exit);
+    cpu.enter(&Doorbell::new());
+    cpu.control().next_rip
+}
+
+fn guest(bench: &Bench, svm: u32) -> Svm<Kernel> {
+    let mut cpu = Svm::new(machine(bench, svm), &ROOT).unwrap();
+    let save = cpu.save_mut(CleanBits::all());
+    (save.rip, save.cr3) = (RIP, 0x1000);
+    save.efer |= Efer::LMA.bits();
+    save.cs.attrib = SegmentAttr(SegmentAttr::L);
+    cpu
+}
+
+#[test]
+fn an_instruction_that_was_seen_has_a_length_until_a_word_of_its_walk_changes() {
+    let b = Bench::new();
+    let mut cpu = guest(&b, 0);
+    let mut memory = Words(Box::new([1, 2, 3, 4, 5, 6]));
+    assert_eq!(next_rip(&mut cpu, code::CPUID), 0);
+    cpu.seen(&memory.code());
+    assert_eq!(next_rip(&mut cpu, code::CPUID), RIP + 3);
+    assert_eq!(next_rip(&mut cpu, code::MSR), RIP + 3);
+    for exit in [code::INTR, code::NPF, code::IOIO, code::INVALID, code::EXCP0 + 14] {
+        assert_eq!(next_rip(&mut cpu, exit), 0, "{exit:#x} is no instruction's, or says it itself");
+    }
+    for n in 0..SEEN_WORDS {
+        // SAFETY: our own memory, reached as the switch does.
+        unsafe { memory.at(n).write_volatile(99) };
+        assert_eq!(next_rip(&mut cpu, code::CPUID), 0, "word {n}");
+        // SAFETY: as above.
+        unsafe { memory.at(n).write_volatile(n as u64 + 1) };
+        assert_eq!(next_rip(&mut cpu, code::CPUID), RIP + 3);
+    }
+}
+
+#[test]
+fn it_is_another_one_at_another_rip_under_another_cr3_and_in_another_mode() {
+    let b = Bench::new();
+    let mut cpu = guest(&b, 0);
+    let mut memory = Words(Box::new([1; SEEN_WORDS]));
+    cpu.seen(&memory.code());
+    for (rip, cr3) in [(RIP + 1, 0x1000), (RIP, 0x2000), (RIP + 64, 0x1000)] {
+        let save = cpu.save_mut(CleanBits::empty());
+        (save.rip, save.cr3) = (rip, cr3);
+        assert_eq!(next_rip(&mut cpu, code::CPUID), 0);
+    }
+    let save = cpu.save_mut(CleanBits::empty());
+    (save.rip, save.cr3) = (RIP, 0x1000);
+    assert_eq!(next_rip(&mut cpu, code::CPUID), RIP + 3);
+    cpu.save_mut(CleanBits::SEG).cs.attrib = SegmentAttr(0);
+    assert_eq!(next_rip(&mut cpu, code::CPUID), 0, "compatibility mode");
+}
+
+#[test]
+fn a_flush_or_a_new_paging_mode_forgets_it() {
+    let b = Bench::new();
+    let mut cpu = guest(&b, 0);
+    let mut memory = Words(Box::new([1; SEEN_WORDS]));
+    let changes: [fn(&mut Svm<Kernel>); 3] =
+        [|cpu| cpu.flush_tlb(), |cpu| cpu.set_root(ROOT.root), |cpu| cpu.save_mut(CleanBits::CRX).cr2 = 0];
+    for change in changes {
+        cpu.seen(&memory.code());
+        assert_eq!(next_rip(&mut cpu, code::CPUID), RIP + 3);
+        change(&mut cpu);
+        assert_eq!(next_rip(&mut cpu, code::CPUID), 0);
+    }
+}
+
+#[test]
+fn a_processor_that_saves_it_is_believed() {
+    let b = Bench::new();
+    let mut cpu = guest(&b, NRIPS);
+    let mut memory = Words(Box::new([1; SEEN_WORDS]));
+    cpu.seen(&memory.code());
+    hw().guest = Box::new(|_, vmcb| (vmcb.control.exit_code, vmcb.control.next_rip) = (code::CPUID, RIP + 9));
+    cpu.enter(&Doorbell::new());
+    assert_eq!(cpu.control().next_rip, RIP + 9);
+}
