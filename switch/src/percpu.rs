@@ -41,6 +41,11 @@ pub struct CpuData {
     pub(crate) asids: Cell<Asids>,
 }
 
+impl CpuData {
+    /// Offset of the kernel address of the host save area in bytes, for the checker of the SEV-ES variant.
+    pub const HSAVE_VA: usize = core::mem::offset_of!(CpuData, hsave_va);
+}
+
 const _: () = {
     use core::mem::{align_of, offset_of, size_of};
     assert!(size_of::<CpuData>() <= CPU_DATA_SIZE && align_of::<CpuData>() <= 64);

@@ -2,7 +2,7 @@
 //!
 //! [`module`] reads the object with its relocations; [`patches`] knows the alternatives that the kernel patches into it;
 //! [`walk`] follows every path through the assembly, in every combination of the patches, with the abstract state of
-//! [`state`] that [`step`] changes; [`caller`] looks at the code around it, from CLGI to STGI. What breaks a rule is a
+//! [`state`] that [`step`] changes ([`encrypted`] has what differs for SEV-ES); [`caller`] looks at the code around it, from CLGI to STGI. What breaks a rule is a
 //! [`Finding`] with its place.
 //!
 //! The rules are those of WORLD-SWITCH in `docs/world-switch.md`. What a walk cannot prove: that the kernel's own macros do
@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod caller;
+mod encrypted;
 mod listing;
 pub mod module;
 mod patches;
@@ -23,7 +24,7 @@ use module::Module;
 use std::collections::BTreeMap;
 use std::fmt;
 
-pub use rules::{ENTRY, Layout};
+pub use rules::{ENCRYPTED, ENTRY, Layout};
 
 /// A rule that is broken somewhere.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,7 +63,11 @@ pub fn check(bytes: &[u8]) -> Result<Report> {
     let module = Module::parse(bytes)?;
     let entry = module.symbol(ENTRY).with_context(|| format!("there is no {ENTRY}"))?;
     let patches = patches::Patches::read(&module)?;
-    let mut report = walk::walk(&module, &patches, entry)?;
+    let mut report = Report::default();
+    walk::walk(&module, &patches, entry, false, &mut report)?;
+    if let Some(entry) = module.symbol(ENCRYPTED) {
+        walk::walk(&module, &patches, entry, true, &mut report)?;
+    }
     caller::check(&module, &mut report)?;
     report.findings.sort();
     report.findings.dedup();

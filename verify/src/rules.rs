@@ -1,10 +1,14 @@
 //! Names and numbers that the rules refer to.
 
+use arch::{Vmcb, Vmsa};
 use core::mem::offset_of;
 use switch::{CpuData, VcpuCtx};
 
 /// The world switch.
 pub const ENTRY: &str = "hsave_vcpu_run";
+/// Its SEV-ES variant, which an object need not have, and what its mitigations' names end in.
+pub const ENCRYPTED: &str = "hsave_es_vcpu_run";
+pub const ENCRYPTED_SUFFIX: &str = "_es";
 /// The mitigations that are reached by direct jump, and the labels that they jump back to.
 pub const CLEAR_BUFFERS: &str = "hsave_mitigate_entry";
 pub const RSB: &str = "hsave_mitigate_exit_rsb";
@@ -49,4 +53,30 @@ impl Layout {
     pub const SPEC_CTRL: i64 = offset_of!(VcpuCtx, spec_ctrl) as i64;
     pub const FAULTED: i64 = offset_of!(VcpuCtx, faulted) as i64;
     pub const HSAVE_PA: i64 = offset_of!(CpuData, hsave_pa) as i64;
+    pub const HSAVE_VA: i64 = CpuData::HSAVE_VA as i64;
+    /// Where #VMEXIT of an SEV-ES guest finds the host's general registers in the host save area, by encoding; RAX and RSP
+    /// the processor stores there itself.
+    pub const HOST_GPRS: [Option<i64>; 16] = {
+        const fn at(offset: usize) -> Option<i64> {
+            Some((offset_of!(Vmcb, save) + offset) as i64)
+        }
+        [
+            None,
+            at(offset_of!(Vmsa, rcx)),
+            at(offset_of!(Vmsa, rdx)),
+            at(offset_of!(Vmsa, rbx)),
+            None,
+            at(offset_of!(Vmsa, rbp)),
+            at(offset_of!(Vmsa, rsi)),
+            at(offset_of!(Vmsa, rdi)),
+            at(offset_of!(Vmsa, r8)),
+            at(offset_of!(Vmsa, r9)),
+            at(offset_of!(Vmsa, r10)),
+            at(offset_of!(Vmsa, r11)),
+            at(offset_of!(Vmsa, r12)),
+            at(offset_of!(Vmsa, r13)),
+            at(offset_of!(Vmsa, r14)),
+            at(offset_of!(Vmsa, r15)),
+        ]
+    };
 }

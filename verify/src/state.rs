@@ -11,6 +11,8 @@ pub enum Value {
     Field(i64),
     /// The physical address of the host save area.
     HsavePa,
+    /// Its address for the host.
+    HsaveVa,
     /// The host's SPEC_CTRL.
     HostSpecCtrl,
     /// Bits 63:32 of the host's (true) or the guest's SPEC_CTRL.
@@ -80,6 +82,10 @@ pub enum Stage {
 /// The state of one path at one point.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
+    /// The guest's registers are encrypted: the processor swaps them.
+    pub encrypted: bool,
+    /// The host save area's general registers, by encoding (SEV-ES only): what nobody stored is nobody's word.
+    pub area: [Value; 16],
     /// The next instruction.
     pub at: Place,
     /// Inside replacements of alternatives: where each ends, and where the path goes on then.
@@ -106,8 +112,10 @@ pub struct State {
 }
 
 impl State {
-    pub fn new(at: Place) -> Self {
+    pub fn new(at: Place, encrypted: bool) -> Self {
         Self {
+            encrypted,
+            area: [Value::Tainted; 16],
             at,
             resume: Vec::new(),
             regs: core::array::from_fn(|n| Value::Initial(n as u8)),

@@ -11,8 +11,8 @@ const RCX: usize = 1;
 const RDX: usize = 2;
 const RSP: u8 = 4;
 /// The vCPU pointer: the first argument, in RDI. The flag: the second, in RSI.
-const VCPU: Value = Value::Initial(7);
-const FLAG: Value = Value::Initial(6);
+pub const VCPU: Value = Value::Initial(7);
+pub const FLAG: Value = Value::Initial(6);
 /// The bit of it that is tested.
 const NOT_INTERCEPTED: u64 = switch::SPEC_CTRL_NOT_INTERCEPTED as u64;
 
@@ -29,8 +29,13 @@ enum Location {
     /// So many bytes above RSP.
     Stack(u64),
     HostSpecCtrl,
+    /// So many bytes into the host save area.
+    HostArea(i64),
     Other,
 }
+
+/// The offset in our per-CPU data that a symbol and an offset from it mean, if it is there.
+type CpuDataAt<'a> = &'a dyn Fn(&Target, i64) -> Option<i64>;
 
 impl State {
     fn reg(&self, r: Register) -> Value {
@@ -71,16 +76,17 @@ impl State {
         match i.memory_base() {
             Register::RSP => Location::Stack(disp as u64),
             base if gpr(base).is_some() && self.reg(base) == VCPU => Location::Field(disp),
+            base if gpr(base).is_some() && self.reg(base) == Value::HsaveVa => Location::HostArea(disp),
             _ => Location::Other,
         }
     }
 
-    fn load(&self, d: &Decoded, cpu_data: &dyn Fn(&Target, i64) -> bool) -> Value {
+    fn load(&self, d: &Decoded, cpu_data: CpuDataAt) -> Value {
         if d.insn.segment_prefix() == Register::GS {
-            if let Some((target, by)) = &d.memory {
-                if cpu_data(target, *by) {
-                    return Value::HsavePa;
-                }
+            match d.memory.as_ref().and_then(|(target, by)| cpu_data(target, *by)) {
+                Some(Layout::HSAVE_PA) => return Value::HsavePa,
+                Some(Layout::HSAVE_VA) => return Value::HsaveVa,
+                _ => {}
             }
         }
         match self.location(d) {
@@ -90,11 +96,11 @@ impl State {
                 n.map_or(Value::Unknown, |n| self.stack[n])
             }
             Location::HostSpecCtrl => Value::HostSpecCtrl,
-            Location::Stack(_) | Location::Other => Value::Unknown,
+            Location::Stack(_) | Location::HostArea(_) | Location::Other => Value::Unknown,
         }
     }
 
-    fn source(&self, d: &Decoded, operand: u32, cpu_data: &dyn Fn(&Target, i64) -> bool) -> Value {
+    fn source(&self, d: &Decoded, operand: u32, cpu_data: CpuDataAt) -> Value {
         let i = &d.insn;
         match i.op_kind(operand) {
             OpKind::Register => self.reg(i.op_register(operand)),
@@ -108,8 +114,11 @@ impl State {
         let i = &d.insn;
         let mut wrong = Vec::new();
         let cpu_data = |target: &Target, by: i64| match target {
-            Target::Extern(name) => name == CPU_DATA && by == Layout::HSAVE_PA,
-            Target::Here(p) => module_cpu_data.is_some_and(|c| c.after(Layout::HSAVE_PA as u64) == p.after(by as u64)),
+            Target::Extern(name) => (name == CPU_DATA).then_some(by),
+            Target::Here(p) => {
+                let start = module_cpu_data.filter(|start| start.section == p.section)?;
+                Some(p.after(by as u64).offset.wrapping_sub(start.offset) as i64)
+            }
         };
         if uses_gs(i) && self.gs_is_the_guests() {
             wrong.push("GS is used while it is the guest's".to_owned());
@@ -192,7 +201,7 @@ impl State {
         wrong
     }
 
-    fn mov(&mut self, d: &Decoded, cpu_data: &dyn Fn(&Target, i64) -> bool, wrong: &mut Vec<String>) {
+    fn mov(&mut self, d: &Decoded, cpu_data: CpuDataAt, wrong: &mut Vec<String>) {
         let i = &d.insn;
         let value = self.source(d, 1, cpu_data);
         if i.op0_kind() == OpKind::Register && gpr(i.op0_register()).is_none() {
@@ -207,6 +216,7 @@ impl State {
             return self.set(i.op0_register(), value);
         }
         match self.location(d) {
+            Location::HostArea(at) => self.keep(at, value, wrong),
             Location::Field(at) if (Layout::REGS..Layout::VMCB01).contains(&at) => match value {
                 Value::Guest(n) if at == Layout::REGS + 8 * i64::from(n) => self.stored |= 1 << n,
                 // SVM is off: the guest did not run, and these are its registers still.
@@ -248,6 +258,9 @@ impl State {
     }
 
     fn svm(&mut self, i: &Instruction, wrong: &mut Vec<String>) {
+        if self.encrypted {
+            return self.svm_encrypted(i, wrong);
+        }
         let operand = self.regs[RAX];
         let mut must = |ok: bool, what: &str| {
             if !ok {

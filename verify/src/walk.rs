@@ -4,8 +4,8 @@ use crate::listing;
 use crate::module::{Module, Place, Target};
 use crate::patches::{Features, Patches};
 use crate::rules::{
-    CALLEE_SAVED, CLEAR_BUFFERS, CPU_DATA, DONE, INDIRECT_THUNK, MOST_STACK, RETURN_THUNK, RSB, TOO_MANY_ARGUMENTS,
-    UNTRAIN, UNTRAINING,
+    CALLEE_SAVED, CLEAR_BUFFERS, CPU_DATA, DONE, ENCRYPTED_SUFFIX, INDIRECT_THUNK, MOST_STACK, RETURN_THUNK, RSB,
+    TOO_MANY_ARGUMENTS, UNTRAIN, UNTRAINING,
 };
 use crate::state::{Flags, SpecCtrl, Stage, State, Value};
 use crate::step::gpr;
@@ -36,9 +36,8 @@ struct Walk<'a> {
 }
 
 /// Walks all variants.
-pub fn walk(module: &Module, patches: &Patches, entry: Place) -> Result<Report> {
+pub fn walk(module: &Module, patches: &Patches, entry: Place, encrypted: bool, report: &mut Report) -> Result<()> {
     let fixups = fixups(module);
-    let mut report = Report::default();
     // A variant may meet features that others do not: go on until there are no new ones.
     let (mut done, mut met): (HashSet<Features>, Features) = (HashSet::new(), Features::new());
     let mut did = HashSet::new();
@@ -58,9 +57,9 @@ pub fn walk(module: &Module, patches: &Patches, entry: Place) -> Result<Report> 
                 features,
                 fixups: &fixups,
                 cpu_data: module.symbol(CPU_DATA),
-                report: &mut report,
+                report: &mut *report,
                 seen: HashSet::new(),
-                todo: vec![State::new(entry)],
+                todo: vec![State::new(entry, encrypted)],
                 met: Features::new(),
                 did: &mut did,
             };
@@ -77,11 +76,10 @@ pub fn walk(module: &Module, patches: &Patches, entry: Place) -> Result<Report> 
     }
     // A CPU that needs none of them is one variant; that no CPU gets one is a mistake.
     for piece in [CLEAR_BUFFERS, RSB, UNTRAIN].into_iter().filter(|piece| !did.contains(piece)) {
-        let what = format!("{piece} does nothing in any variant");
+        let what = format!("{piece}{} does nothing in any variant", if encrypted { ENCRYPTED_SUFFIX } else { "" });
         report.findings.push(Finding { place: module.describe(entry), what });
     }
-    listing::listing(module, patches, entry, &mut report)?;
-    Ok(report)
+    if encrypted { Ok(()) } else { listing::listing(module, patches, entry, report) }
 }
 
 /// The kernel's exception table: where execution goes on after a fault, and how.
@@ -200,10 +198,13 @@ impl Walk<'_> {
     /// Entering and leaving the kernel's mitigations.
     fn pieces(&mut self, s: &mut State) {
         let Some(name) = self.module.name_at(s.at) else { return };
+        let suffix = if s.encrypted { ENCRYPTED_SUFFIX } else { "" };
         for piece in [CLEAR_BUFFERS, RSB, UNTRAIN] {
-            if name == piece {
+            let Some(rest) = name.strip_prefix(piece).and_then(|rest| rest.strip_prefix(suffix)) else { continue };
+            if rest.is_empty() {
                 s.piece = Some(piece);
                 let early = match piece {
+                    CLEAR_BUFFERS if s.encrypted => s.spec_ctrl != SpecCtrl::Guest,
                     CLEAR_BUFFERS => s.stage != Stage::GuestLoaded && !s.faulted,
                     RSB => s.stage < Stage::HostLoaded && !s.faulted,
                     _ => s.stage < Stage::RsbClean || s.spec_ctrl != SpecCtrl::Back,
@@ -211,7 +212,7 @@ impl Walk<'_> {
                 if early {
                     self.finding(s.at, "this mitigation comes too early");
                 }
-            } else if name.strip_suffix(DONE) == Some(piece) && s.piece == Some(piece) {
+            } else if rest == DONE && s.piece == Some(piece) {
                 s.piece = None;
                 match piece {
                     CLEAR_BUFFERS => s.buffers_clear = true,
@@ -245,12 +246,13 @@ impl Walk<'_> {
                 (s.faulted, s.at) = (true, *to);
                 // As if it had been done: the host's state was never given up.
                 s.stage = match s.stage {
+                    _ if s.encrypted => Stage::HostLoaded,
                     Stage::Entry => Stage::GuestLoaded,
                     Stage::GuestLoaded => Stage::Ran,
                     Stage::Ran => Stage::Saved,
                     _ => Stage::HostLoaded,
                 };
-                if s.stage == Stage::Ran {
+                if s.stage == Stage::Ran || s.encrypted {
                     s.spec_ctrl = SpecCtrl::Dirty;
                 }
                 self.todo.push(s);
@@ -344,7 +346,7 @@ impl Walk<'_> {
             if CALLEE_SAVED.contains(&n) {
                 must(value == Value::Initial(n), format!("register {n} is not given back to the caller"));
             }
-            must(n == 0 || s.stored & 1 << n != 0, format!("the guest's register {n} is not stored"));
+            must(n == 0 || s.encrypted || s.stored & 1 << n != 0, format!("the guest's register {n} is not stored"));
         }
     }
 }

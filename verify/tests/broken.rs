@@ -1,6 +1,7 @@
 //! The checker against the assembly itself and against variants of it that are broken on purpose: each has to be found, and
 //! for its own reason.
 
+mod encrypted;
 mod text;
 
 use std::path::{Path, PathBuf};
@@ -51,6 +52,11 @@ hsave_mitigate_exit_untrain:
 
 /// The text of the world switch, from its source.
 fn text() -> String {
+    text_with(0)
+}
+
+/// The same, with the SEV-ES variant if `sev_es` is 1.
+fn text_with(sev_es: i64) -> String {
     let source = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../switch/src/entry.rs")).unwrap();
     let (_, body) = source.split_once("global_asm!(").expect("the assembly");
     let mut text = String::from(".intel_syntax noprefix\n");
@@ -68,7 +74,7 @@ fn text() -> String {
     text += include_str!("../../switch/src/entry.s");
     let numbers = [
         ("i386", 0),
-        ("sev_es", 0),
+        ("sev_es", sev_es),
         ("regs", Layout::REGS),
         ("vmcb01", Layout::VMCB01),
         ("vmcb", Layout::VMCB),
@@ -78,7 +84,7 @@ fn text() -> String {
         ("not_intercepted", 1),
         ("msr", 0x48),
     ];
-    for (name, value) in numbers {
+    for (name, value) in numbers.into_iter().chain(encrypted::numbers()) {
         text = text.replace(&format!("{{{name}}}"), &value.to_string());
     }
     let (extable, rest) = text.split_once("# The world switch").expect("the title of the text");

@@ -18,7 +18,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("linux", &["arch", "host", "switch", "kvm", "vm"]),
     ("sim", &["arch", "host"]),
     ("tests", &["kvm", "sim", "vm"]),
-    ("verify", &["switch"]),
+    ("verify", &["arch", "switch"]),
     ("xtask", &["verify"]),
 ];
 
