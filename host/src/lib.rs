@@ -15,6 +15,7 @@ pub mod cells;
 mod cpu;
 mod errno;
 mod fallible;
+mod fast;
 mod machine;
 mod thread;
 
@@ -23,6 +24,7 @@ pub use cells::{PAGE_SIZE, PageCells, TableCells};
 pub use cpu::{Cpu, CpuConfig, CpuFeatures, ExtraRegs, SEEN_WORDS, SeenCode};
 pub use errno::Errno;
 pub use fallible::{OneBox, take_at, try_box, try_filled, try_insert, try_push};
+pub use fast::{FastExit, FastExits};
 pub use machine::{
     Alarm, Alarms, Command, EventFd, Fpu, Host, MapLevel, PollParameters, SharedPage, Stop, TimePoint, UserPage, Work,
 };

@@ -19,7 +19,7 @@ impl Bits256 {
     }
 
     /// Whether `vector` is in the set.
-    #[inline]
+    #[inline(always)]
     pub fn contains(&self, vector: u8) -> bool {
         self.word(vector) >> (vector & 63) & 1 != 0
     }
@@ -33,7 +33,7 @@ impl Bits256 {
     }
 
     /// Removes `vector`.
-    #[inline]
+    #[inline(always)]
     pub fn clear(&mut self, vector: u8) {
         if let Some(word) = self.0.get_mut(usize::from(vector >> 6)) {
             *word &= !(1 << (vector & 63));
@@ -52,7 +52,7 @@ impl Bits256 {
     }
 
     /// The highest vector in the set: the one of highest priority.
-    #[inline]
+    #[inline(always)]
     pub fn highest(&self) -> Option<u8> {
         let [a, b, c, d] = self.0;
         let (base, word) = match (d, c, b, a) {
@@ -80,7 +80,7 @@ impl Bits256 {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn word(&self, vector: u8) -> u64 {
         self.0.get(usize::from(vector >> 6)).copied().unwrap_or(0)
     }

@@ -17,7 +17,7 @@ pub fn run<H: Host>(ctx: &mut Ctx<'_, H>) -> Result<i64, Errno> {
         immediate_exit: asked >> (8 * at::IMMEDIATE_EXIT) & 0xff != 0,
         cr8: 0,
     };
-    if ctx.core.lapic.is_none() {
+    if ctx.core.fast.lapic.is_none() {
         request.cr8 = page.word(at::CR8 / 8);
         if request.cr8 > 15 {
             return Err(Errno::EINVAL);

@@ -12,6 +12,8 @@ mod alarm;
 mod cpuid;
 mod errno;
 mod event;
+#[cfg(target_os = "none")]
+mod fast;
 mod files;
 mod fpu;
 mod heap;

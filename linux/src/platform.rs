@@ -13,6 +13,8 @@ pub enum Kernel {}
 // SAFETY: each function does what the trait asks of it through the kernel's own function for it (linux/shim/kvm);
 // pages are exclusive and physically contiguous, per-CPU data is at a fixed address.
 unsafe impl Platform for Kernel {
+    type Fast = vm::fast::Fast;
+
     fn alloc_pages(order: u32) -> Option<Pages> {
         let mut pa = 0;
         // SAFETY: `pa` is written on success.

@@ -10,7 +10,7 @@ use arch::vmcb::{INT_SHADOW, int_ctl};
 use arch::{
     CleanBits, ControlArea, EventInj, EventType, Exit, HostPa, Intercepts, NestedRoot, SaveArea, SegmentAttr, Zero,
 };
-use host::{Cpu, CpuFeatures, Doorbell, Errno, ExtraRegs, SeenCode};
+use host::{Cpu, CpuFeatures, Doorbell, Errno, ExtraRegs, FastExit, FastExits, SeenCode};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -50,6 +50,8 @@ pub struct SimCpu {
     pub flushes: usize,
     flush: bool,
     pub(crate) tlb: Tlb,
+    /// Exits that were handled without leaving the guest.
+    pub handled_fast: usize,
     /// Instructions that it was told of, in order.
     pub seen: Vec<SeenCode>,
     /// MSR intercepts as they were set: (read, write).
@@ -89,6 +91,7 @@ impl SimCpu {
             flushes: 0,
             flush: true,
             tlb: Tlb::default(),
+            handled_fast: 0,
             seen: Vec::new(),
             msr_intercepts: HashMap::new(),
             root: root.pa(),
@@ -166,6 +169,22 @@ impl SimCpu {
             self.save.rflags &= !Rflags::IF.bits();
         }
         false
+    }
+
+    /// As the world switch does it with an exit that needs nothing of the host.
+    fn handled<F: FastExits>(&mut self, fast: &mut F) -> bool {
+        let (next, traps) = (self.control.next_rip, self.save.rflags & Rflags::TF.bits() != 0);
+        if next == 0 || traps || self.control.exit_int_info.valid() {
+            return false;
+        }
+        let mut guest = FastExit { regs: &mut self.gprs, save: &mut self.save, control: &self.control };
+        if !fast.handle(&mut guest) {
+            return false;
+        }
+        self.save.rip = next;
+        self.control.int_state &= !INT_SHADOW;
+        self.handled_fast += 1;
+        true
     }
 
     /// Runs the guest until it exits.
@@ -319,7 +338,7 @@ impl Cpu for SimCpu {
         assert!(std::mem::take(&mut self.running), "end without begin");
     }
 
-    fn enter(&mut self, bell: &Doorbell) -> Exit {
+    fn enter<F: FastExits>(&mut self, bell: &Doorbell, fast: &mut F) -> Exit {
         assert!(self.running, "entered outside of begin and end");
         if self.shared.signal.load(SeqCst) || thread::raised() || self.lost || !bell.try_enter() {
             return Exit::None;
@@ -329,9 +348,14 @@ impl Cpu for SimCpu {
             thread::raise();
             return Exit::None;
         }
-        let (code, info1, info2) = uncounted(|| self.guest_runs());
+        loop {
+            let (code, info1, info2) = uncounted(|| self.guest_runs());
+            (self.control.exit_code, self.control.exit_info_1, self.control.exit_info_2) = (code, info1, info2);
+            if !self.handled(fast) {
+                break;
+            }
+        }
         drop(in_guest);
-        (self.control.exit_code, self.control.exit_info_1, self.control.exit_info_2) = (code, info1, info2);
         Exit::decode(&self.control.exit_info(), self.features.decode_assists)
     }
     fn last_cpu(&self) -> u32 {

@@ -1,5 +1,6 @@
 //! What the assembly knows of a vCPU.
 
+use crate::fast::Link;
 use arch::HostPa;
 
 /// The one argument of the world switch. The assembly takes every field by its offset from here (`offset_of!` as
@@ -19,6 +20,15 @@ pub struct VcpuCtx {
     pub spec_ctrl: u64,
     /// Set by the assembly if an SVM instruction faulted while the machine was rebooting.
     pub faulted: u32,
+    /// The stack pointer of the assembly, while `hsave_fast` has the CPU.
+    pub stack: usize,
+    /// What `hsave_fast` is given; where there is nothing the assembly does not jump there.
+    pub(crate) link: Link,
+}
+
+impl VcpuCtx {
+    /// Offset of the pointer that is null where the assembly is not to jump to `hsave_fast`.
+    pub const FAST: usize = core::mem::offset_of!(Self, link) + core::mem::offset_of!(Link, state);
 }
 
 /// The flag of the world switch: the guest may write SPEC_CTRL without an exit, so its value is read back. Computed

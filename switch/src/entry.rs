@@ -71,6 +71,8 @@ core::arch::global_asm!(
     vmcb = const offset_of!(VcpuCtx, vmcb),
     spec_ctrl = const offset_of!(VcpuCtx, spec_ctrl),
     faulted = const offset_of!(VcpuCtx, faulted),
+    stack = const offset_of!(VcpuCtx, stack),
+    fast = const VcpuCtx::FAST,
     not_intercepted = const SPEC_CTRL_NOT_INTERCEPTED,
     msr = const arch::msr::SPEC_CTRL,
     host = const offset_of!(Vmcb, save),

@@ -152,6 +152,14 @@ hsave_vcpu_run:
     mov [rax + {regs} + 15 * 8], r15
 .endif
     mov \di, \ax
+.if !{i386}
+    mov [rdi + {stack}], rsp
+    cmp qword ptr [rdi + {fast}], 0
+    jne hsave_fast
+.globl hsave_fast_leave
+hsave_fast_leave: # RDI is the vCPU pointer, as below at hsave_fast_again; no other register counts.
+    mov rsp, [rdi + {stack}]
+.endif
     mov \ax, [\di + {vmcb01}]
 .Lhsave_save_guest:
     vmsave \ax
@@ -194,6 +202,14 @@ hsave_vcpu_run:
     jmp __x86_return_thunk
     int3 # No straight-line speculation into what follows.
 
+.if !{i386}
+.globl hsave_fast_again
+hsave_fast_again: # SPEC_CTRL and what VMLOAD loads are the guest's still.
+    mov rsp, [rdi + {stack}]
+    push rdi
+    jmp .Lhsave_load_guest_done
+.endif
+
     hsave_spec_ctrl_bodies
     hsave_tolerate .Lhsave_load_guest, .Lhsave_load_guest_done, \di
     hsave_extable .Lhsave_run, .Lhsave_run_fault
@@ -202,6 +218,9 @@ hsave_vcpu_run:
     cmp byte ptr [\rip hsave_rebooting], 0
     je .Lhsave_bug
     mov dword ptr [\ax + {faulted}], 1
+.if !{i386}
+    mov qword ptr [rax + {fast}], 0 # There was no exit.
+.endif
     jmp .Lhsave_run_done
     hsave_tolerate .Lhsave_save_guest, .Lhsave_save_guest_done, \di
     hsave_tolerate .Lhsave_load_host, .Lhsave_load_host_done, \di
@@ -267,6 +286,7 @@ hsave_es_vcpu_run:
 .pushsection .discard.func_stack_frame_non_standard, "aw"
 .if !{i386}
     .quad hsave_vcpu_run
+    .quad hsave_fast
 .endif
 .if {sev_es}
     .quad hsave_es_vcpu_run

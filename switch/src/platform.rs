@@ -7,7 +7,7 @@
 use crate::CpuData;
 use arch::HostPa;
 use core::ptr::NonNull;
-use host::Errno;
+use host::{Errno, FastExits};
 
 /// A run of physically contiguous, zeroed pages.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,9 @@ pub struct Pages {
 /// The switch dereferences what [`cpu_data`](Self::cpu_data) and [`alloc_pages`](Self::alloc_pages) return, and lets
 /// the processor write there: the implementation keeps to the contract of each function.
 pub unsafe trait Platform: 'static {
+    /// The handlers that the program's `hsave_fast` was made for.
+    type Fast: FastExits;
+
     /// `1 << order` zeroed contiguous pages, accounted to the caller's memory cgroup. May sleep. None: no memory.
     fn alloc_pages(order: u32) -> Option<Pages>;
     /// Frees what [`alloc_pages`](Self::alloc_pages) returned for the same `order`.

@@ -1,14 +1,14 @@
 //! One entry into the guest, from interrupts off to interrupts on.
 
-use crate::{CpuData, Platform, Svm, Ticket, entry::hsave_vcpu_run, insn, machine::TSC_RATIO_ONE};
+use crate::{CpuData, Platform, Svm, Ticket, entry::hsave_vcpu_run, fast::Link, insn, machine::TSC_RATIO_ONE};
 use arch::{
-    CleanBits, Exit, SegmentAttr, cr,
+    CleanBits, Exit, cr,
     event::vector,
     exit::code,
     msr,
     vmcb::tlb_control::{DO_NOTHING, FLUSH_ALL_ASID, FLUSH_ASID},
 };
-use host::{Doorbell, Errno};
+use host::{Doorbell, Errno, FastExits};
 
 /// Exit code of an intercepted #MC.
 const MACHINE_CHECK: u64 = code::EXCP0 + vector::MC as u64;
@@ -27,7 +27,7 @@ struct Changed {
 
 impl<P: Platform> Svm<P> {
     #[inline]
-    pub(crate) fn run(&mut self, bell: &Doorbell) -> Exit {
+    pub(crate) fn run<F: FastExits>(&mut self, bell: &Doorbell, fast: &mut F) -> Exit {
         P::irq_disable();
         if !P::may_enter() || !bell.try_enter() {
             P::irq_enable();
@@ -59,13 +59,15 @@ impl<P: Platform> Svm<P> {
         vmcb.control.clean = clean;
         vmcb.save.efer |= cr::Efer::SVME.bits();
 
+        let this: *mut Self = self;
         // SAFETY: this CPU is enabled and its host save area was filled by `load`; both VMCB addresses are of our
         // own page; GIF is clear and IF set around the assembly, as it wants.
         unsafe {
             insn::clgi();
             P::guest_enter();
             insn::sti();
-            hsave_vcpu_run(&raw mut self.ctx, self.flags);
+            (*this).ctx.link = Link::new(this, fast);
+            hsave_vcpu_run(&raw mut (*this).ctx, (*this).flags);
             insn::cli();
             if self.dr_passed {
                 self.extra.dr = insn::debug_addresses();
@@ -84,7 +86,6 @@ impl<P: Platform> Svm<P> {
         c.tlb_control = DO_NOTHING;
         c.event_inj.0 = 0; // Injected, or reported in EXITINTINFO.
         let info = c.exit_info();
-        self.fill_next_rip(info.code);
         if info.code == MACHINE_CHECK {
             P::machine_check();
         }
@@ -95,20 +96,6 @@ impl<P: Platform> Svm<P> {
             return Exit::None;
         }
         Exit::decode(&info, self.machine.features.decode_assists)
-    }
-
-    /// After an intercepted instruction in 64-bit mode, on a processor that does not say where the next one is.
-    #[inline(always)]
-    fn fill_next_rip(&mut self, exit: u64) {
-        let Some(seen) = &self.seen else { return };
-        let save = &self.vmcb().save;
-        let intercepted = exit.wrapping_sub(code::RDTSC) <= code::XSETBV - code::RDTSC && exit != code::IOIO;
-        let mut next = 0;
-        if intercepted && save.efer & cr::Efer::LMA.bits() != 0 && save.cs.attrib.has(SegmentAttr::L) {
-            // SAFETY: the bell is not told yet that the guest was left.
-            next = unsafe { seen.next_rip(save.rip, save.cr3) };
-        }
-        self.vmcb_mut().control.next_rip = next;
     }
 
     /// SVM is off on this CPU: it is going away, or the machine reboots.

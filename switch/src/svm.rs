@@ -9,7 +9,7 @@ use crate::{
 };
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea, Vmcb, cr, msr, vmcb::*};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use host::{Cpu, CpuConfig, Doorbell, Errno, ExtraRegs, OneBox, SeenCode, try_box};
+use host::{Cpu, CpuConfig, Doorbell, Errno, ExtraRegs, FastExits, OneBox, SeenCode, try_box};
 
 /// Intercepts that are set whatever the run loop asks for: without one of them the guest could reach the host
 /// (APM 15.9), or see instructions that a guest does not have.
@@ -152,6 +152,13 @@ impl<P: Platform> Svm<P> {
     pub(crate) fn vmcb_mut(&mut self) -> &mut Vmcb {
         // SAFETY: as above.
         unsafe { self.vmcb.va().cast().as_mut() }
+    }
+
+    /// The general registers and the VMCB, apart.
+    #[inline(always)]
+    pub(crate) fn parts_mut(&mut self) -> (&mut [u64; 16], &mut Vmcb) {
+        // SAFETY: as for `vmcb`; the registers lie elsewhere.
+        (&mut self.ctx.regs, unsafe { self.vmcb.va().cast().as_mut() })
     }
 
     fn dirty(&mut self, touched: CleanBits) {
@@ -332,8 +339,8 @@ impl<P: Platform> Cpu for Svm<P> {
     }
 
     #[inline]
-    fn enter(&mut self, bell: &Doorbell) -> Exit {
-        self.run(bell)
+    fn enter<F: FastExits>(&mut self, bell: &Doorbell, fast: &mut F) -> Exit {
+        self.run(bell, fast)
     }
 
     fn last_cpu(&self) -> u32 {

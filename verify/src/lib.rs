@@ -2,7 +2,8 @@
 //!
 //! [`module`] reads the object with its relocations; [`patches`] knows the alternatives that the kernel patches into it;
 //! [`walk`] follows every path through the assembly, in every combination of the patches, with the abstract state of
-//! [`state`] that [`step`] changes ([`encrypted`] has what differs for SEV-ES); [`caller`] looks at the code around it, from CLGI to STGI. What breaks a rule is a
+//! [`state`] that [`step`] changes ([`encrypted`] has what differs for SEV-ES); [`fast`] looks at the compiled code that runs
+//! in the middle of it, and [`caller`] at the code around it, from CLGI to STGI. What breaks a rule is a
 //! [`Finding`] with its place.
 //!
 //! The rules are those of WORLD-SWITCH in `docs/world-switch.md`. What a walk cannot prove: that the kernel's own macros do
@@ -11,6 +12,7 @@
 
 mod caller;
 mod encrypted;
+mod fast;
 mod listing;
 pub mod module;
 mod patches;
@@ -52,6 +54,8 @@ pub struct Report {
     pub listing: Vec<String>,
     /// Costly instructions on that path, and how many there are.
     pub costs: BTreeMap<&'static str, usize>,
+    /// Instructions of `hsave_fast`, and those on the longest way through it.
+    pub fast: (usize, usize),
     /// Places from which the assembly is entered with GIF clear.
     pub callers: usize,
     /// Broken rules, without repetition.
@@ -68,6 +72,7 @@ pub fn check(bytes: &[u8]) -> Result<Report> {
     if let Some(entry) = module.symbol(ENCRYPTED) {
         walk::walk(&module, &patches, entry, true, &mut report)?;
     }
+    fast::check(&module, &patches, &mut report)?;
     caller::check(&module, &mut report)?;
     report.findings.sort();
     report.findings.dedup();

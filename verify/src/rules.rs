@@ -13,6 +13,12 @@ pub const ENCRYPTED_SUFFIX: &str = "_es";
 pub const CLEAR_BUFFERS: &str = "hsave_mitigate_entry";
 pub const RSB: &str = "hsave_mitigate_exit_rsb";
 pub const UNTRAIN: &str = "hsave_mitigate_exit_untrain";
+/// Compiled code that handles an exit with the guest's state still loaded, and where it jumps when it is done.
+pub const FAST: &str = "hsave_fast";
+pub const FAST_AGAIN: &str = "hsave_fast_again";
+pub const FAST_LEAVE: &str = "hsave_fast_leave";
+/// Most instructions of it on one way: interrupts wait so long.
+pub const MOST_FAST: usize = 400;
 /// What follows the name of a piece at its way back.
 pub const DONE: &str = "_done";
 /// The kernel's untraining, which returns without prediction of the guest's: the only calls before the first RET.
@@ -52,6 +58,8 @@ impl Layout {
     pub const VMCB: i64 = offset_of!(VcpuCtx, vmcb) as i64;
     pub const SPEC_CTRL: i64 = offset_of!(VcpuCtx, spec_ctrl) as i64;
     pub const FAULTED: i64 = offset_of!(VcpuCtx, faulted) as i64;
+    pub const STACK: i64 = offset_of!(VcpuCtx, stack) as i64;
+    pub const FAST: i64 = VcpuCtx::FAST as i64;
     pub const HSAVE_PA: i64 = offset_of!(CpuData, hsave_pa) as i64;
     pub const HSAVE_VA: i64 = CpuData::HSAVE_VA as i64;
     /// Where #VMEXIT of an SEV-ES guest finds the host's general registers in the host save area, by encoding; RAX and RSP

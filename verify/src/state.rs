@@ -107,6 +107,12 @@ pub struct State {
     pub buffers_clear: bool,
     /// The piece of the mitigations that the path is in.
     pub piece: Option<&'static str>,
+    /// The vCPU says that compiled code is not to be entered: there was no exit.
+    pub no_fast: bool,
+    /// How deep the stack was when its pointer was stored in the vCPU.
+    pub stack_noted: Option<usize>,
+    /// The stack pointer is that of compiled code until it is loaded from there.
+    pub stack_lost: bool,
     /// An SVM instruction has faulted: SVM is off, so all others do as well.
     pub faulted: bool,
 }
@@ -128,6 +134,9 @@ impl State {
             stored: 0,
             buffers_clear: false,
             piece: None,
+            no_fast: false,
+            stack_noted: None,
+            stack_lost: false,
             faulted: false,
         }
     }

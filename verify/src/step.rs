@@ -133,6 +133,16 @@ impl State {
         if !matches!(i.mnemonic(), Mnemonic::Vmrun | Mnemonic::Nop) {
             self.buffers_clear = false;
         }
+        if self.restores_stack(d) {
+            if self.stack_noted != Some(self.stack.len()) {
+                wrong.push("the stack pointer is loaded, and was not stored here".to_owned());
+            }
+            self.stack_lost = false;
+            return wrong;
+        }
+        if self.stack_lost {
+            wrong.push("something comes before the stack pointer is back".to_owned());
+        }
         match i.mnemonic() {
             Mnemonic::Push => {
                 let v = self.source(d, 0, &cpu_data);
@@ -201,6 +211,11 @@ impl State {
         wrong
     }
 
+    fn restores_stack(&self, d: &Decoded) -> bool {
+        let to_stack = d.insn.op0_kind() == OpKind::Register && d.insn.op0_register() == Register::RSP;
+        d.insn.mnemonic() == Mnemonic::Mov && to_stack && self.location(d) == Location::Field(Layout::STACK)
+    }
+
     fn mov(&mut self, d: &Decoded, cpu_data: CpuDataAt, wrong: &mut Vec<String>) {
         let i = &d.insn;
         let value = self.source(d, 1, cpu_data);
@@ -228,6 +243,12 @@ impl State {
                 self.read_back &= !2
             }
             Location::Field(at) if at == Layout::FAULTED && self.faulted => {}
+            Location::Field(at) if at == Layout::FAST && self.faulted && value == Value::Const(0) => {
+                self.no_fast = true
+            }
+            Location::Field(at) if at == Layout::STACK && value == Value::Initial(RSP) => {
+                self.stack_noted = Some(self.stack.len());
+            }
             Location::Field(at) => wrong.push(format!("offset {at:#x} of the vCPU is written")),
             Location::Stack(up) if up % 8 == 0 && up / 8 < self.stack.len() as u64 => {
                 let n = self.stack.len() - 1 - (up / 8) as usize;

@@ -4,8 +4,8 @@ use crate::listing;
 use crate::module::{Module, Place, Target};
 use crate::patches::{Features, Patches};
 use crate::rules::{
-    CALLEE_SAVED, CLEAR_BUFFERS, CPU_DATA, DONE, ENCRYPTED_SUFFIX, INDIRECT_THUNK, MOST_STACK, RETURN_THUNK, RSB,
-    TOO_MANY_ARGUMENTS, UNTRAIN, UNTRAINING,
+    CALLEE_SAVED, CLEAR_BUFFERS, CPU_DATA, DONE, ENCRYPTED_SUFFIX, FAST, FAST_AGAIN, FAST_LEAVE, INDIRECT_THUNK,
+    MOST_STACK, RETURN_THUNK, RSB, TOO_MANY_ARGUMENTS, UNTRAIN, UNTRAINING,
 };
 use crate::state::{Flags, SpecCtrl, Stage, State, Value};
 use crate::step::gpr;
@@ -262,8 +262,35 @@ impl Walk<'_> {
         }
     }
 
+    /// Compiled code handles the exit ([`crate::fast`]): it comes back in one of two ways, with the vCPU pointer.
+    fn lend(&mut self, s: &State) {
+        if s.no_fast {
+            return;
+        }
+        let stored = (0..16u16).filter(|n| ![0, 4].contains(n)).all(|n| s.stored & 1 << n != 0);
+        if s.stage != Stage::Ran || s.faulted || !stored {
+            self.finding(s.at, "compiled code is entered with the guest's registers in use");
+        }
+        if s.regs[7] != Value::Initial(7) || s.stack_noted != Some(s.stack.len()) {
+            self.finding(s.at, "compiled code is entered without vCPU pointer or way back");
+        }
+        let mut back = State { regs: [Value::Unknown; 16], flags: Flags::Other, stack_lost: true, ..s.clone() };
+        (back.regs[4], back.regs[7], back.buffers_clear) = (Value::Initial(4), Value::Initial(7), false);
+        let again = State { stage: Stage::GuestLoaded, spec_ctrl: SpecCtrl::Guest, stored: 0, ..back.clone() };
+        for (name, mut state) in [(FAST_LEAVE, back), (FAST_AGAIN, again)] {
+            match self.module.symbol(name) {
+                Some(place) => {
+                    state.at = place;
+                    self.todo.push(state);
+                }
+                None => self.finding(s.at, format!("there is no {name}")),
+            }
+        }
+    }
+
     fn jump(&mut self, mut s: State, to: Option<Target>) {
         match to {
+            Some(Target::Here(place)) if self.module.name_at(place) == Some(FAST) => self.lend(&s),
             Some(Target::Here(place)) => {
                 s.at = place;
                 self.todo.push(s);

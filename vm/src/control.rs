@@ -25,7 +25,7 @@ impl<H: Host> Ctx<'_, H> {
 
     /// Does the guest take interrupts of a PIC at all? Waiting for its window otherwise would never end.
     pub(crate) fn accepts_external(&self) -> bool {
-        self.core.lapic.as_ref().is_none_or(|l| l.accepts_pic_intr())
+        self.core.fast.lapic.as_ref().is_none_or(|l| l.accepts_pic_intr())
     }
 
     /// `if_flag`: RFLAGS.IF.
@@ -35,12 +35,12 @@ impl<H: Host> Ctx<'_, H> {
 
     /// CR8 as the guest sees it, 0..16.
     pub fn cr8(&self) -> u64 {
-        self.core.lapic.as_ref().map_or(self.core.cr8, |l| l.cr8().into())
+        self.core.fast.lapic.as_ref().map_or(self.core.cr8, |l| l.cr8().into())
     }
 
     /// IA32_APIC_BASE.
     pub fn apic_base(&self) -> u64 {
-        self.core.lapic.as_ref().map_or(self.core.apic_base, |l| l.base())
+        self.core.fast.lapic.as_ref().map_or(self.core.apic_base, |l| l.base())
     }
 
     /// Does everything that was rung for. Nothing rung costs one load.
@@ -86,7 +86,7 @@ impl<H: Host> Ctx<'_, H> {
 
     /// Takes what other threads posted: interrupts, NMIs, INIT and SIPI.
     pub(crate) fn fetch_mail(&mut self) {
-        if let Some(lapic) = &mut self.core.lapic {
+        if let Some(lapic) = &mut self.core.fast.lapic {
             self.me.pir.drain_into(lapic);
         }
         let mail = &self.me.mail;
@@ -108,7 +108,7 @@ impl<H: Host> Ctx<'_, H> {
 
     fn expire_timer(&mut self) {
         let (now, tsc) = (self.vm.host.now_ns(), self.guest_tsc());
-        if let Some(lapic) = &mut self.core.lapic {
+        if let Some(lapic) = &mut self.core.fast.lapic {
             let effect = lapic.expire(now, tsc);
             self.apply_timer(effect);
         }

@@ -117,7 +117,7 @@ impl<H: Host> Core<H> {
     /// the guest can take an interrupt.
     #[inline]
     pub fn inject_pending(&mut self, window: bool) {
-        let (tpr, waiting) = match &self.lapic {
+        let (tpr, waiting) = match &self.fast.lapic {
             Some(lapic) => (lapic.cr8(), lapic.has_irr()),
             None => (self.cr8 as u8, false),
         };
@@ -202,7 +202,7 @@ impl<H: Host> Core<H> {
         if let Some(v) = self.inject.external.take() {
             return Some(v);
         }
-        self.lapic.as_mut()?.ack()
+        self.fast.lapic.as_mut()?.ack()
     }
 
     /// Leaves with the processor what the guest cannot take now; nothing if a debugger `blocked` interrupts.
@@ -214,7 +214,7 @@ impl<H: Host> Core<H> {
         } else if let Some(v) = self.inject.external {
             Some(Armed::External(v))
         } else {
-            self.lapic.as_ref().and_then(|l| l.candidate()).map(Armed::Apic)
+            self.fast.lapic.as_ref().and_then(|l| l.candidate()).map(Armed::Apic)
         };
         if want == self.inject.armed {
             return;
@@ -276,7 +276,7 @@ impl<H: Host> Core<H> {
         let tpr = (self.cpu.control().int_ctl & 0xf) as u8;
         if tpr != self.vtpr {
             self.vtpr = tpr;
-            match &mut self.lapic {
+            match &mut self.fast.lapic {
                 Some(lapic) => lapic.set_cr8(tpr),
                 None => self.cr8 = tpr.into(),
             }
@@ -286,7 +286,7 @@ impl<H: Host> Core<H> {
                 self.inject.armed = None;
                 match armed {
                     Armed::Apic(v) => {
-                        if let Some(lapic) = &mut self.lapic {
+                        if let Some(lapic) = &mut self.fast.lapic {
                             lapic.take(v);
                         }
                     }

@@ -97,7 +97,7 @@ impl<H: Host> Ctx<'_, H> {
 
     /// EOI of a vector that an IOAPIC waits for goes there; to user space, if it has the IOAPIC.
     pub(crate) fn after_eoi(&mut self, eoi: Eoi) -> Next {
-        if !self.core.ioapic_eoi.contains(eoi.vector) {
+        if !self.core.fast.ioapic_eoi.contains(eoi.vector) {
             return Next::Resume;
         }
         match self.vm.chips() {
@@ -108,7 +108,7 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     pub(crate) fn publish_address(&mut self) {
-        if let Some(lapic) = &self.core.lapic {
+        if let Some(lapic) = &self.core.fast.lapic {
             self.vm.publish(self.me, lapic.address());
             self.me.lint0.store(lapic.lint0() as u8, Relaxed);
         }
@@ -120,9 +120,9 @@ impl<H: Host> Ctx<'_, H> {
     pub(crate) fn scan_ioapic(&mut self) {
         if let Some(chips) = self.vm.chips() {
             self.scan_chips(chips);
-        } else if let Some(lapic) = &self.core.lapic {
+        } else if let Some(lapic) = &self.core.fast.lapic {
             let pins = self.vm.reserved_pins();
-            self.core.ioapic_eoi = self.vm.routing.lock().eoi_exit_bitmap(pins, lapic, self.vm.msi_format());
+            self.core.fast.ioapic_eoi = self.vm.routing.lock().eoi_exit_bitmap(pins, lapic, self.vm.msi_format());
         }
     }
 
@@ -151,7 +151,7 @@ impl<H: Host> Ctx<'_, H> {
         self.fetch_mail();
         let now = self.vm.host.now_ns();
         let format = self.vm.config.x2apic_format.load(Relaxed);
-        let lapic = self.core.lapic.as_ref().ok_or(Errno::EINVAL)?;
+        let lapic = self.core.fast.lapic.as_ref().ok_or(Errno::EINVAL)?;
         lapic.get_state(out, now, format);
         Ok(())
     }
@@ -160,7 +160,7 @@ impl<H: Host> Ctx<'_, H> {
     pub fn set_lapic(&mut self, regs: &[u8; 1024]) -> Result<(), Errno> {
         let now = self.vm.host.now_ns();
         let format = self.vm.config.x2apic_format.load(Relaxed);
-        let lapic = self.core.lapic.as_mut().ok_or(Errno::EINVAL)?;
+        let lapic = self.core.fast.lapic.as_mut().ok_or(Errno::EINVAL)?;
         self.me.pir.clear();
         let effect = lapic.set_state(regs, now, format).map_err(|_| Errno::EINVAL)?;
         self.publish_address();
@@ -172,7 +172,7 @@ impl<H: Host> Ctx<'_, H> {
     /// IA32_APIC_BASE, from the guest or (`host`) user space. Errors: EINVAL (an illegal value or transition).
     pub(crate) fn set_apic_base(&mut self, value: u64, host: bool) -> Result<(), Errno> {
         let reserved = self.core.cpuid.flags().reserved_gpa_bits;
-        let Some(lapic) = &mut self.core.lapic else {
+        let Some(lapic) = &mut self.core.fast.lapic else {
             self.core.apic_base = value;
             return Ok(());
         };

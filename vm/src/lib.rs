@@ -18,6 +18,7 @@ mod control;
 pub mod cpuid;
 pub mod debug;
 mod exits;
+pub mod fast;
 mod fpu;
 mod guest;
 mod halt;

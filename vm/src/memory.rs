@@ -97,7 +97,7 @@ impl<H: Host> Ctx<'_, H> {
     fn read_gpa(&mut self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Stop> {
         if let Place::Apic(offset) = self.place(gpa) {
             let now = self.vm.host.now_ns();
-            if let Some(lapic) = &mut self.core.lapic {
+            if let Some(lapic) = &mut self.core.fast.lapic {
                 lapic.mmio_read(offset, buf, now);
             }
             return Ok(());
@@ -140,7 +140,7 @@ impl<H: Host> Ctx<'_, H> {
     fn write_gpa(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), Stop> {
         if let Place::Apic(offset) = self.place(gpa) {
             let now = self.vm.host.now_ns();
-            if let Some(lapic) = &mut self.core.lapic {
+            if let Some(lapic) = &mut self.core.fast.lapic {
                 let effect = lapic.mmio_write(offset, data, now);
                 self.core.device_exit = self.apply_effect(effect);
             }
@@ -184,7 +184,7 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     fn place(&self, gpa: Gpa) -> Place {
-        match &self.core.lapic {
+        match &self.core.fast.lapic {
             Some(l) if gpa.0 & !0xfff == l.base_gpa() => match l.mode() {
                 irqchip::Mode::XApic => Place::Apic((gpa.0 & 0xfff) as u32),
                 _ if self.vm.config.has_quirk(LAPIC_MMIO_HOLE) => Place::Apic((gpa.0 & 0xfff) as u32),

@@ -30,7 +30,7 @@ impl<H: Host> Core<H> {
         let extra = self.cpu.extra();
         Runtime {
             cr4: self.guest_cr4,
-            apic_enabled: match &self.lapic {
+            apic_enabled: match &self.fast.lapic {
                 Some(l) => l.mode() != irqchip::Mode::Disabled,
                 None => self.apic_base & 1 << 11 != 0,
             },
@@ -53,6 +53,7 @@ impl<H: Host> Ctx<'_, H> {
     pub(crate) fn update_cpuid(&mut self) {
         let now = self.core.runtime(self.vm);
         self.core.cpuid.update(&now);
+        self.core.fast.forget_cpuid();
     }
 
     /// KVM_SET_CPUID2. Errors: E2BIG, EINVAL (what this hypervisor cannot give, or a change after the first KVM_RUN),
@@ -60,8 +61,9 @@ impl<H: Host> Ctx<'_, H> {
     pub fn set_cpuid(&mut self, entries: &[CpuidEntry]) -> Result<(), Errno> {
         let now = self.core.runtime(self.vm);
         self.core.cpuid.set(entries, &now, self.core.has_run)?;
+        self.core.fast.forget_cpuid();
         let features = self.core.cpuid.lapic_features(self.vm.chip_mode() == ChipMode::Split);
-        if let Some(lapic) = &mut self.core.lapic {
+        if let Some(lapic) = &mut self.core.fast.lapic {
             lapic.set_features(features);
         }
         let flags = self.core.cpuid.flags();
@@ -99,6 +101,7 @@ impl<H: Host> Ctx<'_, H> {
     pub(crate) fn apply_msr_policy(&mut self) {
         let filter = self.vm.msr_filter.read();
         let core = &mut *self.core;
+        core.fast.forget_msrs();
         let cpu = &mut core.cpu;
         passthrough(&core.cpuid, &core.msr, filter.as_ref(), &mut |msr, read, write| {
             cpu.set_msr_intercept(msr, read, write);
@@ -187,7 +190,7 @@ impl<H: Host> Ctx<'_, H> {
     /// The TSC offset changed: the processor, the timer and the clock page follow.
     fn tsc_moved(&mut self) {
         self.core.load_tsc();
-        if let Some(lapic) = &self.core.lapic {
+        if let Some(lapic) = &self.core.fast.lapic {
             let due = lapic.timer_due();
             self.apply_timer(due);
         }

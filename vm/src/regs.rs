@@ -59,6 +59,7 @@ impl<H: Host> Core<H> {
         let paging = new.contains(Cr0::PG);
         let efer = Efer::from_bits_retain(self.cpu.save().efer);
         if paging != was_paging {
+            self.fast.forget_msrs();
             if paging && efer.contains(Efer::LME) {
                 let long_code = self.cpu.save().cs.attrib.has(SegmentAttr::L);
                 if self.guest_cr4 & Cr4::PAE.bits() == 0 || long_code {
@@ -246,7 +247,7 @@ impl<H: Host> Ctx<'_, H> {
 
     /// CR8 of the guest (the local APIC's task priority class); bits above 3 are ignored.
     pub(crate) fn set_cr8(&mut self, value: u64) {
-        match &mut self.core.lapic {
+        match &mut self.core.fast.lapic {
             Some(lapic) => lapic.set_cr8(value as u8 & 15),
             None => self.core.cr8 = value & 15,
         }
@@ -308,7 +309,7 @@ impl<H: Host> Ctx<'_, H> {
             self.core.cpu.set_interrupt_shadow(shadow != 0);
         }
         self.core.cpu.set_intercept(arch::Intercepts::IRET, e.nmi_masked);
-        if let (Some(v), true) = (e.sipi_vector, self.core.lapic.is_some()) {
+        if let (Some(v), true) = (e.sipi_vector, self.core.fast.lapic.is_some()) {
             self.core.sipi_vector = v as u8;
         }
         self.me.thread_ring_event();
@@ -342,7 +343,7 @@ impl<H: Host> Ctx<'_, H> {
     /// KVM_SET_MP_STATE. SIPI_RECEIVED is INIT_RECEIVED with a SIPI on its way, whose vector KVM_SET_VCPU_EVENTS has
     /// set. Errors: EINVAL (a state that needs an in-kernel local APIC).
     pub fn set_mp_state(&mut self, state: MpState) -> Result<(), Errno> {
-        if self.core.lapic.is_none() && state != MpState::Runnable {
+        if self.core.fast.lapic.is_none() && state != MpState::Runnable {
             return Err(Errno::EINVAL);
         }
         self.core.mp_state = state;

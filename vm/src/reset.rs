@@ -57,6 +57,7 @@ impl<H: Host> Core<H> {
         self.load_cr0(Cr0::ET.bits() | kept);
         self.load_cr4(0);
         self.clock.reset();
+        self.fast.forget_msrs();
         self.reset_pv();
         if !init {
             self.msr.reset();
@@ -77,7 +78,7 @@ impl<H: Host> Ctx<'_, H> {
     pub(crate) fn init(&mut self) {
         self.core.reset_registers(true);
         self.update_cpuid();
-        if let Some(lapic) = &mut self.core.lapic {
+        if let Some(lapic) = &mut self.core.fast.lapic {
             lapic.config_mut().lint0_reenabled = self.vm.config.has_quirk(crate::quirks::LINT0_REENABLED);
             let effect = lapic.init();
             self.vm.publish(self.me, lapic.address());

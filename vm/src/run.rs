@@ -28,7 +28,10 @@ impl<H: Host> Ctx<'_, H> {
         self.look_at_steal_time();
         self.core.begin_fpu();
         self.core.cpu.begin();
-        let next = self.complete(answer).and_then(|()| self.start(req)).and_then(|()| self.cycle(req));
+        // User space may have changed anything.
+        self.core.fast.forget_msrs();
+        let exits_matter = self.core.debug.control != 0 || self.core.clock.catches_up();
+        let next = self.complete(answer).and_then(|()| self.start(req)).and_then(|()| self.cycle(req, !exits_matter));
         self.core.cpu.end();
         self.core.end_fpu();
         match next {
@@ -50,7 +53,7 @@ impl<H: Host> Ctx<'_, H> {
             // User space still reads the exit whose completion it came for.
             return Err(Next::Fail(Errno::EINTR, UserExit::Unchanged));
         }
-        if self.core.lapic.is_none() {
+        if self.core.fast.lapic.is_none() {
             self.core.cr8 = req.cr8 & 15;
         }
         if self.core.mp_state == MpState::Uninitialized {
@@ -65,8 +68,8 @@ impl<H: Host> Ctx<'_, H> {
         Ok(())
     }
 
-    /// The loop. Only returns with a reason to leave.
-    fn cycle(&mut self, req: RunRequest) -> Result<core::convert::Infallible, Next> {
+    /// The loop. Only returns with a reason to leave. `fast`: not every exit has to come here.
+    fn cycle(&mut self, req: RunRequest, fast: bool) -> Result<core::convert::Infallible, Next> {
         loop {
             self.service_requests()?;
             if self.core.mp_state != MpState::Runnable {
@@ -80,10 +83,13 @@ impl<H: Host> Ctx<'_, H> {
             let pic = self.pic_waits() && self.take_pic();
             self.core.inject_pending(window || pic);
             self.offer_eoi();
-            match self.core.cpu.enter(self.me.thread.bell()) {
+            // Whether an NMI handler's IRET has run shows at the next exit.
+            self.core.fast.enabled = fast && self.core.inject.iret_rip.is_none();
+            match self.core.cpu.enter(self.me.thread.bell(), &mut self.core.fast) {
                 Exit::None => self.not_entered()?,
                 exit => {
-                    self.me.stats.exits.count();
+                    self.me.stats.exits.add(self.core.fast.exits.wrapping_add(1));
+                    self.core.fast.exits = 0;
                     if exit == Exit::Invalid {
                         // Nothing was injected: what was about to be is kept.
                         self.core.end_step();
@@ -131,7 +137,7 @@ impl<H: Host> Ctx<'_, H> {
         let unhalted = self.me.mail.unhalt.swap(false, core::sync::atomic::Ordering::AcqRel);
         let inject = &core.inject;
         let interrupt =
-            inject.external.is_some() || core.lapic.as_ref().is_some_and(|l| l.pending_vector().is_some()) || pic;
+            inject.external.is_some() || core.fast.lapic.as_ref().is_some_and(|l| l.pending_vector().is_some()) || pic;
         unhalted || inject.busy() || inject.nmi_pending > 0 && !inject.nmi_masked || interrupt && core.interruptible()
     }
 }

@@ -16,6 +16,12 @@ impl Counter {
         self.0.store(self.0.load(Relaxed).wrapping_add(1), Relaxed);
     }
 
+    /// Adds `n`. For the thread that it belongs to.
+    #[inline(always)]
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
     /// Adds one. For any thread.
     pub(crate) fn count_shared(&self) {
         self.0.fetch_add(1, Relaxed);

@@ -1,5 +1,6 @@
 //! One vCPU: the part that other threads reach, and the core that only its own thread (under the vCPU's mutex) does.
 
+use crate::fast::Fast;
 use crate::halt::HaltPoll;
 use crate::pv::Pv;
 use crate::spin::Spin;
@@ -9,7 +10,7 @@ use crate::{
 };
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::*};
 use host::{CpuFeatures, Host, OneBox};
-use irqchip::{AddressCell, Lapic, Pir};
+use irqchip::{AddressCell, Pir};
 use lock_api::Mutex;
 use mmu::TableCache;
 
@@ -88,8 +89,8 @@ pub struct Core<H: Host> {
     pub fpu: H::Fpu,
     /// Where that state is.
     pub fpu_use: FpuUse,
-    /// The local APIC; None without in-kernel irqchip.
-    pub lapic: Option<Lapic>,
+    /// What is worked on without leaving the guest; the local APIC is part of it.
+    pub fast: Fast,
     /// KVM_SET_CPUID2 and what follows from it.
     pub cpuid: OneBox<GuestCpuid>,
     /// MSRs that are plain values.
@@ -141,8 +142,6 @@ pub struct Core<H: Host> {
     /// Data of the last exit to user space that is too long for [`UserExit`](crate::UserExit), which every handler
     /// passes on by value.
     pub exit_words: [u64; 8],
-    /// Vectors whose EOI goes to a userspace IOAPIC.
-    pub ioapic_eoi: irqchip::Bits256,
 }
 
 /// One vCPU while its own thread works on it: the VM, what others see, and its state.

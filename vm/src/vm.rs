@@ -7,6 +7,7 @@ use crate::chips::{Chips, Resampler};
 use crate::clock::{VcpuClock, VmClock};
 use crate::coalesced::Coalesced;
 use crate::debug::DebugState;
+use crate::fast::Fast;
 use crate::fpu::FpuUse;
 use crate::halt::HaltPoll;
 use crate::inject::Injection;
@@ -202,7 +203,7 @@ impl<H: Host> Vm<H> {
             cpu,
             fpu: host.new_fpu()?,
             fpu_use: FpuUse::new(),
-            lapic,
+            fast: Fast::new(lapic),
             features: host.features(),
             cpuid: try_box(|| GuestCpuid::new(host))?,
             msr: try_box(|| MsrState::new(host))?,
@@ -223,7 +224,6 @@ impl<H: Host> Vm<H> {
             guest_cr0: 0,
             guest_cr4: 0,
             debug: DebugState::default(),
-            ioapic_eoi: irqchip::Bits256::default(),
             exit_words: [0; 8],
             io_next_rip: 0,
             lookups: 0,
@@ -238,7 +238,7 @@ impl<H: Host> Vm<H> {
         let pages = [host.new_shared_page()?, host.new_shared_page()?];
         let (pir, mail) = (Pir::new(), Mail::default());
         let stats = VcpuStats::default();
-        let lint0 = AtomicU8::new(core.lapic.as_ref().map_or(0, |l| l.lint0() as u8));
+        let lint0 = AtomicU8::new(core.fast.lapic.as_ref().map_or(0, |l| l.lint0() as u8));
         let spin = Spin::default();
         try_box(|| Vcpu { id, index, thread, pir, address, lint0, mail, stats, spin, pages, core: Mutex::new(core) })
     }

@@ -39,6 +39,11 @@ pub fn command(file: &Path, listing: bool, costs: bool) -> Result<()> {
         println!("  {fact}");
     }
     println!("  the stack is at most {} bytes deep", report.stack);
+    let (all, longest) = report.fast;
+    println!(
+        "  hsave_fast: none of its {all} instructions calls, returns, loops, branches indirectly or uses a segment;"
+    );
+    println!("  at most {longest} of them come between #VMEXIT and what follows");
     println!("  {} place(s) from CLGI to STGI call nothing that can be traced", report.callers);
     if costs {
         for (name, count) in &report.costs {

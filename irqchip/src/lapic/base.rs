@@ -23,6 +23,7 @@ pub enum Mode {
 
 impl Mode {
     /// The mode in an IA32_APIC_BASE value; none for EXTD without EN.
+    #[inline(always)]
     fn of(base: u64) -> Option<Mode> {
         match (base & EN != 0, base & EXTD != 0) {
             (false, false) => Some(Mode::Disabled),
@@ -45,7 +46,7 @@ impl Lapic {
     }
 
     /// The access mode.
-    #[inline]
+    #[inline(always)]
     pub fn mode(&self) -> Mode {
         Mode::of(self.apic_base).unwrap_or(Mode::Disabled)
     }

@@ -1,7 +1,7 @@
 //! From acceptance to EOI: IRR, ISR, TMR, priorities, local interrupts and errors. APM volume 2 sections 16.4 and 16.6.
 
 use super::regs::{LVT_MASKED, Lvt, SVR_DIRECTED_EOI};
-use super::{Eoi, Lapic};
+use super::{Eoi, Lapic, Mode};
 use crate::address::Accept;
 use crate::bits::Bits256;
 use crate::message::{DeliveryMode, Message, Shorthand};
@@ -139,6 +139,22 @@ impl Lapic {
         Some(Eoi { vector, level: self.tmr.contains(vector), suppressed: self.svr & SVR_DIRECTED_EOI != 0 })
     }
 
+    /// End of interrupt by x2APIC's register, if nothing follows from it: nothing waits in IRR, and nobody wants to know
+    /// of the vector's end (`notify`, or its being level-triggered). False: nothing was changed.
+    #[inline(always)]
+    pub fn quiet_eoi(&mut self, notify: &Bits256) -> bool {
+        let vector = self.isr_max;
+        if self.mode() != Mode::X2Apic || self.irr_max != 0 || self.tmr.contains(vector) || notify.contains(vector) {
+            return false;
+        }
+        if vector != 0 {
+            self.isr.clear(vector);
+            self.isr_max = self.isr.highest().unwrap_or(0);
+            self.update_ppr();
+        }
+        true
+    }
+
     /// Sets `vector` in IRR and its trigger mode in TMR. Vectors below 16 are illegal and dropped.
     #[inline]
     pub fn set_irr(&mut self, vector: u8, level: bool) {
@@ -173,7 +189,7 @@ impl Lapic {
     }
 
     /// APM volume 2 section 16.6.4: the greater of TPR and of the class in service.
-    #[inline]
+    #[inline(always)]
     pub(super) fn update_ppr(&mut self) {
         let in_service = self.isr_max & 0xf0;
         self.ppr = if self.tpr & 0xf0 >= in_service { self.tpr } else { in_service };

@@ -16,7 +16,7 @@ pub fn get_lapic<H: Host>(ctx: &mut Ctx<'_, H>, arg: u64) -> Result<(), Errno> {
 /// KVM_SET_LAPIC. Errors: EINVAL (no in-kernel local APIC, or the ID of another vCPU), EFAULT.
 #[inline(never)]
 pub fn set_lapic<H: Host>(ctx: &mut Ctx<'_, H>, arg: u64) -> Result<(), Errno> {
-    if ctx.core.lapic.is_none() {
+    if ctx.core.fast.lapic.is_none() {
         return Err(Errno::EINVAL);
     }
     let mut state = [0; size_of::<kvm_lapic_state>()];
@@ -27,5 +27,5 @@ pub fn set_lapic<H: Host>(ctx: &mut Ctx<'_, H>, arg: u64) -> Result<(), Errno> {
 /// KVM_SET_VAPIC_ADDR: where the guest wants its TPR mirrored. Nothing is mirrored here, so only address 0, which
 /// says so, is taken. Errors: EINVAL.
 pub fn set_vapic_addr<H: Host>(ctx: &mut Ctx<'_, H>, a: &kvm_vapic_addr) -> Result<(), Errno> {
-    if ctx.core.lapic.is_none() || a.vapic_addr != 0 { Err(Errno::EINVAL) } else { Ok(()) }
+    if ctx.core.fast.lapic.is_none() || a.vapic_addr != 0 { Err(Errno::EINVAL) } else { Ok(()) }
 }

@@ -6,9 +6,9 @@ use host::{Alarm, Alarms, Cpu, Doorbell, Errno, EventFd, ExtraRegs, Fpu, PageCel
 pub enum Never {}
 
 macro_rules! never {
-    ($($trait:ident { $(fn $name:ident($($arg:tt)*) $(-> $ret:ty)?;)* })*) => {$(
+    ($($trait:ident { $(fn $name:ident $(<$f:ident: $bound:path>)? ($($arg:tt)*) $(-> $ret:ty)?;)* })*) => {$(
         impl $trait for Never {
-            $(fn $name($($arg)*) $(-> $ret)? { unreachable!() })*
+            $(fn $name$(<$f: $bound>)?($($arg)*) $(-> $ret)? { unreachable!() })*
         }
     )*};
 }
@@ -38,7 +38,7 @@ never! {
         fn extra_mut(&mut self) -> &mut ExtraRegs;
         fn begin(&mut self);
         fn end(&mut self);
-        fn enter(&mut self, _: &Doorbell) -> Exit;
+        fn enter<F: host::FastExits>(&mut self, _: &Doorbell, _: &mut F) -> Exit;
         fn last_cpu(&self) -> u32;
         fn broken(&self) -> Option<Errno>;
     }

@@ -3,7 +3,7 @@
 use super::run::{ROOT, machine};
 use crate::model::{
     hardware::{Bench, Op, hw},
-    kernel::{Kernel, cpu_data, host_area, script},
+    kernel::{Handler, Kernel, cpu_data, host_area, script},
 };
 use crate::{MANDATORY, Machine, Svm, Unsupported};
 use arch::{Intercepts, msr, msrpm};
@@ -135,7 +135,7 @@ fn ssbd_is_switched_where_guest_and_task_differ() {
         let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
         cpu.begin();
         cpu.extra_mut().virt_spec_ctrl = guest;
-        cpu.enter(&Doorbell::new());
+        cpu.enter(&Doorbell::new(), &mut Handler::none());
         let trace = b.trace();
         let at = |op: Op| trace.iter().position(|o| *o == op);
         let out = at(Op::Call("virt_spec_ctrl out"));

@@ -4,6 +4,7 @@
 mod document;
 mod encrypted;
 mod entry;
+mod fast;
 mod i386;
 mod life;
 mod matrix;

@@ -3,7 +3,7 @@
 use super::run::{ROOT, machine};
 use crate::Svm;
 use crate::model::hardware::{Bench, hw};
-use crate::model::kernel::Kernel;
+use crate::model::kernel::{Handler, Kernel};
 use arch::cr::Efer;
 use arch::{CleanBits, HostPa, SegmentAttr, exit::code};
 use core::ptr::NonNull;
@@ -31,7 +31,7 @@ impl Words {
 /// A guest at [`RIP`] in 64-bit mode that exits with `exit`, and what NEXT_RIP is then.
 fn next_rip(cpu: &mut Svm<Kernel>, exit: u64) -> u64 {
     hw().guest = Box::new(move |_, vmcb| vmcb.control.exit_code = exit);
-    cpu.enter(&Doorbell::new());
+    cpu.enter(&Doorbell::new(), &mut Handler::none());
     cpu.control().next_rip
 }
 
@@ -106,6 +106,6 @@ fn a_processor_that_saves_it_is_believed() {
     let mut memory = Words(Box::new([1; SEEN_WORDS]));
     cpu.seen(&memory.code());
     hw().guest = Box::new(|_, vmcb| (vmcb.control.exit_code, vmcb.control.next_rip) = (code::CPUID, RIP + 9));
-    cpu.enter(&Doorbell::new());
+    cpu.enter(&Doorbell::new(), &mut Handler::none());
     assert_eq!(cpu.control().next_rip, RIP + 9);
 }

@@ -8,6 +8,7 @@ mod control;
 mod cpuid;
 mod events;
 mod failures;
+mod fast;
 mod fpu;
 mod interrupts;
 mod ioctls;

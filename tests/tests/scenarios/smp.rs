@@ -221,8 +221,9 @@ fn many(n: u64) -> Machine {
 fn receivers(m: &Machine, n: usize, icr: u64, vector: u8) -> Vec<usize> {
     m.wrmsr(0, ICR, icr | u64::from(vector));
     m.run_out(0);
-    let got =
-        |v: &usize| m.inside(*v, |c| c.get_lapic(&mut [0; 1024]).map(|()| c.core.lapic.as_ref().unwrap().irr_max()));
+    let got = |v: &usize| {
+        m.inside(*v, |c| c.get_lapic(&mut [0; 1024]).map(|()| c.core.fast.lapic.as_ref().unwrap().irr_max()))
+    };
     (0..n).filter(|v| got(v) == Ok(vector)).collect()
 }
 
@@ -350,7 +351,7 @@ fn paravirtual_ipis() {
         m.regs(0).rax as i64
     };
     let pending =
-        |v: usize| m.inside(v, |c| c.get_lapic(&mut [0; 1024]).map(|()| c.core.lapic.as_ref().unwrap().irr_max()));
+        |v: usize| m.inside(v, |c| c.get_lapic(&mut [0; 1024]).map(|()| c.core.fast.lapic.as_ref().unwrap().irr_max()));
     // The ids are 0, 3, ..., 117.
     assert_eq!(call(1 << 3 | 1 << 4 | 1 << 6, 1 << (66 - 64), 0, 0x51), 3);
     let got: Vec<_> = (0..40).filter(|v| pending(*v) == Ok(0x51)).collect();

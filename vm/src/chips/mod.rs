@@ -312,8 +312,8 @@ impl<H: Host> Ctx<'_, H> {
     /// Vectors whose EOI the IOAPIC has to know about.
     pub(crate) fn scan_chips(&mut self, chips: &Chips<H>) {
         let notified = self.vm.notified_pins(chips);
-        if let Some(lapic) = &self.core.lapic {
-            self.core.ioapic_eoi = chips.ioapic.lock().eoi_bitmap(lapic, notified);
+        if let Some(lapic) = &self.core.fast.lapic {
+            self.core.fast.ioapic_eoi = chips.ioapic.lock().eoi_bitmap(lapic, notified);
         }
     }
 

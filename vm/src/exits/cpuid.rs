@@ -16,7 +16,11 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
         return ctx.fault(Exception::gp(0));
     }
     let cpu = &mut ctx.core.cpu;
-    let [a, b, c, d] = ctx.core.cpuid.lookup(cpu.gpr(RAX) as u32, cpu.gpr(RCX) as u32);
+    let (function, index) = (cpu.gpr(RAX) as u32, cpu.gpr(RCX) as u32);
+    let [a, b, c, d] = ctx.core.cpuid.lookup(function, index);
+    if !ctx.core.msr.cpuid_faulting() {
+        ctx.core.fast.know_cpuid(function, index, [a, b, c, d]);
+    }
     cpu.set_gpr(RAX, a.into());
     cpu.set_gpr(RBX, b.into());
     cpu.set_gpr(RCX, c.into());

@@ -21,7 +21,7 @@ pub fn hlt<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     if next != Next::Resume {
         return next;
     }
-    if ctx.core.lapic.is_none() {
+    if ctx.core.fast.lapic.is_none() {
         return Next::User(UserExit::Hlt);
     }
     ctx.core.mp_state = MpState::Halted;

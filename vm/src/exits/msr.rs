@@ -1,10 +1,12 @@
 //! RDMSR and WRMSR (APM 15.11), and their way through user space (KVM API document, 7.21 and 7.22).
 
 use crate::Ctx;
+use crate::fast::is_constant;
 use crate::msr::MsrError;
 use crate::run::Next;
 use crate::user::{Pending, UserExit};
 use arch::Exception;
+use arch::msr::{TSC_DEADLINE, X2APIC_BASE, X2APIC_LAST};
 use core::sync::atomic::Ordering::Relaxed;
 use emulator::Known;
 use host::{Cpu, Host};
@@ -18,6 +20,9 @@ pub fn read<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     let index = ctx.core.cpu.gpr(1) as u32;
     match ctx.guest_read_msr(index) {
         Ok(value) => {
+            if is_constant(index) {
+                ctx.core.fast.know_msr(index, value);
+            }
             set_edx_eax(ctx, value);
             ctx.skip(Known::Rdmsr)
         }
@@ -29,6 +34,9 @@ pub fn write<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     let cpu = &ctx.core.cpu;
     let index = cpu.gpr(1) as u32;
     let value = cpu.gpr(0) & 0xffff_ffff | cpu.gpr(2) << 32;
+    if !matches!(index, X2APIC_BASE..=X2APIC_LAST | TSC_DEADLINE) {
+        ctx.core.fast.forget_msrs();
+    }
     match ctx.guest_write_msr(index, value) {
         Ok(effect) => match ctx.skip(Known::Wrmsr) {
             Next::Resume => effect,

@@ -136,7 +136,7 @@ impl<H: Host> Core<H> {
         MsrAccess {
             time: host,
             cpu: &mut self.cpu,
-            lapic: self.lapic.as_mut(),
+            lapic: self.fast.lapic.as_mut(),
             apic_base: &mut self.apic_base,
             cpuid: &self.cpuid,
             state: &mut self.msr,

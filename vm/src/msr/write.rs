@@ -89,6 +89,8 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
                     return INVALID;
                 }
                 self.state.misc_features = value;
+                // It faults from now on, or no longer.
+                return Ok(MsrEffect::CpuidChanged);
             }
             POWER_CTL => self.state.power_ctl = value,
             SMI_COUNT if host => self.state.smi_count = value,

@@ -28,22 +28,22 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     fn offer(&mut self) {
-        let Some(vector) = self.core.lapic.as_ref().and_then(|l| l.quietly_in_service()) else { return };
-        if !self.core.ioapic_eoi.contains(vector) {
-            self.core.pv.eoi_offered = self.vm.mmu.write_phys(self.eoi_word(), &[1]).is_ok();
+        let Some(vector) = self.core.fast.lapic.as_ref().and_then(|l| l.quietly_in_service()) else { return };
+        if !self.core.fast.ioapic_eoi.contains(vector) {
+            self.core.fast.eoi_offered = self.vm.mmu.write_phys(self.eoi_word(), &[1]).is_ok();
         }
     }
 
     /// After an exit, or when the entry did not take place.
     #[inline]
     pub(crate) fn collect_eoi(&mut self) {
-        if self.core.pv.eoi_offered {
+        if self.core.fast.eoi_offered {
             self.collect();
         }
     }
 
     fn collect(&mut self) {
-        self.core.pv.eoi_offered = false;
+        self.core.fast.eoi_offered = false;
         let (mut byte, word) = ([1], self.eoi_word());
         if self.vm.mmu.read_phys(word, &mut byte).is_err() {
             return;
@@ -51,7 +51,7 @@ impl<H: Host> Ctx<'_, H> {
         if byte != [0] {
             // If the memory has gone meanwhile, so has the bit.
             let _ = self.vm.mmu.write_phys(word, &[0]);
-        } else if let Some(eoi) = self.core.lapic.as_mut().and_then(|l| l.eoi()) {
+        } else if let Some(eoi) = self.core.fast.lapic.as_mut().and_then(|l| l.eoi()) {
             // Nobody waits for the end of this vector, or it had not been offered: this always resumes.
             let _ = self.after_eoi(eoi);
         }

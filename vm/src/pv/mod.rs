@@ -15,8 +15,6 @@ pub(crate) const ENABLED: u64 = 1;
 /// One vCPU's part.
 #[derive(Debug, Default)]
 pub struct Pv {
-    /// The guest may end the interrupt in service by clearing a bit: offered at the last entry.
-    eoi_offered: bool,
     /// The thread's total wait for a CPU, in ns, up to which steal time has been accounted.
     waited: u64,
     /// The thread notes in guest memory that it lost its CPU.
@@ -32,7 +30,7 @@ impl<H: Host> Core<H> {
     /// INIT and reset end what the guest has asked for.
     pub(crate) fn reset_pv(&mut self) {
         (self.msr.pv_eoi, self.msr.steal_time) = (0, 0);
-        self.pv.eoi_offered = false;
+        self.fast.eoi_offered = false;
     }
 }
 

@@ -5,7 +5,7 @@ use crate::cpuid::GuestCpuid;
 use crate::cpuid::tests::{FakeHost, generous};
 use crate::msr::{Clocks, MsrAccess, MsrEffect, MsrError, MsrState, PAT_RESET, VmMsrs};
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea, Zero, cr};
-use host::{Cpu, Doorbell, Errno, ExtraRegs, SeenCode};
+use host::{Cpu, Doorbell, Errno, ExtraRegs, FastExits, SeenCode};
 use irqchip::Lapic;
 use std::boxed::Box;
 
@@ -55,7 +55,7 @@ impl Cpu for Registers {
     }
     fn begin(&mut self) {}
     fn end(&mut self) {}
-    fn enter(&mut self, _: &Doorbell) -> Exit {
+    fn enter<F: FastExits>(&mut self, _: &Doorbell, _: &mut F) -> Exit {
         Exit::None
     }
     fn last_cpu(&self) -> u32 {

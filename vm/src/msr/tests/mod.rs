@@ -109,7 +109,7 @@ fn what_a_guest_may_write() {
         (MISC_ENABLE, 0x1801, W_OK),
         (MISC_ENABLE, 1, W_BAD),
         (PLATFORM_INFO, 0, W_BAD),
-        (MISC_FEATURES_ENABLES, 1, W_OK),
+        (MISC_FEATURES_ENABLES, 1, Ok(MsrEffect::CpuidChanged)),
         (MISC_FEATURES_ENABLES, 2, W_BAD),
         (BIOS_SIGN_ID, 7, W_OK),
         (BIOS_UPDT_TRIG, 7, W_OK),

@@ -1,0 +1,89 @@
+//! Exits that are handled without leaving the guest's context: between #VMEXIT and the next VMRUN, with GIF clear.
+//!
+//! The assembly jumps to `hsave_fast` once the guest's registers are stored. That function (one for the whole program,
+//! defined where the type of the handlers is known) is [`handle_fast`] with everything inlined, and jumps back: to
+//! `hsave_fast_again`, which loads the registers and runs the guest again, or to `hsave_fast_leave`, where the way back to
+//! the host begins. It never returns: a RET could be predicted by what the guest trained.
+//!
+//! An interrupt for the host that comes meanwhile ends the next VMRUN at once, as if it had come a little later; so does
+//! the IPI with which others ask for the vCPU. Nobody waits longer than for one exit.
+
+use crate::{Platform, Svm, VcpuCtx};
+use arch::cr::{Efer, Rflags};
+use arch::vmcb::{INT_SHADOW, tlb_control::DO_NOTHING};
+use arch::{CleanBits, EventInj, SegmentAttr, Vmcb, exit::code};
+use core::any::TypeId;
+use core::ptr::NonNull;
+use host::{FastExit, FastExits};
+
+/// What `hsave_fast` gets, by the assembly's argument.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    /// The [`Svm`] around the context.
+    svm: Option<NonNull<()>>,
+    /// The [`FastExits`]. None: the assembly does not jump.
+    pub state: Option<NonNull<()>>,
+}
+
+impl Link {
+    /// For one entry: `state` is handled by `hsave_fast` if that was made for its type.
+    #[inline(always)]
+    pub fn new<P: Platform, F: FastExits>(svm: *mut Svm<P>, state: &mut F) -> Self {
+        let known = TypeId::of::<F>() == TypeId::of::<P::Fast>();
+        Self { svm: NonNull::new(svm.cast()), state: known.then_some(NonNull::from(state).cast()) }
+    }
+}
+
+/// The body of `hsave_fast`: true if the guest is to be entered again.
+///
+/// # Safety
+/// `ctx` is the argument of `hsave_vcpu_run`, which was called by [`Svm::run`] with [`Link::state`] set; the guest was left
+/// just now.
+#[inline(always)]
+pub unsafe fn handle_fast<P: Platform>(ctx: *mut VcpuCtx) -> bool {
+    // SAFETY: `run` has set both for this entry, and uses neither while the assembly runs.
+    let (svm, state) = unsafe {
+        let (Some(svm), Some(state)) = ((*ctx).link.svm, (*ctx).link.state) else { return false };
+        (svm.cast::<Svm<P>>().as_mut(), state.cast::<P::Fast>().as_mut())
+    };
+    // SAFETY: the vCPU has not told the doorbell that it left.
+    unsafe { svm.fill_next_rip() };
+    let all_clean = if svm.machine.features.vmcb_clean { CleanBits::all() } else { CleanBits::empty() };
+    let (regs, Vmcb { control, save, .. }) = svm.parts_mut();
+    let next = control.next_rip;
+    // What was cut short has to be delivered again; a single step has to trap.
+    if next == 0 || control.exit_int_info.valid() || save.rflags & Rflags::TF.bits() != 0 {
+        return false;
+    }
+    if !state.handle(&mut FastExit { regs, save, control }) {
+        return false;
+    }
+    save.rip = next;
+    control.int_state &= !INT_SHADOW;
+    control.event_inj = EventInj::NONE;
+    control.tlb_control = DO_NOTHING;
+    control.clean = all_clean.bits();
+    true
+}
+
+impl<P: Platform> Svm<P> {
+    /// After an intercepted instruction in 64-bit mode, on a processor that does not say where the next one is: says it, or
+    /// 0.
+    ///
+    /// # Safety
+    /// The vCPU is in the guest as the doorbell has it.
+    #[inline(always)]
+    pub(crate) unsafe fn fill_next_rip(&mut self) {
+        let Some(seen) = &self.seen else { return };
+        let Vmcb { control, save, .. } = self.vmcb();
+        let exit = control.exit_code;
+        let intercepted = exit.wrapping_sub(code::RDTSC) <= code::XSETBV - code::RDTSC && exit != code::IOIO;
+        let mut next = 0;
+        if intercepted && save.efer & Efer::LMA.bits() != 0 && save.cs.attrib.has(SegmentAttr::L) {
+            // SAFETY: by contract.
+            next = unsafe { seen.next_rip(save.rip, save.cr3) };
+        }
+        self.vmcb_mut().control.next_rip = next;
+    }
+}

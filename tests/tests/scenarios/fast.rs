@@ -1,0 +1,200 @@
+//! Exits that the world switch handles by itself: the answers are those of the ordinary way, and as new.
+
+use kvm_bindings::*;
+use sim::arch::exit::code;
+use sim::host::{Cpu as _, CpuFeatures};
+use tests::scenario::{CODE, Left, Machine, PLAIN, RAM, RAM_HVA};
+
+const PAT: u32 = 0x277;
+const APIC_BASE: u32 = 0x1b;
+const X2APIC_EOI: u32 = 0x80b;
+const PV_EOI: u32 = 0x4b56_4d04;
+
+/// A vCPU in 64-bit mode whose processor saves the next RIP.
+fn machine() -> Machine {
+    let m = Machine::bare(CpuFeatures { nrips: true, ..PLAIN }).unwrap();
+    assert_eq!(m.enable(KVM_CAP_SPLIT_IRQCHIP, 24), Ok(0));
+    assert_eq!(m.region(0, 0, 0, RAM, RAM_HVA), Ok(0));
+    m.add_vcpu(0).unwrap();
+    m.long(0, &[]);
+    m
+}
+
+/// One intercepted instruction of two bytes.
+fn exits(m: &Machine, exit: u64, write: bool, [a, c, d]: [u64; 3]) {
+    m.sim.step(0, move |cpu| {
+        (cpu.guest().rax, cpu.vmcb().next_rip) = (a, cpu.guest().rip + 2);
+        cpu.set_gpr(1, c);
+        cpu.set_gpr(2, d);
+        (exit, write.into(), 0)
+    });
+}
+
+fn cpuid(m: &Machine, function: u32) -> [u64; 4] {
+    exits(m, code::CPUID, false, [function.into(), 0, 0]);
+    m.run_out(0);
+    let r = m.regs(0);
+    [r.rax, r.rbx, r.rcx, r.rdx]
+}
+
+fn rdmsr(m: &Machine, index: u32) {
+    exits(m, code::MSR, false, [0, index.into(), 0]);
+}
+
+fn wrmsr(m: &Machine, index: u32, value: u64) {
+    exits(m, code::MSR, true, [value & 0xffff_ffff, index.into(), value >> 32]);
+}
+
+/// How many exits were handled so up to now.
+fn handled(m: &Machine) -> usize {
+    m.inside(0, |c| c.core.cpu.handled_fast)
+}
+
+#[test]
+fn the_second_cpuid_is_answered_like_the_first() {
+    let m = machine();
+    m.with_regs(0, |r| r.rip = CODE);
+    let first = [0, 1, 7, 0xd, 0x8000_0000, 0x4000_0000, 0x1234_5678].map(|f| cpuid(&m, f));
+    assert_eq!(handled(&m), 0);
+    let second = [0, 1, 7, 0xd, 0x8000_0000, 0x4000_0000, 0x1234_5678].map(|f| cpuid(&m, f));
+    assert_eq!(first, second);
+    assert_eq!((handled(&m), m.regs(0).rip), (7, CODE + 28));
+    m.end();
+}
+
+#[test]
+fn what_cpuid_shows_of_the_processor_is_never_old() {
+    let m = machine();
+    let osxsave = |m: &Machine| cpuid(m, 1)[2] >> 27 & 1;
+    assert_eq!([osxsave(&m), osxsave(&m), handled(&m) as u64], [0, 0, 1]);
+    let mut sregs: kvm_sregs = m.vcpu_get(0, kvm::abi::ioctl::KVM_GET_SREGS);
+    sregs.cr4 |= 1 << 18;
+    assert_eq!(m.vcpu_with(0, kvm::abi::ioctl::KVM_SET_SREGS, &sregs), Ok(0));
+    assert_eq!([osxsave(&m), osxsave(&m), handled(&m) as u64], [1, 1, 2]);
+    // The local APIC goes off: CPUID.1:EDX.APIC.
+    let apic = |m: &Machine| cpuid(m, 1)[3] >> 9 & 1;
+    assert_eq!(apic(&m), 1);
+    wrmsr(&m, APIC_BASE, 0xfee0_0100);
+    assert_eq!(apic(&m), 0);
+    m.end();
+}
+
+#[test]
+fn an_msr_that_was_read_is_known_until_something_is_written() {
+    let m = machine();
+    let value = |m: &Machine| (m.regs(0).rdx, m.regs(0).rax);
+    for _ in 0..2 {
+        rdmsr(&m, PAT);
+    }
+    m.run_out(0);
+    assert_eq!((value(&m), handled(&m)), ((0x0007_0406, 0x0007_0406), 1));
+    wrmsr(&m, PAT, 0x0606_0606_0606_0606);
+    rdmsr(&m, PAT);
+    m.run_out(0);
+    assert_eq!((value(&m), handled(&m)), ((0x0606_0606, 0x0606_0606), 1));
+    rdmsr(&m, PAT);
+    rdmsr(&m, PAT);
+    // User space may have written it.
+    m.run_out(0);
+    assert_eq!(handled(&m), 2);
+    assert_eq!(m.set_msr(0, PAT, 0), Ok(1));
+    rdmsr(&m, PAT);
+    m.run_out(0);
+    assert_eq!((value(&m), handled(&m)), ((0, 0), 2));
+    m.end();
+}
+
+/// Takes an interrupt of this vector, edge-triggered or level-triggered.
+fn interrupt(m: &Machine, vector: u32, level: bool) {
+    let msi =
+        kvm_msi { address_lo: 0xfee0_0000, data: vector | u32::from(level) << 14 | 1 << 15, ..Default::default() };
+    let msi = if level { msi } else { kvm_msi { data: vector, ..msi } };
+    assert_eq!(m.vm_with(kvm::abi::ioctl::KVM_SIGNAL_MSI, &msi), Ok(1));
+    m.interrupt_flag(0, true);
+    m.run_out(0);
+}
+
+fn in_service(m: &Machine, vector: u8) -> bool {
+    let state: kvm_lapic_state = m.vcpu_get(0, kvm::abi::ioctl::KVM_GET_LAPIC);
+    state.regs[0x100 + 0x10 * usize::from(vector / 32) + usize::from(vector % 32 / 8)] as u8 >> (vector % 8) & 1 != 0
+}
+
+#[test]
+fn the_end_of_an_interrupt_that_concerns_nobody_else() {
+    let m = machine();
+    m.x2apic(0);
+    interrupt(&m, 0x41, false);
+    assert!(in_service(&m, 0x41));
+    wrmsr(&m, X2APIC_EOI, 0);
+    m.run_out(0);
+    assert!(!in_service(&m, 0x41));
+    assert_eq!(handled(&m), 1);
+    // With nothing in service it does nothing.
+    wrmsr(&m, X2APIC_EOI, 0);
+    m.run_out(0);
+    assert_eq!(handled(&m), 2);
+    m.end();
+}
+
+#[test]
+fn the_end_that_somebody_waits_for_takes_the_ordinary_way() {
+    let m = machine();
+    m.x2apic(0);
+    interrupt(&m, 0x51, true);
+    wrmsr(&m, X2APIC_EOI, 0);
+    m.run_out(0);
+    assert!(!in_service(&m, 0x51) && handled(&m) == 0, "level-triggered");
+    // A lower one waits, and comes as soon as the first has ended.
+    interrupt(&m, 0x61, false);
+    m.interrupt_flag(0, false);
+    m.run_out(0);
+    let before = m.injected(0).len();
+    let msi = kvm_msi { address_lo: 0xfee0_0000, data: 0x52, ..Default::default() };
+    assert_eq!(m.vm_with(kvm::abi::ioctl::KVM_SIGNAL_MSI, &msi), Ok(1));
+    m.interrupt_flag(0, true);
+    wrmsr(&m, X2APIC_EOI, 0);
+    m.run_out(0);
+    assert!(in_service(&m, 0x52) && handled(&m) == 0);
+    assert!(m.injected(0).len() > before || !m.inside(0, |c| c.core.cpu.taken.is_empty()));
+    wrmsr(&m, X2APIC_EOI, 0);
+    // Bits above 31 are reserved, and EOI by the register is not what a guest with an offer is expected to do.
+    wrmsr(&m, X2APIC_EOI, 1 << 32);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!((handled(&m), m.injected(0).last().map(|e| e.vector())), (1, Some(13)));
+    wrmsr(&m, PV_EOI, 0xb001);
+    m.run_out(0);
+    interrupt(&m, 0x41, false);
+    wrmsr(&m, X2APIC_EOI, 0);
+    m.run_out(0);
+    assert!(!in_service(&m, 0x41) && handled(&m) == 1);
+    m.end();
+}
+
+#[test]
+fn each_exit_is_seen_where_a_debugger_or_a_step_needs_it() {
+    let m = machine();
+    cpuid(&m, 0);
+    let debug = kvm_guest_debug { control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP, ..Default::default() };
+    assert_eq!(m.vcpu_with(0, kvm::abi::ioctl::KVM_SET_GUEST_DEBUG, &debug), Ok(0));
+    exits(&m, code::CPUID, false, [0; 3]);
+    assert!(matches!(m.run(0), Ok(Left::Debug { .. })));
+    assert_eq!(handled(&m), 0);
+    m.end();
+}
+
+#[test]
+fn they_are_counted() {
+    let m = machine();
+    let exits_of = |m: &Machine| m.cpu(0).stats.exits.get();
+    cpuid(&m, 0);
+    let before = exits_of(&m);
+    for _ in 0..5 {
+        exits(&m, code::CPUID, false, [0; 3]);
+    }
+    m.does(0, |_| ());
+    exits(&m, code::WBINVD, false, [0; 3]);
+    m.run_out(0);
+    assert_eq!((handled(&m), exits_of(&m) - before), (5, 6));
+    m.end();
+}

@@ -1,0 +1,241 @@
+//! Variants of the world switch that are broken on purpose.
+
+/// A change, and what has to be found for it.
+pub struct Broken {
+    pub what: &'static str,
+    pub from: &'static str,
+    pub to: &'static str,
+    pub finding: &'static str,
+}
+
+/// All of them.
+pub const BROKEN: &[Broken] = &[
+    Broken {
+        what: "a register that is not cleared",
+        from: "    xor r11d, r11d\n",
+        to: "",
+        finding: "RET with the guest's value in register 11",
+    },
+    Broken {
+        what: "a stray RET before the host's state is back",
+        from: "    pop rsi\n    test esi",
+        to: "    jnz 1f\n    ret\n1:  pop rsi\n    test esi",
+        finding: "RET while prediction is the guest's",
+    },
+    Broken {
+        what: "a register stored at another's place",
+        from: "[rax + 0 + 2 * 8], rdx",
+        to: "[rax + 0 + 3 * 8], rdx",
+        finding: "a field of the guest's registers gets something else",
+    },
+    Broken {
+        what: "a register that the guest does not get",
+        from: "    mov r9,  [rdi + 0 + 9 * 8]\n",
+        to: "",
+        finding: "VMRUN with register 9 not the guest's",
+    },
+    Broken {
+        what: "a wrong offset of the VMCB",
+        from: "    mov rax, [rdi + 136]\n",
+        to: "    mov rax, [rdi + 144]\n",
+        finding: "VMRUN of something else than the current VMCB",
+    },
+    Broken {
+        what: "no entry in the exception table",
+        from: "    hsave_extable .Lhsave_run, .Lhsave_run_fault\n",
+        to: "",
+        finding: "has no entry in the exception table",
+    },
+    Broken {
+        what: "an entry of another kind",
+        from: "    .long 1\n",
+        to: "    .long 3\n",
+        finding: "its entry in the exception table is of another kind",
+    },
+    Broken {
+        what: "GS while it is the guest's",
+        from: ".Lhsave_save_guest:\n",
+        to: "    mov rcx, qword ptr gs:[rip + x86_spec_ctrl_current]\n.Lhsave_save_guest:\n",
+        finding: "GS is used while it is the guest's",
+    },
+    Broken {
+        what: "the save area fetched after the guest",
+        from: "    vmsave rax\n.Lhsave_save_guest_done:\n    pop rax\n",
+        to: "    vmsave rax\n.Lhsave_save_guest_done:\n    mov rax, qword ptr gs:[rip + hsave_cpu_data + 8]\n    add rsp, 8\n",
+        finding: "GS is used while it is the guest's",
+    },
+    Broken {
+        what: "an indirect branch",
+        from: "    vmload rax\n.Lhsave_load_guest_done:\n",
+        to: "    vmload rax\n.Lhsave_load_guest_done:\n    jz 1f\n    jmp rax\n1:\n",
+        finding: "an indirect branch",
+    },
+    Broken {
+        what: "an indirect branch through a retpoline",
+        from: "    pop rsi\n    test esi",
+        to: "    jz __x86_indirect_thunk_rax\n    pop rsi\n    test esi",
+        finding: "an indirect branch",
+    },
+    Broken {
+        what: "a call",
+        from: "    pop rsi\n    test esi",
+        to: "    call helper\n    pop rsi\n    test esi",
+        finding: "a call",
+    },
+    Broken {
+        what: "prediction untrained before SPEC_CTRL is the host's",
+        from: "    jne .Lhsave_host_spec_ctrl\n",
+        to: "    jmp hsave_mitigate_exit_untrain\n    jne .Lhsave_host_spec_ctrl\n",
+        finding: "this mitigation comes too early",
+    },
+    Broken {
+        what: "SPEC_CTRL not given back",
+        from: "    jne .Lhsave_host_spec_ctrl\n",
+        to: "",
+        finding: "RET before SPEC_CTRL is the host's",
+    },
+    Broken {
+        what: "SPEC_CTRL written whether it differs or not",
+        from: "    jne .Lhsave_guest_spec_ctrl\n",
+        to: "    jmp .Lhsave_guest_spec_ctrl\n",
+        finding: "SPEC_CTRL is written where the values do not differ",
+    },
+    Broken {
+        what: "half of SPEC_CTRL",
+        from: ".Lhsave_host_spec_ctrl:\n    mov rdx, rax\n    shr rdx, 32\n",
+        to: ".Lhsave_host_spec_ctrl:\n    xor edx, edx\n",
+        finding: "SPEC_CTRL gets the wrong value",
+    },
+    Broken {
+        what: "the guest's SPEC_CTRL not read back",
+        from: "    mov ecx, 72\n    rdmsr\n",
+        to: "",
+        finding: "SPEC_CTRL is compared before the guest's value was read back",
+    },
+    Broken {
+        what: "return stack not stuffed",
+        from: "    jmp hsave_mitigate_exit_rsb\n",
+        to: "",
+        finding: "this mitigation comes too early",
+    },
+    Broken {
+        what: "buffers not cleared",
+        from: "    jmp hsave_mitigate_entry\n",
+        to: "",
+        finding: "VMRUN without clearing of CPU buffers before it",
+    },
+    Broken {
+        what: "return stack stuffed before GS is the host's",
+        from: "    vmload rax\n.Lhsave_load_host_done:\n    jmp hsave_mitigate_exit_rsb\n.globl hsave_mitigate_exit_rsb_done\nhsave_mitigate_exit_rsb_done:\n",
+        to: "    jmp hsave_mitigate_exit_rsb\n.globl hsave_mitigate_exit_rsb_done\nhsave_mitigate_exit_rsb_done:\n    vmload rax\n.Lhsave_load_host_done:\n",
+        finding: "this mitigation comes too early",
+    },
+    Broken {
+        what: "a stack without end",
+        from: "    push rdi\n",
+        to: "    push rdi\n1:  push rdi\n    jmp 1b\n",
+        finding: "bytes deep",
+    },
+    Broken {
+        what: "a fourth argument",
+        from: "    push rdi\n",
+        to: "    push rdi\n    mov rax, rcx\n",
+        finding: "a fourth argument is read",
+    },
+    Broken {
+        what: "callee-saved registers exchanged",
+        from: "    pop r12\n    pop r13\n",
+        to: "    pop r13\n    pop r12\n",
+        finding: "register 12 is not given back to the caller",
+    },
+    Broken {
+        what: "another MSR",
+        from: ".Lhsave_guest_spec_ctrl:\n    mov rdx, rax\n    shr rdx, 32\n    mov ecx, 72\n",
+        to: ".Lhsave_guest_spec_ctrl:\n    mov rdx, rax\n    shr rdx, 32\n    mov ecx, 73\n",
+        finding: "an MSR other than SPEC_CTRL is written",
+    },
+    Broken {
+        what: "GIF set inside",
+        from: "    xor eax, eax\n",
+        to: "    stgi\n    xor eax, eax\n",
+        finding: "GIF is changed inside of the assembly",
+    },
+    Broken {
+        what: "the low half of SPEC_CTRL not stored",
+        from: "    mov [rdi + 144], eax\n",
+        to: "",
+        finding: "SPEC_CTRL is compared before the guest's value was read back",
+    },
+    Broken {
+        what: "the high half of SPEC_CTRL not stored",
+        from: "    mov [rdi + 144 + 4], edx\n",
+        to: "",
+        finding: "SPEC_CTRL is compared before the guest's value was read back",
+    },
+    Broken {
+        what: "the wrong half stored",
+        from: "    mov [rdi + 144], eax\n",
+        to: "    mov [rdi + 144], edx\n",
+        finding: "offset 0x90 of the vCPU is written",
+    },
+    Broken {
+        what: "another bit of the flag",
+        from: "    test esi, 1\n",
+        to: "    test esi, 2\n",
+        finding: "SPEC_CTRL is compared before the flag was asked",
+    },
+    Broken {
+        what: "GS loaded while it is the guest's",
+        from: ".Lhsave_save_guest:\n",
+        to: "    mov gs, ecx\n.Lhsave_save_guest:\n",
+        finding: "a segment, control or debug register is written",
+    },
+    Broken {
+        what: "a load through a pointer of the guest's",
+        from: "    pop rax\n    mov [rax + 0 + 1 * 8], rcx\n",
+        to: "    pop rax\n    mov [rax + 0 + 1 * 8], rcx\n    mov rcx, [rcx]\n",
+        finding: "an address of the guest's is used",
+    },
+    Broken {
+        what: "a branch on a value of the guest's",
+        from: "    pop rax\n    mov [rax + 0 + 1 * 8], rcx\n",
+        to: "    pop rax\n    mov [rax + 0 + 1 * 8], rcx\n    test rcx, rcx\n    jz 1f\n1:\n",
+        finding: "a branch on a value of the guest's",
+    },
+    Broken {
+        what: "compiled code before the guest's registers are stored",
+        from: "    mov [rax + 0 + 14 * 8], r14\n",
+        to: "",
+        finding: "compiled code is entered with the guest's registers in use",
+    },
+    Broken {
+        what: "compiled code after a fault",
+        from: "    mov qword ptr [rax + 176], 0\n",
+        to: "",
+        finding: "compiled code is entered with the guest's registers in use",
+    },
+    Broken {
+        what: "compiled code without a way back for the stack",
+        from: "    mov [rdi + 160], rsp\n",
+        to: "",
+        finding: "compiled code is entered without vCPU pointer or way back",
+    },
+    Broken {
+        what: "the stack of compiled code used",
+        from: "hsave_fast_again:\n    mov rsp, [rdi + 160]\n",
+        to: "hsave_fast_again:\n",
+        finding: "something comes before the stack pointer is back",
+    },
+    Broken {
+        what: "the guest entered again as if for the first time",
+        from: "    push rdi\n    jmp .Lhsave_load_guest_done\n",
+        to: "    push rdi\n    jmp .Lhsave_load_guest\n",
+        finding: "VMLOAD",
+    },
+    Broken {
+        what: "a load between the clearing of buffers and VMRUN",
+        from: ".Lhsave_run:\n    vmrun",
+        to: "    mov rcx, [rsp]\n.Lhsave_run:\n    vmrun",
+        finding: "VMRUN without clearing of CPU buffers before it",
+    },
+];

@@ -1,0 +1,175 @@
+//! Exits that are handled before the guest was left for good: CPUID and RDMSR whose answer is known, and the end of an
+//! interrupt that concerns nobody else.
+//!
+//! What is here runs under the rules of [`FastExits`]. It answers from what the ordinary handlers left in a [`Fast`], and
+//! declines whatever they might have to do more for. So each answer is taken back where what it depends on changes:
+//! [`forget_cpuid`](Fast::forget_cpuid), [`forget_msrs`](Fast::forget_msrs).
+
+use arch::exit::code;
+use arch::msr;
+use host::{FastExit, FastExits};
+use irqchip::{Bits256, Lapic};
+
+/// Answers of CPUID that are kept, a power of two.
+const LEAVES: usize = 16;
+/// MSRs whose value is kept, a power of two.
+const MSRS: usize = 8;
+/// EXITINFO1 of an intercepted WRMSR.
+const WRITE: u64 = 1;
+
+#[derive(Clone, Copy, Default)]
+struct Leaf {
+    /// [`Fast::leaves_age`] when it was answered.
+    age: u64,
+    function: u32,
+    index: u32,
+    regs: [u32; 4],
+}
+
+#[derive(Clone, Copy, Default)]
+struct Msr {
+    /// [`Fast::msrs_age`] when it was answered.
+    age: u64,
+    index: u32,
+    value: u64,
+}
+
+/// The part of a vCPU's state that such exits work on.
+pub struct Fast {
+    /// Whether there are any: not while each exit has to be looked at.
+    pub enabled: bool,
+    /// Exits handled here, since they were last added to the statistics.
+    pub exits: u64,
+    /// The end of the interrupt in service is offered to the guest by a word of its memory.
+    pub eoi_offered: bool,
+    /// The local APIC; None without in-kernel irqchip.
+    pub lapic: Option<Lapic>,
+    /// Vectors whose EOI goes to an IOAPIC that wants to know.
+    pub ioapic_eoi: Bits256,
+    leaves: [Leaf; LEAVES],
+    msrs: [Msr; MSRS],
+    /// How often answers of CPUID were taken back, from 1: older ones are void.
+    leaves_age: u64,
+    /// The same for MSRs.
+    msrs_age: u64,
+}
+
+/// Below [`LEAVES`] whatever the guest asks for, also where a processor guesses.
+#[inline(always)]
+const fn leaf_place(function: u32, index: u32) -> usize {
+    (function ^ function >> 28 ^ index << 2) as usize & (LEAVES - 1)
+}
+
+/// Below [`MSRS`] in the same way.
+#[inline(always)]
+const fn msr_place(index: u32) -> usize {
+    (index ^ index >> 4) as usize & (MSRS - 1)
+}
+
+impl Fast {
+    /// Nothing is known. `lapic`: see there.
+    pub fn new(lapic: Option<Lapic>) -> Self {
+        Self {
+            enabled: false,
+            exits: 0,
+            eoi_offered: false,
+            lapic,
+            ioapic_eoi: Bits256::default(),
+            leaves: Default::default(),
+            msrs: Default::default(),
+            leaves_age: 1,
+            msrs_age: 1,
+        }
+    }
+
+    /// What CPUID answered. The same question has the same answer until [`forget_cpuid`](Self::forget_cpuid).
+    pub fn know_cpuid(&mut self, function: u32, index: u32, regs: [u32; 4]) {
+        if let Some(place) = self.leaves.get_mut(leaf_place(function, index)) {
+            *place = Leaf { age: self.leaves_age, function, index, regs };
+        }
+    }
+
+    /// Something changed that CPUID shows.
+    pub fn forget_cpuid(&mut self) {
+        self.leaves_age = self.leaves_age.wrapping_add(1);
+    }
+
+    /// What RDMSR answered, of an MSR that [is constant](is_constant).
+    pub fn know_msr(&mut self, index: u32, value: u64) {
+        if let Some(place) = self.msrs.get_mut(msr_place(index)) {
+            *place = Msr { age: self.msrs_age, index, value };
+        }
+    }
+
+    /// Something changed that an MSR shows.
+    pub fn forget_msrs(&mut self) {
+        self.msrs_age = self.msrs_age.wrapping_add(1);
+    }
+
+    #[inline(always)]
+    fn cpuid(&self, guest: &mut FastExit<'_>) -> bool {
+        let (function, index) = (guest.eax(), guest.ecx());
+        match self.leaves.get(leaf_place(function, index)) {
+            Some(leaf) if leaf.age == self.leaves_age && leaf.function == function && leaf.index == index => {
+                guest.set_all(leaf.regs);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    #[inline(always)]
+    fn rdmsr(&self, guest: &mut FastExit<'_>) -> bool {
+        let index = guest.ecx();
+        match self.msrs.get(msr_place(index)) {
+            Some(msr) if msr.age == self.msrs_age && msr.index == index => {
+                guest.set_edx_eax(msr.value);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    #[inline(always)]
+    fn wrmsr(&mut self, guest: &FastExit<'_>) -> bool {
+        match guest.ecx() {
+            msr::X2APIC_EOI if guest.edx() == 0 && !self.eoi_offered => match &mut self.lapic {
+                Some(lapic) => lapic.quiet_eoi(&self.ioapic_eoi),
+                None => false,
+            },
+            _ => false,
+        }
+    }
+}
+
+impl FastExits for Fast {
+    #[inline(always)]
+    fn handle(&mut self, guest: &mut FastExit<'_>) -> bool {
+        let done = self.enabled
+            && match guest.control.exit_code {
+                code::CPUID => self.cpuid(guest),
+                code::MSR if guest.control.exit_info_1 & WRITE == 0 => self.rdmsr(guest),
+                code::MSR => self.wrmsr(guest),
+                _ => false,
+            };
+        self.exits = self.exits.wrapping_add(done.into());
+        done
+    }
+}
+
+/// Is what RDMSR gives for it changed by nothing but WRMSR, and by what user space or another event does between two
+/// entries ([`forget_msrs`](Fast::forget_msrs) is called for those)?
+pub const fn is_constant(index: u32) -> bool {
+    matches!(
+        index,
+        msr::APIC_BASE
+            | msr::EFER
+            | msr::PAT
+            | msr::MISC_ENABLE
+            | msr::TSC_ADJUST
+            | msr::BIOS_SIGN_ID
+            | msr::MTRRCAP
+            | msr::MTRR_PHYS_BASE0
+            ..=msr::MTRR_FIX4K_F8 | msr::MTRR_DEF_TYPE | msr::MCG_CAP | msr::HWCR | msr::DE_CFG
+    )
+}
