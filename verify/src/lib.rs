@@ -19,11 +19,12 @@ mod patches;
 mod rules;
 mod state;
 mod step;
+mod text;
 mod walk;
 
 use anyhow::{Context, Result};
 use module::Module;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 pub use rules::{ENCRYPTED, ENTRY, Layout};
@@ -56,10 +57,43 @@ pub struct Report {
     pub costs: BTreeMap<&'static str, usize>,
     /// Instructions of `hsave_fast`, and those on the longest way through it.
     pub fast: (usize, usize),
+    /// Registers whose values at the entry it uses, of those that carry arguments, by encoding.
+    pub arguments: BTreeSet<u8>,
+    /// Offsets in bytes of the fields of the vCPU that it uses, and of those of the per-CPU data.
+    pub fields: BTreeSet<i64>,
+    pub cpu_fields: BTreeSet<i64>,
+    /// All code of the module.
+    pub text: Text,
     /// Places from which the assembly is entered with GIF clear.
     pub callers: usize,
     /// Broken rules, without repetition.
     pub findings: Vec<Finding>,
+}
+
+/// All code of a module.
+#[derive(Debug, Default)]
+pub struct Text {
+    /// Instructions, replacements of alternatives included.
+    pub instructions: usize,
+    /// Jumps to the kernel's return thunk.
+    pub returns: usize,
+    /// Calls and jumps by the kernel's thunks for indirect ones.
+    pub indirect: usize,
+    /// Calls that the kernel makes direct when it loads the module.
+    pub paravirtual: usize,
+    /// Where it returns or branches otherwise.
+    pub findings: Vec<Finding>,
+}
+
+/// Is the world switch in this ELF object? Errors: it is no such object.
+pub fn has_world_switch(bytes: &[u8]) -> Result<bool> {
+    Ok(Module::parse(bytes)?.symbol(ENTRY).is_some())
+}
+
+/// Checks all code of an ELF object, with a world switch in it or without. Errors: it is no such object.
+pub fn text(bytes: &[u8]) -> Result<Text> {
+    let module = Module::parse(bytes)?;
+    text::check(&module, &patches::Patches::read(&module)?)
 }
 
 /// Checks the world switch in an ELF object. Errors: it is no such object, or has no world switch.
@@ -73,7 +107,15 @@ pub fn check(bytes: &[u8]) -> Result<Report> {
         walk::walk(&module, &patches, entry, true, &mut report)?;
     }
     fast::check(&module, &patches, &mut report)?;
+    let strange = report.fields.iter().filter(|at| !Layout::is_register(**at) && Layout::name_of(**at).is_none());
+    let strange_cpu = report.cpu_fields.iter().filter(|at| Layout::cpu_name_of(**at).is_none());
+    for at in strange.chain(strange_cpu) {
+        let what = format!("offset {at:#x} is none of the fields that the world switch may use");
+        report.findings.push(Finding { place: ENTRY.to_owned(), what });
+    }
     caller::check(&module, &mut report)?;
+    report.text = text::check(&module, &patches)?;
+    report.findings.append(&mut report.text.findings);
     report.findings.sort();
     report.findings.dedup();
     Ok(report)

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
-use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionIndex, SymbolSection};
+use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionFlags, SectionIndex, SymbolSection};
 use std::collections::{BTreeMap, HashMap};
 
 /// An offset in a section.
@@ -32,6 +32,8 @@ pub enum Target {
 
 struct Section {
     name: String,
+    /// It holds code.
+    executable: bool,
     data: Vec<u8>,
 }
 
@@ -68,7 +70,9 @@ impl Module {
         let mut sections = HashMap::new();
         for s in file.sections() {
             let data = s.data().unwrap_or_default().to_vec();
-            sections.insert(s.index().0, Section { name: s.name().unwrap_or_default().to_owned(), data });
+            let SectionFlags::Elf { sh_flags, .. } = s.flags() else { continue };
+            let executable = sh_flags.0 & object::elf::SHF_EXECINSTR.0 != 0;
+            sections.insert(s.index().0, Section { name: s.name().unwrap_or_default().to_owned(), executable, data });
         }
         let (mut symbols, mut names) = (HashMap::new(), BTreeMap::new());
         for s in file.symbols() {
@@ -109,6 +113,12 @@ impl Module {
     /// The sections of this name: index and contents.
     pub fn sections_named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (usize, &'a [u8])> + 'a {
         self.sections.iter().filter(move |(_, s)| s.name == name).map(|(n, s)| (*n, &s.data[..]))
+    }
+
+    /// Sections with code: where each begins, and its length in bytes.
+    pub fn code(&self) -> impl Iterator<Item = (Place, u64)> + '_ {
+        let code = self.sections.iter().filter(|(_, s)| s.executable);
+        code.map(|(section, s)| (Place { section: *section, offset: 0 }, s.data.len() as u64))
     }
 
     /// The name of a section.

@@ -11,6 +11,8 @@ const NOT_IN_FLAGS: u16 = 1;
 /// Sections whose relocations name instructions that the kernel may rewrite at run time.
 const LIVE_PATCHED: [&str; 5] =
     ["__jump_table", ".static_call_sites", "__mcount_loc", "__patchable_function_entries", ".retpoline_sites"];
+/// Sites of paravirtual calls, where these are no alternatives yet: entries of an address and three bytes.
+const PARAVIRT: &str = ".parainstructions";
 
 /// One way to replace the instructions at a site.
 #[derive(Clone, Debug)]
@@ -28,6 +30,8 @@ pub struct Alternative {
 pub struct Patches {
     sites: HashMap<Place, Vec<Alternative>>,
     live: BTreeMap<Place, &'static str>,
+    /// Calls of the kernel's operations for hypervisors, which it replaces by direct ones.
+    paravirt: BTreeSet<Place>,
 }
 
 /// A choice of features.
@@ -73,7 +77,15 @@ impl Patches {
                 }
             }
         }
-        Ok(Self { sites, live })
+        let mut paravirt = BTreeSet::new();
+        for (section, data) in module.sections_named(PARAVIRT) {
+            for offset in (0..data.len() as u64).step_by(8) {
+                if let Some(Target::Here(site)) = module.pointer(Place { section, offset }) {
+                    paravirt.insert(site);
+                }
+            }
+        }
+        Ok(Self { sites, live, paravirt })
     }
 
     /// What the instructions at `place` are replaced by, with these features: the last that applies.
@@ -84,6 +96,11 @@ impl Patches {
     /// Features that decide about the instructions at `place`.
     pub fn features_at(&self, place: Place) -> impl Iterator<Item = u16> + '_ {
         self.sites.get(&place).into_iter().flatten().map(|a| a.feature)
+    }
+
+    /// The kernel replaces the instruction at `place` when it loads the module.
+    pub fn is_site(&self, place: Place) -> bool {
+        self.sites.contains_key(&place) || self.paravirt.contains(&place)
     }
 
     /// Why the instruction at `place` may be rewritten at run time.

@@ -37,6 +37,8 @@ pub const WITH_GIF_CLEAR: &[&str] = &["hsave_guest_enter", "hsave_guest_exit", E
 pub const RETURN_THUNK: &str = "__x86_return_thunk";
 /// Going there is an indirect branch.
 pub const INDIRECT_THUNK: &str = "__x86_indirect_";
+/// The kernel's table of operations that hypervisors replace. Calls through it are made direct when the module is loaded.
+pub const PARAVIRT_OPS: &str = "pv_ops";
 /// The host's SPEC_CTRL, and our per-CPU data.
 pub const HOST_SPEC_CTRL: &str = "x86_spec_ctrl_current";
 pub const CPU_DATA: &str = "hsave_cpu_data";
@@ -46,8 +48,36 @@ pub const MOST_STACK: usize = 8 * (1 + 6 + 3 + 4);
 pub const SPEC_CTRL: u64 = 0x48;
 /// Registers that a function gives back (System V ABI): RBX, RBP, R12 to R15.
 pub const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
+/// Registers that carry the first three arguments: RDI, RSI, RDX.
+pub const ARGUMENTS: [u8; 3] = [7, 6, 2];
 /// Registers that carry arguments beyond the third: RCX, R8, R9.
 pub const TOO_MANY_ARGUMENTS: [u8; 3] = [1, 8, 9];
+
+impl Layout {
+    /// The field of the vCPU at this offset; SPEC_CTRL is stored in halves.
+    pub fn name_of(at: i64) -> Option<&'static str> {
+        let fields = [
+            ("vmcb01", Self::VMCB01),
+            ("vmcb", Self::VMCB),
+            ("spec_ctrl", Self::SPEC_CTRL),
+            ("spec_ctrl's high half", Self::SPEC_CTRL + 4),
+            ("faulted", Self::FAULTED),
+            ("stack", Self::STACK),
+            ("fast", Self::FAST),
+        ];
+        fields.iter().find(|(_, offset)| *offset == at).map(|(name, _)| *name)
+    }
+
+    /// One of the guest's registers is there.
+    pub fn is_register(at: i64) -> bool {
+        (Self::REGS..Self::VMCB01).contains(&at) && (at - Self::REGS) % 8 == 0
+    }
+
+    /// The field of the per-CPU data at this offset.
+    pub fn cpu_name_of(at: i64) -> Option<&'static str> {
+        [("hsave_pa", Self::HSAVE_PA), ("hsave_va", Self::HSAVE_VA)].iter().find(|f| f.1 == at).map(|f| f.0)
+    }
+}
 
 /// Offsets in the structures of `switch`, from their types.
 pub struct Layout;

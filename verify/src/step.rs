@@ -1,6 +1,6 @@
 //! What one instruction does to the abstract state, and which rules it breaks.
 
-use crate::module::{Decoded, Target};
+use crate::module::{Decoded, Place, Target};
 use crate::rules::{CPU_DATA, HOST_SPEC_CTRL, Layout, SPEC_CTRL};
 use crate::state::{Flags, SpecCtrl, Stage, State, Value};
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, UsedMemory};
@@ -81,6 +81,16 @@ impl State {
         }
     }
 
+    /// The field of the vCPU and that of the per-CPU data that an instruction's memory operand is.
+    pub fn uses(&self, d: &Decoded, module_cpu_data: Option<Place>) -> (Option<i64>, Option<i64>) {
+        let field = match self.location(d) {
+            Location::Field(at) => Some(at),
+            _ => None,
+        };
+        let cpu = d.memory.as_ref().filter(|_| d.insn.segment_prefix() == Register::GS);
+        (field, cpu.and_then(|(target, by)| cpu_data_at(target, *by, module_cpu_data)))
+    }
+
     fn load(&self, d: &Decoded, cpu_data: CpuDataAt) -> Value {
         if d.insn.segment_prefix() == Register::GS {
             match d.memory.as_ref().and_then(|(target, by)| cpu_data(target, *by)) {
@@ -110,16 +120,10 @@ impl State {
     }
 
     /// Carries out everything that is no branch. Returns the rules that it breaks.
-    pub fn step(&mut self, d: &Decoded, module_cpu_data: Option<crate::module::Place>) -> Vec<String> {
+    pub fn step(&mut self, d: &Decoded, module_cpu_data: Option<Place>) -> Vec<String> {
         let i = &d.insn;
         let mut wrong = Vec::new();
-        let cpu_data = |target: &Target, by: i64| match target {
-            Target::Extern(name) => (name == CPU_DATA).then_some(by),
-            Target::Here(p) => {
-                let start = module_cpu_data.filter(|start| start.section == p.section)?;
-                Some(p.after(by as u64).offset.wrapping_sub(start.offset) as i64)
-            }
-        };
+        let cpu_data = |target: &Target, by: i64| cpu_data_at(target, by, module_cpu_data);
         if uses_gs(i) && self.gs_is_the_guests() {
             wrong.push("GS is used while it is the guest's".to_owned());
         }
@@ -346,6 +350,17 @@ impl State {
         }
         if i.rflags_modified() != 0 {
             self.flags = if guests { Flags::Guest } else { Flags::Other };
+        }
+    }
+}
+
+/// The offset in our per-CPU data, which the module defines at `start` or refers to by name.
+fn cpu_data_at(target: &Target, by: i64, start: Option<Place>) -> Option<i64> {
+    match target {
+        Target::Extern(name) => (name == CPU_DATA).then_some(by),
+        Target::Here(p) => {
+            let start = start.filter(|start| start.section == p.section)?;
+            Some(p.after(by as u64).offset.wrapping_sub(start.offset) as i64)
         }
     }
 }

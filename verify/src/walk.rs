@@ -4,8 +4,8 @@ use crate::listing;
 use crate::module::{Module, Place, Target};
 use crate::patches::{Features, Patches};
 use crate::rules::{
-    CALLEE_SAVED, CLEAR_BUFFERS, CPU_DATA, DONE, ENCRYPTED_SUFFIX, FAST, FAST_AGAIN, FAST_LEAVE, INDIRECT_THUNK,
-    MOST_STACK, RETURN_THUNK, RSB, TOO_MANY_ARGUMENTS, UNTRAIN, UNTRAINING,
+    ARGUMENTS, CALLEE_SAVED, CLEAR_BUFFERS, CPU_DATA, DONE, ENCRYPTED_SUFFIX, FAST, FAST_AGAIN, FAST_LEAVE,
+    INDIRECT_THUNK, MOST_STACK, RETURN_THUNK, RSB, TOO_MANY_ARGUMENTS, UNTRAIN, UNTRAINING,
 };
 use crate::state::{Flags, SpecCtrl, Stage, State, Value};
 use crate::step::gpr;
@@ -149,6 +149,9 @@ impl Walk<'_> {
         }
         let d = self.module.decode(at)?;
         self.arguments(&s, &d.insn);
+        let (field, cpu_field) = s.uses(&d, self.cpu_data);
+        self.report.fields.extend(field);
+        self.report.cpu_fields.extend(cpu_field);
         let next = at.after(d.insn.len() as u64);
         // The decoder's tables have VMRUN among the calls; for the host it is an instruction like others.
         let flow = if d.insn.mnemonic() == Mnemonic::Vmrun { FlowControl::Next } else { d.insn.flow_control() };
@@ -223,16 +226,20 @@ impl Walk<'_> {
         }
     }
 
+    /// Which arguments are read: a register that holds what it held at the entry, saving and restoring apart.
     fn arguments(&mut self, s: &State, insn: &iced_x86::Instruction) {
-        if s.stage != Stage::Entry || s.faulted || matches!(insn.mnemonic(), Mnemonic::Push) {
+        if s.stage == Stage::Untrained || matches!(insn.mnemonic(), Mnemonic::Push | Mnemonic::Pop) {
             return;
         }
         let mut factory = InstructionInfoFactory::new();
         for u in factory.info(insn).used_registers() {
             let reads = !matches!(u.access(), OpAccess::Write | OpAccess::CondWrite);
-            if let Some(n) = gpr(u.register()).filter(|n| reads && TOO_MANY_ARGUMENTS.contains(n)) {
-                if s.regs[usize::from(n)] == Value::Initial(n) {
+            if let Some(n) = gpr(u.register()).filter(|n| reads && s.regs[usize::from(*n)] == Value::Initial(*n)) {
+                if TOO_MANY_ARGUMENTS.contains(&n) {
                     self.finding(s.at, "a fourth argument is read");
+                }
+                if ARGUMENTS.contains(&n) {
+                    self.report.arguments.insert(n);
                 }
             }
         }

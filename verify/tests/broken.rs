@@ -142,6 +142,13 @@ fn the_assembly_itself_keeps_to_the_rules() {
     let patched: Vec<_> = report.variants.iter().map(|(features, _)| features.join(",")).collect();
     assert_eq!(patched, ["", "15*32+11"], "with and without the patch");
     assert!(report.stack <= 120, "{}", report.stack);
+    assert_eq!(report.arguments.into_iter().collect::<Vec<_>>(), [6, 7], "RSI and RDI");
+    let named = report.fields.iter().filter(|at| !Layout::is_register(**at)).filter_map(|at| Layout::name_of(*at));
+    let named: Vec<_> = named.collect();
+    assert_eq!(named, ["vmcb01", "vmcb", "spec_ctrl", "spec_ctrl's high half", "faulted", "stack", "fast"]);
+    assert_eq!(report.fields.len() - named.len(), 14, "registers but RAX and RSP");
+    assert_eq!(report.cpu_fields.into_iter().collect::<Vec<_>>(), [Layout::HSAVE_PA]);
+    assert!(report.text.instructions > 100 && report.text.returns == 1, "{:?}", report.text);
     assert!(report.listing.iter().any(|line| line.contains("vmrun")));
 }
 

@@ -138,7 +138,10 @@ fn modules(env: &Env, selection: &Selection, tally: &mut Tally) -> BTreeMap<Kern
         };
         if let Some(out) = tally.check(&format!("module {kernel}"), build) {
             if selection.wants("verify") {
-                tally.check(&format!("verify {kernel}"), || verify::module(&out.join("kvm.ko")).map(drop));
+                tally.check(&format!("verify {kernel}"), || {
+                    verify::text(&out.join("kvm-amd.ko"))?;
+                    verify::module(&out.join("kvm.ko")).map(drop)
+                });
             }
             built.insert(kernel, out);
         }

@@ -179,6 +179,18 @@ pub const BROKEN: &[Broken] = &[
         finding: "offset 0x90 of the vCPU is written",
     },
     Broken {
+        what: "a field of the per-CPU data that is another's",
+        from: "gs:[rip + hsave_cpu_data + 8]\n",
+        to: "gs:[rip + hsave_cpu_data + 16]\n",
+        finding: "offset 0x10 is none of the fields",
+    },
+    Broken {
+        what: "a field of the vCPU that there is not",
+        from: "    push rdi\n",
+        to: "    push rdi\n    mov rax, [rdi + 256]\n",
+        finding: "offset 0x100 is none of the fields",
+    },
+    Broken {
         what: "another bit of the flag",
         from: "    test esi, 1\n",
         to: "    test esi, 2\n",
