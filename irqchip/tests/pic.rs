@@ -275,6 +275,23 @@ fn state_round_trips() {
     assert_eq!(other.output(), pic.output());
 }
 
+/// What user space set comes back, even where the guest could not have set it; the guest's own writes have their limits.
+#[test]
+fn forged_state() {
+    let mut pic = Pic::new();
+    let mut state = [0; 16];
+    (state[5], state[14], state[15]) = (10, 0xff, 0x0f);
+    pic.set_state(PicChip::PicMaster, &state);
+    assert_eq!(pic.get_state(PicChip::PicMaster), Some(state));
+    raise(&mut pic, 7);
+    assert_eq!(pic.ack().vector, 17);
+    let _ = out(&mut pic, 0x4d0, 0xff);
+    assert_eq!(pic.get_state(PicChip::PicMaster).unwrap()[14], 0x0f);
+    let _ = out(&mut pic, 0x20, 0x11);
+    let _ = out(&mut pic, 0x21, 0x2f);
+    assert_eq!(pic.get_state(PicChip::PicMaster).unwrap()[5], 0x28);
+}
+
 #[test]
 fn random_accesses_keep_the_invariants() {
     let mut random = Random::new(7);
@@ -300,14 +317,13 @@ fn random_accesses_keep_the_invariants() {
                 let bases = [PicChip::PicMaster, PicChip::PicSlave].map(|c| pic.get_state(c).unwrap()[5]);
                 let was = pic.output();
                 let ack = pic.ack();
-                assert!(bases.contains(&(ack.vector & 0xf8)));
-                assert!(was || ack.vector == bases[0] | 7, "without a request the interrupt is spurious");
+                assert!(bases.iter().any(|base| ack.vector.wrapping_sub(*base) < 8));
+                assert!(was || ack.vector == bases[0].wrapping_add(7), "without a request the interrupt is spurious");
             }
         }
         for chip in [PicChip::PicMaster, PicChip::PicSlave] {
             let state = pic.get_state(chip).unwrap();
-            assert_eq!(state[14] & !state[15], 0);
-            assert!(state[4] < 8 && state[9] < 4 && state[5] & 7 == 0);
+            assert!(state[4] < 8 && state[9] < 4);
         }
     }
 }

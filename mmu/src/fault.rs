@@ -75,11 +75,12 @@ impl<H: Host> Mmu<H> {
     #[inline]
     fn quick(&self, cache: &mut TableCache<H>, gfn: u64, write: bool) -> Option<Mapped> {
         let maps = self.maps.read();
-        let Some(Region { slot, retiring, .. }) = maps.region(gfn) else {
+        let Some(region) = maps.region(gfn) else {
             return (!maps.released).then_some(Mapped::Mmio);
         };
+        let slot = &region.slot;
         let hva = slot.hva_of(gfn);
-        if *retiring
+        if region.retiring
             || maps.released
             || maps.blocked(hva.0)
             || write && slot.read_only()
@@ -89,7 +90,7 @@ impl<H: Host> Mmu<H> {
             return None;
         }
         let (pa, level) = self.host.mapped_page(hva)?;
-        let leaf = self.leaf(&maps, slot, gfn, &Found { pa, writable: true, level: Some(level) }, write);
+        let leaf = self.leaf(&maps, region, gfn, &Found { pa, writable: true, level: Some(level) }, write);
         if leaf.write && slot.logs() {
             maps.mark_dirty(gfn);
         }
@@ -138,7 +139,8 @@ impl<H: Host> Mmu<H> {
             return Ok(Attempt::Again);
         }
         let found = Found { pa: page.pa(), writable: page.writable(), level: None };
-        let leaf = self.leaf(&maps, &slot, gfn, &found, write);
+        let Some(region) = maps.region(gfn) else { return Ok(Attempt::Again) };
+        let leaf = self.leaf(&maps, region, gfn, &found, write);
         if leaf.write && slot.logs() {
             // With the lock held: reading the log cannot fall between the bit and the entry that it stands for.
             maps.mark_dirty(gfn);
@@ -157,13 +159,15 @@ impl<H: Host> Mmu<H> {
     /// With what permission, and how large, a page is mapped. The sequence number has been checked, so the slot is as
     /// it was copied.
     #[inline]
-    fn leaf(&self, maps: &Maps, slot: &Slot, gfn: u64, page: &Found, write: bool) -> Leaf {
-        let pa = page.pa;
+    fn leaf(&self, maps: &Maps, region: &Region, gfn: u64, page: &Found, write: bool) -> Leaf {
+        let (pa, slot) = (page.pa, &region.slot);
+        let writable = page.writable && !slot.read_only();
         if slot.logs() {
-            // 4 KiB pages, writable only by a write fault, which marks the page.
-            return Leaf { pa, write: write && page.writable, level: 1 };
+            // 4 KiB pages, and who makes one writable marks it. As on stock, the first read of a page does: clients
+            // count on it. Where the log came later that cannot be told from the first read since then.
+            return Leaf { pa, write: writable && (write || region.always_logged), level: 1 };
         }
-        let write = page.writable && !slot.read_only();
+        let write = writable;
         if page.level == Some(MapLevel::Page4K) {
             return Leaf { pa, write, level: 1 };
         }

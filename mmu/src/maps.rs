@@ -20,6 +20,15 @@ pub struct Region {
     pub retiring: bool,
     /// Pages written, if the slot logs them.
     pub dirty: Option<Bitmap>,
+    /// It has logged since it is here, so a page that is not mapped was never touched.
+    pub always_logged: bool,
+}
+
+impl Region {
+    /// As it is made: nothing of it is mapped.
+    pub fn new(slot: Slot, dirty: Option<Bitmap>) -> Self {
+        Self { slot, retiring: false, always_logged: dirty.is_some(), dirty }
+    }
 }
 
 /// Nested tables, regions, and what faults are checked against.

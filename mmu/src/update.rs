@@ -54,7 +54,7 @@ impl<H: Host> Mmu<H> {
         }
         let mut slots = self.slots.write();
         slots.reserve()?;
-        let left = self.maps.write().insert(Region { slot, retiring: false, dirty });
+        let left = self.maps.write().insert(Region::new(slot, dirty));
         left.map_err(|_| Errno::ENOMEM)?;
         slots.apply(&Change::Create(slot));
         Ok(())
@@ -80,7 +80,7 @@ impl<H: Host> Mmu<H> {
             let mut old = maps.remove(&from).and_then(|r| r.dirty);
             // The log goes with the slot, unless it ends here.
             let dirty = if to.logs() { fresh.or_else(|| old.take()) } else { None };
-            (maps.insert(Region { slot: to, retiring: false, dirty }), old)
+            (maps.insert(Region::new(to, dirty)), old)
         };
         slots.apply(&Change::Move { from, to });
         drop(slots);
@@ -149,6 +149,7 @@ impl<H: Host> Mmu<H> {
             maps.seq = maps.seq.wrapping_add(1);
             if let Some(r) = maps.of_mut(&from) {
                 r.slot = to;
+                r.always_logged = false;
                 core::mem::swap(&mut r.dirty, &mut dirty);
             }
         }

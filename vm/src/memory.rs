@@ -5,7 +5,7 @@ use crate::quirks::LAPIC_MMIO_HOLE;
 use crate::run::Next;
 use crate::user::UserExit;
 use arch::Gpa;
-use arch::cr::Rflags;
+use arch::cr::{Cr0, Rflags};
 use emulator::{Access, Exception, Stop};
 use host::{Cpu, Errno, Host, Stop as HostStop};
 use mmu::{Kind, Paging, PhysError};
@@ -197,6 +197,10 @@ impl<H: Host> Ctx<'_, H> {
     /// KVM_TRANSLATE: physical address, valid, writable, user.
     pub fn translate(&mut self, linear: u64) -> (u64, bool, bool, bool) {
         let paging = self.paging();
+        if !Cr0::from_bits_retain(paging.cr0).contains(Cr0::PG) {
+            // As it is, also where the guest could not form it; the last one of all is nowhere.
+            return (linear, linear != !0, true, true);
+        }
         match self.vm.mmu.translate(&paging, linear) {
             Some(t) => (t.gpa.0, true, t.writable, t.user),
             None => (!0, false, false, false),

@@ -10,7 +10,7 @@ pub(super) struct Chip8259 {
     pub isr: u8,
     /// The input of highest priority.
     pub priority_add: u8,
-    /// Bits 7:3 of the vectors.
+    /// The vector of input 0. The guest chooses bits 7:3, user space all.
     pub irq_base: u8,
     /// Port 0 reads as ISR (OCW3), otherwise as IRR.
     pub read_isr: bool,

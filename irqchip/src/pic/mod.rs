@@ -99,7 +99,7 @@ impl Pic {
         };
         self.update();
         let base = if from_slave { self.slave.base() } else { self.master.base() };
-        PicAck { vector: base | irq, ended }
+        PicAck { vector: base.wrapping_add(irq), ended }
     }
 
     /// A one-byte IN. None if the port is not one of 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1. A poll acknowledges.

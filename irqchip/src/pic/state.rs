@@ -42,7 +42,7 @@ impl Chip8259 {
             special_fully_nested,
             init4,
             elcr,
-            _,
+            elcr_mask,
         ] = *state;
         *self = Chip8259 {
             last_irr,
@@ -50,7 +50,7 @@ impl Chip8259 {
             imr,
             isr,
             priority_add: priority_add & 7,
-            irq_base: irq_base & 0xf8,
+            irq_base,
             read_isr: read_isr != 0,
             poll: poll != 0,
             special_mask: special_mask != 0,
@@ -59,8 +59,8 @@ impl Chip8259 {
             rotate_on_auto_eoi: rotate_on_auto_eoi != 0,
             special_fully_nested: special_fully_nested != 0,
             init4: init4 != 0,
-            elcr: elcr & self.elcr_mask,
-            elcr_mask: self.elcr_mask,
+            elcr,
+            elcr_mask,
         };
     }
 }
@@ -75,7 +75,8 @@ impl Pic {
         }
     }
 
-    /// Replaces the state of one controller; values that no register holds are cut. Nothing for [`PicChip::Ioapic`].
+    /// Replaces the state of one controller; values that no register holds are cut, but for the base of the vectors and
+    /// the two of the ELCR, which user space gets back as it set them. Nothing for [`PicChip::Ioapic`].
     pub fn set_state(&mut self, chip: PicChip, state: &[u8; 16]) {
         match chip {
             PicChip::PicMaster => self.master.set_state(state),

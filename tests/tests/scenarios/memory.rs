@@ -381,4 +381,13 @@ fn translate_walks_the_guests_tables() {
     };
     assert_eq!(ask(0x20_1234), (1, 0x20_1234));
     assert_eq!(ask(1 << 40).0, 0);
+    // Without paging an address is itself, but for the one that means "none".
+    let m = Machine::new();
+    m.real(0, &[]);
+    for (linear_address, valid) in [(0x1_0000, 1), (!0, 0), (!0 - 1, 1)] {
+        m.put_at(DATA, &kvm_translation { linear_address, ..Default::default() });
+        assert_eq!(m.vcpu(0, KVM_TRANSLATE, DATA), Ok(0));
+        let t: kvm_translation = m.get_at(DATA);
+        assert_eq!((t.valid, t.physical_address), (valid, linear_address));
+    }
 }
