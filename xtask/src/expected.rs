@@ -1,4 +1,4 @@
-//! Lines of the program `policy` that differ from stock kvm-amd on purpose: features that are absent (README, "What
+//! Lines of programs that differ from stock kvm-amd on purpose: features that are absent (README, "What
 //! does not work yet") and what only an emulated processor shows.
 
 /// A line that begins like this may be on one side only.
@@ -56,6 +56,12 @@ pub const POLICY: &[Expected] = expected! {
     "stock of later kernels says it, too": "supported 1.0 ecx bit 24", "supported 1.0 ecx bit 31";
     "the emulated processor takes any value in SPEC_CTRL, which it does not claim to have": "user writes msr 48:";
     "the emulated processor lets guests read MSRs that only its real kind has": "guest reads msr c0010130";
+};
+
+/// Tests of the crate `kvm-ioctls`.
+pub const CRATE_TESTS: &[Expected] = expected! {
+    "nested virtualisation": "ioctls::vcpu::tests::test_get_and_set_nested_state:";
+    "devices of the host in a guest (VFIO)": "ioctls::device::tests::test_create_device:";
 };
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod bench;
 mod compare;
 mod compiler;
 mod cpio;
+mod crate_tests;
 mod debs;
 mod env;
 mod expected;

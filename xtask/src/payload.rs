@@ -1,14 +1,15 @@
 //! The binaries of the crate `tests` that run inside the emulated host: static, so that they need
 //! nothing there.
 
-use crate::{env::Env, proc, ui};
+use crate::{crate_tests, env::Env, proc, ui};
 use anyhow::{Context, Result};
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// What they are built for.
+pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The names of all of them.
 pub fn names(env: &Env) -> Result<Vec<String>> {
@@ -33,7 +34,8 @@ pub fn build(env: &Env) -> Result<PathBuf> {
         cargo.args(["build", "--release", "--package", "tests", "--bins", "--target", TARGET]);
         cargo.arg("--target-dir").arg(&target);
         cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static").env_remove("RUSTFLAGS");
-        proc::run(&mut cargo)
+        proc::run(&mut cargo)?;
+        crate_tests::build(env, &target, &target.join(TARGET).join("release"))
     })?;
     Ok(target.join(TARGET).join("release"))
 }

@@ -1,6 +1,7 @@
 //! What is run in the emulated AMD host by `./x test`: one entry per scenario.
 
 use crate::{
+    crate_tests,
     expected::{self, Expected},
     host,
     kernels::{self, Kernel},
@@ -127,6 +128,20 @@ pub const ALL: &[Scenario] = &[
         expected: expected::POLICY,
         kernels: &[Kernel::V6_12],
         ..program("policy", &["policy"], "/payload/policy")
+    },
+    // Test by test, each in a process of its own: what came of it.
+    Scenario {
+        compare: true,
+        expected: expected::CRATE_TESTS,
+        kernels: &[Kernel::V6_12],
+        ..program(
+            "kvm-ioctls-tests",
+            &[crate_tests::NAME],
+            "cd /tmp; suite=/payload/kvm-ioctls-tests; $suite --list --format terse | sed -n 's/: test$//p' >list; \
+             [ $(wc -l <list) -ge 70 ] || exit 1; while read -r name; do timeout 60 $suite --exact \"$name\" \
+             --test-threads 1 >said 2>&1 </dev/null; status=$?; echo \"$name: $status\"; \
+             [ $status = 0 ] || sed 's/^/  /' said >/dev/ttyS0; done <list",
+        )
     },
     // MSRs that do not exist, as the module's parameters have it: 0xc0011fff is none.
     program(
