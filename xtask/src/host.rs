@@ -105,6 +105,8 @@ pub struct Outcome {
     pub log: String,
     /// How often the emulator's own abort made us start again.
     pub retries: u32,
+    /// How long the last start took, from power-on to power-off.
+    pub seconds: f32,
 }
 
 impl Outcome {
@@ -127,7 +129,7 @@ impl Outcome {
 }
 
 /// How often a run is tried again after the emulator's own abort: on a loaded machine, several in a row are seen.
-const RETRIES: u32 = 4;
+const RETRIES: u32 = 12;
 
 /// Fetched once, used for many boots.
 pub struct Machine {
@@ -154,7 +156,9 @@ impl Machine {
         let mut retries = 0;
         loop {
             let run = Run::new(env, self, boot, &kernel)?;
+            let start = Instant::now();
             let (mut outcome, emulator_abort) = run.go(boot)?;
+            outcome.seconds = start.elapsed().as_secs_f32();
             if emulator_abort && retries < RETRIES {
                 retries += 1;
                 continue;
@@ -244,7 +248,7 @@ impl Run {
         let mut errors = errors.join().unwrap_or_default();
         let Some(status) = status else {
             let log = self.log();
-            return Ok((Outcome { verdict: Verdict::Timeout, output, log, retries: 0 }, false));
+            return Ok((Outcome { verdict: Verdict::Timeout, output, log, retries: 0, seconds: 0.0 }, false));
         };
         if !status.success() {
             errors += &format!("QEMU: {status}");
@@ -272,7 +276,7 @@ impl Run {
             None if errors.is_empty() => Verdict::Died("it left before the script ended".to_owned()),
             None => Verdict::Died(errors.join("\n")),
         };
-        Outcome { verdict, output, log, retries: 0 }
+        Outcome { verdict, output, log, retries: 0, seconds: 0.0 }
     }
 }
 

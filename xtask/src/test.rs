@@ -189,14 +189,16 @@ fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBu
                     let start = Instant::now();
                     let result = one(env, &machine, &payloads, built.get(&job.kernel), &job);
                     let Ok(mut tally) = tally.lock() else { return };
-                    if let Ok(retries) = &result {
-                        tally.retries += retries;
-                    }
+                    let ran = result.as_ref().ok().map(|ran| {
+                        tally.retries += ran.retries;
+                        format!(", the last start {}", ran.took())
+                    });
                     tally.check(&job.name(), || result);
                     let left = queue.lock().map_or(0, |queue| queue.len());
                     ui::note(&format!(
-                        "{:.0} s; {} of {total} scenarios started",
+                        "{:.0} s{}; {} of {total} scenarios started",
                         start.elapsed().as_secs_f32(),
+                        ran.unwrap_or_default(),
                         total - left
                     ));
                 }
@@ -265,8 +267,25 @@ fn every_payload_is_used(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// Runs one job and returns how often the emulator's abort was met.
-fn one(env: &Env, machine: &Machine, payloads: &Path, modules: Option<&PathBuf>, job: &Job) -> Result<u32> {
+/// What is worth knowing of a job that passed.
+struct Ran {
+    /// How often the emulator's abort was met.
+    retries: u32,
+    /// Seconds from the host's power-on to its power-off, without the starts that the emulator aborted.
+    ours: f32,
+    /// The same on stock kvm-amd, whenever that was measured.
+    stock: Option<f32>,
+}
+
+impl Ran {
+    fn took(&self) -> String {
+        let stock = self.stock.map(|seconds| format!(", on stock {seconds:.0} s"));
+        format!("{:.0} s{}", self.ours, stock.unwrap_or_default())
+    }
+}
+
+/// Runs one job.
+fn one(env: &Env, machine: &Machine, payloads: &Path, modules: Option<&PathBuf>, job: &Job) -> Result<Ran> {
     let modules = modules.context("the module was not built")?;
     let mut boot = Boot::new(job.kernel, Flavour::Ours, job.scenario.script);
     (boot.ours, boot.load, boot.timeout) = (Some(modules.clone()), job.scenario.load, job.scenario.timeout);
@@ -282,33 +301,47 @@ fn one(env: &Env, machine: &Machine, payloads: &Path, modules: Option<&PathBuf>,
         let (output, log) = (proc::tail(&outcome.output), proc::tail(&outcome.log));
         bail!("{}\n--- output\n{output}\n--- host kernel log\n{log}\n---", outcome.explain());
     }
+    let ran = Ran { retries: outcome.retries, ours: outcome.seconds, stock: None };
     if !job.scenario.compare {
-        return Ok(outcome.retries);
+        return Ok(ran);
     }
-    let (stock, retries) = on_stock(env, machine, &boot, payloads, job)?;
+    let (stock, seconds, retries) = on_stock(env, machine, &boot, payloads, job)?;
     let mut differences = differences(&stock, &outcome.output);
     for taken in expected::take_out(job.scenario.expected, &mut differences) {
         ui::note(&format!("{}: differs as expected: {taken}", job.name()));
     }
-    ensure!(
-        differences.is_empty(),
-        "not the same as on stock kvm-amd (-):\n  {}",
-        differences.iter().take(40).cloned().collect::<Vec<_>>().join("\n  ")
-    );
-    Ok(outcome.retries + retries)
+    if !differences.is_empty() {
+        let ours = env.target().join("differs").join(job.name().replace(' ', "-"));
+        proc::write_if_changed(&ours, outcome.output.as_bytes())?;
+        bail!(
+            "not the same as on stock kvm-amd (-):\n  {}\nall that ours printed: {}",
+            differences.iter().take(40).cloned().collect::<Vec<_>>().join("\n  "),
+            ours.display()
+        );
+    }
+    Ok(Ran { retries: ran.retries + retries, stock: seconds, ..ran })
 }
 
-/// What the same script prints on stock kvm-amd. That does not change, so it is kept in the cache.
-fn on_stock(env: &Env, machine: &Machine, boot: &Boot, payloads: &Path, job: &Job) -> Result<(String, u32)> {
+/// What the same script prints on stock kvm-amd, and how many seconds it took. That does not change, so it is kept in
+/// the cache.
+fn on_stock(
+    env: &Env,
+    machine: &Machine,
+    boot: &Boot,
+    payloads: &Path,
+    job: &Job,
+) -> Result<(String, Option<f32>, u32)> {
     let release = kernels::fetch(env, job.kernel)?.release;
     let mut identity = vec![release, machine.identity(), boot.script.clone(), boot.smp.to_string(), boot.cpu.clone()];
     for name in job.scenario.payloads {
         identity.push(key(&[&format!("{:?}", fs::read(payload::file(payloads, name)?.1)?)]));
     }
     let identity = key(&identity.iter().map(String::as_str).collect::<Vec<_>>());
-    let path = env.cache.join("stock").join(format!("{}-{}-{identity}", job.scenario.name, job.kernel));
+    let name = format!("{}-{}-{identity}", job.scenario.name, job.kernel);
+    let path = env.cache.join("stock").join(&name);
+    let seconds = env.cache.join("stock").join(format!("{name}-seconds"));
     if let Ok(known) = fs::read_to_string(&path) {
-        return Ok((known, 0));
+        return Ok((known, fs::read_to_string(&seconds).ok().and_then(|text| text.parse().ok()), 0));
     }
     let mut boot = boot.clone();
     (boot.flavour, boot.ours) = (Flavour::Stock, None);
@@ -323,6 +356,7 @@ fn on_stock(env: &Env, machine: &Machine, boot: &Boot, payloads: &Path, job: &Jo
         ensure!(retries == 0, "stock kvm-amd itself failed: {}\n{}", outcome.explain(), proc::tail(&outcome.log));
         retries += 1;
     };
+    proc::write_if_changed(&seconds, outcome.seconds.to_string().as_bytes())?;
     proc::write_if_changed(&path, outcome.output.as_bytes())?;
-    Ok((outcome.output, retries))
+    Ok((outcome.output, Some(outcome.seconds), retries))
 }
