@@ -99,6 +99,20 @@ const fn program(name: &'static str, payloads: &'static [&'static str], script: 
     Scenario { payloads, ..scenario(name, script) }
 }
 
+/// What `script` does with the program `vmm`.
+macro_rules! vmm {
+    ($script:literal) => {
+        concat!(
+            "vmm() { echo \"vmm $*\"; timeout 120 /payload/vmm \"$@\" || exit 1; }; initrd=/guest/initrd; ",
+            $script
+        )
+    };
+}
+
+const fn vmm(name: &'static str, script: &'static str) -> Scenario {
+    Scenario { vmlinux: true, timeout: Duration::from_secs(400), ..program(name, &["vmm"], script) }
+}
+
 /// Loads the modules on a processor they must refuse: the last one fails, and nothing is left behind.
 const REFUSED: &str = "for module in $(cat /modules/kvm); do insmod /modules/$module.ko 2>/tmp/error; \
      status=$?; done; echo $module $status $(sed 's/.*: //' /tmp/error); \
@@ -111,17 +125,22 @@ pub const ALL: &[Scenario] = &[
     boot("boot-pc", "CPUS=4 boot-guest pc client"),
     boot("boot-q35-split", "CPUS=2 IRQCHIP=split boot-guest q35 client"),
     // The way of Firecracker and Cloud Hypervisor: no firmware.
-    Scenario {
-        vmlinux: true,
-        timeout: Duration::from_secs(400),
-        ..program(
-            "vmm",
-            &["vmm"],
-            "vmm() { echo \"vmm $*\"; timeout 120 /payload/vmm \"$@\" || exit 1; }; initrd=/guest/initrd; \
-             vmm /guest/vmlinuz $initrd bzimage irqchip 1; vmm /guest/vmlinuz $initrd bzimage split 2; \
-             vmm /guest/vmlinux $initrd pvh split 1; vmm /guest/vmlinux $initrd pvh irqchip 2",
-        )
-    },
+    vmm(
+        "vmm",
+        vmm!(
+            "vmm boot /guest/vmlinuz $initrd bzimage irqchip 1; vmm boot /guest/vmlinuz $initrd bzimage split 2; \
+             vmm boot /guest/vmlinux $initrd pvh split 1; vmm boot /guest/vmlinux $initrd pvh irqchip 2"
+        ),
+    ),
+    // Paused and saved, changes saved after a while, and on in another process.
+    vmm(
+        "vmm-snapshot",
+        vmm!(
+            "moved() { vmm save /tmp/saved \"$@\"; vmm restore /tmp/saved; rm -r /tmp/saved; }; \
+             moved /guest/vmlinuz $initrd bzimage irqchip 1; moved /guest/vmlinuz $initrd bzimage split 2; \
+             moved /guest/vmlinux $initrd pvh irqchip 2"
+        ),
+    ),
     // What KVM offers and allows, line by line as stock's.
     Scenario {
         compare: true,

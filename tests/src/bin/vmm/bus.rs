@@ -4,11 +4,15 @@ use crate::{acpi, ioapic, ioapic::IoApic};
 use anyhow::{Result, anyhow};
 use kvm_bindings::KvmIrqRouting;
 use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
 use std::{
     io::{Stdout, Write},
     sync::Arc,
 };
-use vm_superio::{Serial, Trigger, serial::NoEvents};
+use vm_superio::{
+    Serial, Trigger,
+    serial::{NoEvents, SerialState},
+};
 use vmm_sys_util::eventfd::EventFd;
 
 const COM1: std::ops::RangeInclusive<u16> = 0x3f8..=0x3ff;
@@ -53,13 +57,73 @@ impl Write for Console {
     }
 }
 
-/// The devices, and what is to be typed.
+/// What is done when an awaited line has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Keys for the guest's shell.
+    Type(&'static str),
+    /// The machine is written down.
+    Save,
+    /// What has changed since is, and the guest is left.
+    SaveRest,
+    /// That was the last line.
+    Nothing,
+}
+
+/// Lines that are awaited, and what is done then.
+pub struct Script(std::vec::IntoIter<(String, Step)>);
+
+impl Script {
+    /// In that order.
+    pub fn new(steps: Vec<(String, Step)>) -> Self {
+        Self(steps.into_iter())
+    }
+}
+
+/// The devices of user space as they are saved.
+#[derive(Serialize, Deserialize)]
+pub struct DevicesState {
+    #[serde(with = "Uart")]
+    serial: SerialState,
+    ioapic: Option<IoApic>,
+}
+
+/// serde's view of `vm-superio`'s type.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "SerialState")]
+struct Uart {
+    baud_divisor_low: u8,
+    baud_divisor_high: u8,
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    in_buffer: Vec<u8>,
+}
+
+impl DevicesState {
+    /// After a reset; with an I/O APIC, or KVM has one.
+    pub fn reset(split: bool) -> Self {
+        Self { serial: SerialState::default(), ioapic: split.then(IoApic::new) }
+    }
+
+    /// Whether the I/O APIC is here.
+    pub fn split(&self) -> bool {
+        self.ioapic.is_some()
+    }
+}
+
+/// The devices, and what is to be done with the guest.
 pub struct Bus {
     vm: Arc<VmFd>,
     serial: Serial<Line, NoEvents, Console>,
     ioapic: Option<IoApic>,
-    typed: std::vec::IntoIter<(&'static str, String)>,
-    last: bool,
+    /// What is done when the awaited line is there.
+    step: Step,
+    script: Script,
 }
 
 /// What an access to a device means for the machine.
@@ -69,25 +133,39 @@ pub enum Power {
     On,
     /// The guest is done.
     Off,
+    /// It is to be paused and saved; and left, if `leave`.
+    Save { leave: bool },
 }
 
 impl Bus {
-    /// Devices of `vm`; the UART raises `line`.
-    pub fn new(vm: Arc<VmFd>, line: EventFd, split: bool, typed: Vec<(&'static str, String)>) -> Self {
-        let console = Console {
-            output: std::io::stdout(),
-            line: Vec::new(),
-            // The shell's first word.
-            awaited: b"This is a Linux guest".to_vec(),
-            seen: false,
-        };
-        let serial = Serial::new(Line(line), console);
-        Self { vm, serial, ioapic: split.then(IoApic::new), typed: typed.into_iter(), last: false }
+    /// Devices of `vm`, as after a reset or as they were saved; the UART raises `line`.
+    pub fn new(vm: Arc<VmFd>, line: EventFd, state: DevicesState, script: Script) -> Result<Self> {
+        let console = Console { output: std::io::stdout(), line: Vec::new(), awaited: Vec::new(), seen: true };
+        let serial = Serial::from_state(&state.serial, Line(line), NoEvents, console);
+        let serial = serial.map_err(|error| anyhow!("the UART: {error:?}"))?;
+        let mut bus = Self { vm, serial, ioapic: state.ioapic, step: Step::Nothing, script };
+        bus.await_next();
+        bus.set_routes()?;
+        Ok(bus)
     }
 
-    /// Whether everything was typed and answered.
+    /// What [`Bus::new`] takes.
+    pub fn state(&self) -> DevicesState {
+        DevicesState { serial: self.serial.state(), ioapic: self.ioapic.clone() }
+    }
+
+    /// Whether everything was awaited and came.
     pub fn finished(&self) -> bool {
-        self.last && self.serial.writer().seen
+        self.script.0.len() == 0 && self.serial.writer().seen
+    }
+
+    /// The next line of the script; false at its end.
+    fn await_next(&mut self) -> bool {
+        let Some((line, step)) = self.script.0.next() else { return false };
+        let console = self.serial.writer_mut();
+        (console.awaited, console.seen) = (line.into_bytes(), false);
+        self.step = step;
+        true
     }
 
     /// IN.
@@ -112,7 +190,7 @@ impl Bus {
             [byte] if COM1.contains(&port) => {
                 let write = self.serial.write((port - COM1.start()) as u8, byte);
                 write.map_err(|error| anyhow!("the UART: {error:?}"))?;
-                self.type_next()?;
+                return self.step();
             }
             _ if port == crate::DOORBELL_PORT => anyhow::bail!("the doorbell came to user space"),
             _ => {}
@@ -120,17 +198,24 @@ impl Bus {
         Ok(Power::On)
     }
 
-    /// Types the next line once the answer to the last one is there.
-    fn type_next(&mut self) -> Result<()> {
+    /// Does what the awaited line, if it is there, is followed by.
+    fn step(&mut self) -> Result<Power> {
         if !self.serial.writer().seen || self.serial.fifo_capacity() < 64 {
-            return Ok(());
+            return Ok(Power::On);
         }
-        let Some((keys, answer)) = self.typed.next() else { return Ok(()) };
-        self.last = self.typed.len() == 0;
-        let console = self.serial.writer_mut();
-        (console.awaited, console.seen) = (answer.into_bytes(), false);
-        self.serial.enqueue_raw_bytes(keys.as_bytes()).map_err(|error| anyhow!("typing: {error:?}"))?;
-        Ok(())
+        let step = self.step;
+        if !self.await_next() {
+            return Ok(Power::On);
+        }
+        match step {
+            Step::Type(keys) => {
+                self.serial.enqueue_raw_bytes(keys.as_bytes()).map_err(|error| anyhow!("typing: {error:?}"))?;
+                Ok(Power::On)
+            }
+            Step::Save => Ok(Power::Save { leave: false }),
+            Step::SaveRest => Ok(Power::Save { leave: true }),
+            Step::Nothing => Ok(Power::On),
+        }
     }
 
     /// A load from an address without memory.
@@ -143,14 +228,21 @@ impl Bus {
 
     /// A store to one.
     pub fn memory_write(&mut self, address: u64, data: &[u8]) -> Result<()> {
+        anyhow::ensure!(address != crate::DOORBELL_ADDRESS, "the doorbell came to user space");
         let (Some(ioapic), Some(offset), &[a, b, c, d]) = (&mut self.ioapic, offset(address), data) else {
             return Ok(());
         };
         if ioapic.write(offset, u32::from_le_bytes([a, b, c, d])) {
-            let routes = KvmIrqRouting::from_entries(&ioapic.routes()).map_err(|error| anyhow!("{error:?}"))?;
-            self.vm.set_gsi_routing(&routes)?;
+            self.set_routes()?;
         }
         Ok(())
+    }
+
+    /// The pins of an I/O APIC of our own, as KVM's routes.
+    fn set_routes(&self) -> Result<()> {
+        let Some(ioapic) = &self.ioapic else { return Ok(()) };
+        let routes = KvmIrqRouting::from_entries(&ioapic.routes()).map_err(|error| anyhow!("{error:?}"))?;
+        Ok(self.vm.set_gsi_routing(&routes)?)
     }
 }
 

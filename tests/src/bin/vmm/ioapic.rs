@@ -1,6 +1,7 @@
 //! The I/O APIC of a VMM that keeps it in user space (82093AA): each entry that is not masked is a GSI route to an MSI.
 
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, kvm_irq_routing_entry};
+use serde::{Deserialize, Serialize};
 
 /// Where it is.
 pub const BASE: u64 = 0xfec0_0000;
@@ -11,6 +12,7 @@ const MASKED: u64 = 1 << 16;
 const LEVEL: u64 = 1 << 15;
 
 /// Its registers.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct IoApic {
     select: u8,
     id: u32,

@@ -1,18 +1,24 @@
 //! Boots Linux the way Firecracker and Cloud Hypervisor do: without firmware, on the crates that they are made of.
 //!
-//! `vmm IMAGE INITRD bzimage|pvh irqchip|split CPUS` starts the guest with a serial console, types a few commands into
-//! its shell and looks at the answers; what the guest prints goes to standard output.
+//! `vmm boot IMAGE INITRD bzimage|pvh irqchip|split CPUS` starts the guest with a serial console, types a few commands
+//! into its shell and looks at the answers; what the guest prints goes to standard output.
 //! With one vCPU and `irqchip` there are no ACPI tables, and so the PIC and the PIT are what the guest has.
+//!
+//! `vmm save DIR IMAGE ...` pauses the guest while it counts, writes the whole machine into DIR and goes on; pauses again,
+//! writes what has changed since, and leaves. `vmm restore DIR` goes on from there, in a process of its own.
 
 mod acpi;
 mod boot;
 mod bus;
 mod ioapic;
 mod machine;
+mod snapshot;
 mod vcpu;
 
 use anyhow::{Context, Result, ensure};
-use machine::Machine;
+use bus::{Script, Step};
+use machine::{End, Machine};
+use std::path::{Path, PathBuf};
 
 /// How the guest's kernel is handed over.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,7 +29,7 @@ pub enum Protocol {
     Pvh,
 }
 
-/// What is asked for on the command line.
+/// A guest to be booted.
 pub struct Config {
     /// The kernel's file.
     pub image: String,
@@ -35,24 +41,24 @@ pub struct Config {
     pub split: bool,
     /// How many vCPUs.
     pub cpus: u8,
+    /// Where the machine is saved, if it is.
+    pub save: Option<PathBuf>,
 }
 
 impl Config {
-    fn parse() -> Result<Self> {
-        let words: Vec<String> = std::env::args().skip(1).collect();
-        let [image, initrd, protocol, irqchip, cpus] = words.as_slice() else {
-            anyhow::bail!("vmm IMAGE INITRD bzimage|pvh irqchip|split CPUS")
+    fn parse(words: &[&str], save: Option<PathBuf>) -> Result<Self> {
+        let [image, initrd, protocol, irqchip, cpus] = *words else {
+            anyhow::bail!("IMAGE INITRD bzimage|pvh irqchip|split CPUS")
         };
-        let protocol = match protocol.as_str() {
+        let protocol = match protocol {
             "bzimage" => Protocol::BzImage,
             "pvh" => Protocol::Pvh,
             other => anyhow::bail!("{other}: no such protocol"),
         };
-        ensure!(["irqchip", "split"].contains(&irqchip.as_str()), "{irqchip}: no such irqchip");
-        let (image, initrd) = (image.clone(), initrd.clone());
+        ensure!(["irqchip", "split"].contains(&irqchip), "{irqchip}: no such irqchip");
         let cpus: u8 = cpus.parse().context("number of vCPUs")?;
         ensure!((1..=16).contains(&cpus), "{cpus} vCPUs");
-        Ok(Self { image, initrd, protocol, split: irqchip == "split", cpus })
+        Ok(Self { image: image.into(), initrd: initrd.into(), protocol, split: irqchip == "split", cpus, save })
     }
 
     /// Whether the guest is told of its hardware by ACPI tables.
@@ -63,21 +69,52 @@ impl Config {
 
 /// A port that only an eventfd answers to. Linux writes it when it looks for a second UART (interrupt enable register).
 pub const DOORBELL_PORT: u16 = 0x2f9;
+/// An address that only an eventfd answers to.
+pub const DOORBELL_ADDRESS: u64 = 0xd000_0000;
 
-/// What is typed, and what must be printed then. No line is longer than the UART's receive FIFO.
-fn dialogue(config: &Config) -> Vec<(&'static str, String)> {
+/// What is done with a guest of `cpus` vCPUs. No line is longer than the UART's receive FIFO.
+fn script(cpus: u8, save: bool) -> Script {
+    let mut steps = vec![
+        // The shell's first word.
+        ("This is a Linux guest".to_owned(), Step::Type("echo cpus=$(grep -c ^proc /proc/cpuinfo)\n")),
+        (format!("cpus={cpus}"), Step::Type("for i in `seq 30`;do usleep 30000;echo z=$i;done\n")),
+    ];
+    if save {
+        steps.extend([("z=5".to_owned(), Step::Save), ("z=15".to_owned(), Step::SaveRest)]);
+    }
+    steps.extend(end());
+    Script::new(steps)
+}
+
+/// The part of the script that a guest has before it when it was saved for the last time.
+fn end() -> Vec<(String, Step)> {
     vec![
-        ("echo cpus=$(grep -c ^proc /proc/cpuinfo)\n", format!("cpus={}", config.cpus)),
-        ("for i in 1 2 3 4 5 6 7 8 9; do usleep 9999; done;echo z=$i\n", "z=9".into()),
-        ("exit\n", "guest: done".into()),
+        ("z=30".to_owned(), Step::Type("devmem 0xd0000000 8 1 && echo y\n")),
+        ("y".to_owned(), Step::Type("exit\n")),
+        ("guest: done".to_owned(), Step::Nothing),
     ]
 }
 
 fn main() -> Result<()> {
-    let config = Config::parse()?;
-    let machine = Machine::new(&config, dialogue(&config))?;
-    let rung = machine.run()?;
-    println!("\nvmm: the guest is off; the doorbell rang {rung} times");
-    ensure!(rung > 0, "the doorbell should have rung");
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let machine = match *words {
+        ["restore", dir] => Machine::restore(Path::new(dir), Script::new(end()))?,
+        ["boot", ref rest @ ..] => booted(&Config::parse(rest, None)?)?,
+        ["save", dir, ref rest @ ..] => booted(&Config::parse(rest, Some(dir.into()))?)?,
+        _ => anyhow::bail!("vmm boot ... | vmm save DIR ... | vmm restore DIR"),
+    };
+    match machine.run()? {
+        End::Off { rung: [port, address] } => {
+            println!("\nvmm: the guest is off; the doorbells rang {port} and {address} times");
+            let probed = if words.starts_with(&["boot"]) { port > 0 } else { port == 0 };
+            ensure!(probed && address == 1, "these are not the guest's writes");
+        }
+        End::Saved => println!("\nvmm: the guest is saved"),
+    }
     Ok(())
+}
+
+fn booted(config: &Config) -> Result<Machine> {
+    Machine::boot(config, script(config.cpus, config.save.is_some()))
 }

@@ -7,8 +7,10 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use kvm_bindings::{CpuId, kvm_regs, kvm_segment};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use std::sync::Mutex;
+use libc::{SIGRTMIN, c_int, c_void, siginfo_t};
+use std::sync::{Condvar, Mutex};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::signal::register_signal_handler;
 
 const GDT: u64 = 0x500;
 const PML4: u64 = 0x9000;
@@ -75,17 +77,80 @@ pub fn start_at(vcpu: &VcpuFd, entry: &Entry) -> Result<()> {
     vcpu.set_regs(&regs).context("KVM_SET_REGS")
 }
 
-/// Runs until the guest powers off.
-pub fn run(mut vcpu: VcpuFd, bus: &Mutex<Bus>) -> Result<()> {
+/// Why a vCPU's thread stops.
+pub enum Stop {
+    /// The guest powered off.
+    Off,
+    /// The script wants the machine saved; the thread is not paused yet.
+    Save {
+        /// And left.
+        leave: bool,
+    },
+    /// As was asked; nothing that KVM began is unfinished.
+    Paused,
+}
+
+/// Asks all vCPUs' threads to pause.
+#[derive(Default)]
+pub struct Pause {
+    asked: Mutex<bool>,
+    ended: Condvar,
+}
+
+impl Pause {
+    fn asked(&self) -> bool {
+        self.asked.lock().is_ok_and(|asked| *asked)
+    }
+
+    fn set(&self, asked: bool) {
+        if let Ok(mut now) = self.asked.lock() {
+            *now = asked;
+        }
+        self.ended.notify_all();
+    }
+
+    /// Lets the threads go on.
+    pub fn end(&self) {
+        self.set(false);
+    }
+
+    /// Until [`Pause::end`].
+    pub fn wait_for_end(&self) {
+        if let Ok(asked) = self.asked.lock() {
+            drop(self.ended.wait_while(asked, |asked| *asked));
+        }
+    }
+}
+
+/// The signal that makes KVM_RUN return.
+pub fn kick() -> c_int {
+    SIGRTMIN()
+}
+
+/// Has the signal interrupt system calls, and nothing more.
+pub fn catch_kicks() -> Result<()> {
+    extern "C" fn nothing(_: c_int, _: *mut siginfo_t, _: *mut c_void) {}
+    Ok(register_signal_handler(kick(), nothing)?)
+}
+
+/// Runs until there is something for the machine to do.
+pub fn run(vcpu: &mut VcpuFd, bus: &Mutex<Bus>, pause: &Pause) -> Result<Stop> {
     let lock = || bus.lock().map_err(|_| anyhow::anyhow!("a vCPU's thread failed"));
     loop {
+        if pause.asked() {
+            finish(vcpu)?;
+            return Ok(Stop::Paused);
+        }
         match vcpu.run() {
             Ok(VcpuExit::IoIn(port, data)) => lock()?.port_read(port, data),
-            Ok(VcpuExit::IoOut(port, data)) => {
-                if lock()?.port_write(port, data)? == Power::Off {
-                    return Ok(());
+            Ok(VcpuExit::IoOut(port, data)) => match lock()?.port_write(port, data)? {
+                Power::On => {}
+                Power::Off => return Ok(Stop::Off),
+                Power::Save { leave } => {
+                    pause.set(true);
+                    return Ok(Stop::Save { leave });
                 }
-            }
+            },
             Ok(VcpuExit::MmioRead(address, data)) => lock()?.memory_read(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => lock()?.memory_write(address, data)?,
             Ok(VcpuExit::IoapicEoi(_)) => {}
@@ -93,5 +158,16 @@ pub fn run(mut vcpu: VcpuFd, bus: &Mutex<Bus>) -> Result<()> {
             Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {}
             Err(error) => bail!("KVM_RUN: {error}"),
         }
+    }
+}
+
+/// Has KVM complete the port or memory access that it returned for last, without entering the guest.
+fn finish(vcpu: &mut VcpuFd) -> Result<()> {
+    vcpu.set_kvm_immediate_exit(1);
+    let left = vcpu.run().map(|exit| format!("{exit:?}"));
+    vcpu.set_kvm_immediate_exit(0);
+    match left {
+        Err(error) if error.errno() == libc::EINTR => Ok(()),
+        other => bail!("KVM_RUN with immediate_exit: {other:?}"),
     }
 }
