@@ -319,6 +319,13 @@ impl<H: Host> Core<H> {
         let v = info.vector();
         match info.kind() {
             Some(EventType::Nmi) => self.inject.nmi_injected = true,
+            // No exception has such a vector (APM 8.2). QEMU's emulation says so of a virtual interrupt whose delivery
+            // met a nested fault, and has V_IRQ still set: then it comes again by itself. VMRUN would refuse it.
+            Some(EventType::Exception) if v >= 32 => {
+                if self.inject.armed.is_none() {
+                    self.inject.interrupt = Some(v);
+                }
+            }
             Some(EventType::Exception) if v != vector::BP && v != vector::OF => {
                 self.inject.exception = Some(Exception { vector: v, error_code: info.error_code(), payload: None });
                 self.inject.exception_reinjected = true;

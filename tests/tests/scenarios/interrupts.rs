@@ -3,9 +3,9 @@
 use kvm::abi::ioctl::*;
 use kvm::abi::run::at;
 use kvm_bindings::*;
-use sim::arch::EventType;
 use sim::arch::exit::code;
 use sim::arch::vmcb::int_ctl;
+use sim::arch::{EventInj, EventType};
 use sim::host::{Cpu, Errno};
 use tests::scenario::{Left, Machine};
 
@@ -47,6 +47,22 @@ fn injected_at_once_when_the_guest_can_take_it() {
     assert_eq!((e.len(), e[0].vector(), e[0].kind()), (1, 0x31, Some(EventType::Intr)));
     assert_eq!(m.taken(0), []);
     assert_eq!(served_waits(&m, 0x31), (true, false));
+}
+
+/// What QEMU's emulation tells of a virtual interrupt whose delivery met a nested fault.
+#[test]
+fn one_that_the_processor_could_not_deliver_and_calls_an_exception_comes_again() {
+    let m = machine();
+    assert_eq!(msi(&m, 0x31), Ok(1));
+    m.sim.step(0, |c| {
+        assert!(c.vmcb().int_ctl & int_ctl::V_IRQ != 0);
+        c.vmcb().exit_int_info = EventInj::new(EventType::Exception, 0x31, None);
+        (code::NPF, 1 << 32 | 4, 0x1_0000)
+    });
+    m.does(0, |_| ());
+    m.interrupt_flag(0, true);
+    m.run_out(0);
+    assert_eq!((m.injected(0), m.taken(0)), (vec![], vec![0x31]));
 }
 
 #[test]
