@@ -249,11 +249,11 @@ impl Ioapic {
         match self.select {
             ID | ARBITRATION => u32::from(self.id) << 24,
             VERSION => (IOAPIC_PINS as u32 - 1) << 16 | 0x11,
-            FIRST_ENTRY.. => {
-                let entry = self.entries.get(usize::from(self.select - FIRST_ENTRY) / 2);
-                entry.map_or(u32::MAX, |entry| (entry >> (32 * (self.select & 1))) as u32)
+            // What is no register reads as ones.
+            select => {
+                let entry = select.checked_sub(FIRST_ENTRY).and_then(|n| self.entries.get(usize::from(n) / 2));
+                entry.map_or(u32::MAX, |entry| (entry >> (32 * (select & 1))) as u32)
             }
-            _ => 0,
         }
     }
 

@@ -148,9 +148,16 @@ impl Hand {
     }
 
     fn run(&mut self) -> Result<()> {
-        match self.vcpu.run()? {
-            VcpuExit::IoOut(port, _) if i32::from(port) == DONE => Ok(()),
-            other => bail!("{other:?}"),
+        loop {
+            match self.vcpu.run()? {
+                VcpuExit::IoOut(port, _) if i32::from(port) == DONE => return Ok(()),
+                // An access that no device in the kernel takes.
+                VcpuExit::IoIn(port, data) => {
+                    println!("user space is asked for {} bytes of port {port:x}", data.len());
+                    data.fill(0x5a);
+                }
+                other => bail!("{other:?}"),
+            }
         }
     }
 

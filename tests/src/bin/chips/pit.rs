@@ -36,7 +36,8 @@ pub fn registers() -> Result<()> {
             );
         }
     }
-    println!("pit: wide {:x}", hand.deed(Deed::In32, 0x41, 0, 0)? >> 8);
+    println!("pit: wide {:x}", hand.deed(Deed::In32, 0x40, 0, 0)? >> 8);
+    println!("pit: beyond its ports {:x}", hand.deed(Deed::In32, 0x41, 0, 0)?);
     Ok(())
 }
 
