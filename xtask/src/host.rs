@@ -1,9 +1,8 @@
 //! The emulated AMD host: QEMU's TCG with SVM boots a stock Debian kernel, loads the modules under
 //! test and runs a script in it.
 //!
-//! What comes back is told apart: the script's own exit status, a host kernel that complained (always
-//! a failure), a run that took too long, and the emulator's own known abort, which is tried again
-//! and counted.
+//! What came of it is told apart in [`verdict`](crate::verdict); what the emulator alone did wrong is tried again and
+//! counted.
 
 use crate::{
     cpio::Archive,
@@ -11,6 +10,7 @@ use crate::{
     image::{self, Tools},
     kernels::{self, Kernel, Unpacked},
     modules::Modules,
+    verdict::{Outcome, Verdict, is_complaint, is_emulator_failure},
 };
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -84,51 +84,7 @@ impl Boot {
     }
 }
 
-/// How a run ended.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Verdict {
-    /// The script's exit status, and a host kernel that had nothing to complain about.
-    Exit(i32),
-    /// The host kernel's complaints.
-    HostKernel(Vec<String>),
-    /// The host died without a word, or QEMU did.
-    Died(String),
-    Timeout,
-}
-
-/// What a run leaves.
-pub struct Outcome {
-    pub verdict: Verdict,
-    /// What the script printed.
-    pub output: String,
-    /// The host kernel's log since the modules were loaded, and its console.
-    pub log: String,
-    /// How often the emulator's own abort made us start again.
-    pub retries: u32,
-    /// How long the last start took, from power-on to power-off.
-    pub seconds: f32,
-}
-
-impl Outcome {
-    pub fn passed(&self) -> bool {
-        self.verdict == Verdict::Exit(0)
-    }
-
-    /// One line, and what is worth seeing of the log.
-    pub fn explain(&self) -> String {
-        match &self.verdict {
-            Verdict::Exit(0) => "passed".to_owned(),
-            Verdict::Exit(124) => "the modules could not be unloaded afterwards".to_owned(),
-            Verdict::Exit(125) => "a module could not be loaded".to_owned(),
-            Verdict::Exit(status) => format!("the script exited with {status}"),
-            Verdict::HostKernel(lines) => format!("the host kernel complained:\n  {}", lines.join("\n  ")),
-            Verdict::Died(what) => format!("the host died: {what}"),
-            Verdict::Timeout => "took too long and was stopped".to_owned(),
-        }
-    }
-}
-
-/// How often a run is tried again after the emulator's own abort: on a loaded machine, several in a row are seen.
+/// How often a run is tried again after a failure of the emulator's own: on a loaded machine, several in a row are seen.
 const RETRIES: u32 = 12;
 
 /// Fetched once, used for many boots.
@@ -150,16 +106,16 @@ impl Machine {
         format!("{} {}", self.base.display(), include_str!("../scripts/host-init.sh"))
     }
 
-    /// Boots, runs the script and reports; after the emulator's own abort it is tried again.
+    /// Boots, runs the script and reports; what the emulator alone did wrong is tried again.
     pub fn boot(&self, env: &Env, boot: &Boot) -> Result<Outcome> {
         let kernel = kernels::fetch(env, boot.kernel)?;
         let mut retries = 0;
         loop {
             let run = Run::new(env, self, boot, &kernel)?;
             let start = Instant::now();
-            let (mut outcome, emulator_abort) = run.go(boot)?;
+            let (mut outcome, emulator) = run.go(boot)?;
             outcome.seconds = start.elapsed().as_secs_f32();
-            if emulator_abort && retries < RETRIES {
+            if emulator && retries < RETRIES {
                 retries += 1;
                 continue;
             }
@@ -248,14 +204,16 @@ impl Run {
         let mut errors = errors.join().unwrap_or_default();
         let Some(status) = status else {
             let log = self.log();
-            return Ok((Outcome { verdict: Verdict::Timeout, output, log, retries: 0, seconds: 0.0 }, false));
+            let outcome = Outcome { verdict: Verdict::Timeout, output, log, retries: 0, seconds: 0.0 };
+            let emulator = is_emulator_failure(&outcome.verdict, &errors, &outcome.log);
+            return Ok((outcome, emulator));
         };
         if !status.success() {
             errors += &format!("QEMU: {status}");
         }
-        // A known fault of QEMU's emulation, seen with stock modules as well.
-        let abort = errors.contains("bql_locked");
-        Ok((self.outcome(output, &errors), abort))
+        let outcome = self.outcome(output, &errors);
+        let emulator = is_emulator_failure(&outcome.verdict, &errors, &outcome.log);
+        Ok((outcome, emulator))
     }
 
     fn log(&self) -> String {
@@ -316,14 +274,6 @@ fn own_part(machine: &Machine, boot: &Boot, kernel: &Unpacked) -> Result<Vec<u8>
 
 /// Modules that are loaded as one with ours or stock's.
 const KVM: [&str; 5] = ["irqbypass", "kvm", "kvm-amd", "kvm_amd", "ccp"];
-
-/// What a healthy host kernel never prints, at the start of a message or anywhere in it.
-fn is_complaint(line: &str) -> bool {
-    let message = line.split_once("] ").map_or(line, |(_, message)| message);
-    let starts = ["BUG:", "WARNING:", "Oops", "Kernel panic", "general protection fault", "Call Trace:", "UBSAN:"];
-    let anywhere = ["watchdog: BUG", "detected stall", "blocked for more than", "refcount_t:", "unchecked MSR access"];
-    starts.iter().any(|mark| message.starts_with(mark)) || anywhere.iter().any(|mark| message.contains(mark))
-}
 
 /// Reads to the end, showing it on the way if asked to.
 fn drain(mut from: impl Read, show: bool) -> String {

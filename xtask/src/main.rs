@@ -33,6 +33,7 @@ mod test;
 mod tidy;
 mod trace;
 mod ui;
+mod verdict;
 mod verify;
 
 use clap::Parser;

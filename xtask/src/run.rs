@@ -2,10 +2,11 @@
 
 use crate::{
     env::Env,
-    host::{self, Boot, Flavour, Machine, Verdict},
+    host::{self, Boot, Flavour, Machine},
     image, kernels,
     kernels::Kernel,
     module, proc, ui,
+    verdict::Verdict,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{

@@ -77,7 +77,7 @@ pub fn run(env: &Env, selection: &Selection) -> Result<ExitCode> {
     in_the_host(env, selection, &built, &mut tally)?;
     kernel_selftests(env, selection, &built, &mut tally)?;
 
-    println!("\n{:.0} minutes; the emulator's own abort was met {} times", minutes(start), tally.retries);
+    println!("\n{:.0} minutes; the emulator failed by itself {} times", minutes(start), tally.retries);
     for name in &tally.failed {
         println!("failed: {name}   (again, alone: ./x test --only {})", name.split(' ').next().unwrap_or(name));
     }
@@ -269,7 +269,7 @@ fn every_payload_is_used(env: &Env) -> Result<()> {
 
 /// What is worth knowing of a job that passed.
 struct Ran {
-    /// How often the emulator's abort was met.
+    /// How often the emulator failed by itself.
     retries: u32,
     /// Seconds from the host's power-on to its power-off, without the starts that the emulator aborted.
     ours: f32,

@@ -9,9 +9,10 @@ mod table;
 
 use crate::{
     env::Env,
-    host::{Boot, Flavour, Machine, Verdict},
+    host::{Boot, Flavour, Machine},
     kernels::Kernel,
     proc,
+    verdict::Verdict,
 };
 use anyhow::{Result, anyhow, bail, ensure};
 use std::{
