@@ -157,35 +157,35 @@ pub struct ExitInfo {
 /// An IOIO intercept (APM 15.10.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoExit {
-    /// First port.
-    pub port: u16,
-    /// IN or INS.
-    pub input: bool,
-    /// INS or OUTS.
-    pub string: bool,
-    /// With a REP prefix.
-    pub rep: bool,
-    /// Operand size in bytes: 1, 2 or 4.
-    pub size: u8,
+    /// EXITINFO1.
+    pub info: u64,
     /// RIP of the next instruction (EXITINFO2; present on every processor).
     pub next_rip: u64,
 }
 
 impl IoExit {
-    /// Decodes EXITINFO1 and EXITINFO2.
-    pub const fn new(info1: u64, info2: u64) -> Self {
-        let size = match info1 >> 4 & 7 {
+    /// First port.
+    pub const fn port(self) -> u16 {
+        (self.info >> 16) as u16
+    }
+    /// IN or INS.
+    pub const fn input(self) -> bool {
+        self.info & 1 != 0
+    }
+    /// INS or OUTS.
+    pub const fn string(self) -> bool {
+        self.info & 4 != 0
+    }
+    /// With a REP prefix.
+    pub const fn rep(self) -> bool {
+        self.info & 8 != 0
+    }
+    /// Operand size in bytes: 1, 2 or 4.
+    pub const fn size(self) -> u8 {
+        match self.info >> 4 & 7 {
             1 => 1,
             2 => 2,
             _ => 4,
-        };
-        Self {
-            port: (info1 >> 16) as u16,
-            input: info1 & 1 != 0,
-            string: info1 & 4 != 0,
-            rep: info1 & 8 != 0,
-            size,
-            next_rip: info2,
         }
     }
 }
@@ -225,17 +225,25 @@ impl Exit {
     /// Decodes an exit; `assists` says whether EXITINFO1 has operands (decode assists).
     #[inline]
     pub fn decode(i: &ExitInfo, assists: bool) -> Self {
+        match i.code {
+            code::NPF => Exit::Npf { gpa: Gpa(i.info2), code: NpfCode(i.info1) },
+            code::IOIO => Exit::Io(IoExit { info: i.info1, next_rip: i.info2 }),
+            code::MSR if i.info1 & 1 == 0 => Exit::Rdmsr,
+            code::MSR => Exit::Wrmsr,
+            code::INTR => Exit::Intr,
+            code::HLT => Exit::Hlt,
+            _ => Self::decode_rare(i, assists),
+        }
+    }
+
+    /// What comes less often.
+    #[cold]
+    fn decode_rare(i: &ExitInfo, assists: bool) -> Self {
         let gpr = if assists && i.info1 >> 63 != 0 { Some((i.info1 & 15) as u8) } else { None };
         let dr_gpr = if assists { Some((i.info1 & 15) as u8) } else { None };
         let n = (i.code & 15) as u8;
         match i.code {
-            code::NPF => Exit::Npf { gpa: Gpa(i.info2), code: NpfCode(i.info1) },
-            code::IOIO => Exit::Io(IoExit::new(i.info1, i.info2)),
-            code::MSR if i.info1 & 1 == 0 => Exit::Rdmsr,
-            code::MSR => Exit::Wrmsr,
             code::CPUID => Exit::Cpuid,
-            code::HLT => Exit::Hlt,
-            code::INTR => Exit::Intr,
             code::VINTR => Exit::Vintr,
             code::VMMCALL => Exit::Vmmcall,
             code::CR0_READ..=0x00f => Exit::CrRead { n, gpr },

@@ -33,6 +33,12 @@ impl FastExit<'_> {
         rdx as u32
     }
 
+    /// EDX:EAX.
+    #[inline(always)]
+    pub fn edx_eax(&self) -> u64 {
+        u64::from(self.edx()) << 32 | u64::from(self.eax())
+    }
+
     /// Writes EAX, EBX, ECX and EDX; the upper halves are zeroed.
     #[inline(always)]
     pub fn set_all(&mut self, [a, b, c, d]: [u32; 4]) {

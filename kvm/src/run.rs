@@ -6,7 +6,7 @@
 use crate::abi::run::{IO_IN, IO_OUT, PIO_DATA_OFFSET, at, exit, reason};
 use crate::sync;
 use host::{Errno, Host, PageCells, SharedPage};
-use vm::{Answer, Ctx, Pending, RunRequest, UserExit};
+use vm::{Answer, Ctx, Next, Pending, RunRequest, UserExit};
 
 /// One KVM_RUN. Errors: EINVAL (CR8), and those of [`Ctx::run`].
 pub fn run<H: Host>(ctx: &mut Ctx<'_, H>) -> Result<i64, Errno> {
@@ -25,14 +25,20 @@ pub fn run<H: Host>(ctx: &mut Ctx<'_, H>) -> Result<i64, Errno> {
     }
     let wanted = sync::take(ctx, page)?;
     let answer = answer(page.cells(), ctx.pending());
-    let (why, result) = ctx.run(request, answer);
+    let next = ctx.run(request, answer);
+    let (why, result) = match &next {
+        Next::User(why) => (why, Ok(0)),
+        Next::Fail(errno, why) => (why, Err(*errno)),
+        // Nobody leaves the loop to go on with it.
+        Next::Resume => (&UserExit::Interrupted, Err(Errno::EINTR)),
+    };
     // `ready_for_interrupt_injection`, `if_flag`, and `flags`, which are 0.
     let state = u32::from(ctx.ready_for_interrupt()) | u32::from(ctx.if_flag()) << 8;
-    report(page, &why, &ctx.core.exit_words, state);
+    report(page, why, &ctx.core.exit_words, state);
     page.set_word(at::CR8 / 8, ctx.cr8());
     page.set_word(at::APIC_BASE / 8, ctx.apic_base());
     sync::give(ctx, page, wanted);
-    result.map(|()| 0)
+    result
 }
 
 /// User space's reply to the last exit.

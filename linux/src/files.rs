@@ -146,16 +146,26 @@ impl SignalMask {
         self.on.store(mask.is_some(), Release);
     }
 
-    /// Runs `f` with the mask in place of the thread's own.
+    /// Puts the mask in place of the thread's own until the guard is dropped.
     #[inline]
-    fn apply<R>(&self, f: impl FnOnce() -> R) -> R {
-        if !self.on.load(Acquire) {
-            return f();
+    fn apply(&self) -> Masked {
+        let on = self.on.load(Acquire);
+        if on {
+            shim::hsave_sigmask_set(self.blocked.load(Relaxed));
         }
-        shim::hsave_sigmask_set(self.blocked.load(Relaxed));
-        let r = f();
-        shim::hsave_sigmask_restore();
-        r
+        Masked(on)
+    }
+}
+
+/// See [`SignalMask::apply`].
+struct Masked(bool);
+
+impl Drop for Masked {
+    #[inline]
+    fn drop(&mut self) {
+        if self.0 {
+            shim::hsave_sigmask_restore();
+        }
     }
 }
 
@@ -248,13 +258,12 @@ fn vcpu_ioctl(file: &VcpuFile, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64
     }
     let vm = &file.owner.vm;
     let vcpu = file.vcpu().ok_or(Errno::EIO)?;
-    let reply = if cmd == KVM_RUN {
+    if cmd == KVM_RUN {
         let _running = vcpu.thread.running();
-        file.mask.apply(|| kvm::vcpu_ioctl(vm, vcpu, cmd, arg))
-    } else {
-        kvm::vcpu_ioctl(vm, vcpu, cmd, arg)
-    };
-    match reply? {
+        let _masked = file.mask.apply();
+        return kvm::vcpu_run(vm, vcpu, arg);
+    }
+    match kvm::vcpu_ioctl(vm, vcpu, cmd, arg)? {
         VcpuReply::Value(v) => Ok(v),
         VcpuReply::Stats => stats_file(&file.owner, Some(file.index)),
         VcpuReply::SignalMask(mask) => {

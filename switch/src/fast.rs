@@ -13,17 +13,23 @@ use arch::cr::{Efer, Rflags};
 use arch::vmcb::{INT_SHADOW, tlb_control::DO_NOTHING};
 use arch::{CleanBits, EventInj, SegmentAttr, Vmcb, exit::code};
 use core::any::TypeId;
-use core::ptr::NonNull;
+use core::ptr::null_mut;
 use host::{FastExit, FastExits};
 
 /// What `hsave_fast` gets, by the assembly's argument.
 #[repr(C)]
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Link {
-    /// The [`Svm`] around the context.
-    svm: Option<NonNull<()>>,
-    /// The [`FastExits`]. None: the assembly does not jump.
-    pub state: Option<NonNull<()>>,
+    /// The [`Svm`] around the context, if `state` is set.
+    svm: *mut (),
+    /// The [`FastExits`]. Null: the assembly does not jump.
+    pub state: *mut (),
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self { svm: null_mut(), state: null_mut() }
+    }
 }
 
 impl Link {
@@ -31,7 +37,7 @@ impl Link {
     #[inline(always)]
     pub fn new<P: Platform, F: FastExits>(svm: *mut Svm<P>, state: &mut F) -> Self {
         let known = TypeId::of::<F>() == TypeId::of::<P::Fast>();
-        Self { svm: NonNull::new(svm.cast()), state: known.then_some(NonNull::from(state).cast()) }
+        Self { svm: svm.cast(), state: if known { (&raw mut *state).cast() } else { null_mut() } }
     }
 }
 
@@ -43,10 +49,13 @@ impl Link {
 #[inline(always)]
 pub unsafe fn handle_fast<P: Platform>(ctx: *mut VcpuCtx) -> bool {
     // SAFETY: `run` has set both for this entry, and uses neither while the assembly runs.
-    let (svm, state) = unsafe {
-        let (Some(svm), Some(state)) = ((*ctx).link.svm, (*ctx).link.state) else { return false };
-        (svm.cast::<Svm<P>>().as_mut(), state.cast::<P::Fast>().as_mut())
-    };
+    let (svm, state) = unsafe { (&mut *(*ctx).link.svm.cast::<Svm<P>>(), &mut *(*ctx).link.state.cast::<P::Fast>()) };
+    if !is_instruction(svm.vmcb().control.exit_code) {
+        if svm.seen.is_some() {
+            svm.vmcb_mut().control.next_rip = 0;
+        }
+        return false;
+    }
     // SAFETY: the vCPU has not told the doorbell that it left.
     unsafe { svm.fill_next_rip() };
     let all_clean = if svm.machine.features.vmcb_clean { CleanBits::all() } else { CleanBits::empty() };
@@ -67,20 +76,25 @@ pub unsafe fn handle_fast<P: Platform>(ctx: *mut VcpuCtx) -> bool {
     true
 }
 
+/// Is it the intercept of an instruction whose length the processor may leave open? That of IN and OUT it always tells,
+/// and what stands beside control registers in this table has no use for it.
+#[inline(always)]
+const fn is_instruction(exit: u64) -> bool {
+    exit.wrapping_sub(code::RDTSC) <= code::XSETBV - code::RDTSC && exit != code::IOIO
+}
+
 impl<P: Platform> Svm<P> {
-    /// After an intercepted instruction in 64-bit mode, on a processor that does not say where the next one is: says it, or
-    /// 0.
+    /// After an intercepted [instruction](is_instruction), on a processor that does not say where the next one is: says it
+    /// if it is known and the guest in 64-bit mode, or 0.
     ///
     /// # Safety
     /// The vCPU is in the guest as the doorbell has it.
     #[inline(always)]
     pub(crate) unsafe fn fill_next_rip(&mut self) {
         let Some(seen) = &self.seen else { return };
-        let Vmcb { control, save, .. } = self.vmcb();
-        let exit = control.exit_code;
-        let intercepted = exit.wrapping_sub(code::RDTSC) <= code::XSETBV - code::RDTSC && exit != code::IOIO;
+        let save = &self.vmcb().save;
         let mut next = 0;
-        if intercepted && save.efer & Efer::LMA.bits() != 0 && save.cs.attrib.has(SegmentAttr::L) {
+        if save.efer & Efer::LMA.bits() != 0 && save.cs.attrib.has(SegmentAttr::L) {
             // SAFETY: by contract.
             next = unsafe { seen.next_rip(save.rip, save.cr3) };
         }

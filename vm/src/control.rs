@@ -108,6 +108,7 @@ impl<H: Host> Ctx<'_, H> {
 
     fn expire_timer(&mut self) {
         let (now, tsc) = (self.vm.host.now_ns(), self.guest_tsc());
+        self.core.fast.timer_at = 0;
         if let Some(lapic) = &mut self.core.fast.lapic {
             let effect = lapic.expire(now, tsc);
             self.apply_timer(effect);
@@ -116,6 +117,9 @@ impl<H: Host> Ctx<'_, H> {
 
     /// Arms or cancels the host timer behind the local APIC's.
     pub(crate) fn apply_timer(&mut self, effect: TimerEffect) {
+        if effect != TimerEffect::Keep {
+            self.core.fast.timer_at = 0;
+        }
         match effect {
             TimerEffect::Keep => {}
             TimerEffect::Cancel => self.me.thread.cancel_timer(),
@@ -124,6 +128,7 @@ impl<H: Host> Ctx<'_, H> {
                 let ahead = deadline.saturating_sub(self.guest_tsc());
                 let ns = self.core.clock.guest_cycles_to_ns(ahead);
                 self.me.thread.arm_timer(self.vm.host.now_ns().saturating_add(ns));
+                self.core.fast.timer_at = deadline;
             }
         }
     }

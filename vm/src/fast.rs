@@ -1,5 +1,5 @@
-//! Exits that are handled before the guest was left for good: CPUID and RDMSR whose answer is known, and the end of an
-//! interrupt that concerns nobody else.
+//! Exits that are handled before the guest was left for good: CPUID and RDMSR whose answer is known, the end of an
+//! interrupt that concerns nobody else, and a timer that is set to no earlier than the host's.
 //!
 //! What is here runs under the rules of [`FastExits`]. It answers from what the ordinary handlers left in a [`Fast`], and
 //! declines whatever they might have to do more for. So each answer is taken back where what it depends on changes:
@@ -46,6 +46,11 @@ pub struct Fast {
     pub lapic: Option<Lapic>,
     /// Vectors whose EOI goes to an IOAPIC that wants to know.
     pub ioapic_eoi: Bits256,
+    /// When the host's timer for the local APIC fires, as the guest's TSC counts; 0: it may not. A later deadline is then
+    /// only noted: the timer that fires too early is set anew.
+    pub timer_at: u64,
+    /// There is no filter on MSRs.
+    pub msrs_free: bool,
     leaves: [Leaf; LEAVES],
     msrs: [Msr; MSRS],
     /// How often answers of CPUID were taken back, from 1: older ones are void.
@@ -75,6 +80,8 @@ impl Fast {
             eoi_offered: false,
             lapic,
             ioapic_eoi: Bits256::default(),
+            timer_at: 0,
+            msrs_free: true,
             leaves: Default::default(),
             msrs: Default::default(),
             leaves_age: 1,
@@ -136,6 +143,12 @@ impl Fast {
             msr::X2APIC_EOI if guest.edx() == 0 && !self.eoi_offered => match &mut self.lapic {
                 Some(lapic) => lapic.quiet_eoi(&self.ioapic_eoi),
                 None => false,
+            },
+            msr::TSC_DEADLINE if self.msrs_free => match &mut self.lapic {
+                Some(lapic) if self.timer_at != 0 && guest.edx_eax() >= self.timer_at => {
+                    lapic.postpone(guest.edx_eax())
+                }
+                _ => false,
             },
             _ => false,
         }

@@ -46,6 +46,7 @@ mod vm;
 
 pub use irqchip;
 pub use mmu;
+pub use run::Next;
 pub use state::{CpuidEntry, DebugRegs, Events, MpState, Regs, Sregs};
 pub use user::{Answer, Pending, RunRequest, UserExit};
 pub use vcpu::{Core, Ctx, Mail, StartMail, Vcpu};

@@ -45,6 +45,7 @@ impl<H: Host> Core<H> {
     pub(crate) fn load_tsc(&mut self) {
         self.cpu.extra_mut().tsc_ratio = self.clock.tsc_ratio();
         self.cpu.set_tsc_offset(self.clock.tsc_offset());
+        self.fast.timer_at = 0;
     }
 }
 
@@ -102,6 +103,7 @@ impl<H: Host> Ctx<'_, H> {
         let filter = self.vm.msr_filter.read();
         let core = &mut *self.core;
         core.fast.forget_msrs();
+        core.fast.msrs_free = filter.is_none();
         let cpu = &mut core.cpu;
         passthrough(&core.cpuid, &core.msr, filter.as_ref(), &mut |msr, read, write| {
             cpu.set_msr_intercept(msr, read, write);

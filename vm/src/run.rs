@@ -3,6 +3,7 @@
 use crate::user::{Answer, RunRequest, UserExit};
 use crate::{Ctx, MpState, exits};
 use arch::{EventInj, Exit};
+use core::convert::Infallible;
 use host::{Cpu, Errno, Host, Request, VcpuThread, Work};
 
 /// What an exit handler decides.
@@ -19,9 +20,9 @@ pub enum Next {
 impl<H: Host> Ctx<'_, H> {
     /// One KVM_RUN (KVM API document, 4.10). `answer` is user space's reply to [`pending`](Self::pending).
     ///
-    /// The second part of the result is the ioctl's: Ok, or EINTR (signal or `immediate_exit`), EAGAIN (an
-    /// application processor that nobody has started), EFAULT or EHWPOISON (guest memory), EIO (the VM is dead).
-    pub fn run(&mut self, req: RunRequest, answer: Answer) -> (UserExit, Result<(), Errno>) {
+    /// Never [`Next::Resume`]. The errno with which it fails: EINTR (signal or `immediate_exit`), EAGAIN (an application
+    /// processor that nobody has started), EFAULT or EHWPOISON (guest memory), EIO (the VM is dead).
+    pub fn run(&mut self, req: RunRequest, answer: Answer) -> Next {
         self.core.has_run = true;
         self.core.arm_single_step();
         self.core.shrink_pause_filter();
@@ -31,20 +32,21 @@ impl<H: Host> Ctx<'_, H> {
         // User space may have changed anything.
         self.core.fast.forget_msrs();
         let exits_matter = self.core.debug.control != 0 || self.core.clock.catches_up();
-        let next = self.complete(answer).and_then(|()| self.start(req)).and_then(|()| self.cycle(req, !exits_matter));
+        let Err(next) = self.work(req, answer, !exits_matter);
         self.core.cpu.end();
         self.core.end_fpu();
-        match next {
-            Ok(never) => match never {},
-            Err(Next::User(why)) => (why, Ok(())),
-            Err(Next::Fail(errno, why)) => {
-                if why == UserExit::Interrupted {
-                    self.me.stats.signal_exits.count();
-                }
-                (why, Err(errno))
-            }
-            Err(Next::Resume) => (UserExit::Interrupted, Err(Errno::EINTR)),
+        if matches!(next, Next::Fail(_, UserExit::Interrupted)) {
+            self.me.stats.signal_exits.count();
         }
+        next
+    }
+
+    /// From the reply to the last exit to the next one that leaves. `fast`: see [`cycle`](Self::cycle).
+    #[inline]
+    fn work(&mut self, req: RunRequest, answer: Answer, fast: bool) -> Result<Infallible, Next> {
+        self.complete(answer)?;
+        self.start(req)?;
+        self.cycle(req, fast)
     }
 
     /// What has to hold before the first entry.
@@ -69,7 +71,7 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     /// The loop. Only returns with a reason to leave. `fast`: not every exit has to come here.
-    fn cycle(&mut self, req: RunRequest, fast: bool) -> Result<core::convert::Infallible, Next> {
+    fn cycle(&mut self, req: RunRequest, fast: bool) -> Result<Infallible, Next> {
         loop {
             self.service_requests()?;
             if self.core.mp_state != MpState::Runnable {

@@ -234,6 +234,7 @@ impl<H: Host> Vm<H> {
         core.load_exception_intercepts();
         core.reset_registers(false);
         core.load_tsc();
+        core.fast.msrs_free = !self.msr_filter_used.load(Relaxed);
         let thread = host.new_thread()?;
         let pages = [host.new_shared_page()?, host.new_shared_page()?];
         let (pir, mail) = (Pir::new(), Mail::default());

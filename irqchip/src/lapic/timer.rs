@@ -29,6 +29,7 @@ pub(super) enum TimerMode {
 }
 
 impl TimerMode {
+    #[inline(always)]
     pub(super) fn of(lvt: u32) -> TimerMode {
         match lvt >> 17 & 3 {
             0 => TimerMode::OneShot,
@@ -59,6 +60,7 @@ impl Timer {
 }
 
 impl Lapic {
+    #[inline(always)]
     fn timer_mode(&self) -> TimerMode {
         TimerMode::of(self.lvt(Lvt::Timer))
     }
@@ -155,6 +157,17 @@ impl Lapic {
         }
         self.timer.tsc_deadline = tsc;
         if tsc == 0 { TimerEffect::Cancel } else { TimerEffect::ArmTsc(tsc) }
+    }
+
+    /// Writes IA32_TSC_DEADLINE while a timer of the host is armed that fires no later than this. True: there is nothing to
+    /// do, because [`expire`](Self::expire) sees to it then. False: nothing was changed.
+    #[inline(always)]
+    pub fn postpone(&mut self, tsc: u64) -> bool {
+        let counts = self.hw_enabled && self.timer_mode() == TimerMode::TscDeadline;
+        if counts {
+            self.timer.tsc_deadline = tsc;
+        }
+        counts
     }
 
     /// What should be armed at this moment.

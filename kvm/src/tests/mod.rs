@@ -7,7 +7,7 @@ mod vm;
 use crate::abi::ioctl::*;
 use crate::abi::*;
 use crate::codec::{Abi, Field, get, put, put_array};
-use crate::{SystemReply, VcpuReply, VmReply, system_ioctl, vcpu_ioctl, vm_ioctl};
+use crate::{SystemReply, VcpuReply, VmReply, system_ioctl, vcpu_ioctl, vcpu_run, vm_ioctl};
 use ::vm::Vm;
 use host::{CpuFeatures, Errno};
 use sim::{HVA_BASE, Sim};
@@ -79,7 +79,11 @@ impl Bed {
     }
 
     fn vcpu(&self, cmd: u32, arg: u64) -> Result<i64, Errno> {
-        match vcpu_ioctl(&self.vm, self.vm.vcpu(0).expect("a vCPU"), cmd, arg)? {
+        let vcpu = self.vm.vcpu(0).expect("a vCPU");
+        if cmd == KVM_RUN {
+            return vcpu_run(&self.vm, vcpu, arg);
+        }
+        match vcpu_ioctl(&self.vm, vcpu, cmd, arg)? {
             VcpuReply::Value(v) => Ok(v),
             other => panic!("{other:?}"),
         }

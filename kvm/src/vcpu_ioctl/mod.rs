@@ -27,21 +27,19 @@ pub enum VcpuReply {
     Stats,
 }
 
-/// One ioctl on a vCPU file. Waits for others on the same vCPU. Errors: as each ioctl documents; EINVAL for those
-/// that do not exist here, as on stock.
+/// KVM_RUN on a vCPU file. Waits for others on the same vCPU. Errors: EINVAL (`arg` is not 0), and those of
+/// [`vm::Ctx::run`].
 #[inline]
-pub fn vcpu_ioctl<H: Host>(vm: &Vm<H>, vcpu: &Vcpu<H>, cmd: u32, arg: u64) -> Result<VcpuReply, Errno> {
-    if cmd == KVM_RUN {
-        if arg != 0 {
-            return Err(Errno::EINVAL);
-        }
-        return vm.with_vcpu(vcpu, run).map(VcpuReply::Value);
+pub fn vcpu_run<H: Host>(vm: &Vm<H>, vcpu: &Vcpu<H>, arg: u64) -> Result<i64, Errno> {
+    if arg != 0 {
+        return Err(Errno::EINVAL);
     }
-    rare(vm, vcpu, cmd, arg)
+    vm.with_vcpu(vcpu, run)
 }
 
-#[cold]
-fn rare<H: Host>(vm: &Vm<H>, vcpu: &Vcpu<H>, cmd: u32, arg: u64) -> Result<VcpuReply, Errno> {
+/// Any other ioctl on a vCPU file. Waits for others on the same vCPU. Errors: as each ioctl documents; EINVAL for those
+/// that do not exist here, as on stock.
+pub fn vcpu_ioctl<H: Host>(vm: &Vm<H>, vcpu: &Vcpu<H>, cmd: u32, arg: u64) -> Result<VcpuReply, Errno> {
     if cmd == KVM_SET_SIGNAL_MASK {
         return signal_mask(&vm.host, arg).map(VcpuReply::SignalMask);
     }

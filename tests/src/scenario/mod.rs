@@ -123,6 +123,9 @@ impl Machine {
 
     /// An ioctl on a vCPU.
     pub fn vcpu(&self, vcpu: usize, cmd: u32, arg: u64) -> Result<i64, Errno> {
+        if cmd == KVM_RUN {
+            return counted(|| kvm::vcpu_run(&self.vm, self.cpu(vcpu), arg));
+        }
         match counted(|| kvm::vcpu_ioctl(&self.vm, self.cpu(vcpu), cmd, arg))? {
             VcpuReply::Value(v) => Ok(v),
             VcpuReply::SignalMask(_) | VcpuReply::Stats => Ok(0),

@@ -2,12 +2,15 @@
 
 use kvm_bindings::*;
 use sim::arch::exit::code;
+use sim::host::Host as _;
 use sim::host::{Cpu as _, CpuFeatures};
-use tests::scenario::{CODE, Left, Machine, PLAIN, RAM, RAM_HVA};
+use tests::plain::{MsrFilter, MsrFilterRange};
+use tests::scenario::{CODE, DATA, Left, Machine, PLAIN, RAM, RAM_HVA};
 
 const PAT: u32 = 0x277;
 const APIC_BASE: u32 = 0x1b;
 const X2APIC_EOI: u32 = 0x80b;
+const TSC_DEADLINE: u32 = 0x6e0;
 const PV_EOI: u32 = 0x4b56_4d04;
 
 /// A vCPU in 64-bit mode whose processor saves the next RIP.
@@ -168,6 +171,86 @@ fn the_end_that_somebody_waits_for_takes_the_ordinary_way() {
     wrmsr(&m, X2APIC_EOI, 0);
     m.run_out(0);
     assert!(!in_service(&m, 0x41) && handled(&m) == 1);
+    m.end();
+}
+
+/// The timer in TSC-deadline mode with vector 0x40, and the guest's TSC, which counts 2 a nanosecond.
+fn deadlines(m: &Machine) -> u64 {
+    m.x2apic(0);
+    wrmsr(m, 0x832, 2 << 17 | 0x40);
+    m.run_out(0);
+    m.msr(0, 0x10)
+}
+
+/// Sleeps until the timer wakes it: how many nanoseconds, and how many of its interrupts there were up to now.
+fn sleeps(m: &Machine) -> (u64, usize) {
+    let start = m.sim.now_ns();
+    m.hlt(0);
+    m.does(0, |_| ());
+    m.run_out(0);
+    (m.sim.now_ns() - start, m.injected(0).iter().filter(|e| e.vector() == 0x40).count())
+}
+
+#[test]
+fn a_later_deadline_is_only_noted_and_kept() {
+    let m = machine();
+    let tsc = deadlines(&m);
+    wrmsr(&m, TSC_DEADLINE, tsc + 2_000_000);
+    m.run_out(0);
+    assert_eq!(handled(&m), 0, "the timer has to be set");
+    for later in [2_000_000, 3_000_000, 6_000_000] {
+        wrmsr(&m, TSC_DEADLINE, tsc + later);
+    }
+    m.run_out(0);
+    assert_eq!((handled(&m), m.msr(0, TSC_DEADLINE)), (3, tsc + 6_000_000));
+    let (slept, ticks) = sleeps(&m);
+    assert!((2_999_000..3_001_000).contains(&slept) && ticks == 1, "{slept} {ticks}");
+    assert_eq!(m.msr(0, TSC_DEADLINE), 0);
+    // It has fired: the next one is set anew.
+    wrmsr(&m, X2APIC_EOI, 0);
+    wrmsr(&m, TSC_DEADLINE, tsc + 10_000_000);
+    m.run_out(0);
+    assert_eq!(handled(&m), 4, "the EOI");
+    assert_eq!(sleeps(&m).1, 2);
+    m.end();
+}
+
+#[test]
+fn an_earlier_deadline_none_and_another_clock_set_the_timer() {
+    let m = machine();
+    let tsc = deadlines(&m);
+    wrmsr(&m, TSC_DEADLINE, tsc + 6_000_000);
+    wrmsr(&m, TSC_DEADLINE, tsc + 2_000_000);
+    m.run_out(0);
+    let (slept, ticks) = sleeps(&m);
+    assert!((999_000..1_001_000).contains(&slept) && ticks == 1, "{slept} {ticks}");
+    // Disarmed, and armed again.
+    for value in [tsc + 8_000_000, 0, tsc + 9_000_000] {
+        wrmsr(&m, TSC_DEADLINE, value);
+    }
+    m.run_out(0);
+    // Time is set back by 4 ms: what the host's timer stands for is another moment now.
+    assert_eq!(m.set_msr(0, 0x10, tsc), Ok(1));
+    wrmsr(&m, TSC_DEADLINE, tsc + 9_000_000);
+    m.run_out(0);
+    assert_eq!(handled(&m), 1, "only the last: the timer was set anew when the clock was");
+    m.end();
+}
+
+#[test]
+fn a_deadline_that_a_filter_denies_is_no_shortcut() {
+    let m = machine();
+    let tsc = deadlines(&m);
+    wrmsr(&m, TSC_DEADLINE, tsc + 2_000_000);
+    m.run_out(0);
+    let mut filter = MsrFilter::default();
+    filter.ranges[0] = MsrFilterRange { flags: 2, nmsrs: 1, base: TSC_DEADLINE, pad: 0, bitmap: DATA };
+    m.put_at(DATA, &0u64);
+    assert_eq!(m.vm_with(kvm::abi::ioctl::KVM_X86_SET_MSR_FILTER, &filter), Ok(0));
+    wrmsr(&m, TSC_DEADLINE, tsc + 3_000_000);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!((handled(&m), m.injected(0).last().map(|e| e.vector())), (0, Some(13)));
     m.end();
 }
 

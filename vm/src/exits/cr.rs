@@ -8,6 +8,7 @@ use arch::event::vector;
 use host::{Cpu, Host};
 
 /// MOV to or from CRn; LMSW, SMSW and CLTS come without a register number.
+#[cold]
 pub fn cr<H: Host>(ctx: &mut Ctx<'_, H>, n: u8, gpr: Option<u8>, write: bool) -> Next {
     let next_rip = ctx.core.cpu.control().next_rip;
     let (Some(gpr), true) = (gpr, ctx.core.features.nrips && next_rip != 0) else { return ctx.emulate() };
@@ -31,6 +32,7 @@ pub fn cr<H: Host>(ctx: &mut Ctx<'_, H>, n: u8, gpr: Option<u8>, write: bool) ->
 }
 
 /// MOV to or from DRn.
+#[cold]
 pub fn dr<H: Host>(ctx: &mut Ctx<'_, H>, n: u8, gpr: Option<u8>, write: bool) -> Next {
     let dr7 = ctx.core.debug.dr7;
     if dr7 & DR7_GD != 0 {

@@ -29,6 +29,7 @@ pub fn hlt<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
 }
 
 /// PAUSE in a loop: somebody else may hold what the guest waits for.
+#[cold]
 pub fn pause<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     ctx.yield_to_others();
     ctx.core.grow_pause_filter();
@@ -36,6 +37,7 @@ pub fn pause<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
 }
 
 /// MONITOR and MWAIT (APM volume 3) do nothing, unless they are undefined for a guest without them.
+#[cold]
 pub fn idle_hint<H: Host>(ctx: &mut Ctx<'_, H>, what: Known) -> Next {
     // CPUID Fn1 ECX bit 3.
     let has = || ctx.core.cpuid.get(1, 0).is_some_and(|e| e.regs[2] & 8 != 0);
@@ -46,11 +48,13 @@ pub fn idle_hint<H: Host>(ctx: &mut Ctx<'_, H>, what: Known) -> Next {
 }
 
 /// RDPMC: no performance counters are offered (APM 13.2.2).
+#[cold]
 pub fn rdpmc<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     ctx.fault(Exception::gp(0))
 }
 
 /// XSETBV (APM 11.5.2).
+#[cold]
 pub fn xsetbv<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     let cpu = &ctx.core.cpu;
     let index = cpu.gpr(1) as u32;
@@ -118,6 +122,7 @@ pub fn complete_hypercall<H: Host>(ctx: &mut Ctx<'_, H>, ret: u64) -> Next {
 }
 
 /// Triple fault: the registers are undefined afterwards, so they are put into a defined state (APM 15.14.3).
+#[cold]
 pub fn shutdown<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     ctx.core.reset_registers(true);
     ctx.update_cpuid();
@@ -125,6 +130,7 @@ pub fn shutdown<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
 }
 
 /// VMRUN refused the VMCB.
+#[cold]
 pub fn invalid<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     // The event may be what it refused; it is offered again.
     ctx.core.cpu.set_event_inj(arch::EventInj::NONE);
@@ -132,6 +138,7 @@ pub fn invalid<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
 }
 
 /// An exit code that nobody asked for.
+#[cold]
 pub fn unknown<H: Host>(ctx: &mut Ctx<'_, H>, code: u64, _info1: u64, _info2: u64) -> Next {
     ctx.vm.host.warn("unexpected exit code", code);
     unexpected(ctx, code)
@@ -139,6 +146,7 @@ pub fn unknown<H: Host>(ctx: &mut Ctx<'_, H>, code: u64, _info1: u64, _info2: u6
 
 /// Exceptions are intercepted for the debugger in user space, and #DB, #AC and #MC because a guest could keep the
 /// processor in an endless delivery of them (APM 15.12.5).
+#[cold]
 pub fn exception<H: Host>(ctx: &mut Ctx<'_, H>, v: u8, error_code: u32) -> Next {
     let debug = ctx.core.debug.control;
     match v {
@@ -171,6 +179,7 @@ pub fn exception<H: Host>(ctx: &mut Ctx<'_, H>, v: u8, error_code: u32) -> Next 
 }
 
 /// KVM_EXIT_DEBUG.
+#[cold]
 pub fn debug_exit<H: Host>(ctx: &mut Ctx<'_, H>, v: u8, dr6: u64) -> Next {
     let save = ctx.core.cpu.save();
     let (pc, dr7) = (save.cs.base.wrapping_add(save.rip), save.dr7);

@@ -12,6 +12,7 @@ const BY_IRET: u64 = 1 << 36;
 const BY_JUMP: u64 = 1 << 38;
 const HAS_ERROR_CODE: u64 = 1 << 44;
 
+#[cold]
 pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, info1: u64, info2: u64) -> Next {
     let event = ctx.core.cpu.control().exit_int_info;
     let cause = match () {
