@@ -41,7 +41,18 @@ impl Link {
     }
 }
 
-/// The body of `hsave_fast`: true if the guest is to be entered again.
+/// The first half of `hsave_fast`: true if this is the exit of an instruction. What a processor without NRIPS does not say
+/// of it is found: NEXT_RIP, or 0.
+///
+/// # Safety
+/// As for [`handle_fast`].
+#[inline(always)]
+pub unsafe fn find_length<P: Platform>(ctx: *mut VcpuCtx) -> bool {
+    // SAFETY: by contract; the vCPU has not told the doorbell that it left.
+    unsafe { (*(*ctx).link.svm.cast::<Svm<P>>()).fill_next_rip() }
+}
+
+/// The second half of `hsave_fast`, after an instruction: true if the guest is to be entered again.
 ///
 /// # Safety
 /// `ctx` is the argument of `hsave_vcpu_run`, which was called by [`Svm::run`] with [`Link::state`] set; the guest was left
@@ -50,14 +61,6 @@ impl Link {
 pub unsafe fn handle_fast<P: Platform>(ctx: *mut VcpuCtx) -> bool {
     // SAFETY: `run` has set both for this entry, and uses neither while the assembly runs.
     let (svm, state) = unsafe { (&mut *(*ctx).link.svm.cast::<Svm<P>>(), &mut *(*ctx).link.state.cast::<P::Fast>()) };
-    if !is_instruction(svm.vmcb().control.exit_code) {
-        if svm.seen.is_some() {
-            svm.vmcb_mut().control.next_rip = 0;
-        }
-        return false;
-    }
-    // SAFETY: the vCPU has not told the doorbell that it left.
-    unsafe { svm.fill_next_rip() };
     let all_clean = if svm.machine.features.vmcb_clean { CleanBits::all() } else { CleanBits::empty() };
     let (regs, Vmcb { control, save, .. }) = svm.parts_mut();
     let next = control.next_rip;
@@ -84,20 +87,23 @@ const fn is_instruction(exit: u64) -> bool {
 }
 
 impl<P: Platform> Svm<P> {
-    /// After an intercepted [instruction](is_instruction), on a processor that does not say where the next one is: says it
-    /// if it is known and the guest in 64-bit mode, or 0.
+    /// Was an instruction intercepted? If so, and the processor does not say where the next one is, this says it if it is
+    /// known and the guest in 64-bit mode, or 0.
     ///
     /// # Safety
     /// The vCPU is in the guest as the doorbell has it.
     #[inline(always)]
-    pub(crate) unsafe fn fill_next_rip(&mut self) {
-        let Some(seen) = &self.seen else { return };
-        let save = &self.vmcb().save;
-        let mut next = 0;
-        if save.efer & Efer::LMA.bits() != 0 && save.cs.attrib.has(SegmentAttr::L) {
-            // SAFETY: by contract.
-            next = unsafe { seen.next_rip(save.rip, save.cr3) };
+    unsafe fn fill_next_rip(&mut self) -> bool {
+        let Vmcb { control, save, .. } = self.vmcb();
+        let instruction = is_instruction(control.exit_code);
+        if let Some(seen) = &self.seen {
+            let mut next = 0;
+            if instruction && save.efer & Efer::LMA.bits() != 0 && save.cs.attrib.has(SegmentAttr::L) {
+                // SAFETY: by contract.
+                next = unsafe { seen.next_rip(save.rip, save.cr3) };
+            }
+            self.vmcb_mut().control.next_rip = next;
         }
-        self.vmcb_mut().control.next_rip = next;
+        instruction
     }
 }

@@ -34,7 +34,7 @@ mod tests;
 pub use asid::{Asids, Ticket};
 pub use ctx::{SPEC_CTRL_NOT_INTERCEPTED, VcpuCtx};
 pub use entry::hsave_vcpu_run;
-pub use fast::handle_fast;
+pub use fast::{find_length, handle_fast};
 pub use machine::{Machine, Unsupported};
 pub use percpu::{CPU_DATA_SIZE, CpuData};
 pub use platform::{Pages, Platform};

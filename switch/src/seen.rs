@@ -38,7 +38,8 @@ impl Seen {
         Self([Instruction { rip: 0, cr3: 0, len: 0, words: [word; SEEN_WORDS] }; PLACES])
     }
 
-    /// Its place: neighbours get different ones. Below [`PLACES`] whatever `rip` is, also where a processor guesses.
+    /// Its place: neighbours get different ones. If that is another one's, it may be in the place beside it (`^ 1`). Below
+    /// [`PLACES`] whatever `rip` is, also where a processor guesses.
     #[inline(always)]
     fn place(rip: u64) -> usize {
         (rip ^ rip >> 3) as usize & (PLACES - 1)
@@ -50,7 +51,9 @@ impl Seen {
     /// Each address may be read from now until [`forget`](Self::forget), while the vCPU is in the guest as the doorbell
     /// has it.
     pub unsafe fn put(&mut self, rip: u64, cr3: u64, len: u8, words: [(NonNull<u64>, u64); SEEN_WORDS]) {
-        if let Some(place) = self.0.get_mut(Self::place(rip)) {
+        let first = Self::place(rip);
+        let taken = self.0.get(first).is_some_and(|i| i.len != 0 && i.rip != rip);
+        if let Some(place) = self.0.get_mut(first ^ usize::from(taken)) {
             *place = Instruction { rip, cr3, len, words: words.map(|(at, value)| Word { at, value }) };
         }
     }
@@ -69,7 +72,12 @@ impl Seen {
     /// The vCPU is in the guest as the doorbell has it.
     #[inline(always)]
     pub unsafe fn next_rip(&self, rip: u64, cr3: u64) -> u64 {
-        let Some(i) = self.0.get(Self::place(rip)) else { return 0 };
+        let first = Self::place(rip);
+        let Some(mut i) = self.0.get(first) else { return 0 };
+        if i.rip != rip {
+            let Some(beside) = self.0.get(first ^ 1) else { return 0 };
+            i = beside;
+        }
         if i.rip != rip || i.cr3 != cr3 || i.len == 0 {
             return 0;
         }

@@ -93,11 +93,12 @@ impl Code<'_> {
         };
         match self.module.name_at(place) {
             Some(FAST_AGAIN | FAST_LEAVE) => None,
-            Some(_) => {
+            // Not one of its own labels.
+            Some(name) if !name.starts_with(FAST) => {
                 self.finding(at, "a jump to another function");
                 None
             }
-            None => Some(place),
+            _ => Some(place),
         }
     }
 

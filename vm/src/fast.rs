@@ -1,5 +1,5 @@
-//! Exits that are handled before the guest was left for good: CPUID and RDMSR whose answer is known, the end of an
-//! interrupt that concerns nobody else, and a timer that is set to no earlier than the host's.
+//! Exits that are handled before the guest was left for good: CPUID and RDMSR whose answer is known, WRMSR of what the MSR
+//! holds anyway, the end of an interrupt that concerns nobody else, and a timer that is set to no earlier than the host's.
 //!
 //! What is here runs under the rules of [`FastExits`]. It answers from what the ordinary handlers left in a [`Fast`], and
 //! declines whatever they might have to do more for. So each answer is taken back where what it depends on changes:
@@ -31,6 +31,8 @@ struct Msr {
     /// [`Fast::msrs_age`] when it was answered.
     age: u64,
     index: u32,
+    /// Nothing happens if WRMSR writes the same.
+    rewritable: bool,
     value: u64,
 }
 
@@ -101,10 +103,10 @@ impl Fast {
         self.leaves_age = self.leaves_age.wrapping_add(1);
     }
 
-    /// What RDMSR answered, of an MSR that [is constant](is_constant).
+    /// What RDMSR answers, of an MSR that [is constant](is_constant).
     pub fn know_msr(&mut self, index: u32, value: u64) {
         if let Some(place) = self.msrs.get_mut(msr_place(index)) {
-            *place = Msr { age: self.msrs_age, index, value };
+            *place = Msr { age: self.msrs_age, index, rewritable: is_rewritable(index), value };
         }
     }
 
@@ -126,15 +128,15 @@ impl Fast {
     }
 
     #[inline(always)]
+    fn known(&self, index: u32) -> Option<&Msr> {
+        self.msrs.get(msr_place(index)).filter(|msr| msr.age == self.msrs_age && msr.index == index)
+    }
+
+    #[inline(always)]
     fn rdmsr(&self, guest: &mut FastExit<'_>) -> bool {
-        let index = guest.ecx();
-        match self.msrs.get(msr_place(index)) {
-            Some(msr) if msr.age == self.msrs_age && msr.index == index => {
-                guest.set_edx_eax(msr.value);
-                true
-            }
-            _ => false,
-        }
+        let Some(msr) = self.known(guest.ecx()) else { return false };
+        guest.set_edx_eax(msr.value);
+        true
     }
 
     #[inline(always)]
@@ -150,7 +152,10 @@ impl Fast {
                 }
                 _ => false,
             },
-            _ => false,
+            index => {
+                let same = |msr: &Msr| msr.rewritable && msr.value == guest.edx_eax();
+                self.msrs_free && self.known(index).is_some_and(same)
+            }
         }
     }
 }
@@ -184,5 +189,14 @@ pub const fn is_constant(index: u32) -> bool {
             | msr::MTRRCAP
             | msr::MTRR_PHYS_BASE0
             ..=msr::MTRR_FIX4K_F8 | msr::MTRR_DEF_TYPE | msr::MCG_CAP | msr::HWCR | msr::DE_CFG
+    )
+}
+
+/// Of those: does nothing happen if WRMSR writes what RDMSR gave? Others cannot be written, or do something each time.
+const fn is_rewritable(index: u32) -> bool {
+    matches!(
+        index,
+        msr::APIC_BASE | msr::EFER | msr::PAT | msr::TSC_ADJUST | msr::MTRR_PHYS_BASE0
+            ..=msr::MTRR_FIX4K_F8 | msr::MTRR_DEF_TYPE
     )
 }

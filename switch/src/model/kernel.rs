@@ -181,7 +181,7 @@ impl FastExits for Handler {
 unsafe extern "C" fn hsave_fast(vcpu: *mut VcpuCtx) -> ! {
     // SAFETY: the assembly jumped here with its argument.
     unsafe {
-        if crate::handle_fast::<Kernel>(vcpu) {
+        if crate::find_length::<Kernel>(vcpu) && crate::handle_fast::<Kernel>(vcpu) {
             asm!("jmp hsave_fast_again", in("rdi") vcpu, options(noreturn))
         }
         asm!("jmp hsave_fast_leave", in("rdi") vcpu, options(noreturn))

@@ -109,3 +109,22 @@ fn a_processor_that_saves_it_is_believed() {
     cpu.enter(&Doorbell::new(), &mut Handler::none());
     assert_eq!(cpu.control().next_rip, RIP + 9);
 }
+
+#[test]
+fn two_that_want_the_same_place_get_one_each() {
+    let b = Bench::new();
+    let mut cpu = guest(&b, 0);
+    let mut memory = Words(Box::new([1; SEEN_WORDS]));
+    let at = |cpu: &mut Svm<Kernel>, rip| {
+        cpu.save_mut(CleanBits::empty()).rip = rip;
+        next_rip(cpu, code::CPUID)
+    };
+    for rip in [RIP, RIP + 64] {
+        assert_eq!(at(&mut cpu, rip), 0);
+        cpu.seen(&memory.code());
+    }
+    // A third takes the second's, not the first's.
+    assert_eq!([at(&mut cpu, RIP), at(&mut cpu, RIP + 64), at(&mut cpu, RIP + 128)], [RIP + 3, RIP + 67, 0]);
+    cpu.seen(&memory.code());
+    assert_eq!([at(&mut cpu, RIP), at(&mut cpu, RIP + 64), at(&mut cpu, RIP + 128)], [RIP + 3, 0, RIP + 131]);
+}

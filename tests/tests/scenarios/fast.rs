@@ -7,6 +7,7 @@ use sim::host::{Cpu as _, CpuFeatures};
 use tests::plain::{MsrFilter, MsrFilterRange};
 use tests::scenario::{CODE, DATA, Left, Machine, PLAIN, RAM, RAM_HVA};
 
+const MTRRCAP: u32 = 0xfe;
 const PAT: u32 = 0x277;
 const APIC_BASE: u32 = 0x1b;
 const X2APIC_EOI: u32 = 0x80b;
@@ -92,18 +93,40 @@ fn an_msr_that_was_read_is_known_until_something_is_written() {
     m.run_out(0);
     assert_eq!((value(&m), handled(&m)), ((0x0007_0406, 0x0007_0406), 1));
     wrmsr(&m, PAT, 0x0606_0606_0606_0606);
+    m.run_out(0);
+    assert_eq!(handled(&m), 1);
+    wrmsr(&m, PAT, 0x0406_0606_0606_0606);
+    rdmsr(&m, PAT);
     rdmsr(&m, PAT);
     m.run_out(0);
-    assert_eq!((value(&m), handled(&m)), ((0x0606_0606, 0x0606_0606), 1));
-    rdmsr(&m, PAT);
-    rdmsr(&m, PAT);
+    assert_eq!((value(&m), handled(&m)), ((0x0406_0606, 0x0606_0606), 3));
     // User space may have written it.
-    m.run_out(0);
-    assert_eq!(handled(&m), 2);
     assert_eq!(m.set_msr(0, PAT, 0), Ok(1));
     rdmsr(&m, PAT);
     m.run_out(0);
-    assert_eq!((value(&m), handled(&m)), ((0, 0), 2));
+    assert_eq!((value(&m), handled(&m)), ((0, 0), 3));
+    m.end();
+}
+
+#[test]
+fn an_msr_that_holds_what_is_written_is_not_written() {
+    let m = machine();
+    let pat = 0x0406_0606_0606_0606;
+    for value in [pat, pat, pat, 0, 0] {
+        wrmsr(&m, PAT, value);
+    }
+    m.run_out(0);
+    assert_eq!((handled(&m), m.msr(0, PAT)), (3, 0));
+    // What cannot be written faults each time, also when it was read before.
+    let capabilities = m.msr(0, MTRRCAP);
+    rdmsr(&m, MTRRCAP);
+    for n in 1..=2 {
+        wrmsr(&m, MTRRCAP, capabilities);
+        m.does(0, |_| ());
+        m.run_out(0);
+        assert_eq!(m.injected(0).iter().filter(|e| e.vector() == 13).count(), n);
+    }
+    assert_eq!(handled(&m), 3);
     m.end();
 }
 

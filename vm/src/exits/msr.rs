@@ -38,10 +38,18 @@ pub fn write<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
         ctx.core.fast.forget_msrs();
     }
     match ctx.guest_write_msr(index, value) {
-        Ok(effect) => match ctx.skip(Known::Wrmsr) {
-            Next::Resume => effect,
-            leave => leave,
-        },
+        Ok(effect) => {
+            // It may hold something else than what was written. To write the same again will take no exit.
+            if is_constant(index) {
+                if let Ok(value) = ctx.guest_read_msr(index) {
+                    ctx.core.fast.know_msr(index, value);
+                }
+            }
+            match ctx.skip(Known::Wrmsr) {
+                Next::Resume => effect,
+                leave => leave,
+            }
+        }
         Err(e) => refused(ctx, e, true, index, value),
     }
 }
