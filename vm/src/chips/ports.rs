@@ -78,10 +78,12 @@ impl<H: Host> Vm<H> {
         let mut pit = device.pit.lock();
         let value = if port == 0x61 { pit.speaker_read(now) } else { pit.read(port, now) };
         drop(pit);
-        // The wires of the upper bytes are not connected.
-        data.fill(0);
-        if let Some(low) = data.first_mut() {
+        if let [low] = data {
             *low = value;
+        } else {
+            // The wires of the upper bytes are not connected.
+            data.fill(0);
+            data.iter_mut().take(1).for_each(|low| *low = value);
         }
         true
     }
