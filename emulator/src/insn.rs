@@ -179,6 +179,12 @@ pub struct Insn {
 }
 
 impl Insn {
+    /// Has it a memory operand, and touches no memory beside it?
+    pub fn touches_only_its_operand(&self) -> bool {
+        let operand = self.operands.iter().any(|o| matches!(o, Operand::Mem { .. }));
+        operand && !matches!(self.op, Op::Push | Op::Pop | Op::Call | Op::CallFar | Op::JmpFar)
+    }
+
     /// RIP of the next instruction for an instruction at `rip`, wrapped as the mode does.
     pub const fn next_rip(&self, rip: u64) -> u64 {
         let next = rip.wrapping_add(self.len as u64);

@@ -59,6 +59,15 @@ pub struct SeenCode {
     pub words: [(HostPa, u64); SEEN_WORDS],
     /// Length of the instruction in bytes, 1 to 15.
     pub len: u8,
+    /// The instruction, as those words have it.
+    pub code: [u8; 15],
+}
+
+impl SeenCode {
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.code.get(..self.len.into()).unwrap_or(&self.code)
+    }
 }
 
 /// One virtual processor. The world switch owns the VMCB: nested CR3, ASID, permission maps and the mandatory

@@ -48,13 +48,23 @@ impl<H: Host> Mmu<H> {
         let mut complete = true;
         let t = self.note_walk(&memory, p, linear, Kind::Fetch, |gpa| complete &= found.push(gpa).is_some())?;
         let end = Gpa(t.gpa.0.wrapping_add(u64::from(len) - 1));
+        let text = found.len;
         found.push(t.gpa)?;
         if (t.gpa.0 ^ end.0) & !7 != 0 {
             found.push(end)?;
         }
+        // An instruction can reach into a third word: then there is no room for it, and `end` is not next to the first.
+        if (end.0 & !7).wrapping_sub(t.gpa.0 & !7) > 8 {
+            return None;
+        }
+        let bytes = found.words.iter().skip(text).take(2).flat_map(|(_, word)| word.to_le_bytes());
+        let mut code = [0; 15];
+        for (to, from) in code.iter_mut().zip(bytes.skip((t.gpa.0 & 7) as usize)).take(len.into()) {
+            *to = from;
+        }
         let first = *found.words.first()?;
         found.words.iter_mut().skip(found.len).for_each(|w| *w = first);
-        complete.then_some(SeenCode { words: found.words, len })
+        complete.then_some(SeenCode { words: found.words, len, code })
     }
 
     /// Where the word at `gpa` is, if the nested tables map it and it is the kernel's plain memory.

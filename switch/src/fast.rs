@@ -79,16 +79,15 @@ pub unsafe fn handle_fast<P: Platform>(ctx: *mut VcpuCtx) -> bool {
     true
 }
 
-/// Is it the intercept of an instruction whose length the processor may leave open? That of IN and OUT it always tells,
-/// and what stands beside control registers in this table has no use for it.
+/// Is it the intercept of an instruction whose length the processor may leave open? That of IN and OUT it always tells.
 #[inline(always)]
 const fn is_instruction(exit: u64) -> bool {
     exit.wrapping_sub(code::RDTSC) <= code::XSETBV - code::RDTSC && exit != code::IOIO
 }
 
 impl<P: Platform> Svm<P> {
-    /// Was an instruction intercepted? If so, and the processor does not say where the next one is, this says it if it is
-    /// known and the guest in 64-bit mode, or 0.
+    /// Was an instruction intercepted? On a processor that does not say where the next one is, this says it if it is known and
+    /// the guest in 64-bit mode, or 0.
     ///
     /// # Safety
     /// The vCPU is in the guest as the doorbell has it.
@@ -98,7 +97,9 @@ impl<P: Platform> Svm<P> {
         let instruction = is_instruction(control.exit_code);
         if let Some(seen) = &self.seen {
             let mut next = 0;
-            if instruction && save.efer & Efer::LMA.bits() != 0 && save.cs.attrib.has(SegmentAttr::L) {
+            // After a nested page fault, too: its instruction may have to be emulated.
+            let asked = instruction || control.exit_code == code::NPF;
+            if asked && save.efer & Efer::LMA.bits() != 0 && save.cs.attrib.has(SegmentAttr::L) {
                 // SAFETY: by contract.
                 next = unsafe { seen.next_rip(save.rip, save.cr3) };
             }

@@ -1,7 +1,7 @@
 //! The vCPU as the emulator sees it (`emulator::Machine`), and the ways in which emulation ends.
 
 use crate::exits::internal_error;
-use crate::mmio::{Target, Wanted};
+use crate::mmio::{Faulted, Target, Wanted};
 use crate::run::Next;
 use crate::user::{Answer, Pending, UserExit, suberror};
 use crate::{Ctx, exits};
@@ -9,11 +9,8 @@ use arch::cr::{Cr0, Cr4, Efer, Rflags};
 use arch::event::vector;
 use arch::{CleanBits, SegmentAttr};
 use core::sync::atomic::Ordering::Relaxed;
-use emulator::{Access, Done, Insn, Known, Machine, Mode, Seg, Segment, Shadow, Stop, Table, TableReg};
+use emulator::{Access, Done, Insn, Machine, Seg, Segment, Shadow, Stop, Table, TableReg};
 use host::{Cpu, Fpu, Host, SharedPage};
-
-/// Every how many looks at an instruction its place is remembered.
-const LOOKUPS_PER_SEEN: u8 = 4;
 
 impl<H: Host> Ctx<'_, H> {
     /// Is the guest in 64-bit mode (not compatibility mode)?
@@ -23,67 +20,25 @@ impl<H: Host> Ctx<'_, H> {
         save.efer & Efer::LMA.bits() != 0 && save.cs.attrib.has(SegmentAttr::L)
     }
 
-    /// RIP of the instruction after the intercepted one: from the hardware, or by looking at the bytes.
-    #[inline(always)]
-    pub(crate) fn next_rip(&mut self, what: Known) -> Result<u64, Next> {
-        match self.core.cpu.control().next_rip {
-            0 => self.looked_up_next_rip(what),
-            next => Ok(next),
-        }
-    }
-
-    /// The same by looking at the bytes.
-    #[inline(never)]
-    fn looked_up_next_rip(&mut self, what: Known) -> Result<u64, Next> {
-        let rip = self.core.cpu.save().rip;
-        if self.in_64bit_mode() {
-            let mut bytes = [0; 15];
-            let got = self.fetch_code(rip, &mut bytes);
-            if let Some(len) = emulator::len_of(bytes.get(..got).unwrap_or(&[]), Mode::Long64, what) {
-                self.remember_code(rip, len);
-                return Ok(rip.wrapping_add(len.into()));
-            }
-        }
-        self.decoded_next_rip()
-    }
-
-    /// Tells the processor what it does not know by itself, so that it need not be looked for the next time.
-    fn remember_code(&mut self, rip: u64, len: u8) {
-        // To find the places costs several times what the look did: worth it where an instruction comes back, not where
-        // more of them take turns than can be remembered.
-        self.core.lookups = self.core.lookups.wrapping_add(1);
-        if self.core.lookups % LOOKUPS_PER_SEEN == 0 && !self.core.features.nrips {
-            let paging = self.paging();
-            if let Some(code) = self.vm.mmu.seen(&paging, rip, len) {
-                self.core.cpu.seen(&code);
-            }
-        }
-    }
-
-    /// The same with the whole decoder: outside of 64-bit mode, and where the bytes are not those expected.
-    #[cold]
-    pub(crate) fn decoded_next_rip(&mut self) -> Result<u64, Next> {
-        let rip = self.core.cpu.save().rip;
-        match emulator::fetch(self, &[]) {
-            Ok(insn) => Ok(insn.next_rip(rip)),
-            Err(stop) => Err(self.stopped(stop)),
-        }
-    }
-
     /// Carries out the instruction at RIP.
     pub(crate) fn emulate(&mut self) -> Next {
+        self.emulate_access(None)
+    }
+
+    /// The same; `faulted` is the access that brought us here.
+    pub(crate) fn emulate_access(&mut self, faulted: Option<Faulted>) -> Next {
         self.me.stats.insn_emulation.count();
         self.core.traffic.clear();
-        let mut bytes = [0; 15];
-        let known = self.core.cpu.control().insn();
-        let n = known.len();
-        if let Some(b) = bytes.get_mut(..n) {
-            b.copy_from_slice(known);
-        }
-        match emulator::fetch(self, bytes.get(..n).unwrap_or(&[])) {
-            Ok(insn) => self.step(insn),
-            Err(stop) => self.stopped(stop),
-        }
+        let insn = match self.known_insn() {
+            Some(insn) => insn,
+            // What drives a device comes back; what writes control registers makes the processor forget.
+            None => match self.decode(faulted.is_some()) {
+                Ok(insn) => insn,
+                Err(stop) => return self.stopped(stop),
+            },
+        };
+        self.core.traffic.faulted = faulted.filter(|_| insn.touches_only_its_operand());
+        self.step(insn)
     }
 
     /// One call of the emulator, and what follows from its result.

@@ -228,6 +228,11 @@ impl<H: Host> Core<H> {
             Some(Armed::Window) => self.cpu.set_virq(0, 15, true),
             None => self.cpu.clear_virq(),
         }
+        // As on stock, the hypervisor sees TPR change while an interrupt waits. QEMU's emulation depends on it: it aborts
+        // where the guest writes CR8 with RFLAGS.IF clear and V_IRQ set, as the exception handlers of OVMF do.
+        if want.is_some() {
+            self.set_cr8_exits(true);
+        }
         self.inject.armed = want;
     }
 

@@ -14,6 +14,7 @@ mod apics;
 pub mod chips;
 pub mod clock;
 pub mod coalesced;
+mod code;
 mod control;
 pub mod cpuid;
 pub mod debug;

@@ -53,6 +53,16 @@ impl<H: Host> Ctx<'_, H> {
         }
     }
 
+    /// The same for the data of an instruction.
+    fn translate_data(&mut self, linear: u64, kind: Kind) -> Result<Gpa, Stop> {
+        let known = match kind {
+            Kind::Read => self.core.traffic.faulted_at(linear, false),
+            Kind::Write => self.core.traffic.faulted_at(linear, true),
+            _ => None,
+        };
+        known.map_or_else(|| self.translate_for(linear, kind), Ok)
+    }
+
     /// The access cannot be done because of the VMM's memory: the instruction ends, KVM_RUN fails.
     fn host_failed(&mut self, stop: HostStop) -> Stop {
         self.core.traffic.wanted = None;
@@ -84,10 +94,10 @@ impl<H: Host> Ctx<'_, H> {
         };
         let (now, later) = split(linear, buf.len());
         // Both pages have to be accessible before anything is read.
-        let first = self.translate_for(linear, kind)?;
+        let first = self.translate_data(linear, kind)?;
         let second = match later {
             0 => None,
-            _ => Some(self.translate_for(linear.wrapping_add(now as u64), kind)?),
+            _ => Some(self.translate_data(linear.wrapping_add(now as u64), kind)?),
         };
         let (a, b) = buf.split_at_mut(now.min(buf.len()));
         self.read_gpa(first, a)?;
@@ -127,10 +137,10 @@ impl<H: Host> Ctx<'_, H> {
     pub(crate) fn write_linear(&mut self, linear: u64, data: &[u8], access: Access) -> Result<(), Stop> {
         let (now, later) = split(linear, data.len());
         let kind = if access == Access::System { Kind::SystemWrite } else { Kind::Write };
-        let first = self.translate_for(linear, kind)?;
+        let first = self.translate_data(linear, kind)?;
         let second = match later {
             0 => None,
-            _ => Some(self.translate_for(linear.wrapping_add(now as u64), kind)?),
+            _ => Some(self.translate_data(linear.wrapping_add(now as u64), kind)?),
         };
         let (a, b) = data.split_at(now.min(data.len()));
         self.write_gpa(first, a)?;
@@ -157,9 +167,9 @@ impl<H: Host> Ctx<'_, H> {
 
     pub(crate) fn check_linear_write(&mut self, linear: u64, len: usize) -> Result<(), Stop> {
         let (now, later) = split(linear, len);
-        self.translate_for(linear, Kind::Write)?;
+        self.translate_data(linear, Kind::Write)?;
         if later != 0 {
-            self.translate_for(linear.wrapping_add(now as u64), Kind::Write)?;
+            self.translate_data(linear.wrapping_add(now as u64), Kind::Write)?;
         }
         Ok(())
     }
@@ -170,7 +180,7 @@ impl<H: Host> Ctx<'_, H> {
         let bytes = new.to_le_bytes();
         let data = bytes.get(..size.into()).unwrap_or(&bytes);
         if split(linear, size.into()).1 == 0 && size <= 8 {
-            let gpa = self.translate_for(linear, Kind::Write)?;
+            let gpa = self.translate_data(linear, Kind::Write)?;
             if matches!(self.place(gpa), Place::Other) {
                 match self.vm.mmu.cmpxchg_phys(gpa, size, old as u64, new as u64) {
                     Ok(seen) => return Ok(seen.into()),

@@ -1,6 +1,7 @@
 //! Accesses of the instruction that is being emulated which go to user space: the log of reads that it answered, the
 //! access it is asked for, and the queue of posted writes (the contract is in the documentation of `emulator`).
 
+use arch::{Gpa, NpfCode};
 use emulator::Insn;
 
 /// Largest number of pieces in flight: a write of 256 bytes in pieces of 8, misaligned.
@@ -37,6 +38,23 @@ pub enum Wanted {
     Port { port: u16, size: u8, count: u32 },
 }
 
+/// The data access that faulted in the nested tables. The processor has walked the guest's tables for it already, and they
+/// allowed it; only what came of it was not mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct Faulted {
+    gpa: Gpa,
+    write: bool,
+    /// The linear address that it was, once it is known.
+    linear: Option<u64>,
+}
+
+impl Faulted {
+    /// From EXITINFO2 and EXITINFO1. None: the fault came while the guest's tables were walked, or is a fetch.
+    pub fn new(gpa: Gpa, code: NpfCode) -> Option<Self> {
+        (code.final_access() && !code.fetch()).then_some(Self { gpa, write: code.write(), linear: None })
+    }
+}
+
 /// Everything on its way to user space and back.
 #[derive(Default)]
 pub struct Traffic {
@@ -46,6 +64,8 @@ pub struct Traffic {
     pub wanted: Option<Wanted>,
     /// The PIO page holds the answer to the port read in `wanted`.
     pub port_answered: Option<Wanted>,
+    /// Why the instruction is emulated.
+    pub faulted: Option<Faulted>,
     log: List<LOG>,
     cursor: usize,
     queue: List<QUEUE>,
@@ -88,6 +108,22 @@ impl Traffic {
         self.cursor = 0;
         self.wanted = None;
         self.port_answered = None;
+        self.faulted = None;
+    }
+
+    /// Where a linear address is in physical memory, if it is the one of the access that faulted, and that was a write if
+    /// this is one. An instruction that touches memory once is at that address wherever the page offset is the same.
+    pub fn faulted_at(&mut self, linear: u64, write: bool) -> Option<Gpa> {
+        let faulted = self.faulted.as_mut()?;
+        let same = match faulted.linear {
+            Some(known) => known == linear,
+            None => (faulted.gpa.0 ^ linear) & 0xfff == 0,
+        };
+        if !same || write && !faulted.write {
+            return None;
+        }
+        faulted.linear = Some(linear);
+        Some(faulted.gpa)
     }
 
     /// Forgets all, the queue of writes too.

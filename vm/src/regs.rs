@@ -34,8 +34,8 @@ impl<H: Host> Core<H> {
         self.cpu.save_mut(CleanBits::CRX).cr0 = hw;
         // Reads must be answered with the guest's value only while it differs from the hardware's, and then every
         // write has to be seen as well.
-        let differs = u16::from(hw != value || self.fpu_use.trapping());
-        self.cpu.set_cr_intercepts(differs, differs);
+        self.cr0_exits = hw != value || self.fpu_use.trapping();
+        self.load_cr_intercepts();
     }
 
     /// Puts a CR4 that has been checked into the hardware. MCE stays on: a machine check is the host's.

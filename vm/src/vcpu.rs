@@ -135,6 +135,12 @@ pub struct Core<H: Host> {
     pub(crate) io_next_rip: u64,
     /// How often the length of an instruction had to be looked for.
     pub(crate) lookups: u8,
+    /// Those that were decoded.
+    pub(crate) decoded: crate::code::Decoded,
+    /// CR0 is intercepted.
+    pub(crate) cr0_exits: bool,
+    /// Writes of CR8 are intercepted: since a virtual interrupt waits, or until the next one after it.
+    pub(crate) cr8_exits: bool,
     /// Why the host could not do an access of the emulated instruction.
     pub(crate) host_stop: Option<Next>,
     /// What a write to a device in the kernel wants of user space once the instruction is complete.

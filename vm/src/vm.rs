@@ -227,6 +227,9 @@ impl<H: Host> Vm<H> {
             exit_words: [0; 8],
             io_next_rip: 0,
             lookups: 0,
+            decoded: Default::default(),
+            cr0_exits: false,
+            cr8_exits: false,
             host_stop: None,
             device_exit: Next::Resume,
         };

@@ -83,6 +83,38 @@ fn hole_is_mmio() -> Result<()> {
     }
 }
 
+/// A store that the guest rewrites while it loops over it: each time what is there is done.
+fn a_store_that_changes() -> Result<()> {
+    const EVERY: u32 = 13;
+    let client = client(|a| {
+        let (mut store, mut stay) = (a.create_label(), a.create_label());
+        a.mov(rsi, 0x9000_0000u64)?;
+        a.mov(eax, 1)?;
+        a.mov(ebx, 2)?;
+        a.lea(rdi, byte_ptr(store))?;
+        a.mov(ecx, 0)?;
+        a.set_label(&mut store)?;
+        a.mov(dword_ptr(rsi), eax)?;
+        a.inc(ecx)?;
+        a.cmp(ecx, EVERY)?;
+        a.jne(stay)?;
+        a.mov(ecx, 0)?;
+        // The register is in bits 5:3 of the second byte: EAX and EBX take turns.
+        a.xor(byte_ptr(rdi + 1), 3 << 3)?;
+        a.set_label(&mut stay)?;
+        a.jmp(store)
+    })?;
+    let mut vcpu = client.vcpu(0)?;
+    for n in 0..10 * EVERY {
+        let expected = 1 + n / EVERY % 2;
+        match vcpu.run()? {
+            VcpuExit::MmioWrite(0x9000_0000, data) if data == expected.to_le_bytes() => {}
+            other => bail!("store {n}: {other:?}"),
+        }
+    }
+    Ok(())
+}
+
 /// Puts `value` into a vector register that nobody preserves, calls nothing, and returns what another one held.
 fn vectors(value: u64) -> u64 {
     let held: u64;
@@ -173,5 +205,6 @@ fn main() -> Result<()> {
         ("invalid-state", invalid_state),
         ("emulation-failure", emulation_failure),
         ("hole-is-mmio", hole_is_mmio),
+        ("a-store-that-changes", a_store_that_changes),
     ])
 }

@@ -66,6 +66,31 @@ fn one_that_the_processor_could_not_deliver_and_calls_an_exception_comes_again()
 }
 
 #[test]
+fn cr8_is_looked_at_while_one_waits() {
+    let m = machine();
+    let writes_exit = |m: &Machine| m.inside(0, |c| c.core.cpu.control().intercept_cr_write >> 8 & 1 != 0);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert!(!writes_exit(&m));
+    m.interrupt_flag(0, false);
+    assert_eq!(msi(&m, 0x31), Ok(1));
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert!(writes_exit(&m));
+    // It was taken. The next write exits for the last time.
+    m.interrupt_flag(0, true);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(m.taken(0), vec![0x31]);
+    m.write_ram(tests::scenario::CODE, &[0x44, 0x0f, 0x22, 0xc0]); // mov cr8, rax
+    m.with_regs(0, |r| (r.rip, r.rax) = (tests::scenario::CODE, 1));
+    m.exit(0, code::CR0_READ + 0x18);
+    m.run_out(0);
+    assert!(!writes_exit(&m));
+    assert_eq!(m.inside(0, |c| c.core.cpu.control().int_ctl & 15), 1);
+}
+
+#[test]
 fn left_with_the_processor_when_it_cannot() {
     let m = machine();
     assert_eq!(msi(&m, 0x31), Ok(1));

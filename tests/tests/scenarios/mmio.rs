@@ -171,15 +171,75 @@ fn registers_changed_in_between_make_it_another_access() {
 
 #[test]
 fn page_fault_of_the_emulated_instruction() {
-    // The store goes to memory that the guest's own tables do not map any more: #PF, not an access.
-    let m = machine(&STORE, MMIO);
+    // ADD has read; the write goes to memory that the guest's own tables do not map any more: #PF, not an access.
+    let m = machine(&[0x01, 0x03], MMIO);
     m.write_ram(0x3000 + 3 * 0x1000 + 8 * ((MMIO >> 21) & 511), &0u64.to_le_bytes());
-    m.npf(0, MMIO, true);
+    m.npf(0, MMIO, false);
     m.does(0, |c| assert_eq!(c.guest().cr2, MMIO));
     m.run_out(0);
     let e = m.injected(0);
     assert_eq!((e.len(), e[0].vector(), e[0].error_code()), (1, 14, Some(2)));
     assert_eq!(m.regs(0).rip, CODE);
+}
+
+/// The processor has walked the guest's tables for the access that faulted; another access of the instruction it has not.
+#[test]
+fn the_processors_own_walk_is_believed_for_its_access_only() {
+    let unmapped = |m: &Machine| m.write_ram(0x3000 + 3 * 0x1000 + 8 * ((MMIO >> 21) & 511), &0u64.to_le_bytes());
+    let m = machine(&STORE, MMIO);
+    unmapped(&m);
+    m.npf(0, MMIO, true);
+    assert_eq!(m.run(0), Ok(write(MMIO, &[0; 8])));
+    let m = machine(&LOAD, MMIO);
+    m.npf(0, MMIO, false);
+    assert_eq!(m.run(0), Ok(read(MMIO, 8)));
+    unmapped(&m);
+    answer(&m, &[7; 8]);
+    m.run_out(0);
+    assert_eq!(m.regs(0).rax, 0x0707_0707_0707_0707);
+    // At another offset, by an instruction that uses the stack as well, and after a fault in the tables themselves.
+    let faults = |code: &[u8], gpa: u64, info: u64| {
+        let m = machine(code, MMIO + 8);
+        unmapped(&m);
+        m.sim.step(0, move |_| (code::NPF, info, gpa));
+        m.does(0, |_| ());
+        m.run_out(0);
+        m.injected(0).len()
+    };
+    const FINAL: u64 = 1 << 32 | 4;
+    assert_eq!(faults(&LOAD, MMIO + 16, FINAL), 1);
+    assert_eq!(faults(&[0xff, 0x33], MMIO + 8, FINAL), 1, "push [rbx]");
+    assert_eq!(faults(&LOAD, MMIO + 8, 1 << 33 | 4), 1);
+}
+
+/// Where the processor knows that the instruction is what it was, it is neither fetched nor decoded.
+#[test]
+fn an_instruction_that_comes_back_stays_decoded() {
+    let m = machine(&STORE, MMIO);
+    let stores = |m: &Machine, next: u64| {
+        m.sim.step(0, move |c| {
+            (c.guest().rip, c.vmcb().next_rip) = (CODE, next);
+            (code::NPF, 1 << 32 | 6, MMIO)
+        });
+        assert_eq!(m.run(0), Ok(write(MMIO, &[0; 8])));
+        m.run_out(0);
+        m.regs(0).rip
+    };
+    // Its page is mapped for the guest as soon as it runs there, and so are the tables.
+    for gpa in (0..0x1_0000).step_by(0x1000).chain([CODE]) {
+        m.tries(0, gpa, false);
+    }
+    m.run_out(0);
+    for _ in 0..8 {
+        assert_eq!(stores(&m, 0), CODE + 3);
+    }
+    assert!(m.inside(0, |c| c.core.cpu.seen.iter().any(|s| s.bytes() == STORE)));
+    // What is in memory is not looked at.
+    m.write_ram(CODE, &[0x90, 0x90, 0x90]);
+    assert_eq!(stores(&m, CODE + 3), CODE + 3);
+    m.write_ram(CODE, &STORE);
+    assert_eq!(stores(&m, CODE + 2), CODE + 3, "of another length");
+    m.end();
 }
 
 #[test]

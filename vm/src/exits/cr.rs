@@ -2,6 +2,7 @@
 
 use crate::Ctx;
 use crate::run::Next;
+use crate::vcpu::Core;
 use arch::Exception;
 use arch::cr::{Cr4, DR6_BD, DR7_GD};
 use arch::event::vector;
@@ -77,6 +78,9 @@ impl<H: Host> Ctx<'_, H> {
             }
             8 if value >> 4 == 0 => {
                 self.set_cr8(value);
+                // The processor does it by itself again, unless the interrupt waits still.
+                let armed = self.core.inject.armed.is_some();
+                self.core.set_cr8_exits(armed);
                 Ok(())
             }
             8 => Err(Exception::gp(0)),
@@ -115,5 +119,20 @@ impl<H: Host> Ctx<'_, H> {
             }
         }
         Ok(())
+    }
+}
+
+impl<H: Host> Core<H> {
+    /// Writes of CR8 exit, too, or no more.
+    pub(crate) fn set_cr8_exits(&mut self, on: bool) {
+        if self.cr8_exits != on {
+            self.cr8_exits = on;
+            self.load_cr_intercepts();
+        }
+    }
+
+    pub(crate) fn load_cr_intercepts(&mut self) {
+        let cr0 = u16::from(self.cr0_exits);
+        self.cpu.set_cr_intercepts(cr0, cr0 | u16::from(self.cr8_exits) << 8);
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::Ctx;
 use crate::memory::fault_outcome;
+use crate::mmio::Faulted;
 use crate::run::Next;
 use arch::{Gpa, NpfCode};
 use host::Host;
@@ -17,7 +18,7 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, gpa: Gpa, code: NpfCode) -> Next {
         Ok(mmu::Mapped::Retry) => Next::Resume,
         Ok(mmu::Mapped::Mmio) => {
             stats.pf_emulate.count();
-            ctx.emulate()
+            ctx.emulate_access(Faulted::new(gpa, code))
         }
         Err(stop) => fault_outcome(stop),
     }
