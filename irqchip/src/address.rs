@@ -122,11 +122,11 @@ impl Address {
     }
 
     /// Whether this APIC is among the addressees of `m`. `is_sender`: it sent the message itself (for shorthands).
-    /// A hardware-disabled APIC is never addressed, a software-disabled one never by a message for one receiver only.
+    /// A hardware-disabled APIC is never addressed, a software-disabled one never by a message for one receiver of several.
     #[inline]
     pub fn matches(self, m: &Message, is_sender: bool) -> bool {
         self.hw_enabled()
-            && (self.sw_enabled() || !m.lowest)
+            && (self.sw_enabled() || !m.lowest || !m.logical && !self.is_broadcast(m))
             && match m.shorthand {
                 Shorthand::SelfOnly => is_sender,
                 Shorthand::AllIncludingSelf => true,

@@ -196,7 +196,8 @@ impl Ioapic {
     /// The interrupt of `pin` ended.
     pub fn eoi_pin(&mut self, pin: u8, eoi: &Eoi) -> EoiPin {
         let entry = self.entry(pin);
-        if !eoi.level || eoi.suppressed || entry as u8 != eoi.vector || entry & LEVEL == 0 {
+        // As on stock the kind of interrupt that ended counts, not what the entry is by now.
+        if !eoi.level || eoi.suppressed || entry as u8 != eoi.vector {
             return EoiPin::None;
         }
         self.set_entry(pin, entry & !REMOTE_IRR);

@@ -94,13 +94,17 @@ impl ApicMap {
                 good &= !(IN_FLAT | IN_CLUSTERS);
                 continue;
             }
-            good &= !X2APIC;
             let id = a.x2apic_id();
             if u32::from(a.xapic_id()) != id & 0xff || id > 0xff && !wide {
                 good &= !PHYSICAL;
             }
             let place = u16::try_from(index).unwrap_or(u16::MAX).saturating_add(1);
             let logical = a.logical_id();
+            if logical == 0 {
+                // Only a broadcast means it: a processor that has not started yet.
+                continue;
+            }
+            good &= !X2APIC;
             let shared = if a.is_flat() {
                 good &= !IN_CLUSTERS;
                 put(&mut flat, 0, logical, place)
@@ -267,6 +271,16 @@ mod tests {
                 agrees(&apics, &map, &message(random(2) == 0, dest));
             }
         }
+    }
+
+    /// Processors that have not started do not make the others' messages slow.
+    #[test]
+    fn apics_without_a_logical_id_count_for_no_model() {
+        let apics = [Address::new(apic(0, true, 0, !0)), Address::new(apic(1, false, 0, !0))];
+        let map = map(&apics, false);
+        let m = message(true, 1);
+        assert_eq!(map.candidates(&m, None).map(|c| c.iter().collect()), Some(vec![0]));
+        agrees(&apics, &map, &m);
     }
 
     #[test]

@@ -96,6 +96,19 @@ fn eoi_that_does_not_count() {
     assert_eq!(ioapic.eoi_pin(99, &eoi(0x52)), EoiPin::None);
 }
 
+/// As on stock: an edge that waits is sent at the end of a level interrupt with the same vector.
+#[test]
+fn an_edge_that_shares_its_vector_with_a_level() {
+    let mut ioapic = Ioapic::new();
+    let _ = program(&mut ioapic, 3, MASKED | 0x52, 1);
+    let _ = ioapic.set_irq(3, 0, true);
+    let _ = put(&mut ioapic, 0x16, 0x52);
+    assert_eq!(ioapic.pins_of_vector(0x52), 1 << 3);
+    assert_eq!(ioapic.eoi_pin(3, &Eoi { level: false, ..eoi(0x52) }), EoiPin::None);
+    assert!(matches!(ioapic.eoi_pin(3, &eoi(0x52)), EoiPin::Deliver(PinMessage { pin: 3, .. })));
+    assert_eq!(get(&mut ioapic, 0x16) & REMOTE_IRR, 0);
+}
+
 #[test]
 fn remote_irr_goes_with_a_refusal_and_with_edge_mode() {
     let mut ioapic = Ioapic::new();

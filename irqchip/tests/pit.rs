@@ -67,6 +67,14 @@ fn read_back_latches_status_before_count() {
     assert_eq!(count(&mut pit, 2, ns(1700)), 800);
 }
 
+/// As on stock: access and mode read as ones.
+#[test]
+fn status_before_any_control_word() {
+    let mut pit = Pit::new(0, 0);
+    let _ = pit.write(0x43, 0xc0 | 0x20 | 2, ns(1));
+    assert_eq!(pit.read(0x40, ns(1)), 0xfe);
+}
+
 #[test]
 fn counting_in_each_mode() {
     for (mode, at_100, at_1500) in [

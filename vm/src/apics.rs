@@ -54,11 +54,15 @@ impl<H: Host> Vm<H> {
         self.apics.map.rebuild(self.vcpus().map(|v| (v.index, v.address.load())), wide);
     }
 
-    /// Sends a message to every vCPU that it matches. Returns how many took it; None if it matched nobody.
-    /// `sender` is the index of the vCPU that sent it.
+    /// Sends a message to every vCPU that it matches. Returns how many took it. None if it matched nobody, and all had to
+    /// be looked at to know that: as on stock, where the tables alone tell, nobody is 0. `sender` is the index of the
+    /// vCPU that sent it.
     pub fn send(&self, m: &Message, sender: Option<usize>) -> Option<u32> {
         match self.apics.map.candidates(m, sender) {
-            Some(c) => self.send_to(m, sender, || c.iter().filter_map(|n| self.vcpu(n))),
+            Some(c) => {
+                let taken = self.send_to(m, sender, || c.iter().filter_map(|n| self.vcpu(n)));
+                taken.or_else(|| self.has_vcpus().then_some(0))
+            }
             None => self.send_to(m, sender, || self.vcpus()),
         }
     }

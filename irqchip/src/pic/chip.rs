@@ -1,4 +1,5 @@
-//! One 8259A.
+//! One 8259A, with stock KVM's corners: special mask mode is kept but changes nothing, a poll ends the interrupt that it
+//! reports instead of putting it in service, and only some accesses have the output looked at anew.
 
 /// Registers of one controller, named as in `struct kvm_pic_state`.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +31,21 @@ pub(super) struct Chip8259 {
     pub elcr_mask: u8,
 }
 
+/// What an access brought about.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Access {
+    /// What a read yields.
+    pub value: u8,
+    /// Inputs whose interrupt ended.
+    pub ended: u8,
+    /// Inputs that were masked or unmasked.
+    pub mask_changed: u8,
+    /// The slave's request that the master holds is answered by it.
+    pub polled: bool,
+    /// Both outputs are looked at anew.
+    pub look: bool,
+}
+
 impl Chip8259 {
     pub(super) fn new(elcr_mask: u8) -> Self {
         Chip8259 { elcr_mask, ..Default::default() }
@@ -45,10 +61,6 @@ impl Chip8259 {
 
     pub(super) fn set_elcr(&mut self, value: u8) {
         self.elcr = value & self.elcr_mask;
-    }
-
-    pub(super) fn is_polled(&self) -> bool {
-        self.poll
     }
 
     /// Input `irq` (0 to 7) goes high or low. 1 taken, 0 pending already, -1 masked.
@@ -79,10 +91,6 @@ impl Chip8259 {
     pub(super) fn pending(&self, master: bool) -> Option<u8> {
         let priority = self.priority(self.irr & !self.imr);
         let mut in_service = self.isr;
-        if self.special_mask {
-            // Special mask mode: what is masked does not hold back others.
-            in_service &= !self.imr;
-        }
         if self.special_fully_nested && master {
             // More urgent requests of the same slave come through.
             in_service &= !(1 << 2);
@@ -106,9 +114,10 @@ impl Chip8259 {
         self.end(irq)
     }
 
-    /// Drops the request that the slave had left at input 2.
+    /// The slave's request at input 2 is answered, in service or not.
     pub(super) fn forget_cascade(&mut self) {
         self.irr &= !(1 << 2);
+        self.isr &= !(1 << 2);
     }
 
     fn end(&mut self, irq: u8) -> u8 {
@@ -117,57 +126,55 @@ impl Chip8259 {
         bit
     }
 
-    /// Port 0 or 1 (`odd`). Also the inputs whose interrupt ended.
-    pub(super) fn read(&mut self, odd: bool, master: bool) -> (u8, u8) {
-        if self.poll {
-            self.poll = false;
-            return match self.pending(master) {
-                Some(irq) => {
-                    let ended = self.ack(irq);
-                    (0x80 | irq, ended)
-                }
-                None => (0, 0),
-            };
+    /// Port 0 or 1 (`odd`).
+    pub(super) fn read(&mut self, odd: bool, master: bool) -> Access {
+        if core::mem::take(&mut self.poll) {
+            return self.polled(master);
         }
         let value = match (odd, self.read_isr) {
             (true, _) => self.imr,
             (false, true) => self.isr,
             (false, false) => self.irr,
         };
-        (value, 0)
+        Access { value, ..Default::default() }
     }
 
-    /// Port 0 or 1 (`odd`). Returns the inputs whose interrupt ended and those whose mask changed.
-    pub(super) fn write(&mut self, odd: bool, value: u8) -> (u8, u8) {
+    /// The most urgent request, which ends with this. A level is forgotten too, until the line is driven again.
+    fn polled(&mut self, master: bool) -> Access {
+        let Some(irq) = self.pending(master) else {
+            return Access { value: 7, look: true, ..Default::default() };
+        };
+        self.irr &= !(1 << (irq & 7));
+        let ended = self.end(irq);
+        // A poll of the master that finds the slave's request leaves the slave its turn.
+        let look = !master || irq != 2;
+        Access { value: 0x80 | irq, ended, polled: !master, look, ..Default::default() }
+    }
+
+    /// Port 0 or 1 (`odd`).
+    pub(super) fn write(&mut self, odd: bool, value: u8) -> Access {
         match (odd, self.init_state) {
-            (false, _) if value & 0x10 != 0 => (self.icw1(value), 0),
-            (false, _) if value & 0x08 != 0 => {
-                self.ocw3(value);
-                (0, 0)
-            }
-            (false, _) => (self.ocw2(value), 0),
+            (false, _) if value & 0x10 != 0 => return Access { ended: self.icw1(value), ..Default::default() },
+            (false, _) if value & 0x08 != 0 => self.ocw3(value),
+            (false, _) => return self.ocw2(value),
             (true, 1) => {
                 self.irq_base = value & 0xf8;
                 self.init_state = 2;
-                (0, 0)
             }
             // ICW3: the cascade is wired, there is nothing to choose.
-            (true, 2) => {
-                self.init_state = if self.init4 { 3 } else { 0 };
-                (0, 0)
-            }
+            (true, 2) => self.init_state = if self.init4 { 3 } else { 0 },
             (true, 3) => {
                 self.special_fully_nested = value & 0x10 != 0;
                 self.auto_eoi = value & 0x02 != 0;
                 self.init_state = 0;
-                (0, 0)
             }
             (true, _) => {
-                let changed = self.imr ^ value;
+                let mask_changed = self.imr ^ value;
                 self.imr = value;
-                (0, changed)
+                return Access { mask_changed, look: true, ..Default::default() };
             }
         }
+        Access::default()
     }
 
     /// Starts initialisation: edges, mask and priorities are forgotten; levels stay, and so does what is in service
@@ -184,6 +191,7 @@ impl Chip8259 {
             auto_eoi: self.auto_eoi && value & 1 != 0,
             special_fully_nested: self.special_fully_nested && value & 1 != 0,
             rotate_on_auto_eoi: self.rotate_on_auto_eoi,
+            poll: self.poll,
             elcr: self.elcr,
             elcr_mask: self.elcr_mask,
             ..Default::default()
@@ -204,31 +212,36 @@ impl Chip8259 {
     }
 
     /// EOI and rotation.
-    fn ocw2(&mut self, value: u8) -> u8 {
+    fn ocw2(&mut self, value: u8) -> Access {
         let irq = value & 7;
-        match value >> 5 {
-            0 => self.rotate_on_auto_eoi = false,
-            4 => self.rotate_on_auto_eoi = true,
-            command @ (1 | 5) => {
-                // Non-specific: the most urgent in service, but in special mask mode never a masked one.
-                let hidden = if self.special_mask { self.imr } else { 0 };
-                let priority = self.priority(self.isr & !hidden);
-                if priority < 8 {
-                    let irq = self.input_at(priority);
-                    if command == 5 {
-                        self.priority_add = irq.wrapping_add(1) & 7;
-                    }
-                    return self.end(irq);
-                }
+        let ended = match value >> 5 {
+            command @ (0 | 4) => {
+                self.rotate_on_auto_eoi = command == 4;
+                return Access::default();
             }
-            3 => return self.end(irq),
-            6 => self.priority_add = irq.wrapping_add(1) & 7,
+            command @ (1 | 5) => {
+                // Non-specific: the most urgent in service.
+                let priority = self.priority(self.isr);
+                if priority >= 8 {
+                    return Access::default();
+                }
+                let irq = self.input_at(priority);
+                if command == 5 {
+                    self.priority_add = irq.wrapping_add(1) & 7;
+                }
+                self.end(irq)
+            }
+            3 => self.end(irq),
+            6 => {
+                self.priority_add = irq.wrapping_add(1) & 7;
+                0
+            }
             7 => {
                 self.priority_add = irq.wrapping_add(1) & 7;
-                return self.end(irq);
+                self.end(irq)
             }
-            _ => {}
-        }
-        0
+            _ => return Access::default(),
+        };
+        Access { ended, look: true, ..Default::default() }
     }
 }

@@ -8,7 +8,7 @@ mod state;
 
 use crate::lines::Lines;
 pub use crate::routing::Chip as PicChip;
-use chip::Chip8259;
+use chip::{Access, Chip8259};
 
 /// The vector that an interrupt acknowledge cycle yields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,47 +102,43 @@ impl Pic {
         PicAck { vector: base.wrapping_add(irq), ended }
     }
 
-    /// A one-byte IN. None if the port is not one of 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1. A poll acknowledges.
+    /// A one-byte IN. None if the port is not one of 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1. A poll ends an interrupt.
     pub fn read(&mut self, port: u16) -> Option<(u8, PicWrite)> {
-        let (value, ended) = match port {
-            0x20 | 0x21 => {
-                let (value, ended) = self.master.read(port & 1 != 0, true);
-                (value, u16::from(ended))
-            }
-            0xa0 | 0xa1 => {
-                if self.slave.is_polled() {
-                    // The request that the slave had passed on is answered here; another one is passed on again.
-                    self.master.forget_cascade();
-                }
-                let (value, ended) = self.slave.read(port & 1 != 0, false);
-                (value, u16::from(ended) << 8)
-            }
-            0x4d0 => (self.master.elcr(), 0),
-            0x4d1 => (self.slave.elcr(), 0),
+        let odd = port & 1 != 0;
+        let access = match port {
+            0x20 | 0x21 => self.master.read(odd, true),
+            0xa0 | 0xa1 => self.slave.read(odd, false),
+            0x4d0 => Access { value: self.master.elcr(), ..Default::default() },
+            0x4d1 => Access { value: self.slave.elcr(), ..Default::default() },
             _ => return None,
         };
-        self.update();
-        Some((value, PicWrite { ended, mask_changed: 0 }))
+        Some((access.value, self.done(access, port)))
     }
 
     /// A one-byte OUT. None if the port is not one of those of [`read`](Self::read).
     pub fn write(&mut self, port: u16, value: u8) -> Option<PicWrite> {
-        let mut done = PicWrite::default();
+        let odd = port & 1 != 0;
+        let mut access = Access::default();
         match port {
-            0x20 | 0x21 => {
-                let (ended, mask_changed) = self.master.write(port & 1 != 0, value);
-                done = PicWrite { ended: ended.into(), mask_changed: mask_changed.into() };
-            }
-            0xa0 | 0xa1 => {
-                let (ended, mask_changed) = self.slave.write(port & 1 != 0, value);
-                done = PicWrite { ended: u16::from(ended) << 8, mask_changed: u16::from(mask_changed) << 8 };
-            }
+            0x20 | 0x21 => access = self.master.write(odd, value),
+            0xa0 | 0xa1 => access = self.slave.write(odd, value),
             0x4d0 => self.master.set_elcr(value),
             0x4d1 => self.slave.set_elcr(value),
             _ => return None,
         }
-        self.update();
-        Some(done)
+        Some(self.done(access, port))
+    }
+
+    /// What follows from an access to one controller for both.
+    fn done(&mut self, access: Access, port: u16) -> PicWrite {
+        if access.polled {
+            self.master.forget_cascade();
+        }
+        if access.look {
+            self.update();
+        }
+        let shift = if matches!(port, 0xa0 | 0xa1) { 8 } else { 0 };
+        PicWrite { ended: u16::from(access.ended) << shift, mask_changed: u16::from(access.mask_changed) << shift }
     }
 
     /// Passes the slave's request on to the master, and the master's to the CPU.

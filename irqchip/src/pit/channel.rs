@@ -118,7 +118,8 @@ impl Channel {
     pub(super) fn latch_status(&mut self, now_ns: u64) {
         if !self.status_latched {
             let out = u8::from(self.output(now_ns)) << 7;
-            self.status = out | (self.rw_mode & 3) << 4 | (self.mode & 7) << 1 | u8::from(self.bcd);
+            // As on stock the bits of "no mode" run into those beside them.
+            self.status = out | (self.rw_mode & 3) << 4 | self.mode << 1 | u8::from(self.bcd);
             self.status_latched = true;
         }
     }

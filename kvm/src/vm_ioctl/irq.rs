@@ -45,7 +45,7 @@ fn route(e: &kvm_irq_routing_entry) -> Result<Route, Errno> {
 }
 
 /// KVM_SIGNAL_MSI: number of vCPUs reached. Errors: EINVAL (no in-kernel irqchip, flags, bits of the address that
-/// 32-bit APIC IDs leave reserved), EPERM (nobody has this address: stock returns its -1 as it is).
+/// 32-bit APIC IDs leave reserved), EPERM (there is nobody: stock returns its -1 as it is).
 pub fn signal_msi<H: Host>(vm: &Vm<H>, arg: u64) -> Result<i64, Errno> {
     let m: kvm_msi = get(&vm.host, arg)?;
     if vm.chip_mode() == ChipMode::None

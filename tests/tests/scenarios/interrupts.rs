@@ -215,7 +215,7 @@ fn eoi_by_mmio() {
 fn nobody_there() {
     let m = machine();
     let to_nobody = kvm_msi { address_lo: 0xfee0_5000, data: 0x31, ..Default::default() };
-    assert_eq!(m.vm_with(KVM_SIGNAL_MSI, &to_nobody), Err(Errno::EPERM));
+    assert_eq!(m.vm_with(KVM_SIGNAL_MSI, &to_nobody), Ok(0));
     // Software-disabled: the message arrives and is refused.
     m.wrmsr(0, 0x80f, 0xff);
     m.run_out(0);
@@ -233,7 +233,7 @@ fn an_apic_that_the_guest_turns_off_is_gone() {
     assert_eq!((apic_bit(&m), msi(&m, 0x31)), (1, Ok(1)));
     m.wrmsr(0, 0x1b, 0xfee0_0100);
     m.run_out(0);
-    assert_eq!((apic_bit(&m), msi(&m, 0x31)), (0, Err(Errno::EPERM)), "in CPUID, and to senders");
+    assert_eq!((apic_bit(&m), msi(&m, 0x31)), (0, Ok(0)), "in CPUID, and to senders");
     m.wrmsr(0, 0x1b, 0xfee0_0900);
     m.run_out(0);
     assert_eq!(apic_bit(&m), 1);

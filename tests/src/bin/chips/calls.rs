@@ -2,7 +2,7 @@
 
 use crate::hand::Hand;
 use anyhow::Result;
-use kvm_bindings::{kvm_irqchip, kvm_pit_config, kvm_pit_state2};
+use kvm_bindings::{kvm_irqchip, kvm_msi, kvm_pit_config, kvm_pit_state2};
 use tests::client::Client;
 
 fn errno<T>(result: Result<T, kvm_ioctls::Error>) -> i32 {
@@ -48,5 +48,37 @@ pub fn states() -> Result<()> {
     for irq in 0..24 {
         println!("line {irq}: {} {}", hand.line(irq, 1)?, hand.line(irq, 0)?);
     }
+    Ok(())
+}
+
+/// KVM_SIGNAL_MSI: how many took it.
+pub fn messages() -> Result<()> {
+    let client = Client::new(8 << 20, false)?;
+    client.split_irqchip()?;
+    let signal = |client: &Client, low: u32, data: u32| -> i32 {
+        let msi = kvm_msi { address_lo: low, data, ..Default::default() };
+        client.vm.signal_msi(msi).unwrap_or_else(|e| -e.errno())
+    };
+    let all = |client: &Client, what: &str| {
+        // Physical, broadcast, logical (flat, every bit; and one bit of each), lowest priority of them, with the hint.
+        for low in [0, 0x1000, 0x2000, 0x7000, 0xf_f000, 0xf_f004, 0x1004, 0x2004, 0x8004, 0x0004, 0xf_f00c, 0x1008] {
+            let of = [0x41, 0x141, 0x200, 0x300, 0x400, 0x8041].map(|data| signal(client, 0xfee0_0000 | low, data));
+            println!("msi: {what}: {low:x} {of:?}");
+        }
+    };
+    all(&client, "before any vcpu");
+    let first = client.vcpu(0)?;
+    // Stock reaches a new vCPU by a message only once something else has changed.
+    first.set_lapic(&first.get_lapic()?)?;
+    all(&client, "one vcpu");
+    let second = client.vcpu(1)?;
+    second.set_lapic(&second.get_lapic()?)?;
+    all(&client, "two");
+    // Software-enabled, logical ID 2.
+    let mut apic = first.get_lapic()?;
+    (apic.regs[0xf0], apic.regs[0xf1], apic.regs[0xd3]) = (-1, 1, 2);
+    first.set_lapic(&apic)?;
+    all(&client, "one enabled");
+    println!("msi: illegal vector: {}", signal(&client, 0xfee0_0000, 0xf));
     Ok(())
 }

@@ -23,6 +23,13 @@ fn count(mut file: &File) -> u64 {
     file.read_exact(&mut count).map_or(0, |()| u64::from_le_bytes(count))
 }
 
+/// Signals an irqfd. Stock raises the line in a kernel thread.
+fn raise(event: &mut File) -> Result<()> {
+    event.write_all(&1u64.to_le_bytes())?;
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    Ok(())
+}
+
 fn irqfd(hand: &Hand, event: &File, resample: Option<&File>, gsi: u32, flags: u32) -> i32 {
     const KVM_IRQFD: u64 = 0x4020_ae76;
     let resample = resample.map_or(0, |f| f.as_raw_fd() as u32);
@@ -41,7 +48,7 @@ pub fn resampling() -> Result<()> {
     hand.store(0xfec0_0000, 0x10 + 20)?;
     hand.store(0xfec0_0010, 1 << 15 | 0x3a)?;
     for round in 0..3 {
-        event.write_all(&1u64.to_le_bytes())?;
+        raise(&mut event)?;
         // Until the handler ends it nobody is told.
         println!("irqfd: {round} before {}", count(&again));
         println!("irqfd: {round} took {:x?}, told {}", hand.take(Deed::Open)?, count(&again));
@@ -52,13 +59,13 @@ pub fn resampling() -> Result<()> {
     hand.store(0xfec0_0010, 1 << 16)?;
     hand.start_pics()?;
     hand.out(0x4d1, 1 << 2)?;
-    event.write_all(&1u64.to_le_bytes())?;
+    raise(&mut event)?;
     println!("irqfd: 8259 took {:x?}, told {}", hand.take(Deed::Open)?, count(&again));
     hand.out(0xa0, 0x20)?;
     hand.out(0x20, 0x20)?;
     println!("irqfd: 8259 told {}, took {:x?}", count(&again), hand.take(Deed::Open)?);
     println!("irqfd: undone {}", irqfd(&hand, &event, None, 10, 1));
-    event.write_all(&1u64.to_le_bytes())?;
+    raise(&mut event)?;
     println!("irqfd: took {:x?}", hand.take(Deed::Open)?);
     Ok(())
 }

@@ -14,6 +14,7 @@ use anyhow::Result;
 fn main() -> Result<()> {
     calls::creation()?;
     calls::states()?;
+    calls::messages()?;
     pics::by_hand()?;
     pics::at_random()?;
     ioapic::by_hand()?;
