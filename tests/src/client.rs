@@ -110,6 +110,20 @@ impl Client {
         &mut self.memory
     }
 
+    /// Copies `bytes` into guest memory, whatever the guest does with it meanwhile. Panics if they do not fit.
+    pub fn poke(&self, at: u64, bytes: &[u8]) {
+        assert!(at as usize + bytes.len() <= self.memory.len());
+        let to = self.memory.as_ptr().cast_mut();
+        // SAFETY: it is mapped, writable and that long; to the guest and to whoever holds it by `&` it is memory that
+        // changes at any time, of which nobody has a reference while a storm is on.
+        unsafe { to.add(at as usize).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Eight bytes of guest memory.
+    pub fn peek(&self, at: u64) -> u64 {
+        u64::from_le_bytes(self.memory[at as usize..at as usize + 8].try_into().unwrap_or_default())
+    }
+
     pub(crate) fn put(&mut self, at: u64, value: u64) {
         self.memory[at as usize..at as usize + 8].copy_from_slice(&value.to_le_bytes());
     }

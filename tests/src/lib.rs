@@ -4,5 +4,7 @@ pub mod check;
 pub mod client;
 pub mod descriptors;
 pub mod failing;
+pub mod handlers;
 pub mod plain;
+pub mod random;
 pub mod scenario;

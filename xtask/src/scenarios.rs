@@ -188,6 +188,8 @@ pub const ALL: &[Scenario] = &[
          >/dev/null && swapon /dev/loop7 || exit 1; /payload/memory || exit 1; swapoff /dev/loop7",
     ),
     program("lifecycle", &["lifecycle"], "/payload/lifecycle"),
+    // Storms at random; the seed is printed first.
+    program("stress", &["stress"], "/payload/stress"),
     scenario(
         "load-unload",
         "for i in 1 2 3; do rmmod kvm_amd && rmmod kvm || exit 1; [ ! -e /dev/kvm ] || exit 2; \

@@ -2,21 +2,18 @@
 
 use anyhow::{Result, bail, ensure};
 use iced_x86::code_asm::*;
-use kvm_bindings::{kvm_irqchip, kvm_pit_config, kvm_segment};
+use kvm_bindings::{kvm_irqchip, kvm_pit_config};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::os::fd::AsRawFd;
 use tests::client::{Client, assemble};
+use tests::handlers;
 
-const GDT: u64 = 0x1_1000;
-const IDT: u64 = 0x1_2000;
 /// What to do, and what came of it.
 const MAIL: u64 = 0x1_4000;
 const ANSWER: u64 = MAIL + 24;
 /// How many interrupts were taken, then the vector of each, a byte each.
 const TAKEN: u64 = 0x1_5000;
 const VECTORS: u64 = 0x1_6000;
-/// Handlers, 64 bytes each.
-const HANDLERS: u64 = 0x20_0000;
 /// A write to it leaves to us.
 const DONE: i32 = 0xf4;
 
@@ -124,23 +121,9 @@ impl Hand {
             client.vm.create_pit2(kvm_pit_config::default())?;
         }
         client.load(assemble(guest)?)?;
-        for vector in 0..=255u8 {
-            let at = HANDLERS + 64 * u64::from(vector);
-            let code = assemble(|a| handler(a, vector))?.assemble(at)?;
-            client.memory()[at as usize..][..code.len()].copy_from_slice(&code);
-            let gate = [at & 0xffff | 8 << 16 | 0x8e << 40 | (at >> 16 & 0xffff) << 48, at >> 32];
-            let place = (IDT + 16 * u64::from(vector)) as usize;
-            client.memory()[place..][..8].copy_from_slice(&gate[0].to_le_bytes());
-            client.memory()[place + 8..][..8].copy_from_slice(&gate[1].to_le_bytes());
-        }
-        for (n, descriptor) in [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffffu64].into_iter().enumerate() {
-            client.memory()[GDT as usize + 8 * n..][..8].copy_from_slice(&descriptor.to_le_bytes());
-        }
+        handlers::install(&mut client, handler)?;
         let vcpu = client.vcpu(0)?;
-        let mut s = vcpu.get_sregs()?;
-        (s.gdt.base, s.gdt.limit, s.idt.base, s.idt.limit) = (GDT, 23, IDT, 0xfff);
-        s.tr = kvm_segment { type_: 11, present: 1, limit: 0x67, base: 0x1_3000, ..Default::default() };
-        vcpu.set_sregs(&s)?;
+        handlers::enable(&vcpu)?;
         let mut hand = Self { client, vcpu, seen: 0 };
         hand.run()?;
         hand.store(0xfee0_00f0, 0x1ff)?;

@@ -1,8 +1,8 @@
 //! The IOAPIC and its way to the local APIC.
 
 use crate::hand::{Deed, Hand};
-use crate::random::Random;
 use anyhow::Result;
+use tests::random::Random;
 
 const SELECT: u64 = 0xfec0_0000;
 const WINDOW: u64 = 0xfec0_0010;

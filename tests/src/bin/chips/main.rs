@@ -7,7 +7,6 @@ mod hand;
 mod ioapic;
 mod pics;
 mod pit;
-mod random;
 
 use anyhow::Result;
 

@@ -1,8 +1,8 @@
 //! The two 8259s.
 
 use crate::hand::{Deed, Hand};
-use crate::random::Random;
 use anyhow::Result;
+use tests::random::Random;
 
 /// What a BIOS and an operating system do.
 pub fn by_hand() -> Result<()> {

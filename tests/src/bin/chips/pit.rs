@@ -1,8 +1,8 @@
 //! The PIT. Counts depend on the time: they are looked at, not printed.
 
 use crate::hand::{Deed, Hand};
-use crate::random::Random;
 use anyhow::{Result, ensure};
+use tests::random::Random;
 
 /// Modes, latches and access states.
 pub fn registers() -> Result<()> {

@@ -12,6 +12,17 @@ impl Random {
         self.0 % limit
     }
 
+    /// Any 64 bits but 0.
+    pub fn any(&mut self) -> u64 {
+        self.below(u64::MAX);
+        self.0
+    }
+
+    /// Another one, whose numbers follow from this one's.
+    pub fn fork(&mut self) -> Self {
+        Self(self.any().wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
     /// One of them.
     pub fn of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len() as u64) as usize]
