@@ -17,6 +17,7 @@ mod errno;
 mod fallible;
 mod fast;
 mod machine;
+pub mod rank;
 mod thread;
 
 pub use bell::{Doorbell, Request};

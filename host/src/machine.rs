@@ -152,16 +152,17 @@ pub enum Command {
 
 /// The machine under the hypervisor. A handle: cheap to clone, without size in the module.
 pub trait Host: Clone + Send + Sync + 'static {
-    /// A lock whose holder may sleep.
-    type RawMutex: lock_api::RawMutex + Send + Sync;
+    /// A lock whose holder may sleep. As with the others, `RANK` is its place in the order of the locks
+    /// ([`rank`](crate::rank)).
+    type RawMutex<const RANK: u8>: lock_api::RawMutex + Send + Sync;
     /// A lock whose holder must not sleep. Taken in task context only.
-    type RawSpin: lock_api::RawMutex + Send + Sync;
+    type RawSpin<const RANK: u8>: lock_api::RawMutex + Send + Sync;
     /// A lock that is also taken with interrupts off (eventfd wake-ups): disables interrupts while held.
-    type RawSpinIrq: lock_api::RawMutex + Send + Sync;
+    type RawSpinIrq<const RANK: u8>: lock_api::RawMutex + Send + Sync;
     /// Readers and writers must not sleep.
-    type RawRwSpin: lock_api::RawRwLock + Send + Sync;
+    type RawRwSpin<const RANK: u8>: lock_api::RawRwLock + Send + Sync;
     /// Readers and writers may sleep.
-    type RawRwSem: lock_api::RawRwLock + Send + Sync;
+    type RawRwSem<const RANK: u8>: lock_api::RawRwLock + Send + Sync;
     /// The virtual processor.
     type Cpu: Cpu + Send;
     /// The thread of a vCPU.

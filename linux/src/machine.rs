@@ -14,11 +14,11 @@ use switch::{Platform, Svm};
 pub struct Linux;
 
 impl Host for Linux {
-    type RawMutex = lock::SleepMutex;
-    type RawSpin = lock::SpinLock;
-    type RawSpinIrq = lock::IrqSpinLock;
-    type RawRwSpin = lock::SpinRwLock;
-    type RawRwSem = lock::SleepRwLock;
+    type RawMutex<const RANK: u8> = lock::SleepMutex;
+    type RawSpin<const RANK: u8> = lock::SpinLock;
+    type RawSpinIrq<const RANK: u8> = lock::IrqSpinLock;
+    type RawRwSpin<const RANK: u8> = lock::SpinRwLock;
+    type RawRwSem<const RANK: u8> = lock::SleepRwLock;
     type Cpu = Svm<Kernel>;
     type Thread = Thread;
     type UserPage = Page;

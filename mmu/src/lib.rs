@@ -51,7 +51,7 @@ use arch::{HostPa, NestedRoot};
 use cache::FreeList;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
 use dirty::Admin;
-use host::{Errno, Host};
+use host::{Errno, Host, rank};
 use lock_api::{Mutex, RwLock};
 use maps::Maps;
 use npt::Tree;
@@ -62,9 +62,9 @@ pub struct Mmu<H: Host> {
     host: H,
     root: NestedRoot,
     page_1g: bool,
-    admin: Mutex<H::RawMutex, Admin>,
-    slots: RwLock<H::RawRwSem, SlotTable>,
-    maps: RwLock<H::RawRwSpin, Maps>,
+    admin: Mutex<H::RawMutex<{ rank::SLOT_CHANGES }>, Admin>,
+    slots: RwLock<H::RawRwSem<{ rank::SLOTS }>, SlotTable>,
+    maps: RwLock<H::RawRwSpin<{ rank::MMU }>, Maps>,
     /// Place of the slot that was last found: most accesses go where the one before went.
     last: AtomicUsize,
     /// How often entries were removed, or made read-only, so that TLBs may be stale.

@@ -5,7 +5,7 @@ use crate::slot::{Slot, SlotTable};
 use arch::{Gpa, Hva};
 use core::cell::Cell;
 use core::sync::atomic::Ordering::Relaxed;
-use host::{Host, PAGE_SIZE, Stop};
+use host::{Host, PAGE_SIZE, Stop, rank};
 use lock_api::RwLockReadGuard;
 
 /// Attempts to learn what memory holds that a compare-exchange did not match.
@@ -30,7 +30,7 @@ pub enum PhysError {
 /// a second reader may have to wait for a writer that waits for this one.
 pub struct Memory<'a, H: Host> {
     mmu: &'a Mmu<H>,
-    slots: RwLockReadGuard<'a, H::RawRwSem, SlotTable>,
+    slots: RwLockReadGuard<'a, H::RawRwSem<{ rank::SLOTS }>, SlotTable>,
     window: Cell<Window>,
 }
 

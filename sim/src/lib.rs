@@ -7,12 +7,14 @@
 //!
 //! The processor is strict where the hardware is: it refuses a VMCB that VMRUN refuses, keeps translations until they
 //! are flushed, takes a virtual interrupt as soon as it may. So is the machine: a freed page table that is
-//! used, or memory that the host took away and the guest still reaches, is a panic.
-#![forbid(unsafe_code)]
+//! used, memory that the host took away and the guest still reaches, or a lock that is taken out of order
+//! (`host::rank`), is a panic.
+#![deny(unsafe_code)]
 
 pub mod alloc;
 mod cpu;
 mod fpu;
+mod lock;
 mod machine;
 mod memory;
 mod thread;

@@ -4,6 +4,7 @@
 
 use crate::alloc::{fails, uncounted};
 use crate::cpu::Script;
+use crate::lock::{self, Ranked};
 use crate::memory::{Arena, Page, SimPage, SimUserPage, zeroed_page};
 use crate::thread::Inner;
 use crate::{Outcome, SimCpu, SimFpu, SimThread, thread};
@@ -63,7 +64,7 @@ impl Hook {
     pub(crate) fn fire(&self) {
         let f = self.0.lock().take();
         if let Some(f) = f {
-            f();
+            lock::as_another_thread(f);
         }
     }
 }
@@ -265,11 +266,11 @@ fn may_fail() -> Result<(), Errno> {
 }
 
 impl Host for Sim {
-    type RawMutex = parking_lot::RawMutex;
-    type RawSpin = parking_lot::RawMutex;
-    type RawSpinIrq = parking_lot::RawMutex;
-    type RawRwSpin = parking_lot::RawRwLock;
-    type RawRwSem = parking_lot::RawRwLock;
+    type RawMutex<const RANK: u8> = Ranked<parking_lot::RawMutex, RANK>;
+    type RawSpin<const RANK: u8> = Ranked<parking_lot::RawMutex, RANK>;
+    type RawSpinIrq<const RANK: u8> = Ranked<parking_lot::RawMutex, RANK>;
+    type RawRwSpin<const RANK: u8> = Ranked<parking_lot::RawRwLock, RANK>;
+    type RawRwSem<const RANK: u8> = Ranked<parking_lot::RawRwLock, RANK>;
     type Cpu = SimCpu;
     type Thread = SimThread;
     type UserPage = SimUserPage;

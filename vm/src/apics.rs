@@ -2,14 +2,14 @@
 
 use crate::{Vcpu, Vm};
 use core::sync::atomic::Ordering::Relaxed;
-use host::{Errno, Host};
+use host::{Errno, Host, rank};
 use irqchip::{Address, ApicMap, Message, pick_lowest};
 use lock_api::Mutex;
 
 /// The tables, and who may rebuild them.
 pub(crate) struct Apics<H: Host> {
     map: ApicMap,
-    rebuilding: Mutex<H::RawSpin, ()>,
+    rebuilding: Mutex<H::RawSpin<{ rank::APICS }>, ()>,
 }
 
 impl<H: Host> Apics<H> {

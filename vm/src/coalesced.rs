@@ -4,7 +4,7 @@
 use crate::Vm;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering::*};
-use host::{Errno, Host, PAGE_SIZE, SharedPage, try_push};
+use host::{Errno, Host, PAGE_SIZE, SharedPage, rank, try_push};
 use lock_api::Mutex;
 
 /// Most zones of a VM, as stock limits the devices of a bus.
@@ -43,7 +43,7 @@ pub struct Coalesced<H: Host> {
     /// Page 2 of every vCPU file's mapping.
     pub page: H::SharedPage,
     used: AtomicBool,
-    zones: Mutex<H::RawMutex, Vec<Zone>>,
+    zones: Mutex<H::RawMutex<{ rank::TABLES }>, Vec<Zone>>,
 }
 
 impl<H: Host> Vm<H> {

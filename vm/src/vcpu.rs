@@ -9,7 +9,7 @@ use crate::{
     msr::MsrState, run::Next, state::MpState, stats::VcpuStats, user::Pending,
 };
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::*};
-use host::{CpuFeatures, Host, OneBox};
+use host::{CpuFeatures, Host, OneBox, rank};
 use irqchip::{AddressCell, Pir};
 use lock_api::Mutex;
 use mmu::TableCache;
@@ -37,7 +37,7 @@ pub struct Vcpu<H: Host> {
     /// `kvm_run` and the PIO data page: what mmap of the vCPU file shows, in this order, before the VM's coalesced ring.
     pub pages: [H::SharedPage; 2],
     /// Everything else. Held for the length of each vCPU ioctl.
-    pub core: Mutex<H::RawMutex, Core<H>>,
+    pub core: Mutex<H::RawMutex<{ rank::CORE }>, Core<H>>,
 }
 
 /// Events posted by other threads; each is followed by a ring of `Request::Event`.

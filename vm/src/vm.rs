@@ -25,7 +25,7 @@ use crate::{cpuid::GuestCpuid, irqchip};
 use ::irqchip::{Address, AddressCell, ChipMode, Lapic, Pir, RoutingTable};
 use alloc::{boxed::Box, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
-use host::{CpuConfig, Errno, Host, OneBox, Request, VcpuThread, try_box};
+use host::{CpuConfig, Errno, Host, OneBox, Request, VcpuThread, rank, try_box};
 use lock_api::{Mutex, RwLock};
 use mmu::{Mmu, TableCache};
 use once_cell::race::OnceBox;
@@ -83,17 +83,17 @@ pub struct Vm<H: Host> {
     /// Switches.
     pub config: Config,
     /// The paravirtual clock.
-    pub clock: Mutex<H::RawSpin, VmClock>,
+    pub clock: Mutex<H::RawSpin<{ rank::CLOCK }>, VmClock>,
     /// MSR state that the vCPUs share.
     pub msrs: VmMsrs,
     /// Counters.
     pub stats: VmStats,
     /// Which MSRs the guest may touch; None: no filter.
-    pub(crate) msr_filter: RwLock<H::RawRwSem, Option<MsrFilter>>,
+    pub(crate) msr_filter: RwLock<H::RawRwSem<{ rank::TABLES }>, Option<MsrFilter>>,
     pub(crate) msr_filter_used: AtomicBool,
     /// GSI routing. Also taken from eventfd wake-ups, with interrupts off.
-    pub(crate) routing: Mutex<H::RawSpinIrq, RoutingTable>,
-    ioevents: RwLock<H::RawRwSem, IoEvents<H>>,
+    pub(crate) routing: Mutex<H::RawSpinIrq<{ rank::ROUTING }>, RoutingTable>,
+    ioevents: RwLock<H::RawRwSem<{ rank::TABLES }>, IoEvents<H>>,
     ioevents_used: AtomicBool,
     /// There is something in the kernel that takes writes of the guest: controllers, ioeventfds or coalesced zones.
     pub(crate) has_devices: AtomicBool,
@@ -103,12 +103,12 @@ pub struct Vm<H: Host> {
     /// The interrupt controllers beside the local APICs.
     pub(crate) chips: OnceBox<[Chips<H>; 1]>,
     /// Eventfds that are told of the end of interrupts.
-    pub(crate) resamplers: Mutex<H::RawSpinIrq, Vec<Resampler<H::EventFd>>>,
+    pub(crate) resamplers: Mutex<H::RawSpinIrq<{ rank::RESAMPLERS }>, Vec<Resampler<H::EventFd>>>,
     pub(crate) resamplers_used: AtomicBool,
     /// Coalesced MMIO and PIO.
     pub coalesced: Coalesced<H>,
     /// Serialises what changes the VM's shape (KVM's `kvm->lock`).
-    pub(crate) shape: Mutex<H::RawMutex, ()>,
+    pub(crate) shape: Mutex<H::RawMutex<{ rank::SHAPE }>, ()>,
     vcpus: [OnceBox<Leaf<H>>; FANOUT],
     count: AtomicUsize,
     pub(crate) apics: Apics<H>,

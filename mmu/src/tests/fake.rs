@@ -207,11 +207,11 @@ fn number(pa: HostPa) -> Option<usize> {
 }
 
 impl Host for Fake {
-    type RawMutex = parking_lot::RawMutex;
-    type RawSpin = parking_lot::RawMutex;
-    type RawSpinIrq = parking_lot::RawMutex;
-    type RawRwSpin = parking_lot::RawRwLock;
-    type RawRwSem = parking_lot::RawRwLock;
+    type RawMutex<const RANK: u8> = parking_lot::RawMutex;
+    type RawSpin<const RANK: u8> = parking_lot::RawMutex;
+    type RawSpinIrq<const RANK: u8> = parking_lot::RawMutex;
+    type RawRwSpin<const RANK: u8> = parking_lot::RawRwLock;
+    type RawRwSem<const RANK: u8> = parking_lot::RawRwLock;
     type Cpu = Never;
     type Thread = Never;
     type UserPage = FakePage;

@@ -11,7 +11,7 @@ mod state;
 
 use crate::{Ctx, Vcpu, Vm};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
-use host::{Alarm, Alarms, Errno, Host, Request, try_box};
+use host::{Alarm, Alarms, Errno, Host, Request, rank, try_box};
 use irqchip::{
     Accept, Chip, ChipMode, Eoi, EoiPin, IOAPIC_PINS, Ioapic, IoapicWrite, Line, Lint0, Message, Pic, PinMessage,
     RoutingTable, Target,
@@ -40,10 +40,10 @@ pub(crate) enum Source {
 
 /// The controllers of one VM.
 pub(crate) struct Chips<H: Host> {
-    pic: Mutex<H::RawSpinIrq, Pic>,
+    pic: Mutex<H::RawSpinIrq<{ rank::CONTROLLERS }>, Pic>,
     /// The 8259s' INTR, to be looked at without their lock.
     intr: AtomicBool,
-    ioapic: Mutex<H::RawSpinIrq, Ioapic>,
+    ioapic: Mutex<H::RawSpinIrq<{ rank::CONTROLLERS }>, Ioapic>,
     /// Where the IOAPIC's registers are, to be looked at without its lock.
     ioapic_base: AtomicU64,
     /// Pins put off by [`EoiPin::Storm`], a bit each.

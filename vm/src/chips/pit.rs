@@ -2,7 +2,7 @@
 
 use super::{Chips, Source};
 use crate::Vm;
-use host::{Alarm, Alarms, Errno, Host, Request, try_box};
+use host::{Alarm, Alarms, Errno, Host, Request, rank, try_box};
 use irqchip::{Pit, TimerEffect};
 use lock_api::Mutex;
 
@@ -14,7 +14,7 @@ pub(super) const GSI: u32 = 0;
 const MIN_PERIOD_NS: u64 = 200_000;
 
 pub(super) struct PitDevice<H: Host> {
-    pub pit: Mutex<H::RawSpinIrq, Pit>,
+    pub pit: Mutex<H::RawSpinIrq<{ rank::PIT }>, Pit>,
     pub speaker: bool,
 }
 

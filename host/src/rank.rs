@@ -1,0 +1,27 @@
+//! The order of the locks: who holds one takes only such as have a greater rank, and never two of the same. The simulator
+//! checks it, so a lock names its rank where it is declared. ARCHITECTURE.md says what each is for.
+
+/// `Vcpu::core`.
+pub const CORE: u8 = 1;
+/// `Vm::shape`.
+pub const SHAPE: u8 = 2;
+/// Changes of the memslots, one at a time.
+pub const SLOT_CHANGES: u8 = 3;
+/// The memslots.
+pub const SLOTS: u8 = 4;
+/// `Vm::ioevents`, `Vm::msr_filter`, and the zones of the coalesced ring.
+pub const TABLES: u8 = 5;
+/// The nested page tables. Nothing from here on sleeps or allocates.
+pub const MMU: u8 = 7;
+/// `Vm::clock`.
+pub const CLOCK: u8 = 8;
+/// Who rebuilds the tables of local APICs.
+pub const APICS: u8 = 9;
+/// `Vm::resamplers`. From here on interrupts are off.
+pub const RESAMPLERS: u8 = 10;
+/// The PIT.
+pub const PIT: u8 = 11;
+/// The IOAPIC, or the 8259s.
+pub const CONTROLLERS: u8 = 12;
+/// `Vm::routing`.
+pub const ROUTING: u8 = 13;

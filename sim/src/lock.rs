@@ -1,0 +1,163 @@
+//! Locks that know their place in the order: taking one out of order is a panic, in whatever scenario it happens, not only
+//! in the one where two threads meet.
+#![allow(unsafe_code)]
+
+use lock_api::{RawMutex, RawRwLock};
+use std::cell::Cell;
+
+thread_local! {
+    /// A bit for each rank that this thread holds.
+    static HELD: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Before a lock of this rank is waited for.
+fn check(rank: u8) {
+    let held = HELD.get() >> rank;
+    // A panic on its way out lets go of locks in any order.
+    if held != 0 && !std::thread::panicking() {
+        let lowest = rank + held.trailing_zeros() as u8;
+        panic!("a lock of rank {rank} is taken while one of rank {lowest} is held (host::rank)");
+    }
+}
+
+fn taken(rank: u8) {
+    HELD.set(HELD.get() | 1 << rank);
+}
+
+fn gone(rank: u8) {
+    HELD.set(HELD.get() & !(1 << rank));
+}
+
+/// Does what another thread does meanwhile: whatever this one holds is no concern of that.
+pub fn as_another_thread(f: impl FnOnce()) {
+    let held = HELD.replace(0);
+    f();
+    HELD.set(held);
+}
+
+/// The lock `L` with its rank.
+pub struct Ranked<L, const RANK: u8>(L);
+
+// SAFETY: every operation is that of `L`, which is a mutex; beside it only this thread's own note changes.
+unsafe impl<L: RawMutex, const RANK: u8> RawMutex for Ranked<L, RANK> {
+    #[allow(clippy::declare_interior_mutable_const)]
+    const INIT: Self = Self(L::INIT);
+    // The note is the thread's that took the lock.
+    type GuardMarker = lock_api::GuardNoSend;
+
+    fn lock(&self) {
+        check(RANK);
+        self.0.lock();
+        taken(RANK);
+    }
+
+    fn try_lock(&self) -> bool {
+        let got = self.0.try_lock();
+        if got {
+            taken(RANK);
+        }
+        got
+    }
+
+    unsafe fn unlock(&self) {
+        gone(RANK);
+        // SAFETY: our caller holds the lock, so it holds `L`.
+        unsafe { self.0.unlock() }
+    }
+}
+
+// SAFETY: every operation is that of `L`, which is a read-write lock; beside it only this thread's own note changes.
+unsafe impl<L: RawRwLock, const RANK: u8> RawRwLock for Ranked<L, RANK> {
+    #[allow(clippy::declare_interior_mutable_const)]
+    const INIT: Self = Self(L::INIT);
+    type GuardMarker = lock_api::GuardNoSend;
+
+    fn lock_shared(&self) {
+        // A reader that reads again would wait for a writer that waits for it.
+        check(RANK);
+        self.0.lock_shared();
+        taken(RANK);
+    }
+
+    fn try_lock_shared(&self) -> bool {
+        let got = self.0.try_lock_shared();
+        if got {
+            taken(RANK);
+        }
+        got
+    }
+
+    unsafe fn unlock_shared(&self) {
+        gone(RANK);
+        // SAFETY: our caller holds the lock for reading, so it holds `L` so.
+        unsafe { self.0.unlock_shared() }
+    }
+
+    fn lock_exclusive(&self) {
+        check(RANK);
+        self.0.lock_exclusive();
+        taken(RANK);
+    }
+
+    fn try_lock_exclusive(&self) -> bool {
+        let got = self.0.try_lock_exclusive();
+        if got {
+            taken(RANK);
+        }
+        got
+    }
+
+    unsafe fn unlock_exclusive(&self) {
+        gone(RANK);
+        // SAFETY: our caller holds the lock for writing, so it holds `L` so.
+        unsafe { self.0.unlock_exclusive() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    type Mutex<const RANK: u8> = lock_api::Mutex<Ranked<parking_lot::RawMutex, RANK>, ()>;
+    type RwLock<const RANK: u8> = lock_api::RwLock<Ranked<parking_lot::RawRwLock, RANK>, ()>;
+
+    #[test]
+    fn in_order_and_again() {
+        let (first, second, third) = (Mutex::<1>::new(()), RwLock::<2>::new(()), Mutex::<3>::new(()));
+        for _ in 0..2 {
+            let a = first.lock();
+            let b = second.read();
+            drop(third.lock());
+            // Let go of in any order.
+            drop(a);
+            drop(b);
+            drop(second.write());
+            drop(first.lock());
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "rank 1 is taken while one of rank 2 is held")]
+    fn out_of_order() {
+        let (first, second) = (Mutex::<1>::new(()), RwLock::<2>::new(()));
+        let _second = second.write();
+        let _first = first.lock();
+    }
+
+    #[test]
+    #[should_panic(expected = "rank 2 is taken while one of rank 2 is held")]
+    fn two_of_a_kind() {
+        let (one, other) = (RwLock::<2>::new(()), RwLock::<2>::new(()));
+        let _one = one.read();
+        let _other = other.read();
+    }
+
+    #[test]
+    fn each_thread_has_its_own() {
+        let (first, second) = (Mutex::<1>::new(()), Mutex::<2>::new(()));
+        let _second = second.lock();
+        std::thread::scope(|s| assert!(s.spawn(|| drop(first.lock())).join().is_ok()));
+        as_another_thread(|| drop(first.lock()));
+        // Trying never waits.
+        assert!(first.try_lock().is_some());
+    }
+}
