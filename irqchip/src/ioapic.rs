@@ -134,6 +134,16 @@ impl Ioapic {
         }
     }
 
+    /// `source` holds `pin` high, and that is all: an edge that is dropped.
+    pub fn hold(&mut self, pin: u8, source: u8) {
+        let _ = self.lines.set(pin, source, true);
+    }
+
+    /// What `pin` sends as its entry is now, masked or not.
+    pub fn pin_message(&self, pin: u8) -> Message {
+        self.message(self.entry(pin))
+    }
+
     fn drive(&mut self, pin: u8, high: bool) -> Line {
         let bit = bit(pin);
         if !high {

@@ -58,12 +58,17 @@ impl<H: Host> Vm<H> {
     /// be looked at to know that: as on stock, where the tables alone tell, nobody is 0. `sender` is the index of the
     /// vCPU that sent it.
     pub fn send(&self, m: &Message, sender: Option<usize>) -> Option<u32> {
+        self.send_noting(m, sender, |_| {})
+    }
+
+    /// The same; `took` is called for each vCPU that takes it.
+    pub(crate) fn send_noting(&self, m: &Message, sender: Option<usize>, took: impl Fn(&Vcpu<H>)) -> Option<u32> {
         match self.apics.map.candidates(m, sender) {
             Some(c) => {
-                let taken = self.send_to(m, sender, || c.iter().filter_map(|n| self.vcpu(n)));
+                let taken = self.send_to(m, sender, took, || c.iter().filter_map(|n| self.vcpu(n)));
                 taken.or_else(|| self.has_vcpus().then_some(0))
             }
-            None => self.send_to(m, sender, || self.vcpus()),
+            None => self.send_to(m, sender, took, || self.vcpus()),
         }
     }
 
@@ -88,10 +93,17 @@ impl<H: Host> Vm<H> {
         &self,
         m: &Message,
         sender: Option<usize>,
+        took: impl Fn(&Vcpu<H>),
         some: impl Fn() -> I,
     ) -> Option<u32> {
         let matching = || some().filter(|v| v.address.load().matches(m, sender == Some(v.index)));
-        let take = |v: &Vcpu<H>| u32::from(v.deliver(v.address.load().accept(m)));
+        let take = |v: &Vcpu<H>| {
+            let taken = v.deliver(v.address.load().accept(m));
+            if taken {
+                took(v);
+            }
+            u32::from(taken)
+        };
         if m.lowest {
             let n = matching().count();
             return matching().nth(pick_lowest(m.vector, n)).map(take);

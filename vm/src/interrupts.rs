@@ -164,6 +164,7 @@ impl<H: Host> Ctx<'_, H> {
         self.me.pir.clear();
         let effect = lapic.set_state(regs, now, format).map_err(|_| Errno::EINVAL)?;
         self.publish_address();
+        self.restore_rtc();
         self.apply_timer(effect);
         self.me.thread_ring_event();
         Ok(())

@@ -1,5 +1,6 @@
 //! One vCPU: the part that other threads reach, and the core that only its own thread (under the vCPU's mutex) does.
 
+use crate::chips::RtcMark;
 use crate::fast::Fast;
 use crate::halt::HaltPoll;
 use crate::pv::Pv;
@@ -34,6 +35,8 @@ pub struct Vcpu<H: Host> {
     pub(crate) spin: Spin,
     /// [`Lint0`](irqchip::Lint0) of the local APIC, as a number.
     pub lint0: AtomicU8,
+    /// Has it ended the interrupt of the real-time clock?
+    pub rtc: RtcMark,
     /// `kvm_run` and the PIO data page: what mmap of the vCPU file shows, in this order, before the VM's coalesced ring.
     pub pages: [H::SharedPage; 2],
     /// Everything else. Held for the length of each vCPU ioctl.

@@ -244,7 +244,8 @@ impl<H: Host> Vm<H> {
         let stats = VcpuStats::default();
         let lint0 = AtomicU8::new(core.fast.lapic.as_ref().map_or(0, |l| l.lint0() as u8));
         let spin = Spin::default();
-        try_box(|| Vcpu { id, index, thread, pir, address, lint0, mail, stats, spin, pages, core: Mutex::new(core) })
+        let (rtc, core) = (Default::default(), Mutex::new(core));
+        try_box(|| Vcpu { id, index, thread, pir, address, lint0, rtc, mail, stats, spin, pages, core })
     }
 
     /// The vCPU that was created as number `index`.

@@ -66,7 +66,7 @@ pub fn irq_line<H: Host>(vm: &Vm<H>, arg: u64, status: bool) -> Result<(), Errno
     if vm.chip_mode() == ChipMode::None {
         return Err(Errno::ENXIO);
     }
-    let result = vm.set_gsi(line.irq, line.level != 0);
+    let result = vm.set_gsi(line.irq, line.level != 0, status);
     if status {
         put(&vm.host, arg, &kvm_irq_level { irq: result as u32, level: line.level })?;
     }

@@ -1,6 +1,6 @@
 //! The whole irqchip in the kernel, where it is easily wrong: who goes first, who is told, and what is forgotten.
 
-use crate::chips::{entry_of, line, machine, open, out, redirect, set_up_pics, vectors};
+use crate::chips::{IOAPIC, entry_of, eoi, line, machine, open, out, redirect, set_up_pics, vectors};
 use kvm::abi::ioctl::*;
 use kvm::abi::run::at;
 use kvm_bindings::*;
@@ -211,4 +211,89 @@ fn the_old_set_pit_starts_all_counts() {
     assert_eq!((load_time(1), load_time(2)), (state[5], state[8]));
     assert_eq!(m.vm(KVM_SET_PIT, DATA), Ok(0));
     assert_eq!((load_time(1), load_time(2)), (m.sim.now_ns(), m.sim.now_ns()));
+}
+
+/// The clock's line, whose user asks: what it delivered is pending until every vCPU that took it has ended it.
+#[test]
+fn the_clock_is_pending_until_its_interrupt_ends() {
+    let m = machine(false);
+    set_up_pics(&m, 0);
+    redirect(&m, 8, 0x88);
+    let tick = || {
+        let status = line(&m, 8, 1);
+        assert_eq!(line(&m, 8, 0), 1);
+        status
+    };
+    assert_eq!((tick(), tick()), (1, 0));
+    open(&m);
+    assert_eq!((vectors(&m), tick()), (vec![0x88], 0));
+    // The tick was dropped.
+    eoi(&m);
+    m.run_out(0);
+    open(&m);
+    assert_eq!((vectors(&m), tick()), (vec![0x88], 1));
+    // Who does not ask is no concern of this, and nothing is kept from him.
+    open(&m);
+    assert_eq!(vectors(&m), [0x88, 0x88]);
+    for level in [1, 0] {
+        let mut l = kvm_irq_level { level, ..Default::default() };
+        l.__bindgen_anon_1.irq = 8;
+        assert_eq!(m.vm_with(KVM_IRQ_LINE, &l), Ok(0));
+    }
+    eoi(&m);
+    m.run_out(0);
+    open(&m);
+    assert_eq!(vectors(&m), [0x88, 0x88, 0x88]);
+    eoi(&m);
+    m.run_out(0);
+    m.end();
+}
+
+#[test]
+fn the_clock_is_restored_from_the_local_apic() {
+    let m = machine(false);
+    set_up_pics(&m, 0);
+    redirect(&m, 8, 0x88);
+    assert_eq!((line(&m, 8, 1), line(&m, 8, 0), line(&m, 8, 1), line(&m, 8, 0)), (1, 1, 0, 1));
+    assert_eq!(m.vcpu(0, KVM_GET_LAPIC, DATA), Ok(0));
+    let pending: [u8; 1024] = m.get_at(DATA);
+    let mut empty = pending;
+    empty[0x100..0x280].fill(0);
+    let set = |state: &[u8; 1024]| {
+        m.put_at(DATA, state);
+        assert_eq!(m.vcpu(0, KVM_SET_LAPIC, DATA), Ok(0));
+    };
+    set(&empty);
+    assert_eq!((line(&m, 8, 1), line(&m, 8, 0)), (1, 1));
+    set(&empty);
+    set(&pending);
+    assert_eq!((line(&m, 8, 1), line(&m, 8, 0)), (0, 1));
+    // The IOAPIC's state too: each vCPU looks at its own APIC before it runs.
+    redirect(&m, 8, 0x88);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!((line(&m, 8, 1), line(&m, 8, 0)), (0, 1));
+    m.end();
+}
+
+/// The end of its interrupt counts even if the pin's vector is another by then.
+#[test]
+fn the_clocks_vector_changes_meanwhile() {
+    let m = machine(false);
+    set_up_pics(&m, 0);
+    redirect(&m, 8, 0x88);
+    assert_eq!((line(&m, 8, 1), line(&m, 8, 0)), (1, 1));
+    for (register, value) in [(0, 0x20), (0x10, 0x99)] {
+        m.long(0, &[0x89, 0x03]); // mov [rbx], eax
+        m.with_regs(0, |r| (r.rbx, r.rax) = (IOAPIC + register, value));
+        m.npf(0, IOAPIC + register, true);
+        m.run_out(0);
+    }
+    open(&m);
+    assert_eq!(entry_of(&m, 8), 0x99);
+    assert_eq!((vectors(&m), line(&m, 8, 1), line(&m, 8, 0)), (vec![0x88], 0, 1));
+    eoi(&m);
+    m.run_out(0);
+    assert_eq!((line(&m, 8, 1), line(&m, 8, 0)), (1, 1));
+    m.end();
 }

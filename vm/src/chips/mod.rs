@@ -7,6 +7,7 @@
 mod pit;
 mod ports;
 mod resample;
+mod rtc;
 mod state;
 
 use crate::{Ctx, Vcpu, Vm};
@@ -21,6 +22,7 @@ use once_cell::race::OnceBox;
 
 pub use pit::SPEAKER_DUMMY;
 pub(crate) use resample::Resampler;
+pub use rtc::RtcMark;
 pub use state::PIT_STATE;
 
 /// How long a level interrupt is put off that is raised again and again, as on stock.
@@ -36,6 +38,18 @@ pub(crate) enum Source {
     Resample = 1,
     /// The PIT.
     Pit = 2,
+    /// KVM_IRQ_LINE_STATUS; a line knows it as [`User`](Self::User).
+    Asking,
+}
+
+impl Source {
+    /// The number under which a line knows it.
+    fn line(self) -> u8 {
+        match self {
+            Self::Asking => Self::User as u8,
+            other => other as u8,
+        }
+    }
 }
 
 /// The controllers of one VM.
@@ -49,6 +63,7 @@ pub(crate) struct Chips<H: Host> {
     /// Pins put off by [`EoiPin::Storm`], a bit each.
     storm: AtomicU32,
     pit: OnceBox<[pit::PitDevice<H>; 1]>,
+    rtc: rtc::RtcCount,
 }
 
 impl<H: Host> Chips<H> {
@@ -84,6 +99,7 @@ impl<H: Host> Vm<H> {
             ioapic: Mutex::new(ioapic),
             storm: AtomicU32::new(0),
             pit: OnceBox::new(),
+            rtc: Default::default(),
         })?;
         self.chips.set(chips.into_inner()).map_err(|_| Errno::EEXIST)?;
         *self.routing.lock() = routes;
@@ -102,10 +118,10 @@ impl<H: Host> Vm<H> {
         }
     }
 
-    /// Raises or lowers a GSI, from KVM_IRQ_LINE. Ok: as KVM_IRQ_LINE_STATUS: the number of vCPUs that took it, 0 if it
-    /// was pending already, -1 if it is masked or leads nowhere.
-    pub fn set_gsi(&self, gsi: u32, level: bool) -> i32 {
-        self.drive_gsi(gsi, Source::User, level)
+    /// Raises or lowers a GSI, from KVM_IRQ_LINE or, if user space asks for the status, KVM_IRQ_LINE_STATUS: the number of
+    /// vCPUs that took it, 0 if it was pending already, -1 if it is masked or leads nowhere.
+    pub fn set_gsi(&self, gsi: u32, level: bool, asks: bool) -> i32 {
+        self.drive_gsi(gsi, if asks { Source::Asking } else { Source::User }, level)
     }
 
     pub(crate) fn drive_gsi(&self, gsi: u32, source: Source, level: bool) -> i32 {
@@ -162,13 +178,16 @@ impl<H: Host> Vm<H> {
             Chip::PicMaster | Chip::PicSlave => {
                 let first = if chip == Chip::PicSlave { 8 } else { 0 };
                 let mut pic = chips.pic.lock();
-                let status = pic.set_irq(first + pin, source as u8, level);
+                let status = pic.set_irq(first + pin, source.line(), level);
                 self.publish_intr(chips, &pic);
                 status
             }
             Chip::Ioapic => {
                 let mut ioapic = chips.ioapic.lock();
-                match ioapic.set_irq(pin, source as u8, level) {
+                if pin == rtc::PIN && source == Source::Asking {
+                    return self.drive_rtc(chips, &mut ioapic, level);
+                }
+                match ioapic.set_irq(pin, source.line(), level) {
                     Line::Lowered => 1,
                     Line::Coalesced => 0,
                     Line::Ignored => -1,
@@ -180,7 +199,12 @@ impl<H: Host> Vm<H> {
 
     /// Delivers what a pin of the IOAPIC sends: the number of vCPUs that took it, -1 if it addresses none.
     fn deliver_pin(&self, ioapic: &mut Ioapic, m: &PinMessage) -> i32 {
-        match self.send(&m.message, None) {
+        Self::delivered(ioapic, m, self.send(&m.message, None))
+    }
+
+    /// The status of what so many vCPUs took.
+    fn delivered(ioapic: &mut Ioapic, m: &PinMessage, taken: Option<u32>) -> i32 {
+        match taken {
             Some(0) => {
                 ioapic.refused(m.pin);
                 0
@@ -258,7 +282,7 @@ impl<H: Host> Vm<H> {
 
     /// Pins of the IOAPIC whose interrupt's end somebody waits for.
     fn notified_pins(&self, chips: &Chips<H>) -> u32 {
-        let mut pins = 0;
+        let mut pins = 1 << rtc::PIN;
         for pin in 0..IOAPIC_PINS as u8 {
             let Some(gsi) = self.routing.lock().gsi_of(Chip::Ioapic, pin) else { continue };
             let pit = gsi == pit::GSI && chips.pit().is_some();
@@ -306,14 +330,20 @@ impl<H: Host> Vcpu<H> {
 impl<H: Host> Ctx<'_, H> {
     /// EOI of a vector in `ioapic_eoi`.
     pub(crate) fn eoi_to_chips(&mut self, chips: &Chips<H>, eoi: Eoi) {
+        self.vm.rtc_ended(chips, self.me, eoi.vector);
         self.vm.ioapic_eoi(chips, &eoi);
     }
 
     /// Vectors whose EOI the IOAPIC has to know about.
     pub(crate) fn scan_chips(&mut self, chips: &Chips<H>) {
+        self.look_for_rtc();
         let notified = self.vm.notified_pins(chips);
         if let Some(lapic) = &self.core.fast.lapic {
-            self.core.fast.ioapic_eoi = chips.ioapic.lock().eoi_bitmap(lapic, notified);
+            let mut bitmap = chips.ioapic.lock().eoi_bitmap(lapic, notified);
+            if let Some(vector) = self.me.rtc.vector() {
+                bitmap.set(vector);
+            }
+            self.core.fast.ioapic_eoi = bitmap;
         }
     }
 

@@ -45,14 +45,17 @@ impl<H: Host> Vm<H> {
         let mut ioapic = chips.ioapic.lock();
         let waiting = ioapic.set_state(state);
         chips.ioapic_base.store(ioapic.base(), Relaxed);
+        self.rtc_restored(chips);
         drop(ioapic);
         // Before the interrupts, as for a write of the guest.
         self.ring_all(Request::ScanIoapic);
         for pin in (0..IOAPIC_PINS as u8).filter(|pin| waiting & 1 << pin != 0) {
             let mut ioapic = chips.ioapic.lock();
-            if let Line::Deliver(m) = ioapic.inject(pin) {
-                self.deliver_pin(&mut ioapic, &m);
-            }
+            match ioapic.inject(pin) {
+                Line::Deliver(m) if pin == super::rtc::PIN => self.deliver_rtc(chips, &mut ioapic, &m),
+                Line::Deliver(m) => self.deliver_pin(&mut ioapic, &m),
+                _ => 0,
+            };
         }
         Ok(())
     }

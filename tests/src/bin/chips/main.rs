@@ -17,6 +17,7 @@ fn main() -> Result<()> {
     pics::by_hand()?;
     pics::at_random()?;
     ioapic::by_hand()?;
+    ioapic::clock()?;
     ioapic::at_random()?;
     pit::registers()?;
     pit::ticks()?;
