@@ -191,7 +191,9 @@ fn page(release: &str, text: &str) -> String {
          Each figure is one round of a guest loop around that\nexit, less an empty round; it includes what the guest, \
          and for exits to user space the client, does. Mitigations are as\nthe host kernel sets them, the same for both. \
          These are instruction counts, not cycles. Where a thread sleeps (`create-`, `-hlt`), the time in which\nthe \
-         processor has nothing to do counts as well. `memory-` kinds are bytes of the kernel's memory.\n\n{text}",
+         processor has nothing to do counts as well. `memory-` kinds are bytes of the kernel's memory: for a VM with one vCPU, \
+         and for a further vCPU, each\nafter it has run once, as the growth from 64 of them to the next 64; `-slab` is the \
+         part in small objects.\n\n{text}",
         host::CPU
     )
 }
