@@ -7,11 +7,12 @@
 //! keeps its place in the tables while others change theirs.
 
 extern crate alloc;
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
 use core::sync::atomic::{AtomicU8, AtomicU16, Ordering::*};
 
 use crate::address::Address;
 use crate::message::{Message, Shorthand};
+use once_cell::race::OnceBox;
 
 /// IDs of a flat model, one per bit.
 const FLAT: usize = 8;
@@ -19,6 +20,10 @@ const FLAT: usize = 8;
 const CLUSTERS: usize = 64;
 /// Most candidates of one destination: the members of an x2APIC cluster.
 const MOST: usize = 16;
+
+/// The table of IDs has two levels, so that a small VM needs one small piece: IDs of a piece, and most pieces.
+const PIECE: usize = 512;
+const PIECES: usize = 32;
 
 /// A physical destination names the vCPU whose id it is.
 const PHYSICAL: u8 = 1;
@@ -32,7 +37,7 @@ const IN_CLUSTERS: u8 = 8;
 /// The tables of one VM. Places hold 0 for nobody, else the vCPU's index plus 1.
 #[derive(Debug)]
 pub struct ApicMap {
-    ids: Vec<AtomicU16>,
+    ids: [OnceBox<[AtomicU16; PIECE]>; PIECES],
     flat: [AtomicU16; FLAT],
     clusters: [AtomicU16; CLUSTERS],
     /// For which destinations the tables are complete.
@@ -62,18 +67,35 @@ impl Candidates {
 }
 
 impl ApicMap {
-    /// Room for the vCPU ids below `ids`. None: no memory.
-    pub fn new(ids: usize) -> Option<Self> {
-        let mut table = Vec::new();
-        table.try_reserve_exact(ids).ok()?;
-        table.resize_with(ids, || AtomicU16::new(0));
+    /// One past the largest vCPU id that there can be room for.
+    pub const LIMIT: u32 = (PIECE * PIECES) as u32;
+
+    /// Without room for vCPUs.
+    pub const fn new() -> Self {
         let (flat, clusters) = ([const { AtomicU16::new(0) }; FLAT], [const { AtomicU16::new(0) }; CLUSTERS]);
-        Some(Self { ids: table, flat, clusters, good: AtomicU8::new(PHYSICAL | X2APIC) })
+        Self { ids: [const { OnceBox::new() }; PIECES], flat, clusters, good: AtomicU8::new(PHYSICAL | X2APIC) }
     }
 
-    /// The vCPU with this id exists from now on.
+    /// Makes room for the vCPU id. None: no memory, or the id is not below [`LIMIT`](Self::LIMIT).
+    pub fn reserve(&self, id: u32) -> Option<()> {
+        let piece = self.ids.get(id as usize / PIECE)?;
+        let new = || -> Result<Box<[AtomicU16; PIECE]>, ()> {
+            let mut v = Vec::new();
+            v.try_reserve_exact(PIECE).map_err(|_| ())?;
+            v.resize_with(PIECE, || AtomicU16::new(0));
+            Box::try_from(v.into_boxed_slice()).map_err(|_| ())
+        };
+        piece.get_or_try_init(new).ok().map(|_| ())
+    }
+
+    #[inline]
+    fn place(&self, id: u32) -> Option<&AtomicU16> {
+        self.ids.get(id as usize / PIECE)?.get()?.get(id as usize % PIECE)
+    }
+
+    /// The vCPU with this id, for which there is [room](Self::reserve), exists from now on.
     pub fn insert(&self, id: u32, index: usize) {
-        if let (Some(place), Ok(index)) = (self.ids.get(id as usize), u16::try_from(index)) {
+        if let (Some(place), Ok(index)) = (self.place(id), u16::try_from(index)) {
             place.store(index.saturating_add(1), Release);
         }
     }
@@ -81,7 +103,7 @@ impl ApicMap {
     /// Index of the vCPU with this id.
     #[inline]
     pub fn by_id(&self, id: u32) -> Option<usize> {
-        Some(usize::from(self.ids.get(id as usize)?.load(Acquire).checked_sub(1)?))
+        Some(usize::from(self.place(id)?.load(Acquire).checked_sub(1)?))
     }
 
     /// Makes the tables anew: `all` are the indices and addresses of all vCPUs. One caller at a time. `wide`: messages
@@ -147,12 +169,12 @@ impl ApicMap {
             return None;
         }
         if !m.logical {
-            found.push(self.ids.get(dest as usize));
+            found.push(self.place(dest));
             return (good & PHYSICAL != 0).then_some(found);
         }
         if good & X2APIC != 0 {
             let first = (dest >> 16) << 4;
-            bits(dest & 0xffff).for_each(|n| found.push(self.ids.get((first | n) as usize)));
+            bits(dest & 0xffff).for_each(|n| found.push(self.place(first | n)));
         } else if good & IN_FLAT != 0 {
             bits(dest & 0xff).for_each(|n| found.push(self.flat.get(n as usize)));
         } else if good & IN_CLUSTERS != 0 {
@@ -208,8 +230,11 @@ mod tests {
     }
 
     fn map(apics: &[Address], wide: bool) -> ApicMap {
-        let map = ApicMap::new(16384).expect("memory");
-        apics.iter().enumerate().for_each(|(n, a)| map.insert(a.x2apic_id(), n));
+        let map = ApicMap::new();
+        for (n, a) in apics.iter().enumerate() {
+            map.reserve(a.x2apic_id()).expect("memory");
+            map.insert(a.x2apic_id(), n);
+        }
         map.rebuild(apics.iter().copied().enumerate(), wide);
         map
     }
@@ -301,5 +326,22 @@ mod tests {
         assert_eq!(map.candidates(&m, Some(1)).map(|c| c.iter().collect()), Some(vec![1]));
         assert_eq!(map.candidates(&m, None).map(|c| c.iter().count()), Some(0));
         assert_eq!(map.candidates(&Message { shorthand: Shorthand::AllExcludingSelf, ..m }, Some(1)), None);
+    }
+
+    #[test]
+    fn there_is_room_up_to_the_limit() {
+        let map = ApicMap::new();
+        assert_eq!(map.reserve(ApicMap::LIMIT), None);
+        map.insert(3, 1);
+        assert_eq!(map.by_id(3), None, "no room was made");
+        for id in [3, 511, 512, ApicMap::LIMIT - 1] {
+            map.reserve(id).expect("memory");
+            assert_eq!(map.by_id(id), None);
+            map.insert(id, 7);
+            assert_eq!(map.by_id(id), Some(7));
+        }
+        map.reserve(3).expect("there already");
+        assert_eq!(map.by_id(3), Some(7), "what was there stays");
+        assert_eq!((map.by_id(1024), map.by_id(u32::MAX)), (None, None));
     }
 }

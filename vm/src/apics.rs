@@ -13,10 +13,15 @@ pub(crate) struct Apics<H: Host> {
 }
 
 impl<H: Host> Apics<H> {
-    /// Errors: ENOMEM.
-    pub fn new() -> Result<Self, Errno> {
-        let map = ApicMap::new(crate::MAX_VCPU_ID as usize).ok_or(Errno::ENOMEM)?;
-        Ok(Self { map, rebuilding: Mutex::new(()) })
+    /// Of a VM without vCPUs.
+    pub const fn new() -> Self {
+        Self { map: ApicMap::new(), rebuilding: Mutex::new(()) }
+    }
+
+    /// Makes room for a vCPU with this id, which is below [`MAX_VCPU_ID`](crate::MAX_VCPU_ID). Errors: ENOMEM.
+    pub fn reserve(&self, id: u32) -> Result<(), Errno> {
+        const { assert!(crate::MAX_VCPU_ID <= ApicMap::LIMIT) };
+        self.map.reserve(id).ok_or(Errno::ENOMEM)
     }
 }
 
@@ -27,7 +32,7 @@ impl<H: Host> Vm<H> {
         self.vcpu(self.apics.map.by_id(id)?)
     }
 
-    /// A new vCPU can be addressed.
+    /// A new vCPU, for which room was made, can be addressed.
     pub(crate) fn vcpu_appeared(&self, id: u32, index: usize) {
         self.apics.map.insert(id, index);
         self.rebuild_apics();

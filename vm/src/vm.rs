@@ -139,7 +139,7 @@ impl<H: Host> Vm<H> {
             shape: Mutex::new(()),
             vcpus: [const { OnceBox::new() }; FANOUT],
             count: AtomicUsize::new(0),
-            apics: Apics::new()?,
+            apics: Apics::new(),
             host,
         })
     }
@@ -162,6 +162,7 @@ impl<H: Host> Vm<H> {
             return Err(Errno::EINVAL);
         }
         let slot = self.slot(index)?;
+        self.apics.reserve(id)?;
         let vcpu = self.new_vcpu(id, index)?;
         slot.set(vcpu.into_inner()).map_err(|_| Errno::EEXIST)?;
         self.count.store(index + 1, Release);
