@@ -44,12 +44,6 @@ impl<H: Host> TableCache<H> {
         Ok(())
     }
 
-    /// Are there `n` pages?
-    #[inline]
-    pub(crate) fn holds(&self, n: usize) -> bool {
-        self.len >= n
-    }
-
     /// The table of level 1 for a frame, if it is the last one and none was unlinked since.
     #[inline]
     pub(crate) fn last_table(&self, gfn: u64, unlinked: u64) -> Option<HostPa> {

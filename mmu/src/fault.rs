@@ -85,7 +85,6 @@ impl<H: Host> Mmu<H> {
             || maps.blocked(hva.0)
             || write && slot.read_only()
             || gfn >= maps.tree.limit()
-            || !cache.holds(maps.tree.depth())
         {
             return None;
         }
@@ -116,7 +115,7 @@ impl<H: Host> Mmu<H> {
     }
 
     fn try_fault(&self, cache: &mut TableCache<H>, gfn: u64, write: bool) -> Result<Attempt, Stop> {
-        let (slot, seq, depth) = {
+        let (slot, seq, tables) = {
             let maps = self.maps.read();
             if maps.released {
                 return Err(Stop::Errno(Errno::EIO));
@@ -128,10 +127,10 @@ impl<H: Host> Mmu<H> {
             if write && region.slot.read_only() || gfn >= maps.tree.limit() {
                 return Ok(Attempt::Ends(Mapped::Mmio));
             }
-            (region.slot, maps.seq, maps.tree.depth())
+            (region.slot, maps.seq, maps.tree.missing(&self.host, gfn))
         };
         // Before the spin lock: neither of these may be done while it is held.
-        cache.fill(depth).map_err(Stop::Errno)?;
+        cache.fill(tables).map_err(Stop::Errno)?;
         let page = self.host.user_page(slot.hva_of(gfn), write)?;
 
         let maps = self.maps.read();

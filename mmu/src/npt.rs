@@ -75,9 +75,19 @@ impl Tree {
         NestedRoot::new(self.root)
     }
 
-    /// Number of tables that may be needed below the root.
-    pub const fn depth(&self) -> usize {
-        (self.levels as usize).saturating_sub(1)
+    /// Number of tables that are missing on the way to the entry of level 1 for a frame. The lock is held at least for
+    /// reading.
+    pub fn missing<H: Host>(&self, host: &H, gfn: u64) -> usize {
+        let (mut table, mut level) = (self.root, self.levels);
+        while let Some(cell) = Self::cell(host, table, gfn, level) {
+            let entry = cell.load(Acquire);
+            match child(entry) {
+                Some(below) if level > 1 => (table, level) = (below, level - 1),
+                _ if entry & P != 0 => return 0,
+                _ => break,
+            }
+        }
+        usize::from(level).saturating_sub(1)
     }
 
     /// Frames below this one can be mapped.

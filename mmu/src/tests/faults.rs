@@ -88,6 +88,27 @@ fn a_table_that_is_remembered_may_be_gone() {
     }
 }
 
+/// A fault puts no more tables aside than it needs: an idle vCPU keeps none.
+#[test]
+fn no_table_waits_in_vain() {
+    for host in [Fake::new(), Fake::new().with_mapped_pages()] {
+        let mut vm = Vm::on(host);
+        vm.host.map(HVA, 1024, true);
+        vm.set(0, 0, 1024, HVA, 0).unwrap();
+        // The root, and one table of each level below.
+        for gfn in [0, 1, 511] {
+            vm.fault(gfn * PAGE, true).unwrap();
+            assert_eq!(vm.host.live_tables(), 4);
+        }
+        // Only the last level is new.
+        vm.fault(512 * PAGE, true).unwrap();
+        assert_eq!(vm.host.live_tables(), 5);
+        vm.host.fail_after(0);
+        assert_eq!(vm.fault(513 * PAGE, true), Ok(Done), "no table is needed");
+        vm.end();
+    }
+}
+
 /// A large page is found, and mapped large where it fits.
 #[test]
 fn large_pages_that_are_mapped_already() {
