@@ -73,8 +73,9 @@ pub struct IoapicWrite {
     pub changed: bool,
     /// This pin was masked (true) or unmasked.
     pub mask_changed: Option<(u8, bool)>,
-    /// A level interrupt that was waiting for this write.
-    pub deliver: Option<PinMessage>,
+    /// A level interrupt was waiting at this pin for this write: [`Ioapic::redeliver`] it, or [`Ioapic::forget`] it and
+    /// ask whoever drives the line whether it still is.
+    pub waiting: Option<u8>,
 }
 
 /// The IOAPIC of one VM.
@@ -223,7 +224,12 @@ impl Ioapic {
         if again { self.service(pin).map_or(EoiPin::None, EoiPin::Deliver) } else { EoiPin::None }
     }
 
-    /// Sends what was put off by [`EoiPin::Storm`], if it is still there.
+    /// The line of `pin` is low until somebody raises it anew.
+    pub fn forget(&mut self, pin: u8) {
+        self.irr &= !bit(pin);
+    }
+
+    /// Sends a level interrupt that was put off, if it is still there: by [`EoiPin::Storm`], or until the entry allowed it.
     pub fn redeliver(&mut self, pin: u8) -> Option<PinMessage> {
         if self.entry(pin) & LEVEL != 0 && self.irr & bit(pin) != 0 { self.service(pin) } else { None }
     }
@@ -309,11 +315,11 @@ impl Ioapic {
             new &= !REMOTE_IRR;
         }
         self.set_entry(pin, new);
-        let waiting = new & LEVEL != 0 && self.irr & bit(pin) != 0;
+        let waiting = new & LEVEL != 0 && new & (MASKED | REMOTE_IRR) == 0 && self.irr & bit(pin) != 0;
         IoapicWrite {
             changed: true,
             mask_changed: ((old ^ new) & MASKED != 0).then_some((pin, new & MASKED != 0)),
-            deliver: if waiting { self.service(pin) } else { None },
+            waiting: waiting.then_some(pin),
         }
     }
 

@@ -44,7 +44,7 @@ fn registers() {
     assert_eq!(put(&mut ioapic, 0x40, 0), IoapicWrite::default());
     // Read-only bits stay, and a change of the mask is reported.
     let changed = put(&mut ioapic, 0x10, !MASKED);
-    assert_eq!(changed, IoapicWrite { changed: true, mask_changed: Some((0, false)), deliver: None });
+    assert_eq!(changed, IoapicWrite { changed: true, mask_changed: Some((0, false)), waiting: None });
     assert_eq!(get(&mut ioapic, 0x10), !(MASKED | REMOTE_IRR | 1 << 12));
     // The index register itself; narrow and wide accesses.
     let mut wide = [0xaa; 8];
@@ -116,9 +116,11 @@ fn remote_irr_goes_with_a_refusal_and_with_edge_mode() {
     let _ = ioapic.set_irq(3, 0, true);
     ioapic.refused(3);
     assert!(matches!(ioapic.set_irq(3, 0, true), Line::Deliver(_)));
-    assert_eq!(put(&mut ioapic, 0x16, 0x52).deliver, None);
+    assert_eq!(put(&mut ioapic, 0x16, 0x52).waiting, None);
     let again = put(&mut ioapic, 0x16, LEVEL | 0x52);
-    assert!(again.deliver.is_some(), "edge and back: Remote IRR is gone and the line is high");
+    assert_eq!(again.waiting, Some(3), "edge and back: Remote IRR is gone and the line is high");
+    assert!(ioapic.redeliver(3).is_some());
+    assert_eq!(put(&mut ioapic, 0x16, LEVEL | 0x52).waiting, None, "in service");
 }
 
 #[test]
@@ -127,8 +129,10 @@ fn masked_pins_keep_levels_and_lose_edges() {
     let _ = program(&mut ioapic, 3, MASKED | LEVEL | 0x52, 1);
     let _ = program(&mut ioapic, 4, MASKED | 0x53, 1);
     assert_eq!((ioapic.set_irq(3, 0, true), ioapic.set_irq(4, 0, true)), (Line::Ignored, Line::Ignored));
-    assert!(put(&mut ioapic, 0x16, LEVEL | 0x52).deliver.is_some());
-    assert_eq!(put(&mut ioapic, 0x18, 0x53).deliver, None);
+    assert_eq!(put(&mut ioapic, 0x16, LEVEL | 0x52).waiting, Some(3));
+    assert_eq!(put(&mut ioapic, 0x18, 0x53).waiting, None);
+    ioapic.forget(3);
+    assert_eq!(ioapic.redeliver(3), None);
 }
 
 #[test]
@@ -228,10 +232,13 @@ fn random_accesses_keep_the_invariants() {
                 };
                 None
             }
-            6 => put(&mut ioapic, random.next() as u8, random.next() as u32).deliver,
+            6 => {
+                let waiting = put(&mut ioapic, random.next() as u8, random.next() as u32).waiting;
+                waiting.and_then(|pin| ioapic.redeliver(pin))
+            }
             _ => {
-                program(&mut ioapic, pin % 24, 0x30 + random.below(4) as u32 + random.below(4) as u32 * LEVEL, 0)
-                    .deliver
+                let entry = 0x30 + random.below(4) as u32 + random.below(4) as u32 * LEVEL;
+                program(&mut ioapic, pin % 24, entry, 0).waiting.and_then(|pin| ioapic.redeliver(pin))
             }
         };
         if let Some(m) = sent {

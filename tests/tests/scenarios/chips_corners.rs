@@ -276,6 +276,37 @@ fn the_clock_is_restored_from_the_local_apic() {
     m.end();
 }
 
+/// The guest writes the low half of a redirection entry.
+fn write_entry(m: &Machine, pin: u64, value: u64) {
+    for (register, value) in [(0, 0x10 + 2 * pin), (0x10, value)] {
+        m.long(0, &[0x89, 0x03]); // mov [rbx], eax
+        m.with_regs(0, |r| (r.rbx, r.rax) = (IOAPIC + register, value));
+        m.npf(0, IOAPIC + register, true);
+        m.run_out(0);
+    }
+}
+
+/// What came while the pin was masked may be over: whoever raised it is asked.
+#[test]
+fn an_unmask_asks_who_waits_for_the_end() {
+    let m = machine(false);
+    set_up_pics(&m, 0);
+    redirect(&m, 10, 1 << 16 | LEVEL | 0x4a);
+    m.vm.add_resampler(10, m.sim.eventfd(2).unwrap()).unwrap();
+    m.vm.raise_until_eoi(10);
+    write_entry(&m, 10, LEVEL | 0x4a);
+    assert_eq!(m.sim.event_count(2), 1);
+    open(&m);
+    assert_eq!(vectors(&m), []);
+    m.vm.raise_until_eoi(10);
+    open(&m);
+    assert_eq!((vectors(&m), m.sim.event_count(2)), (vec![0x4a], 1));
+    eoi(&m);
+    m.run_out(0);
+    assert_eq!(m.sim.event_count(2), 2);
+    m.end();
+}
+
 /// The end of its interrupt counts even if the pin's vector is another by then.
 #[test]
 fn the_clocks_vector_changes_meanwhile() {
@@ -283,12 +314,7 @@ fn the_clocks_vector_changes_meanwhile() {
     set_up_pics(&m, 0);
     redirect(&m, 8, 0x88);
     assert_eq!((line(&m, 8, 1), line(&m, 8, 0)), (1, 1));
-    for (register, value) in [(0, 0x20), (0x10, 0x99)] {
-        m.long(0, &[0x89, 0x03]); // mov [rbx], eax
-        m.with_regs(0, |r| (r.rbx, r.rax) = (IOAPIC + register, value));
-        m.npf(0, IOAPIC + register, true);
-        m.run_out(0);
-    }
+    write_entry(&m, 8, 0x99);
     open(&m);
     assert_eq!(entry_of(&m, 8), 0x99);
     assert_eq!((vectors(&m), line(&m, 8, 1), line(&m, 8, 0)), (vec![0x88], 0, 1));

@@ -268,9 +268,7 @@ impl<H: Host> Vm<H> {
         if gsi == pit::GSI {
             self.pit_acknowledged(chips);
         }
-        if self.resamplers_used.load(Relaxed) {
-            self.resample(gsi);
-        }
+        self.resample(gsi);
     }
 
     fn interrupts_ended(&self, chips: &Chips<H>, pic_pins: u16) {
@@ -295,16 +293,31 @@ impl<H: Host> Vm<H> {
 
     /// A write to the IOAPIC's registers.
     fn write_ioapic(&self, chips: &Chips<H>, offset: u32, data: &[u8]) {
-        let IoapicWrite { changed, mask_changed, deliver } = chips.ioapic.lock().mmio_write(offset, data);
+        let IoapicWrite { changed, mask_changed, waiting } = chips.ioapic.lock().mmio_write(offset, data);
         // Before the interrupt, or its EOI may come from a vCPU that does not know yet that the IOAPIC waits for it.
         if changed {
             self.ring_all(Request::ScanIoapic);
         }
-        if let Some(m) = deliver {
-            self.deliver_pin(&mut chips.ioapic.lock(), &m);
+        if let Some(pin) = waiting {
+            self.pin_allowed(chips, pin);
         }
         if let Some((pin, false)) = mask_changed {
             self.unmasked(chips, Chip::Ioapic, pin);
+        }
+    }
+
+    /// A pin with a high line may deliver again. Whoever can be asked is asked whether the line still is high, as on stock
+    /// since 6.4: a device that was served while the pin was masked raises no needless interrupt.
+    fn pin_allowed(&self, chips: &Chips<H>, pin: u8) {
+        let gsi = self.routing.lock().gsi_of(Chip::Ioapic, pin);
+        if gsi.is_some_and(|gsi| self.is_resampled(gsi)) {
+            chips.ioapic.lock().forget(pin);
+            self.signal_resamplers(gsi);
+            return;
+        }
+        let mut ioapic = chips.ioapic.lock();
+        if let Some(m) = ioapic.redeliver(pin) {
+            self.deliver_pin(&mut ioapic, &m);
         }
     }
 

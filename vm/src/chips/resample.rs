@@ -18,12 +18,20 @@ pub(crate) struct Resampler<E> {
 impl<H: Host> Vm<H> {
     /// The interrupt of `gsi` ended.
     pub(super) fn resample(&self, gsi: u32) {
-        let waits = |r: &&Resampler<H::EventFd>| r.gsi == gsi;
-        if self.resamplers.lock().iter().find(waits).is_none() {
-            return;
+        if self.is_resampled(gsi) {
+            self.drive_gsi(gsi, Source::Resample, false);
+            self.signal_resamplers(Some(gsi));
         }
-        self.drive_gsi(gsi, Source::Resample, false);
-        for r in self.resamplers.lock().iter().filter(waits) {
+    }
+
+    /// Is somebody told when the interrupt of `gsi` ends?
+    pub(super) fn is_resampled(&self, gsi: u32) -> bool {
+        self.resamplers_used.load(Relaxed) && self.resamplers.lock().iter().any(|r| r.gsi == gsi)
+    }
+
+    /// Asks them to look at their devices.
+    pub(super) fn signal_resamplers(&self, gsi: Option<u32>) {
+        for r in self.resamplers.lock().iter().filter(|r| Some(r.gsi) == gsi) {
             r.event.signal();
         }
     }

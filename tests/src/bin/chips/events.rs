@@ -55,6 +55,14 @@ pub fn resampling() -> Result<()> {
     }
     println!("irqfd: also by hand {} {}", hand.line(10, 1)?, hand.line(10, 0)?);
     println!("irqfd: took {:x?}, told {}", hand.take(Deed::Open)?, count(&again));
+    // What comes while the pin is masked is asked for again at the unmask.
+    hand.store(0xfec0_0010, 1 << 15 | 1 << 16 | 0x3a)?;
+    raise(&mut event)?;
+    println!("irqfd: masked took {:x?}, told {}", hand.take(Deed::Open)?, count(&again));
+    hand.store(0xfec0_0010, 1 << 15 | 0x3a)?;
+    println!("irqfd: unmasked took {:x?}, told {}", hand.take(Deed::Open)?, count(&again));
+    raise(&mut event)?;
+    println!("irqfd: raised anew took {:x?}, told {}", hand.take(Deed::Open)?, count(&again));
     // The same at the 8259.
     hand.store(0xfec0_0010, 1 << 16)?;
     hand.start_pics()?;
