@@ -1,9 +1,9 @@
 //! A proof on the binary: what the world switch has to keep to, checked on every path through the linked module.
 //!
 //! [`module`] reads the object with its relocations; [`patches`] knows the alternatives that the kernel patches into it;
-//! [`walk`] follows every path through the assembly, in every combination of the patches, with the abstract state of
-//! [`state`] that [`step`] changes ([`encrypted`] has what differs for SEV-ES); [`fast`] looks at the compiled code that runs
-//! in the middle of it, and [`caller`] at the code around it, from CLGI to STGI. What breaks a rule is a
+//! [`walk`] and [`flow`] follow every path through the assembly, in every combination of the patches, with the abstract state
+//! of [`state`] that [`step`] changes ([`encrypted`] has what differs for SEV-ES); [`fast`] looks at the compiled code that runs
+//! in the middle of it, and [`caller`] at the code around it, from CLGI to STGI; [`document`] shows what was found. What breaks a rule is a
 //! [`Finding`] with its place.
 //!
 //! The rules are those of WORLD-SWITCH in `docs/world-switch.md`. What a walk cannot prove: that the kernel's own macros do
@@ -11,8 +11,11 @@
 #![forbid(unsafe_code)]
 
 mod caller;
+mod document;
 mod encrypted;
+mod facts;
 mod fast;
+mod flow;
 mod listing;
 pub mod module;
 mod patches;
@@ -23,10 +26,12 @@ mod text;
 mod walk;
 
 use anyhow::{Context, Result};
-use module::Module;
+use facts::Facts;
+use module::{Module, Place};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+pub use document::{block, with_block};
 pub use rules::{ENCRYPTED, ENTRY, Layout};
 
 /// A rule that is broken somewhere.
@@ -53,6 +58,12 @@ pub struct Report {
     pub stack: usize,
     /// The path without fault and without SPEC_CTRL writes, an instruction per line, in the variant without any feature.
     pub listing: Vec<String>,
+    /// What was found at each instruction of the assembly itself.
+    facts: BTreeMap<Place, Facts>,
+    /// Where the mitigations are that do something on some CPU.
+    pieces: BTreeMap<Place, &'static str>,
+    /// The block of `docs/world-switch.md` that shows the assembly with these facts.
+    pub document: String,
     /// Costly instructions on that path, and how many there are.
     pub costs: BTreeMap<&'static str, usize>,
     /// Instructions of `hsave_fast`, and those on the longest way through it.
@@ -114,6 +125,10 @@ pub fn check(bytes: &[u8]) -> Result<Report> {
         report.findings.push(Finding { place: ENTRY.to_owned(), what });
     }
     caller::check(&module, &mut report)?;
+    if report.findings.is_empty() {
+        // Of a text that breaks the rules there is no more to say.
+        report.document = document::document(&module, &report)?;
+    }
     report.text = text::check(&module, &patches)?;
     report.findings.append(&mut report.text.findings);
     report.findings.sort();

@@ -158,6 +158,15 @@ impl Module {
         self.names.get(&place).map(|(_, name)| name.as_str())
     }
 
+    /// The nearest symbol at or before `place`, and how far it is.
+    pub fn nearest(&self, place: Place) -> (String, i64) {
+        let start = Place { offset: 0, ..place };
+        match self.names.range(start..=place).next_back() {
+            Some((at, (_, name))) => (name.clone(), (place.offset - at.offset) as i64),
+            None => (self.section_name(place.section).to_owned(), place.offset as i64),
+        }
+    }
+
     /// The instruction at `place`. Errors: there is none.
     pub fn decode(&self, place: Place) -> Result<Decoded> {
         let data = self.sections.get(&place.section).and_then(|s| s.data.get(place.offset as usize..)).unwrap_or(&[]);

@@ -4,35 +4,32 @@ use crate::listing;
 use crate::module::{Module, Place, Target};
 use crate::patches::{Features, Patches};
 use crate::rules::{
-    ARGUMENTS, CALLEE_SAVED, CLEAR_BUFFERS, CPU_DATA, DONE, ENCRYPTED_SUFFIX, FAST, FAST_AGAIN, FAST_LEAVE,
-    INDIRECT_THUNK, MOST_STACK, RETURN_THUNK, RSB, TOO_MANY_ARGUMENTS, UNTRAIN, UNTRAINING,
+    ARGUMENTS, CLEAR_BUFFERS, CPU_DATA, ENCRYPTED_SUFFIX, MOST_STACK, RSB, TOO_MANY_ARGUMENTS, UNTRAIN,
 };
-use crate::state::{Flags, SpecCtrl, Stage, State, Value};
+use crate::state::{Stage, State, Value};
 use crate::step::gpr;
 use crate::{Finding, Report};
 use anyhow::{Result, ensure};
-use iced_x86::{ConditionCode, FlowControl, InstructionInfoFactory, Mnemonic, OpAccess};
+use iced_x86::{FlowControl, InstructionInfoFactory, Mnemonic, OpAccess};
 use std::collections::{HashMap, HashSet};
 
 /// States on all paths of one variant: far more than there are, far less than would take long.
 const MOST_STATES: usize = 100_000;
-/// EX_TYPE_DEFAULT.
-const FIXUP: u32 = 1;
 
 /// One variant's walk.
-struct Walk<'a> {
-    module: &'a Module,
-    patches: &'a Patches,
-    features: Features,
-    fixups: &'a HashMap<Place, (Place, u32)>,
-    cpu_data: Option<Place>,
-    report: &'a mut Report,
-    seen: HashSet<State>,
-    todo: Vec<State>,
+pub struct Walk<'a> {
+    pub module: &'a Module,
+    pub patches: &'a Patches,
+    pub features: Features,
+    pub fixups: &'a HashMap<Place, (Place, u32)>,
+    pub cpu_data: Option<Place>,
+    pub report: &'a mut Report,
+    pub seen: HashSet<State>,
+    pub todo: Vec<State>,
     /// Features met that are decided by a patch.
-    met: Features,
+    pub met: Features,
     /// Mitigations that do something, in this variant or another.
-    did: &'a mut HashSet<&'static str>,
+    pub did: &'a mut HashSet<&'static str>,
 }
 
 /// Walks all variants.
@@ -79,6 +76,10 @@ pub fn walk(module: &Module, patches: &Patches, entry: Place, encrypted: bool, r
         let what = format!("{piece}{} does nothing in any variant", if encrypted { ENCRYPTED_SUFFIX } else { "" });
         report.findings.push(Finding { place: module.describe(entry), what });
     }
+    let named = [CLEAR_BUFFERS, RSB, UNTRAIN].into_iter().filter(|piece| did.contains(piece));
+    if !encrypted {
+        report.pieces.extend(named.filter_map(|piece| Some((module.symbol(piece)?, piece))));
+    }
     if encrypted { Ok(()) } else { listing::listing(module, patches, entry, report) }
 }
 
@@ -115,7 +116,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn finding(&mut self, at: Place, what: impl Into<String>) {
+    pub fn finding(&mut self, at: Place, what: impl Into<String>) {
         self.report.findings.push(Finding { place: self.module.describe(at), what: what.into() });
     }
 
@@ -148,6 +149,9 @@ impl Walk<'_> {
             self.finding(at, format!("may be rewritten while the kernel runs ({why})"));
         }
         let d = self.module.decode(at)?;
+        if s.piece.is_none() && !s.encrypted {
+            self.report.facts.entry(at).or_default().note(&s);
+        }
         self.arguments(&s, &d.insn);
         let (field, cpu_field) = s.uses(&d, self.cpu_data);
         self.report.fields.extend(field);
@@ -198,34 +202,6 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Entering and leaving the kernel's mitigations.
-    fn pieces(&mut self, s: &mut State) {
-        let Some(name) = self.module.name_at(s.at) else { return };
-        let suffix = if s.encrypted { ENCRYPTED_SUFFIX } else { "" };
-        for piece in [CLEAR_BUFFERS, RSB, UNTRAIN] {
-            let Some(rest) = name.strip_prefix(piece).and_then(|rest| rest.strip_prefix(suffix)) else { continue };
-            if rest.is_empty() {
-                s.piece = Some(piece);
-                let early = match piece {
-                    CLEAR_BUFFERS if s.encrypted => s.spec_ctrl != SpecCtrl::Guest,
-                    CLEAR_BUFFERS => s.stage != Stage::GuestLoaded && !s.faulted,
-                    RSB => s.stage < Stage::HostLoaded && !s.faulted,
-                    _ => s.stage < Stage::RsbClean || s.spec_ctrl != SpecCtrl::Back,
-                };
-                if early {
-                    self.finding(s.at, "this mitigation comes too early");
-                }
-            } else if rest == DONE && s.piece == Some(piece) {
-                s.piece = None;
-                match piece {
-                    CLEAR_BUFFERS => s.buffers_clear = true,
-                    RSB => s.stage = Stage::RsbClean,
-                    _ => s.stage = Stage::Untrained,
-                }
-            }
-        }
-    }
-
     /// Which arguments are read: a register that holds what it held at the entry, saving and restoring apart.
     fn arguments(&mut self, s: &State, insn: &iced_x86::Instruction) {
         if s.stage == Stage::Untrained || matches!(insn.mnemonic(), Mnemonic::Push | Mnemonic::Pop) {
@@ -242,145 +218,6 @@ impl Walk<'_> {
                     self.report.arguments.insert(n);
                 }
             }
-        }
-    }
-
-    /// The instruction faults: its entry in the exception table.
-    fn fault(&mut self, s: &State) {
-        match self.fixups.get(&s.at) {
-            Some((to, FIXUP)) => {
-                let mut s = s.clone();
-                (s.faulted, s.at) = (true, *to);
-                // As if it had been done: the host's state was never given up.
-                s.stage = match s.stage {
-                    _ if s.encrypted => Stage::HostLoaded,
-                    Stage::Entry => Stage::GuestLoaded,
-                    Stage::GuestLoaded => Stage::Ran,
-                    Stage::Ran => Stage::Saved,
-                    _ => Stage::HostLoaded,
-                };
-                if s.stage == Stage::Ran || s.encrypted {
-                    s.spec_ctrl = SpecCtrl::Dirty;
-                }
-                self.todo.push(s);
-            }
-            Some(_) => self.finding(s.at, "its entry in the exception table is of another kind"),
-            None => self.finding(s.at, "has no entry in the exception table"),
-        }
-    }
-
-    /// Compiled code handles the exit ([`crate::fast`]): it comes back in one of two ways, with the vCPU pointer.
-    fn lend(&mut self, s: &State) {
-        if s.no_fast {
-            return;
-        }
-        let stored = (0..16u16).filter(|n| ![0, 4].contains(n)).all(|n| s.stored & 1 << n != 0);
-        if s.stage != Stage::Ran || s.faulted || !stored {
-            self.finding(s.at, "compiled code is entered with the guest's registers in use");
-        }
-        if s.regs[7] != Value::Initial(7) || s.stack_noted != Some(s.stack.len()) {
-            self.finding(s.at, "compiled code is entered without vCPU pointer or way back");
-        }
-        let mut back = State { regs: [Value::Unknown; 16], flags: Flags::Other, stack_lost: true, ..s.clone() };
-        (back.regs[4], back.regs[7], back.buffers_clear) = (Value::Initial(4), Value::Initial(7), false);
-        let again = State { stage: Stage::GuestLoaded, spec_ctrl: SpecCtrl::Guest, stored: 0, ..back.clone() };
-        for (name, mut state) in [(FAST_LEAVE, back), (FAST_AGAIN, again)] {
-            match self.module.symbol(name) {
-                Some(place) => {
-                    state.at = place;
-                    self.todo.push(state);
-                }
-                None => self.finding(s.at, format!("there is no {name}")),
-            }
-        }
-    }
-
-    fn jump(&mut self, mut s: State, to: Option<Target>) {
-        match to {
-            Some(Target::Here(place)) if self.module.name_at(place) == Some(FAST) => self.lend(&s),
-            Some(Target::Here(place)) => {
-                s.at = place;
-                self.todo.push(s);
-            }
-            Some(Target::Extern(name)) if name == RETURN_THUNK => self.ret(&s),
-            Some(Target::Extern(name)) if name.starts_with(INDIRECT_THUNK) => self.finding(s.at, "an indirect branch"),
-            _ => self.finding(s.at, "a jump out of the module"),
-        }
-    }
-
-    /// A conditional branch tells something about SPEC_CTRL.
-    fn condition(&mut self, at: Place, taken: &mut State, not: &mut State, condition: ConditionCode) {
-        let flags = std::mem::take(&mut taken.flags);
-        not.flags = Flags::Other;
-        let (set, clear) = match condition {
-            ConditionCode::e => (taken, not),
-            ConditionCode::ne => (not, taken),
-            _ if flags == Flags::Guest => return self.finding(at, "a branch on a value of the guest's"),
-            _ => return,
-        };
-        match flags {
-            Flags::SpecCtrl => {
-                if set.spec_ctrl == SpecCtrl::Dirty && !set.asked {
-                    self.finding(at, "SPEC_CTRL is compared before the flag was asked");
-                }
-                let (equal, differs) = match set.spec_ctrl {
-                    SpecCtrl::Host => (SpecCtrl::Guest, SpecCtrl::WriteDue),
-                    SpecCtrl::Dirty => (SpecCtrl::Back, SpecCtrl::RestoreDue),
-                    other => {
-                        self.finding(at, "SPEC_CTRL is compared twice");
-                        (other, other)
-                    }
-                };
-                (set.spec_ctrl, clear.spec_ctrl) = (equal, differs);
-            }
-            Flags::ReadBack => {
-                (set.asked, clear.asked) = (true, true);
-                clear.read_back = 3;
-            }
-            Flags::Guest => self.finding(at, "a branch on a value of the guest's"),
-            Flags::Other => {}
-        }
-    }
-
-    fn call(&mut self, mut s: State, next: Place, to: Option<Target>) {
-        match (to, s.piece) {
-            // Return stack stuffing: the call only pushes.
-            (Some(Target::Here(place)), Some(RSB)) => {
-                self.did.insert(RSB);
-                s.stack.push(Value::Unknown);
-                s.at = place;
-                self.todo.push(s);
-            }
-            (Some(Target::Extern(name)), Some(UNTRAIN)) if UNTRAINING.contains(&name.as_str()) => {
-                self.did.insert(UNTRAIN);
-                for clobbered in [0, 1, 2] {
-                    s.regs[clobbered] = Value::Unknown;
-                }
-                s.at = next;
-                self.todo.push(s);
-            }
-            _ => self.finding(s.at, "a call"),
-        }
-    }
-
-    fn ret(&mut self, s: &State) {
-        let mut must = |ok: bool, what: String| {
-            if !ok {
-                self.finding(s.at, what);
-            }
-        };
-        must(!s.prediction_is_restricted(), "RET while prediction is the guest's".to_owned());
-        must(s.stage == Stage::Untrained, "RET before the host's state is back".to_owned());
-        must(s.spec_ctrl == SpecCtrl::Back, "RET before SPEC_CTRL is the host's".to_owned());
-        must(s.read_back == 0, "the guest's SPEC_CTRL is not read back".to_owned());
-        must(s.stack.is_empty(), "RET with something on the stack".to_owned());
-        for n in (0..16u8).filter(|n| *n != 4) {
-            let value = s.regs[usize::from(n)];
-            must(!State::is_the_guests(value), format!("RET with the guest's value in register {n}"));
-            if CALLEE_SAVED.contains(&n) {
-                must(value == Value::Initial(n), format!("register {n} is not given back to the caller"));
-            }
-            must(n == 0 || s.encrypted || s.stored & 1 << n != 0, format!("the guest's register {n} is not stored"));
         }
     }
 }

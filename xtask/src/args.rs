@@ -95,6 +95,9 @@ pub enum Command {
         /// Count its costly instructions
         #[arg(long)]
         costs: bool,
+        /// Write what was found at each instruction into docs/world-switch.md
+        #[arg(long)]
+        document: bool,
     },
     /// Fetch the Debian kernels and tools that the tests use into the cache
     Fetch {
@@ -174,7 +177,8 @@ impl Command {
                 };
                 module::build(&env, &kdir, &out)?;
             }
-            Self::Verify { module, listing, costs } => verify::command(&module, listing, costs)?,
+            Self::Verify { module, document: true, .. } => verify::write_document(&env, &module)?,
+            Self::Verify { module, listing, costs, .. } => verify::command(&module, listing, costs)?,
             Self::Host(host) => return host.run(&env),
             Self::Fetch { refresh } => kernels::fetch_all(&env, refresh)?,
         }

@@ -140,7 +140,7 @@ fn modules(env: &Env, selection: &Selection, tally: &mut Tally) -> BTreeMap<Kern
             if selection.wants("verify") {
                 tally.check(&format!("verify {kernel}"), || {
                     verify::text(&out.join("kvm-amd.ko"))?;
-                    verify::module(&out.join("kvm.ko")).map(drop)
+                    verify::document(env, &verify::module(&out.join("kvm.ko"))?)
                 });
             }
             built.insert(kernel, out);

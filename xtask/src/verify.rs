@@ -1,5 +1,6 @@
 //! `./x verify MODULE.ko`: the rules of the world switch, proved on the binary.
 
+use crate::env::Env;
 use anyhow::{Context, Result, ensure};
 use std::{collections::BTreeSet, fs, path::Path};
 use verify::{Finding, Layout, Report, Text};
@@ -10,6 +11,27 @@ pub fn module(file: &Path) -> Result<Report> {
     nothing_broken(file, &report.findings)?;
     ensure!(report.callers > 0, "{}: nobody enters the world switch with GIF clear", file.display());
     Ok(report)
+}
+
+/// The page that shows what is found at each instruction.
+const DOCUMENT: &str = "docs/world-switch.md";
+
+/// Checks that the page shows what is found in this module. Errors: it shows something else.
+pub fn document(env: &Env, report: &Report) -> Result<()> {
+    let page = fs::read_to_string(env.root.join(DOCUMENT))?;
+    let shown = verify::block(&page).with_context(|| format!("{DOCUMENT} has no place for it"))?;
+    let found = report.document.trim_matches('\n');
+    ensure!(shown == found, "{DOCUMENT} does not show what was found: ./x verify MODULE.ko --document writes it");
+    Ok(())
+}
+
+/// Writes what is found at each instruction into the page.
+pub fn write_document(env: &Env, file: &Path) -> Result<()> {
+    let report = module(file)?;
+    let page = env.root.join(DOCUMENT);
+    let text = verify::with_block(&fs::read_to_string(&page)?, &report.document);
+    fs::write(&page, text.with_context(|| format!("{DOCUMENT} has no place for it"))?)?;
+    Ok(())
 }
 
 /// Checks the code of any module. Errors: where it returns or branches past the kernel's thunks.
