@@ -20,7 +20,7 @@ pub fn document(module: &Module, report: &Report) -> Result<String> {
     let mut out = format!("```text\n{HEAD}\n");
     for (at, d) in &text.insns {
         let facts = report.facts.get(at).context("an instruction that was walked")?;
-        let name = module.name_at(*at).map(str::to_owned).or_else(|| text.labels.get(at).map(|n| format!("{n}")));
+        let name = module.name_at(*at).map(str::to_owned).or_else(|| text.labels.get(at).cloned());
         if let Some(name) = name {
             writeln!(out, "{name}:")?;
         }
