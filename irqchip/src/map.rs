@@ -66,6 +66,12 @@ impl Candidates {
     }
 }
 
+impl Default for ApicMap {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl ApicMap {
     /// One past the largest vCPU id that there can be room for.
     pub const LIMIT: u32 = (PIECE * PIECES) as u32;
