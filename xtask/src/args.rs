@@ -130,6 +130,9 @@ pub struct HostArgs {
     /// The processor model that is emulated
     #[arg(long, default_value = host::CPU)]
     cpu: String,
+    /// Further words of its kernel's command line
+    #[arg(long, default_value = "")]
+    cmdline: String,
     /// Files to add, as PATH_IN_HOST=FILE
     #[arg(long)]
     file: Vec<String>,
@@ -146,6 +149,7 @@ impl HostArgs {
         let mut boot = Boot::new(self.kernel, self.module, "");
         (boot.ours, boot.smp, boot.memory, boot.icount) = (self.modules, self.smp, self.mem, self.icount);
         (boot.cpu, boot.timeout, boot.show) = (self.cpu, Duration::from_secs(self.timeout), true);
+        boot.cmdline = self.cmdline;
         for file in &self.file {
             let (to, from) = file.split_once('=').context("--file wants PATH_IN_HOST=FILE")?;
             boot.files.push((to.to_owned(), from.into()));

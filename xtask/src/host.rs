@@ -48,6 +48,8 @@ pub struct Boot {
     pub icount: bool,
     /// The processor model, as QEMU's `-cpu` takes it.
     pub cpu: String,
+    /// Further words of the kernel's command line.
+    pub cmdline: String,
     /// Further arguments of QEMU.
     pub qemu: Vec<String>,
     pub script: String,
@@ -74,6 +76,7 @@ impl Boot {
             memory: 4096,
             icount: false,
             cpu: CPU.to_owned(),
+            cmdline: String::new(),
             qemu: Vec::new(),
             script: script.to_owned(),
             files: Vec::new(),
@@ -162,7 +165,9 @@ impl Run {
         file.write_all(&own_part(machine, boot, kernel)?)?;
 
         // On a loaded machine the emulated timer may miss the kernel's check of it, which then panics.
-        let append = "no_timer_check console=ttyS0 panic=-1 oops=panic quiet loglevel=5 8250.nr_uarts=4";
+        let mut append =
+            "no_timer_check console=ttyS0 panic=-1 oops=panic quiet loglevel=5 8250.nr_uarts=4 ".to_owned();
+        append += &boot.cmdline;
         let qemu = &mut run.qemu;
         qemu.args(["-nodefaults", "-display", "none", "-no-reboot", "-cpu", &boot.cpu]);
         qemu.args(["-m", &boot.memory.to_string()]);
@@ -181,7 +186,12 @@ impl Run {
             qemu.args(["-serial", "stdio"]);
         }
         qemu.args(["-serial", &file("report")]);
-        qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initrd).args(["-append", append]).args(&boot.qemu);
+        qemu.arg("-kernel")
+            .arg(&kernel.image)
+            .arg("-initrd")
+            .arg(&initrd)
+            .args(["-append", append.as_str()])
+            .args(&boot.qemu);
         Ok(run)
     }
 

@@ -16,6 +16,7 @@ mod foreign;
 mod host;
 mod image;
 mod kernels;
+mod mitigations;
 mod module;
 mod modules;
 mod object;

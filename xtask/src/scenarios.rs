@@ -28,6 +28,8 @@ pub struct Scenario {
     pub slow: bool,
     /// The host's processor, as QEMU's `-cpu` takes it, and how many.
     pub cpu: &'static str,
+    /// Further words of the host kernel's command line.
+    pub cmdline: &'static str,
     pub smp: u32,
     pub timeout: Duration,
 }
@@ -47,6 +49,7 @@ const fn scenario(name: &'static str, script: &'static str) -> Scenario {
         slow: false,
         vmlinux: false,
         cpu,
+        cmdline: "",
         smp: 2,
         timeout,
     }
@@ -95,7 +98,7 @@ pub const MATRIX: &[Scenario] = matrix! {
 };
 
 /// A program of the crate `tests`.
-const fn program(name: &'static str, payloads: &'static [&'static str], script: &'static str) -> Scenario {
+pub const fn program(name: &'static str, payloads: &'static [&'static str], script: &'static str) -> Scenario {
     Scenario { payloads, ..scenario(name, script) }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     host::{Boot, Flavour, Machine},
     image,
     kernels::{self, Kernel},
-    module, object, panics, payload, proc, rust_src,
+    mitigations, module, object, panics, payload, proc, rust_src,
     scenarios::{self, Scenario},
     selftests, tidy, ui, verify,
 };
@@ -163,7 +163,7 @@ impl Job {
 
 fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBuf>, tally: &mut Tally) -> Result<()> {
     let mut jobs = Vec::new();
-    for scenario in scenarios::ALL.iter().chain(scenarios::MATRIX) {
+    for scenario in scenarios::ALL.iter().chain(mitigations::ALL).chain(scenarios::MATRIX) {
         for kernel in selection.kernels() {
             let wanted = selection.wants(scenario.name)
                 && (!scenario.slow || selection.all || selection.only.as_deref() == Some(scenario.name));
@@ -290,6 +290,7 @@ fn one(env: &Env, machine: &Machine, payloads: &Path, modules: Option<&PathBuf>,
     let mut boot = Boot::new(job.kernel, Flavour::Ours, job.scenario.script);
     (boot.ours, boot.load, boot.timeout) = (Some(modules.clone()), job.scenario.load, job.scenario.timeout);
     (boot.smp, boot.cpu) = (job.scenario.smp, job.scenario.cpu.to_owned());
+    boot.cmdline = job.scenario.cmdline.to_owned();
     for name in job.scenario.payloads {
         boot.files.push(payload::file(payloads, name)?);
     }
@@ -333,6 +334,9 @@ fn on_stock(
 ) -> Result<(String, Option<f32>, u32)> {
     let release = kernels::fetch(env, job.kernel)?.release;
     let mut identity = vec![release, machine.identity(), boot.script.clone(), boot.smp.to_string(), boot.cpu.clone()];
+    if !boot.cmdline.is_empty() {
+        identity.push(boot.cmdline.clone());
+    }
     for name in job.scenario.payloads {
         identity.push(key(&[&format!("{:?}", fs::read(payload::file(payloads, name)?.1)?)]));
     }

@@ -1,0 +1,56 @@
+//! The module under every setting of the host kernel's mitigations: one scenario for each.
+//!
+//! The kernel patches its own code by them, and with it what our object calls: return thunks, retpolines, and what runs
+//! at entry to the kernel. The emulated processor has the faults that Zen 1 has, as far as the kernel knows, but neither
+//! SPEC_CTRL nor PRED_CMD (no IBRS, STIBP, SSBD, IBPB): settings that need those fall back to another, or leave it
+//! "Vulnerable: ... no microcode". The scripts check what each came to, so that a setting without effect is not taken
+//! for a tested one.
+
+use crate::kernels::Kernel;
+use crate::scenarios::{Scenario, program};
+use std::time::Duration;
+
+/// Rows of a name, words of the command line, and what the files of /sys/devices/system/cpu/vulnerabilities begin with.
+macro_rules! mitigations {
+    ($($name:literal $cmdline:literal $($file:literal $says:literal),+;)*) => {
+        &[$(
+            mitigations!(false, &[Kernel::V6_12], $name, $cmdline, $($file, $says),+),
+            mitigations!(true, &[Kernel::V6_1, Kernel::V7_3], $name, $cmdline, $($file, $says),+)
+        ),*]
+    };
+    ($slow:literal, $kernels:expr, $name:literal, $cmdline:literal, $($file:literal, $says:literal),+) => {
+        Scenario {
+            kernels: $kernels,
+            slow: $slow,
+            cmdline: $cmdline,
+            timeout: Duration::from_secs(300),
+            ..program(
+                concat!("mitigations-", $name),
+                &["exits"],
+                concat!(
+                    "cd /sys/devices/system/cpu/vulnerabilities; grep . retbleed spec* >/dev/ttyS0; ",
+                    $("grep -q '^", $says, "' ", $file, " || { echo ", $file, " is $(cat ", $file, "); exit 1; }; ",)+
+                    "/payload/exits"
+                ),
+            )
+        }
+    };
+}
+
+/// All of them.
+pub const ALL: &[Scenario] = mitigations! {
+    "off" "mitigations=off" "spectre_v2" "Vulnerable", "retbleed" "Vulnerable", "spectre_v1" "Vulnerable";
+    "auto-nosmt" "mitigations=auto,nosmt" "spectre_v2" "Mitigation: Retpolines", "retbleed" "Mitigation: untrained";
+    "spectre_v2-off" "spectre_v2=off retbleed=off" "spectre_v2" "Vulnerable", "retbleed" "Vulnerable";
+    "spectre_v2-retpoline" "spectre_v2=retpoline" "spectre_v2" "Mitigation: Retpolines";
+    "spectre_v2-lfence" "spectre_v2=retpoline,lfence" "spectre_v2" ".*LFENCE";
+    // Without SPEC_CTRL it comes to retpolines.
+    "spectre_v2-ibrs" "spectre_v2=ibrs" "spectre_v2" "Mitigation: Retpolines";
+    "retbleed-off" "retbleed=off" "retbleed" "Vulnerable", "spectre_v2" "Mitigation: Retpolines";
+    "retbleed-unret" "retbleed=unret" "retbleed" "Mitigation: untrained return thunk";
+    // Without PRED_CMD it comes to the untrained return thunk.
+    "retbleed-ibpb" "retbleed=ibpb" "retbleed" "Mitigation: untrained return thunk";
+    // Both are vulnerable in the kernel's eyes, with and without the safe return, because the microcode lacks its part.
+    "srso-off" "spec_rstack_overflow=off" "spec_rstack_overflow" "Vulnerable$";
+    "srso-ibpb" "spec_rstack_overflow=ibpb" "spec_rstack_overflow" "Vulnerable: No microcode";
+};
