@@ -10,3 +10,4 @@ mod life;
 mod matrix;
 mod run;
 mod seen;
+mod spec_ctrl;

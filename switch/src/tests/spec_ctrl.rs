@@ -1,0 +1,85 @@
+//! SPEC_CTRL through a whole entry, on each kind of processor: without the MSR, with it, and where it is virtualised; and
+//! faults of each SVM instruction of the assembly by itself.
+
+use super::entry::{World, is_a_bug};
+use super::run::{ROOT, machine};
+use crate::model::hardware::{Bench, Op, hw};
+use crate::model::kernel::{Handler, script, set_host_spec_ctrl, set_rebooting};
+use crate::{Svm, hsave_vcpu_run};
+use arch::{exit::code, msr::SPEC_CTRL};
+use host::{Cpu, Doorbell};
+use std::{boxed::Box, vec, vec::Vec};
+
+/// CPUID Fn8000_000A_EDX: SPEC_CTRL is virtualised.
+const V_SPEC_CTRL: u32 = 1 << 20;
+/// Fn8000_0008_EBX: IBRS.
+const IBRS: u32 = 1 << 14;
+const VALUES: [u64; 4] = [0, 1, 0xffff_ffff, 0x7_0000_0004];
+
+/// One entry of a guest that leaves `leaves` in its SPEC_CTRL where it may; accesses to the MSR.
+fn enter(exists: bool, virtualised: bool, passed: bool, [host, guest, leaves]: [u64; 3]) -> (Vec<Op>, u64) {
+    let b = Bench::new();
+    script(|s| s.cpuid.insert((0x8000_0008, 0), [48, if exists { IBRS } else { 0 }, 0, 0]));
+    let mut cpu = Svm::new(machine(&b, if virtualised { V_SPEC_CTRL } else { 0 }), &ROOT).unwrap();
+    set_host_spec_ctrl(0, host);
+    hw().msrs.insert(SPEC_CTRL, host);
+    cpu.extra_mut().spec_ctrl = guest;
+    cpu.set_msr_intercept(SPEC_CTRL, !passed, !passed);
+    hw().guest = Box::new(move |_, vmcb| {
+        vmcb.control.exit_code = code::HLT;
+        let seen = if virtualised { vmcb.save.spec_ctrl } else { hw().msrs[&SPEC_CTRL] };
+        assert_eq!(seen, if exists { guest } else { host }, "in the guest");
+        match (passed, virtualised) {
+            (false, _) => {}
+            (true, true) => vmcb.save.spec_ctrl = leaves,
+            (true, false) => drop(hw().msrs.insert(SPEC_CTRL, leaves)),
+        }
+    });
+    cpu.enter(&Doorbell::new(), &mut Handler::none());
+    assert_eq!(hw().msrs[&SPEC_CTRL], host, "the host's is back");
+    let ops = b.trace().into_iter().filter(|op| matches!(op, Op::Rdmsr(SPEC_CTRL) | Op::Wrmsr(SPEC_CTRL, _)));
+    (ops.collect(), cpu.extra().spec_ctrl)
+}
+
+#[test]
+fn the_msr_is_touched_where_it_exists_and_is_not_virtualised_and_differs() {
+    assert_eq!(enter(false, false, false, [0, 0, 0]), (vec![], 0), "no such MSR");
+    for passed in [false, true] {
+        for host in VALUES {
+            for guest in VALUES {
+                for leaves in VALUES {
+                    let values = [host, guest, leaves];
+                    let after = if passed { leaves } else { guest };
+                    let mut expected = Vec::new();
+                    if guest != host {
+                        expected.push(Op::Wrmsr(SPEC_CTRL, guest));
+                    }
+                    if passed {
+                        expected.push(Op::Rdmsr(SPEC_CTRL));
+                    }
+                    if after != host {
+                        expected.push(Op::Wrmsr(SPEC_CTRL, host));
+                    }
+                    assert_eq!(enter(true, false, passed, values), (expected, after), "{passed} {values:x?}");
+                    assert_eq!(enter(true, true, passed, values), (vec![], after), "virtualised: {passed} {values:x?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fault_of_each_svm_instruction_is_a_bug_unless_the_machine_reboots() {
+    for n in 0..4 {
+        let mut w = World::new();
+        hw().fail = 1 << n;
+        assert!(is_a_bug(|| drop(w.run_with(hsave_vcpu_run, 0))), "SVM instruction {n}");
+        // A host that cannot be loaded over a guest is no case: SVM is off for all of them then.
+        if n < 3 {
+            set_rebooting(true);
+            let trace = w.run(0);
+            assert_eq!(trace.iter().filter(|op| **op == Op::Fixup).count(), 1, "SVM instruction {n}");
+            assert_eq!(w.vcpu.faulted, 1);
+        }
+    }
+}
