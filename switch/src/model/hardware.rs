@@ -30,6 +30,8 @@ pub enum Op {
     Rdmsr(u32),
     Wrmsr(u32, u64),
     Xsetbv(u64),
+    /// VERW, where it faults.
+    Verw,
     ReadDr(u8),
     WriteDr(u8, u64),
     /// A mitigation piece of the shim was passed.
@@ -285,6 +287,11 @@ extern "C" fn handler(_signal: libc::c_int, _info: *mut libc::siginfo_t, context
             hw.trace.push(Op::Wrmsr(rcx, edx_eax));
             hw.msrs.insert(rcx, edx_eax);
             2
+        }
+        // VERW of an absolute address.
+        [0x0f, 0x00, 0x2c, 0x25] => {
+            hw.trace.push(Op::Verw);
+            8
         }
         [0xfb, ..] => {
             hw.trace.push(Op::Sti);

@@ -15,13 +15,38 @@ core::arch::global_asm!(
     // The pieces of the shim, and the return thunk: each stops at an INT3 for the record.
     ".macro test_pieces v",
     "hsave_mitigate_entry\\v: int3",
-    "test_entry\\v: jmp hsave_mitigate_entry\\v\\()_done",
+    "test_entry\\v: test byte ptr [rip + test_mitigations], 1",
+    "jz 33f",
+    "verw word ptr [rip + test_selector]",
+    "33: test byte ptr [rip + test_mitigations], 2",
+    "jz 44f",
+    "verw word ptr [16]", // Nothing is there.
+    "44: jmp hsave_mitigate_entry\\v\\()_done",
     "hsave_mitigate_exit_rsb\\v: int3",
-    "test_rsb\\v: mov rax, -1", // What a piece may clobber, it clobbers.
+    "test_rsb\\v: test byte ptr [rip + test_mitigations], 4",
+    "jz 66f",
+    "mov rax, 16",
+    "33: call 44f",
+    "int3",
+    "44: call 55f",
+    "int3",
+    "55: add rsp, 16",
+    "dec rax",
+    "jnz 33b",
+    "66: mov rax, -1", // What a piece may clobber, it clobbers.
     "cmp rsp, rax",
     "jmp hsave_mitigate_exit_rsb\\v\\()_done",
     "hsave_mitigate_exit_untrain\\v: int3",
-    "test_untrain\\v: mov rax, -1",
+    "test_untrain\\v: test byte ptr [rip + test_mitigations], 8",
+    "jz 33f",
+    "call test_untrain_ret",
+    "33: test byte ptr [rip + test_mitigations], 16",
+    "jz 44f",
+    "mov ecx, 0x49",
+    "mov eax, 1",
+    "xor edx, edx",
+    "wrmsr",
+    "44: mov rax, -1",
     "mov rcx, -1",
     "mov rdx, -1",
     "jmp hsave_mitigate_exit_untrain\\v\\()_done",
@@ -32,6 +57,8 @@ core::arch::global_asm!(
     "test_pieces _es",
     "__x86_return_thunk: int3",
     "test_return: ret",
+    "test_untrain_ret: lfence",
+    "ret",
     ".globl __x86_return_thunk",
     ".popsection",
     ".pushsection .bss",
@@ -40,6 +67,8 @@ core::arch::global_asm!(
     "x86_spec_ctrl_current: .skip 64",
     ".skip {stride}",
     "hsave_rebooting: .byte 0",
+    "test_mitigations: .byte 0",
+    "test_selector: .skip 2",
     ".globl hsave_cpu_data, x86_spec_ctrl_current, hsave_rebooting",
     ".popsection",
     stride = const PERCPU_STRIDE,
@@ -50,6 +79,7 @@ unsafe extern "C" {
     static mut hsave_cpu_data: [u8; 256];
     static mut x86_spec_ctrl_current: u64;
     static mut hsave_rebooting: u8;
+    static mut test_mitigations: u8;
     fn test_entry();
     fn test_rsb();
     fn test_untrain();
@@ -93,6 +123,12 @@ pub fn set_host_spec_ctrl(cpu: u64, value: u64) {
 pub fn set_rebooting(on: bool) {
     // SAFETY: one test at a time.
     unsafe { hsave_rebooting = on as u8 }
+}
+
+/// What the pieces do, a bit each: VERW, VERW that faults, return stack filling, untraining, IBPB.
+pub fn set_mitigations(bits: u8) {
+    // SAFETY: one test at a time.
+    unsafe { test_mitigations = bits }
 }
 
 /// What the kernel says when it is asked.
@@ -143,6 +179,7 @@ pub fn reset() {
         set_host_spec_ctrl(cpu, 0);
     }
     set_rebooting(false);
+    set_mitigations(0);
 }
 
 fn call(name: &'static str) {

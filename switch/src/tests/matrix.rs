@@ -2,8 +2,9 @@
 //! what the guest leaves there, and which of the SVM instructions fault. For each, everything that has to hold.
 //!
 //! The features of a processor reach the assembly as these same inputs: where SPEC_CTRL is virtualised, or does not
-//! exist, the guest's value is made equal to the host's and the flag is 0; the mitigations are pieces that are passed
-//! in any case, which do here whatever a piece may do.
+//! exist, the guest's value is made equal to the host's and the flag is 0 (`spec_ctrl.rs`); the mitigations are pieces that
+//! are passed in any case, which clobber here whatever a piece may, and do what the kernel's do: VERW, also where it faults,
+//! filling of the return stack, untraining, IBPB.
 
 use super::{
     encrypted::Encrypted,
@@ -16,6 +17,8 @@ use crate::{
 use arch::msr::SPEC_CTRL;
 use std::{boxed::Box, vec::Vec};
 
+/// The MSR of the indirect branch prediction barrier.
+const PRED_CMD: u32 = 0x49;
 const VALUES: [u64; 4] = [0, 1, 0xffff_ffff, 0x7_0000_0004];
 
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +31,12 @@ struct Case {
     leaves: u64,
     /// Bit n: the n-th SVM instruction faults.
     fail: u32,
+    /// What the processor needs: see [`set_mitigations`].
+    mitigations: u8,
 }
+
+/// None, each by itself, and all.
+const MITIGATIONS: [u8; 7] = [0, 1, 2, 4, 8, 16, 31];
 
 impl Case {
     fn instructions(encrypted: bool) -> u32 {
@@ -54,6 +62,9 @@ impl Case {
             svm(&mut t, 0, Op::Vmload(vmcb));
         }
         t.push(Op::Piece("entry"));
+        if self.mitigations & 2 != 0 {
+            t.push(Op::Verw);
+        }
         svm(&mut t, if self.encrypted { 0 } else { 1 }, Op::Vmrun(vmcb));
         if !self.encrypted {
             svm(&mut t, 2, Op::Vmsave(vmcb));
@@ -67,6 +78,9 @@ impl Case {
             t.push(Op::Wrmsr(SPEC_CTRL, self.host));
         }
         t.push(Op::Piece("untrain"));
+        if self.mitigations & 16 != 0 {
+            t.push(Op::Wrmsr(PRED_CMD, 1));
+        }
         t
     }
 
@@ -92,6 +106,7 @@ fn check(case: Case) {
         guest_system.save(&mut w.vmcb.save);
     }
     set_rebooting(case.fail != 0);
+    set_mitigations(case.mitigations);
     hw().fail = case.fail;
     hw().guest = Box::new(move |regs, vmcb| {
         for n in (0..16).filter(|n| *n != 4) {
@@ -148,13 +163,15 @@ fn every_combination_of_flag_values_and_faults() {
                             if !encrypted && fail & 0b1001 == 0b1000 {
                                 continue;
                             }
-                            check(Case { encrypted, flags, host, guest, leaves: *leaves, fail });
-                            cases += 1;
+                            for mitigations in MITIGATIONS {
+                                check(Case { encrypted, flags, host, guest, leaves: *leaves, fail, mitigations });
+                                cases += 1;
+                            }
                         }
                     }
                 }
             }
         }
     }
-    assert_eq!(cases, 16 * (12 + 4 * 12) + 16 * (2 + 4 * 2));
+    assert_eq!(cases, 7 * (16 * (12 + 4 * 12) + 16 * (2 + 4 * 2)));
 }
