@@ -19,6 +19,7 @@ for module in $(cat /modules/order); do
     insmod "/modules/$module.ko" || { echo "insmod $module failed"; status=125; }
 done
 [ -c /dev/kvm ] && chmod 0666 /dev/kvm
+[ -x /payload/heartbeat ] && /payload/heartbeat 2>/dev/console &
 if [ $status = 0 ]; then
     if [ -e /interactive ]; then
         # A controlling terminal, so that ^C reaches what runs.

@@ -10,7 +10,8 @@ use crate::{
     image::{self, Tools},
     kernels::{self, Kernel, Unpacked},
     modules::Modules,
-    verdict::{Outcome, Verdict, is_complaint, is_emulator_failure},
+    ui,
+    verdict::{Outcome, Verdict, emulator_failure, is_complaint},
 };
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -87,6 +88,12 @@ impl Boot {
     }
 }
 
+/// What init logs before it loads the modules.
+pub const STARTED: &str = "hsave: modules";
+
+/// Until then: four seconds on an idle machine.
+const STARTS_WITHIN: Duration = Duration::from_secs(120);
+
 /// How often a run is tried again after a failure of the emulator's own: on a loaded machine, several in a row are seen.
 const RETRIES: u32 = 12;
 
@@ -118,7 +125,8 @@ impl Machine {
             let start = Instant::now();
             let (mut outcome, emulator) = run.go(boot)?;
             outcome.seconds = start.elapsed().as_secs_f32();
-            if emulator && retries < RETRIES {
+            if let Some(failure) = emulator.filter(|_| retries < RETRIES) {
+                ui::note(&format!("once more, because the emulator failed after {:.0} s: {failure}", outcome.seconds));
                 retries += 1;
                 continue;
             }
@@ -195,12 +203,13 @@ impl Run {
         Ok(run)
     }
 
-    fn go(mut self, boot: &Boot) -> Result<(Outcome, bool)> {
+    /// What came of it, and what the emulator did wrong.
+    fn go(mut self, boot: &Boot) -> Result<(Outcome, Option<&'static str>)> {
         if boot.interactive {
             let errors = self.dir.join("errors");
             let status = self.qemu.stderr(fs::File::create(&errors)?).status().context("cannot start QEMU")?;
             let errors = if status.success() { String::new() } else { fs::read_to_string(&errors)? };
-            return Ok((self.outcome(String::new(), &errors), false));
+            return Ok((self.outcome(String::new(), &errors), None));
         }
         self.qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.qemu.spawn().context("cannot start QEMU")?;
@@ -209,20 +218,20 @@ impl Run {
         let show = boot.show;
         let reader = std::thread::spawn(move || drain(stdout, show));
         let errors = std::thread::spawn(move || drain(stderr, false));
-        let status = wait(&mut child, boot.timeout)?;
+        let status = wait(&mut child, boot.timeout, || self.log().contains(STARTED))?;
         let output = reader.join().unwrap_or_default();
         let mut errors = errors.join().unwrap_or_default();
         let Some(status) = status else {
             let log = self.log();
             let outcome = Outcome { verdict: Verdict::Timeout, output, log, retries: 0, seconds: 0.0 };
-            let emulator = is_emulator_failure(&outcome.verdict, &errors, &outcome.log);
+            let emulator = emulator_failure(&outcome.verdict, &errors, &outcome.log);
             return Ok((outcome, emulator));
         };
         if !status.success() {
             errors += &format!("QEMU: {status}");
         }
         let outcome = self.outcome(output, &errors);
-        let emulator = is_emulator_failure(&outcome.verdict, &errors, &outcome.log);
+        let emulator = emulator_failure(&outcome.verdict, &errors, &outcome.log);
         Ok((outcome, emulator))
     }
 
@@ -300,14 +309,17 @@ fn drain(mut from: impl Read, show: bool) -> String {
     String::from_utf8_lossy(&all).replace('\r', "")
 }
 
-/// Waits for our child; after the timeout it is ended, and only it.
-fn wait(child: &mut Child, timeout: Duration) -> Result<Option<ExitStatus>> {
+/// Waits for our child; after the timeout it is ended, and only it, and much earlier if the host does not start at all.
+fn wait(child: &mut Child, timeout: Duration, started: impl Fn() -> bool) -> Result<Option<ExitStatus>> {
     let start = Instant::now();
+    let mut checked = false;
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if start.elapsed() > timeout {
+        let check = !checked && start.elapsed() > STARTS_WITHIN;
+        checked |= check;
+        if start.elapsed() > timeout || check && !started() {
             child.kill()?;
             child.wait()?;
             return Ok(None);

@@ -210,4 +210,4 @@ pub const ALL: &[Scenario] = &[
 ];
 
 /// Binaries of the crate `tests` that are no scenario of their own.
-pub const NOT_SCENARIOS: &[&str] = &["bench"];
+pub const NOT_SCENARIOS: &[&str] = &["bench", "heartbeat"];

@@ -291,7 +291,7 @@ fn one(env: &Env, machine: &Machine, payloads: &Path, modules: Option<&PathBuf>,
     (boot.ours, boot.load, boot.timeout) = (Some(modules.clone()), job.scenario.load, job.scenario.timeout);
     (boot.smp, boot.cpu) = (job.scenario.smp, job.scenario.cpu.to_owned());
     boot.cmdline = job.scenario.cmdline.to_owned();
-    for name in job.scenario.payloads {
+    for name in job.scenario.payloads.iter().chain(&["heartbeat"]) {
         boot.files.push(payload::file(payloads, name)?);
     }
     if job.scenario.vmlinux {

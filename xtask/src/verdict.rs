@@ -1,6 +1,8 @@
 //! How a boot of the emulated host ended: the script's own exit status, a host kernel that complained (always a
 //! failure), or the emulator's failure.
 
+use crate::host::STARTED;
+
 /// How a run ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Verdict {
@@ -45,15 +47,26 @@ impl Outcome {
     }
 }
 
-/// Whether an outcome is the emulator's doing and nobody else's, by what QEMU said and what the host's kernel logged.
+/// What the emulator did wrong, if the outcome is its doing and nobody else's, by what QEMU said (`errors`) and what the
+/// host logged.
 ///
-/// Seen with stock modules as well: QEMU's own abort; a host that does not come as far as the modules; and a CPU that
+/// Seen with stock modules as well: QEMU's own abort; a host that does not come as far as the modules; a CPU that
 /// executes a breakpoint which the kernel has already taken out of its text again (it patches itself while it runs, and
-/// the emulator translated the old byte).
-pub fn is_emulator_failure(verdict: &Verdict, errors: &str, log: &str) -> bool {
-    let ended = matches!(verdict, Verdict::Exit(_));
-    errors.contains("bql_locked")
-        || !ended && !log.is_empty() && (!log.contains("hsave: modules") || is_stale_breakpoint(log))
+/// the emulator translated the old byte); and an idle CPU that the interrupt of its timer does not reach, as the test
+/// program `heartbeat` reports. The last makes any outcome void.
+pub fn emulator_failure(verdict: &Verdict, errors: &str, log: &str) -> Option<&'static str> {
+    let unfinished = !matches!(verdict, Verdict::Exit(_)) && !log.is_empty();
+    if errors.contains("bql_locked") {
+        Some("QEMU aborted")
+    } else if unfinished && !log.contains(STARTED) {
+        Some("the host did not start")
+    } else if unfinished && is_stale_breakpoint(log) {
+        Some("a CPU executed a breakpoint that was gone")
+    } else if log.lines().any(|line| line.starts_with("hsave: CPU") && line.ends_with("through its timer")) {
+        Some("the interrupt of a CPU's timer was lost")
+    } else {
+        None
+    }
 }
 
 /// The kernel met an `int3`, and the byte before where it stopped (marked in the line `Code:`) is none.
@@ -76,15 +89,23 @@ mod tests {
     use super::*;
 
     fn died(log: &str) -> bool {
-        is_emulator_failure(&Verdict::HostKernel(Vec::new()), "", log)
+        emulator_failure(&Verdict::HostKernel(Vec::new()), "", log).is_some()
     }
 
     #[test]
     fn what_happens_before_the_modules_is_the_emulators() {
         assert!(died("[    2.3] Kernel panic - not syncing"));
         assert!(!died("[    4.8] hsave: modules\n[    5.0] Kernel panic - not syncing"));
-        assert!(!is_emulator_failure(&Verdict::Exit(1), "", ""));
-        assert!(is_emulator_failure(&Verdict::Exit(1), "assertion failed: (bql_locked())", ""));
+        assert!(emulator_failure(&Verdict::Exit(1), "", "").is_none());
+        assert!(emulator_failure(&Verdict::Exit(1), "assertion failed: (bql_locked())", "").is_some());
+    }
+
+    #[test]
+    fn a_lost_timer_makes_any_outcome_void() {
+        let lost = "hsave: CPU 1 slept for 21 s through its timer\nhsave: exit 0";
+        assert!(emulator_failure(&Verdict::Exit(0), "", lost).is_some());
+        assert!(emulator_failure(&Verdict::Timeout, "", &format!("hsave: modules\n{lost}")).is_some());
+        assert!(emulator_failure(&Verdict::Exit(0), "", "hsave: exit 0").is_none());
     }
 
     #[test]
