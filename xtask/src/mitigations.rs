@@ -13,15 +13,11 @@ use std::time::Duration;
 /// Rows of a name, words of the command line, and what the files of /sys/devices/system/cpu/vulnerabilities begin with.
 macro_rules! mitigations {
     ($($name:literal $cmdline:literal $($file:literal $says:literal),+;)*) => {
-        &[$(
-            mitigations!(false, &[Kernel::V6_12], $name, $cmdline, $($file, $says),+),
-            mitigations!(true, &[Kernel::V6_1, Kernel::V7_3], $name, $cmdline, $($file, $says),+)
-        ),*]
+        &[$(mitigations!($name, $cmdline, $($file, $says),+)),*]
     };
-    ($slow:literal, $kernels:expr, $name:literal, $cmdline:literal, $($file:literal, $says:literal),+) => {
+    ($name:literal, $cmdline:literal, $($file:literal, $says:literal),+) => {
         Scenario {
-            kernels: $kernels,
-            slow: $slow,
+            slow: &[Kernel::V6_1, Kernel::V7_3],
             cmdline: $cmdline,
             timeout: Duration::from_secs(300),
             ..program(

@@ -24,8 +24,8 @@ pub struct Scenario {
     pub load: bool,
     /// Give the script the guest's kernel as an ELF file, /guest/vmlinux.
     pub vmlinux: bool,
-    /// Only with `--all`.
-    pub slow: bool,
+    /// The kernels on which it is run only with `--all`, or when asked for by name.
+    pub slow: &'static [Kernel],
     /// The host's processor, as QEMU's `-cpu` takes it, and how many.
     pub cpu: &'static str,
     /// Further words of the host kernel's command line.
@@ -46,7 +46,7 @@ const fn scenario(name: &'static str, script: &'static str) -> Scenario {
         expected: &[],
         payloads: &[],
         load: true,
-        slow: false,
+        slow: &[],
         vmlinux: false,
         cpu,
         cmdline: "",
@@ -72,7 +72,7 @@ macro_rules! matrix {
     };
     ($cpus:literal $machine:literal $irqchip:literal $firmware:literal) => {
         Scenario {
-            slow: true,
+            slow: &kernels::ALL,
             ..boot(
                 concat!("matrix-", $machine, "-", $irqchip, "-", $firmware, "-", $cpus),
                 concat!("CPUS=", $cpus, " IRQCHIP=", $irqchip, " FIRMWARE=", $firmware, " boot-guest ", $machine, " client"),
@@ -124,9 +124,10 @@ const REFUSED: &str = "for module in $(cat /modules/kvm); do insmod /modules/$mo
 /// All others, in the order in which they are started.
 pub const ALL: &[Scenario] = &[
     boot("boot-microvm", "boot-guest microvm client"),
-    boot("boot-q35", "CPUS=2 boot-guest q35 client"),
-    boot("boot-pc", "CPUS=4 boot-guest pc client"),
     boot("boot-q35-split", "CPUS=2 IRQCHIP=split boot-guest q35 client"),
+    boot("boot-pc-split", "IRQCHIP=split boot-guest pc check"),
+    Scenario { slow: &[Kernel::V6_1, Kernel::V6_12], ..boot("boot-q35", "CPUS=2 boot-guest q35 client") },
+    Scenario { slow: &[Kernel::V6_1, Kernel::V7_3], ..boot("boot-pc", "CPUS=4 boot-guest pc client") },
     // The way of Firecracker and Cloud Hypervisor: no firmware.
     vmm(
         "vmm",
@@ -136,14 +137,17 @@ pub const ALL: &[Scenario] = &[
         ),
     ),
     // Paused and saved, changes saved after a while, and on in another process.
-    vmm(
-        "vmm-snapshot",
-        vmm!(
-            "moved() { vmm save /tmp/saved \"$@\"; vmm restore /tmp/saved; rm -r /tmp/saved; }; \
-             moved /guest/vmlinuz $initrd bzimage irqchip 1; moved /guest/vmlinuz $initrd bzimage split 2; \
-             moved /guest/vmlinux $initrd pvh irqchip 2"
-        ),
-    ),
+    Scenario {
+        slow: &[Kernel::V6_1, Kernel::V7_3],
+        ..vmm(
+            "vmm-snapshot",
+            vmm!(
+                "moved() { vmm save /tmp/saved \"$@\"; vmm restore /tmp/saved; rm -r /tmp/saved; }; \
+                 moved /guest/vmlinuz $initrd bzimage irqchip 1; moved /guest/vmlinuz $initrd bzimage split 2; \
+                 moved /guest/vmlinux $initrd pvh irqchip 2"
+            ),
+        )
+    },
     // What KVM offers and allows, line by line as stock's.
     Scenario {
         compare: true,
@@ -192,7 +196,7 @@ pub const ALL: &[Scenario] = &[
     ),
     program("lifecycle", &["lifecycle"], "/payload/lifecycle"),
     // Storms at random; the seed is printed first.
-    program("stress", &["stress"], "/payload/stress"),
+    Scenario { slow: &[Kernel::V6_1], ..program("stress", &["stress"], "/payload/stress") },
     scenario(
         "load-unload",
         "for i in 1 2 3; do rmmod kvm_amd && rmmod kvm || exit 1; [ ! -e /dev/kvm ] || exit 2; \
