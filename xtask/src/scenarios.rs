@@ -73,6 +73,8 @@ macro_rules! matrix {
     ($cpus:literal $machine:literal $irqchip:literal $firmware:literal) => {
         Scenario {
             slow: &kernels::ALL,
+            // With stock's modules the emulator aborts under OVMF: it writes CR8 while a virtual interrupt waits.
+            compare: !matches!($firmware.as_bytes(), b"ovmf"),
             ..boot(
                 concat!("matrix-", $machine, "-", $irqchip, "-", $firmware, "-", $cpus),
                 concat!("CPUS=", $cpus, " IRQCHIP=", $irqchip, " FIRMWARE=", $firmware, " boot-guest ", $machine, " client"),
@@ -81,10 +83,10 @@ macro_rules! matrix {
     };
 }
 
-/// Every board of QEMU's with every kind of interrupt controller and firmware that Debian has for it.
+/// Every board of QEMU's with every kind of interrupt controller and firmware that Debian has for it; but qboot does not
+/// find its disk's interrupt on a microvm with all controllers in the kernel, with stock's modules neither.
 pub const MATRIX: &[Scenario] = matrix! {
     "microvm" "on" "seabios";
-    "microvm" "on" "qboot";
     "microvm" "split" "seabios";
     "microvm" "split" "qboot";
     "pc" "on" "seabios";
