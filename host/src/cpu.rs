@@ -101,7 +101,7 @@ pub trait Cpu {
     fn set_interrupt_shadow(&mut self, on: bool);
     /// Sets or clears one optional intercept. Mandatory ones stay set whatever is asked.
     fn set_intercept(&mut self, which: Intercepts, on: bool);
-    /// Control registers whose reads or writes are intercepted beyond the mandatory ones (CR4 both ways, CR0 writes that
+    /// Control registers whose reads or writes are intercepted beyond the mandatory ones (CR4 writes, CR0 writes that
     /// change more than TS and MP), a bit per register.
     fn set_cr_intercepts(&mut self, read: u16, write: u16);
     /// Exceptions to intercept, a bit per vector (#MC and the mandatory ones stay set).
@@ -120,9 +120,13 @@ pub trait Cpu {
     fn set_root(&mut self, root: NestedRoot);
     /// The next entry flushes this guest's translations (its ASID, APM 15.16).
     fn flush_tlb(&mut self);
+    /// The same where the guest itself asked for it: what the nested tables map is what it was, and so is the number of
+    /// levels of the guest's own.
+    fn flush_guest_tlb(&mut self);
 
     /// On a processor that does not save the next RIP: the instruction at RIP, in 64-bit mode, is this one. Later exits
-    /// from there have [`ControlArea::next_rip`] filled in while it is; a flush forgets it. 0 there: not known.
+    /// from there have [`ControlArea::next_rip`] filled in while it is; [`flush_tlb`](Self::flush_tlb) forgets it. 0
+    /// there: not known.
     fn seen(&mut self, code: &SeenCode);
 
     /// Guest values of registers that the world switch swaps outside of the VMCB, to be read and written freely

@@ -322,6 +322,9 @@ impl Cpu for SimCpu {
     fn flush_tlb(&mut self) {
         self.flush = true;
     }
+    fn flush_guest_tlb(&mut self) {
+        self.flush = true;
+    }
     fn seen(&mut self, code: &SeenCode) {
         uncounted(|| self.seen.push(*code));
     }

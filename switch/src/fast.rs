@@ -97,8 +97,10 @@ impl<P: Platform> Svm<P> {
         let instruction = is_instruction(control.exit_code);
         if let Some(seen) = &self.seen {
             let mut next = 0;
-            // After a nested page fault, too: its instruction may have to be emulated.
-            let asked = instruction || control.exit_code == code::NPF;
+            // After a nested page fault, too: its instruction may have to be emulated. And after a move to or from a control
+            // or debug register, which is not one of those that `handle_fast` looks at.
+            let moves = control.exit_code <= code::DR15_WRITE || control.exit_code == code::CR0_SEL_WRITE;
+            let asked = instruction || moves || control.exit_code == code::NPF;
             if asked && save.efer & Efer::LMA.bits() != 0 && save.cs.attrib.has(SegmentAttr::L) {
                 // SAFETY: by contract.
                 next = unsafe { seen.next_rip(save.rip, save.cr3) };

@@ -46,8 +46,8 @@ pub const INITIAL: Intercepts =
 /// inside of their own delivery, which only an intercept ends.
 pub const MANDATORY_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 
-/// CR4: the run loop has to see every change, and some of its bits are the host's.
-const MANDATORY_CR: u16 = 1 << 4;
+/// Writes of CR4: the run loop has to see every change, and some of its bits are the host's.
+const MANDATORY_CR_WRITES: u16 = 1 << 4;
 
 /// Cycles between two PAUSEs that start the count over; the default of stock KVM.
 const PAUSE_FILTER_THRESHOLD: u16 = 128;
@@ -125,8 +125,7 @@ impl<P: Platform> Svm<P> {
         let c = &mut c.control;
         c.iopm_base_pa = iopm.0;
         c.msrpm_base_pa = msrpm.0;
-        c.intercept_cr_read = MANDATORY_CR;
-        c.intercept_cr_write = MANDATORY_CR;
+        c.intercept_cr_write = MANDATORY_CR_WRITES;
         c.intercept_dr_read = u16::MAX;
         c.intercept_dr_write = u16::MAX;
         c.intercept_exceptions = MANDATORY_EXCEPTIONS;
@@ -165,7 +164,7 @@ impl<P: Platform> Svm<P> {
         self.clean = self.clean.difference(touched);
     }
 
-    /// A flush was asked for, or the paging mode may have changed: nothing is known of the guest's code.
+    /// The nested tables may have changed, or the levels of the guest's own: nothing is known of the guest's code.
     #[inline]
     fn forget_seen(&mut self) {
         if let Some(seen) = &mut self.seen {
@@ -205,9 +204,6 @@ impl<P: Platform> Cpu for Svm<P> {
     #[inline]
     fn save_mut(&mut self, touched: CleanBits) -> &mut SaveArea {
         self.dirty(touched);
-        if touched.contains(CleanBits::CRX) {
-            self.forget_seen();
-        }
         &mut self.vmcb_mut().save
     }
 
@@ -263,8 +259,8 @@ impl<P: Platform> Cpu for Svm<P> {
     fn set_cr_intercepts(&mut self, read: u16, write: u16) {
         self.dirty(CleanBits::I);
         let c = &mut self.vmcb_mut().control;
-        c.intercept_cr_read = read | MANDATORY_CR;
-        c.intercept_cr_write = write | MANDATORY_CR;
+        c.intercept_cr_read = read;
+        c.intercept_cr_write = write | MANDATORY_CR_WRITES;
     }
 
     fn set_exception_intercepts(&mut self, mask: u32) {
@@ -305,6 +301,11 @@ impl<P: Platform> Cpu for Svm<P> {
     fn flush_tlb(&mut self) {
         self.flush = true;
         self.forget_seen();
+    }
+
+    #[inline]
+    fn flush_guest_tlb(&mut self) {
+        self.flush = true;
     }
 
     fn seen(&mut self, code: &SeenCode) {

@@ -3,13 +3,13 @@
 
 use crate::Ctx;
 use crate::run::Next;
-use emulator::{Insn, Known, Mode, Stop};
+use emulator::{Insn, Known, Mode, Op, Stop};
 use host::{Cpu, Host, SeenCode};
 
 /// Every how many looks at an instruction its place is remembered.
 const LOOKUPS_PER_SEEN: u8 = 4;
 /// Instructions that stay decoded, a power of two.
-const PLACES: usize = 4;
+const PLACES: usize = 8;
 
 /// Instructions that the processor knows as well, decoded.
 #[derive(Default)]
@@ -23,18 +23,22 @@ struct Place {
 }
 
 impl Decoded {
-    /// Neighbours get different places.
+    /// Neighbours get different places; if that is another one's, it may be in the place beside it (`^ 1`).
     fn place(rip: u64) -> usize {
-        (rip ^ rip >> 2) as usize & (PLACES - 1)
+        (rip ^ rip >> 3) as usize & (PLACES - 1)
     }
 
     fn get(&self, rip: u64, cr3: u64) -> Option<&Insn> {
-        let place = self.0.get(Self::place(rip))?.as_ref()?;
-        (place.rip == rip && place.cr3 == cr3).then_some(&place.insn)
+        let first = Self::place(rip);
+        let at = |n: usize| self.0.get(n)?.as_ref().filter(|p| p.rip == rip);
+        let place = at(first).or_else(|| at(first ^ 1))?;
+        (place.cr3 == cr3).then_some(&place.insn)
     }
 
     fn put(&mut self, rip: u64, cr3: u64, insn: Insn) {
-        if let Some(place) = self.0.get_mut(Self::place(rip)) {
+        let first = Self::place(rip);
+        let taken = matches!(self.0.get(first), Some(Some(p)) if p.rip != rip);
+        if let Some(place) = self.0.get_mut(first ^ usize::from(taken)) {
             *place = Some(Place { rip, cr3, insn });
         }
     }
@@ -93,18 +97,17 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     /// The instruction at RIP, if the processor has seen to it that it is one that was decoded before.
-    pub(crate) fn known_insn(&self) -> Option<Insn> {
+    pub(crate) fn known_insn(&self) -> Option<&Insn> {
         let (save, next) = (self.core.cpu.save(), self.core.cpu.control().next_rip);
         if self.core.features.nrips || next == 0 {
             return None;
         }
         let insn = self.core.decoded.get(save.rip, save.cr3)?;
-        (insn.next_rip(save.rip) == next).then_some(*insn)
+        (insn.next_rip(save.rip) == next).then_some(insn)
     }
 
-    /// Decodes the instruction at RIP, from the bytes that the processor reported or from memory. `again`: it is of those
-    /// that are likely to come back.
-    pub(crate) fn decode(&mut self, again: bool) -> Result<Insn, Stop> {
+    /// Decodes the instruction at RIP, from the bytes that the processor reported or from memory.
+    pub(crate) fn decode(&mut self) -> Result<Insn, Stop> {
         let mut bytes = [0; 15];
         let reported = self.core.cpu.control().insn();
         let n = reported.len();
@@ -112,7 +115,8 @@ impl<H: Host> Ctx<'_, H> {
             b.copy_from_slice(reported);
         }
         let insn = emulator::fetch(self, bytes.get(..n).unwrap_or(&[]))?;
-        if again && insn.mode == Mode::Long64 {
+        // String I/O is not among those that the processor looks for.
+        if insn.mode == Mode::Long64 && !matches!(insn.op, Op::Ins | Op::Outs) {
             let (rip, cr3) = (self.core.cpu.save().rip, self.core.cpu.save().cr3);
             if let Some(code) = self.see_code(rip, insn.len) {
                 // Another vCPU may have changed it meanwhile: what counts is what was seen.

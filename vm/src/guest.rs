@@ -30,9 +30,8 @@ impl<H: Host> Ctx<'_, H> {
         self.me.stats.insn_emulation.count();
         self.core.traffic.clear();
         let insn = match self.known_insn() {
-            Some(insn) => insn,
-            // What drives a device comes back; what writes control registers makes the processor forget.
-            None => match self.decode(faulted.is_some()) {
+            Some(insn) => *insn,
+            None => match self.decode() {
                 Ok(insn) => insn,
                 Err(stop) => return self.stopped(stop),
             },
@@ -317,7 +316,7 @@ impl<H: Host> Machine for Ctx<'_, H> {
     }
     fn invlpg(&mut self, _linear: u64) {
         // One page's guest translations cannot be dropped from here without INVLPGA in the guest's ASID.
-        self.core.cpu.flush_tlb();
+        self.core.cpu.flush_guest_tlb();
     }
     fn commit(&mut self) {
         self.core.traffic.forget();

@@ -41,7 +41,13 @@ impl<H: Host> Core<H> {
     /// Puts a CR4 that has been checked into the hardware. MCE stays on: a machine check is the host's.
     pub(crate) fn load_cr4(&mut self, value: u64) {
         self.guest_cr4 = value;
-        self.cpu.save_mut(CleanBits::CRX).cr4 = value | Cr4::MCE.bits();
+        let hw = value | Cr4::MCE.bits();
+        self.cpu.save_mut(CleanBits::CRX).cr4 = hw;
+        // As for CR0; its writes exit in any case.
+        if self.cr4_read_exits != (hw != value) {
+            self.cr4_read_exits = hw != value;
+            self.load_cr_intercepts();
+        }
     }
 
     /// A guest's MOV to CR0 with its checks and consequences (APM 3.1.1, 14.6). Err: #GP(0).
@@ -77,7 +83,7 @@ impl<H: Host> Core<H> {
         }
         self.load_cr0(new.bits());
         if (old ^ new.bits()) & (Cr0::PG | Cr0::WP | Cr0::PE).bits() != 0 {
-            self.cpu.flush_tlb();
+            self.cpu.flush_guest_tlb();
         }
         Ok(())
     }
@@ -98,9 +104,13 @@ impl<H: Host> Core<H> {
             return gp;
         }
         self.load_cr4(value);
-        let flushing = Cr4::PSE | Cr4::PAE | Cr4::PGE | Cr4::PCIDE | Cr4::SMEP | Cr4::SMAP | Cr4::PKE | Cr4::LA57;
-        if (old_bits ^ new).intersects(flushing) {
+        let changed = old_bits ^ new;
+        if changed.contains(Cr4::LA57) {
             self.cpu.flush_tlb();
+        } else if changed
+            .intersects(Cr4::PSE | Cr4::PAE | Cr4::PGE | Cr4::PCIDE | Cr4::SMEP | Cr4::SMAP | Cr4::PKE)
+        {
+            self.cpu.flush_guest_tlb();
         }
         Ok(())
     }
@@ -115,7 +125,7 @@ impl<H: Host> Core<H> {
         let no_flush = value >> 63 != 0 && self.guest_cr4 & Cr4::PCIDE.bits() != 0;
         self.cpu.save_mut(CleanBits::CRX).cr3 = value & !(1 << 63);
         if !no_flush {
-            self.cpu.flush_tlb();
+            self.cpu.flush_guest_tlb();
         }
         Ok(())
     }

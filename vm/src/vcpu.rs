@@ -142,6 +142,8 @@ pub struct Core<H: Host> {
     pub(crate) decoded: crate::code::Decoded,
     /// CR0 is intercepted.
     pub(crate) cr0_exits: bool,
+    /// Reads of CR4 are intercepted.
+    pub(crate) cr4_read_exits: bool,
     /// Writes of CR8 are intercepted: since a virtual interrupt waits, or until the next one after it.
     pub(crate) cr8_exits: bool,
     /// Why the host could not do an access of the emulated instruction.

@@ -230,6 +230,7 @@ impl<H: Host> Vm<H> {
             lookups: 0,
             decoded: Default::default(),
             cr0_exits: false,
+            cr4_read_exits: true,
             cr8_exits: false,
             host_stop: None,
             device_exit: Next::Resume,

@@ -21,7 +21,7 @@ fn mandatory_intercepts_stay() {
     let c = cpu.control();
     assert_eq!(c.intercept_3 as u64 | (c.intercept_4 as u64) << 32, MANDATORY.bits());
     assert_eq!(c.intercept_exceptions, 1 << 18 | 1 << 17 | 1 << 1);
-    assert_eq!((c.intercept_cr_read, c.intercept_cr_write), (1 << 4, 1 << 4));
+    assert_eq!((c.intercept_cr_read, c.intercept_cr_write), (0, 1 << 4));
     cpu.set_intercept(Intercepts::HLT, true);
     assert!(cpu.control().intercept_3 as u64 & Intercepts::HLT.bits() != 0);
 }

@@ -53,8 +53,11 @@ fn an_instruction_that_was_seen_has_a_length_until_a_word_of_its_walk_changes() 
     cpu.seen(&memory.code());
     assert_eq!(next_rip(&mut cpu, code::CPUID), RIP + 3);
     assert_eq!(next_rip(&mut cpu, code::MSR), RIP + 3);
-    assert_eq!(next_rip(&mut cpu, code::NPF), RIP + 3, "it may have to be emulated");
-    for exit in [code::INTR, code::IOIO, code::INVALID, code::EXCP0 + 14, code::CR0_READ] {
+    let emulated = [code::NPF, code::CR0_READ, code::CR15_WRITE, code::DR0_READ, code::DR15_WRITE, code::CR0_SEL_WRITE];
+    for exit in emulated {
+        assert_eq!(next_rip(&mut cpu, exit), RIP + 3, "{exit:#x}: it may have to be emulated");
+    }
+    for exit in [code::INTR, code::IOIO, code::INVALID, code::EXCP0, code::EXCP0 + 14] {
         assert_eq!(next_rip(&mut cpu, exit), 0, "{exit:#x} is no instruction's, or says it itself");
     }
     for n in 0..SEEN_WORDS {
@@ -86,18 +89,21 @@ fn it_is_another_one_at_another_rip_under_another_cr3_and_in_another_mode() {
 }
 
 #[test]
-fn a_flush_or_a_new_paging_mode_forgets_it() {
+fn a_flush_forgets_it_but_not_the_guests_own() {
     let b = Bench::new();
     let mut cpu = guest(&b, 0);
     let mut memory = Words(Box::new([1; SEEN_WORDS]));
-    let changes: [fn(&mut Svm<Kernel>); 3] =
-        [|cpu| cpu.flush_tlb(), |cpu| cpu.set_root(ROOT.root), |cpu| cpu.save_mut(CleanBits::CRX).cr2 = 0];
+    let changes: [fn(&mut Svm<Kernel>); 2] = [|cpu| cpu.flush_tlb(), |cpu| cpu.set_root(ROOT.root)];
     for change in changes {
         cpu.seen(&memory.code());
         assert_eq!(next_rip(&mut cpu, code::CPUID), RIP + 3);
         change(&mut cpu);
         assert_eq!(next_rip(&mut cpu, code::CPUID), 0);
     }
+    cpu.seen(&memory.code());
+    cpu.flush_guest_tlb();
+    cpu.save_mut(CleanBits::CRX).cr0 ^= 1 << 16;
+    assert_eq!(next_rip(&mut cpu, code::CPUID), RIP + 3);
 }
 
 #[test]

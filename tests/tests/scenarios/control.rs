@@ -71,6 +71,68 @@ fn illegal_values_fault_and_change_nothing() {
     assert_eq!((sregs(&m).cr0, sregs(&m).cr4), (0x8005_0033, 0x620));
 }
 
+/// Where the processor knows that the instruction is what it was, its operand is known without reading it again.
+#[test]
+fn a_move_that_comes_back_is_not_read_again() {
+    const PGE: u64 = 1 << 7;
+    let m = machine(MOV_CR4_RAX);
+    for gpa in (0..0x1_0000).step_by(0x1000).chain([CODE]) {
+        m.tries(0, gpa, false);
+    }
+    m.run_out(0);
+    let writes = |next: u64, rax: u64| {
+        m.with_regs(0, |r| (r.rip, r.rax) = (CODE, rax));
+        m.sim.step(0, move |c| {
+            c.vmcb().next_rip = next;
+            (CR4_WRITE, 0, 0)
+        });
+        m.does(0, |_| ());
+        m.run_out(0);
+        (sregs(&m).cr4, m.regs(0).rip)
+    };
+    let changed = (0x620 | PGE, CODE + 3);
+    for _ in 0..4 {
+        assert_eq!((writes(0, 0x620 | PGE), writes(0, 0x620)), (changed, (0x620, CODE + 3)));
+    }
+    assert!(m.inside(0, |c| c.core.cpu.seen.iter().any(|s| s.bytes() == MOV_CR4_RAX)));
+    let emulated = |m: &Machine| m.inside(0, |c| c.me.stats.insn_emulation.get());
+    let before = emulated(&m);
+    m.write_ram(CODE, &[0x90; 3]);
+    assert_eq!(writes(CODE + 3, 0x620 | PGE), changed, "what is in memory is not looked at");
+    assert_eq!(emulated(&m), before);
+    // A value that is refused.
+    assert_eq!(writes(CODE + 3, 0), (0x620 | PGE, CODE));
+    assert_eq!(vectors(&m), [13]);
+    // The processor saw that it is not what it was.
+    assert_eq!(writes(0, 0x620), (0x620 | PGE, CODE + 1), "a NOP");
+    // Another instruction of the same length from there: it is not that which is known.
+    m.write_ram(CODE, MOV_CR4_RAX);
+    m.with_regs(0, |r| (r.rip, r.rax) = (CODE, 7));
+    m.sim.step(0, |c| {
+        c.vmcb().next_rip = CODE + 2;
+        (CR4_WRITE, 0, 0)
+    });
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(vectors(&m), [13, 13], "read again");
+    m.end();
+}
+
+#[test]
+fn reads_of_cr4_exit_while_the_processors_is_another() {
+    const MCE: u64 = 1 << 6;
+    let m = machine(MOV_CR4_RAX);
+    let reads_exit = |m: &Machine| m.inside(0, |c| c.core.cpu.control().intercept_cr_read >> 4 & 1 != 0);
+    exit(&m, CR4_WRITE, 0x620 & !MCE);
+    assert!(reads_exit(&m));
+    m.does(0, |c| assert_eq!(c.guest().cr4 & MCE, MCE, "a machine check is the host's"));
+    m.run_out(0);
+    exit(&m, CR4_WRITE, 0x620 | MCE);
+    assert!(!reads_exit(&m));
+    exit(&m, CR4_WRITE, 0x620 & !MCE);
+    assert!(reads_exit(&m));
+}
+
 #[test]
 fn decode_assists_name_the_operand() {
     let m = Machine::bare(CpuFeatures { nrips: true, decode_assists: true, ..PLAIN }).unwrap();

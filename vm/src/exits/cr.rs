@@ -1,4 +1,5 @@
-//! Control and debug registers (APM 15.8). Without decode assists the instruction is read from memory.
+//! Control and debug registers (APM 15.8). Without decode assists the instruction is read from memory, if it is not known
+//! already (docs/decisions/0013).
 
 use crate::Ctx;
 use crate::run::Next;
@@ -6,13 +7,29 @@ use crate::vcpu::Core;
 use arch::Exception;
 use arch::cr::{Cr4, DR6_BD, DR7_GD};
 use arch::event::vector;
+use emulator::{Op, Operand};
 use host::{Cpu, Host};
+
+/// The general register of a MOV to or from a control or debug register, and RIP behind it: from the processor, or from an
+/// instruction that is known. None: it has to be read first, or is another one (LMSW, SMSW, CLTS).
+#[inline]
+fn operands<H: Host>(ctx: &Ctx<'_, H>, op: Op, special: Operand, gpr: Option<u8>) -> Option<(u8, u64)> {
+    let next = ctx.core.cpu.control().next_rip;
+    if ctx.core.features.nrips {
+        return gpr.filter(|_| next != 0).map(|gpr| (gpr, next));
+    }
+    let insn = ctx.known_insn().filter(|i| i.op == op)?;
+    match insn.operands {
+        [Operand::Gpr { index, .. }, s, _] | [s, Operand::Gpr { index, .. }, _] if s == special => Some((index, next)),
+        _ => None,
+    }
+}
 
 /// MOV to or from CRn; LMSW, SMSW and CLTS come without a register number.
 #[cold]
 pub fn cr<H: Host>(ctx: &mut Ctx<'_, H>, n: u8, gpr: Option<u8>, write: bool) -> Next {
-    let next_rip = ctx.core.cpu.control().next_rip;
-    let (Some(gpr), true) = (gpr, ctx.core.features.nrips && next_rip != 0) else { return ctx.emulate() };
+    let op = if write { Op::MovToCr } else { Op::MovFromCr };
+    let Some((gpr, next_rip)) = operands(ctx, op, Operand::Cr(n), gpr) else { return ctx.emulate() };
     let long = ctx.in_64bit_mode();
     if !write {
         let value = match n {
@@ -39,8 +56,8 @@ pub fn dr<H: Host>(ctx: &mut Ctx<'_, H>, n: u8, gpr: Option<u8>, write: bool) ->
     if dr7 & DR7_GD != 0 {
         return ctx.fault(Exception { vector: vector::DB, error_code: None, payload: Some(DR6_BD) });
     }
-    let next_rip = ctx.core.cpu.control().next_rip;
-    let (Some(gpr), true) = (gpr, ctx.core.features.nrips && next_rip != 0) else { return ctx.emulate() };
+    let op = if write { Op::MovToDr } else { Op::MovFromDr };
+    let Some((gpr, next_rip)) = operands(ctx, op, Operand::Dr(n), gpr) else { return ctx.emulate() };
     if matches!(n, 4 | 5) && ctx.core.guest_cr4 & Cr4::DE.bits() != 0 {
         return ctx.fault(Exception::UD);
     }
@@ -133,6 +150,6 @@ impl<H: Host> Core<H> {
 
     pub(crate) fn load_cr_intercepts(&mut self) {
         let cr0 = u16::from(self.cr0_exits);
-        self.cpu.set_cr_intercepts(cr0, cr0 | u16::from(self.cr8_exits) << 8);
+        self.cpu.set_cr_intercepts(cr0 | u16::from(self.cr4_read_exits) << 4, cr0 | u16::from(self.cr8_exits) << 8);
     }
 }

@@ -46,6 +46,7 @@ impl Cpu for Registers {
     fn set_tsc_offset(&mut self, _: u64) {}
     fn set_root(&mut self, _: NestedRoot) {}
     fn flush_tlb(&mut self) {}
+    fn flush_guest_tlb(&mut self) {}
     fn seen(&mut self, _: &SeenCode) {}
     fn extra(&self) -> &ExtraRegs {
         &self.extra
