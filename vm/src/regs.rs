@@ -107,9 +107,7 @@ impl<H: Host> Core<H> {
         let changed = old_bits ^ new;
         if changed.contains(Cr4::LA57) {
             self.cpu.flush_tlb();
-        } else if changed
-            .intersects(Cr4::PSE | Cr4::PAE | Cr4::PGE | Cr4::PCIDE | Cr4::SMEP | Cr4::SMAP | Cr4::PKE)
-        {
+        } else if changed.intersects(Cr4::PSE | Cr4::PAE | Cr4::PGE | Cr4::PCIDE | Cr4::SMEP | Cr4::SMAP | Cr4::PKE) {
             self.cpu.flush_guest_tlb();
         }
         Ok(())

@@ -6,40 +6,13 @@
 mod fake;
 mod generate;
 mod processor;
+mod undefined;
 
 use emulator::{DecodeError, Insn, Mode, Op, Operand, Seg, Stop, decode, emulate};
 use fake::{Fake, Rng};
 use generate::{generate, registers, safe};
 use processor::{CODE, Context, DATA, DATA_LEN, MIDDLE, native, prepare};
-
-/// Arithmetic flags and DF: what user mode can see changing.
-const CF: u64 = 1;
-const PF: u64 = 4;
-const AF: u64 = 0x10;
-const ZF: u64 = 0x40;
-const SF: u64 = 0x80;
-const OF: u64 = 0x800;
-const ARITH: u64 = CF | PF | AF | ZF | SF | OF;
-
-/// Flags that the manuals leave undefined after `insn` with the given count operand.
-fn undefined_flags(insn: &Insn, count: u64) -> u64 {
-    let bits = 8 * u64::from(insn.opsize);
-    let shifted_out = if count >= bits { CF } else { 0 };
-    let overflow = if count == 1 { 0 } else { OF };
-    match insn.op {
-        _ if count == 0 => 0,
-        Op::And | Op::Or | Op::Xor | Op::Test => AF,
-        Op::Shl | Op::Shr => AF | overflow | shifted_out,
-        Op::Sar | Op::Shld | Op::Shrd => AF | overflow,
-        Op::Rol | Op::Ror | Op::Rcl | Op::Rcr => overflow,
-        Op::Mul | Op::Imul | Op::Imul2 => SF | ZF | AF | PF,
-        Op::Div | Op::Idiv => ARITH,
-        Op::Bt | Op::Bts | Op::Btr | Op::Btc => OF | SF | AF | PF,
-        Op::Bsf | Op::Bsr => ARITH & !ZF,
-        Op::Tzcnt | Op::Lzcnt => OF | SF | PF | AF,
-        _ => 0,
-    }
-}
+use undefined::{ARITH, ZF, shift_count, undefined_flags};
 
 fn describe(insn: &Insn, bytes: &[u8], before: &Context) -> String {
     format!("{:02x?} {insn:x?}\nbefore {:x?} flags {:x}", &bytes[..insn.len.into()], before.gpr, before.flags)
@@ -83,14 +56,7 @@ fn emulated_like_the_processor() {
         }
         let insn = decode(&bytes, Mode::Long64).expect("decoded before");
         let gpr = registers(&mut rng, &insn);
-        let count = if insn.operands[2] == Operand::None { &insn.operands[1] } else { &insn.operands[2] };
-        let count = match (insn.op, count) {
-            (Op::Rol | Op::Ror | Op::Rcl | Op::Rcr | Op::Shl | Op::Shr | Op::Sar | Op::Shld | Op::Shrd, c) => {
-                let c = if matches!(c, Operand::Imm) { insn.imm } else { gpr[1] };
-                c & if insn.opsize == 8 { 63 } else { 31 }
-            }
-            _ => 1,
-        };
+        let count = shift_count(&insn, gpr[1]);
         if matches!(insn.op, Op::Shld | Op::Shrd) && insn.opsize == 2 && count > 16 {
             continue; // undefined
         }

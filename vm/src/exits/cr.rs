@@ -10,17 +10,20 @@ use arch::event::vector;
 use emulator::{Op, Operand};
 use host::{Cpu, Host};
 
-/// The general register of a MOV to or from a control or debug register, and RIP behind it: from the processor, or from an
-/// instruction that is known. None: it has to be read first, or is another one (LMSW, SMSW, CLTS).
+/// Numbers of the control or debug register and the general register of a MOV between them, and RIP behind it: from the
+/// processor (`n`, `gpr`), or from an instruction that is known. None: it has to be read first, or is another one (LMSW,
+/// SMSW, CLTS).
 #[inline]
-fn operands<H: Host>(ctx: &Ctx<'_, H>, op: Op, special: Operand, gpr: Option<u8>) -> Option<(u8, u64)> {
+fn operands<H: Host>(ctx: &Ctx<'_, H>, op: Op, n: u8, gpr: Option<u8>) -> Option<(u8, u8, u64)> {
     let next = ctx.core.cpu.control().next_rip;
     if ctx.core.features.nrips {
-        return gpr.filter(|_| next != 0).map(|gpr| (gpr, next));
+        return gpr.filter(|_| next != 0).map(|gpr| (n, gpr, next));
     }
     let insn = ctx.known_insn().filter(|i| i.op == op)?;
+    // QEMU calls an intercepted read of any control register one of CR0: the instruction knows better.
     match insn.operands {
-        [Operand::Gpr { index, .. }, s, _] | [s, Operand::Gpr { index, .. }, _] if s == special => Some((index, next)),
+        [Operand::Gpr { index, .. }, Operand::Cr(n) | Operand::Dr(n), _]
+        | [Operand::Cr(n) | Operand::Dr(n), Operand::Gpr { index, .. }, _] => Some((n, index, next)),
         _ => None,
     }
 }
@@ -29,7 +32,7 @@ fn operands<H: Host>(ctx: &Ctx<'_, H>, op: Op, special: Operand, gpr: Option<u8>
 #[cold]
 pub fn cr<H: Host>(ctx: &mut Ctx<'_, H>, n: u8, gpr: Option<u8>, write: bool) -> Next {
     let op = if write { Op::MovToCr } else { Op::MovFromCr };
-    let Some((gpr, next_rip)) = operands(ctx, op, Operand::Cr(n), gpr) else { return ctx.emulate() };
+    let Some((n, gpr, next_rip)) = operands(ctx, op, n, gpr) else { return ctx.emulate() };
     let long = ctx.in_64bit_mode();
     if !write {
         let value = match n {
@@ -57,7 +60,7 @@ pub fn dr<H: Host>(ctx: &mut Ctx<'_, H>, n: u8, gpr: Option<u8>, write: bool) ->
         return ctx.fault(Exception { vector: vector::DB, error_code: None, payload: Some(DR6_BD) });
     }
     let op = if write { Op::MovToDr } else { Op::MovFromDr };
-    let Some((gpr, next_rip)) = operands(ctx, op, Operand::Dr(n), gpr) else { return ctx.emulate() };
+    let Some((n, gpr, next_rip)) = operands(ctx, op, n, gpr) else { return ctx.emulate() };
     if matches!(n, 4 | 5) && ctx.core.guest_cr4 & Cr4::DE.bits() != 0 {
         return ctx.fault(Exception::UD);
     }
