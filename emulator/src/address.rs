@@ -80,6 +80,7 @@ pub(crate) fn canonical<M: Machine>(m: &M, linear: u64) -> bool {
 }
 
 /// The offset of the instruction's memory operand, plus `extra`, truncated to the address size.
+#[inline]
 pub(crate) fn effective<M: Machine>(m: &M, insn: &Insn, extra: u64) -> u64 {
     let mem = &insn.mem;
     let base = match mem.base {
@@ -89,6 +90,16 @@ pub(crate) fn effective<M: Machine>(m: &M, insn: &Insn, extra: u64) -> u64 {
     };
     let index = mem.index.map_or(0, |index| m.gpr(index) << (mem.scale & 3));
     base.wrapping_add(index).wrapping_add(mem.disp).wrapping_add(extra) & mask(insn.addrsize)
+}
+
+/// The linear address of the instruction's memory operand in 64-bit mode, for an access that the processor has checked
+/// already.
+pub fn checked_address<M: Machine>(m: &M, insn: &Insn) -> u64 {
+    let offset = effective(m, insn, 0);
+    match insn.mem.seg {
+        seg @ (Seg::Fs | Seg::Gs) => m.segment(seg).base.wrapping_add(offset),
+        _ => offset,
+    }
 }
 
 /// The linear address of `size` bytes at `offset` in `seg`, checked for the access.

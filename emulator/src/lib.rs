@@ -66,7 +66,7 @@ mod prefix;
 mod task;
 mod vecmap;
 
-pub use address::{fetch, mode_of};
+pub use address::{checked_address, fetch, mode_of};
 pub use decode::decode;
 pub use exec::{Done, MAX_ITERATIONS, Shadow, emulate};
 pub use insn::{DecodeError, Insn, Mem, Mode, Op, Operand, Rep, Seg};

@@ -36,6 +36,9 @@ impl<H: Host> Ctx<'_, H> {
                 Err(stop) => return self.stopped(stop),
             },
         };
+        if let Some(next) = faulted.and_then(|f| self.plain_move(&insn, f)) {
+            return next;
+        }
         self.core.traffic.faulted = faulted.filter(|_| insn.touches_only_its_operand());
         self.step(insn)
     }
@@ -140,11 +143,14 @@ impl<H: Host> Ctx<'_, H> {
         let next = match (core::mem::take(&mut self.core.pending), answer) {
             (Pending::None, _) => return Ok(()),
             (Pending::MmioRead { .. }, Answer::Mmio(data)) => {
-                if !self.core.traffic.answer(data) {
+                let load = self.core.traffic.load.take();
+                if let Some(next) = load.and_then(|load| self.answered_load(load, data)) {
+                    next
+                } else if self.core.traffic.answer(data) {
+                    self.resume_instruction()
+                } else {
                     self.core.traffic.clear();
                     self.unhandleable()
-                } else {
-                    self.resume_instruction()
                 }
             }
             (Pending::PioIn { size, .. }, _) if self.core.traffic.insn.is_none() => exits::complete_input(self, size),

@@ -28,6 +28,7 @@ mod interrupts;
 pub mod ioeventfd;
 mod memory;
 mod mmio;
+mod moves;
 pub mod msr;
 mod notifier;
 mod policy;

@@ -204,6 +204,11 @@ impl<H: Host> Ctx<'_, H> {
         }
     }
 
+    /// Is it in the page of the local APIC?
+    pub(crate) fn is_apic(&self, gpa: u64) -> bool {
+        matches!(self.place(Gpa(gpa)), Place::Apic(_))
+    }
+
     /// KVM_TRANSLATE: physical address, valid, writable, user.
     pub fn translate(&mut self, linear: u64) -> (u64, bool, bool, bool) {
         let paging = self.paging();

@@ -1,6 +1,7 @@
 //! Accesses of the instruction that is being emulated which go to user space: the log of reads that it answered, the
 //! access it is asked for, and the queue of posted writes (the contract is in the documentation of `emulator`).
 
+use crate::moves::Load;
 use arch::{Gpa, NpfCode};
 use emulator::Insn;
 
@@ -53,6 +54,21 @@ impl Faulted {
     pub fn new(gpa: Gpa, code: NpfCode) -> Option<Self> {
         (code.final_access() && !code.fetch()).then_some(Self { gpa, write: code.write(), linear: None })
     }
+
+    /// Where the access led.
+    pub fn gpa(&self) -> u64 {
+        self.gpa.0
+    }
+
+    /// It was a write.
+    pub fn is_write(&self) -> bool {
+        self.write
+    }
+
+    /// The same, known to be at a linear address.
+    pub fn at(self, linear: u64) -> Self {
+        Self { linear: Some(linear), ..self }
+    }
 }
 
 /// Everything on its way to user space and back.
@@ -62,6 +78,8 @@ pub struct Traffic {
     pub insn: Option<Insn>,
     /// The read that user space is to answer.
     pub wanted: Option<Wanted>,
+    /// That is a plain load, and this is it.
+    pub load: Option<Load>,
     /// The PIO page holds the answer to the port read in `wanted`.
     pub port_answered: Option<Wanted>,
     /// Why the instruction is emulated.
@@ -107,6 +125,7 @@ impl Traffic {
         self.log.len = 0;
         self.cursor = 0;
         self.wanted = None;
+        self.load = None;
         self.port_answered = None;
         self.faulted = None;
     }

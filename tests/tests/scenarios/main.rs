@@ -14,6 +14,7 @@ mod interrupts;
 mod ioctls;
 mod memory;
 mod mmio;
+mod moves;
 mod msr;
 mod port;
 mod pv;
