@@ -6,6 +6,7 @@ mod chips_corners;
 mod clock;
 mod control;
 mod cpuid;
+mod crossing;
 mod events;
 mod failures;
 mod fast;
