@@ -35,11 +35,11 @@ pub(crate) type Script = Arc<Mutex<VecDeque<Step>>>;
 /// One virtual processor.
 pub struct SimCpu {
     number: usize,
-    gprs: [u64; 16],
-    save: Box<SaveArea>,
-    control: Box<ControlArea>,
-    extra: ExtraRegs,
-    script: Script,
+    pub(crate) gprs: [u64; 16],
+    pub(crate) save: Box<SaveArea>,
+    pub(crate) control: Box<ControlArea>,
+    pub(crate) extra: ExtraRegs,
+    pub(crate) script: Script,
     pub(crate) shared: Arc<Shared>,
     features: CpuFeatures,
     /// Events that entries injected, in order.
@@ -48,8 +48,10 @@ pub struct SimCpu {
     pub taken: Vec<u8>,
     /// Flushes that entries carried out.
     pub flushes: usize,
-    flush: bool,
+    pub(crate) flush: bool,
     pub(crate) tlb: Tlb,
+    /// How often the world switch executed VMRUN; 0 where it has no part in this.
+    pub vmruns: usize,
     /// Exits that were handled without leaving the guest.
     pub handled_fast: usize,
     /// Instructions that it was told of, in order.
@@ -62,7 +64,7 @@ pub struct SimCpu {
     pub lost: bool,
     /// Between [`Cpu::begin`] and [`Cpu::end`].
     running: bool,
-    exit_at_once: bool,
+    pub(crate) exit_at_once: bool,
     /// RFLAGS.TF traps after each step that goes on to the next.
     pub single_steps: bool,
     /// RFLAGS before the event of this entry was delivered.
@@ -91,6 +93,7 @@ impl SimCpu {
             flushes: 0,
             flush: true,
             tlb: Tlb::default(),
+            vmruns: 0,
             handled_fast: 0,
             seen: Vec::new(),
             msr_intercepts: HashMap::new(),
@@ -187,8 +190,20 @@ impl SimCpu {
         true
     }
 
+    /// May the guest be entered, as far as the kernel is concerned? If it has nothing left to do, its thread has a signal.
+    pub(crate) fn may_enter(&self, bell: &Doorbell) -> bool {
+        if self.shared.signal.load(SeqCst) || thread::raised() {
+            return false;
+        }
+        if self.script.lock().is_empty() && !bell.pending() {
+            thread::raise();
+            return false;
+        }
+        true
+    }
+
     /// Runs the guest until it exits.
-    fn guest_runs(&mut self) -> (u64, u64, u64) {
+    pub(crate) fn guest_runs(&mut self) -> (u64, u64, u64) {
         self.control.exit_int_info = EventInj::NONE;
         self.control.next_rip = 0;
         if self.refused() {
@@ -196,7 +211,6 @@ impl SimCpu {
         }
         if std::mem::take(&mut self.flush) {
             self.flushes += 1;
-            self.tlb.clear();
         }
         self.deliver();
         if std::mem::take(&mut self.exit_at_once) {
@@ -350,6 +364,9 @@ impl Cpu for SimCpu {
         if self.script.lock().is_empty() {
             thread::raise();
             return Exit::None;
+        }
+        if self.flush {
+            self.tlb.clear();
         }
         loop {
             let (code, info1, info2) = uncounted(|| self.guest_runs());

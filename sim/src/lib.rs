@@ -19,6 +19,8 @@ mod machine;
 mod memory;
 mod thread;
 mod tlb;
+mod vcpu;
+mod vmrun;
 
 pub use arch;
 pub use cpu::{Outcome, SimCpu, Step};
@@ -27,3 +29,4 @@ pub use host;
 pub use machine::{Event, Sim, SimAlarms};
 pub use memory::{HVA_BASE, Page, SimPage};
 pub use thread::SimThread;
+pub use vcpu::SimVcpu;

@@ -7,7 +7,7 @@ use crate::cpu::Script;
 use crate::lock::{self, Ranked};
 use crate::memory::{Arena, Page, SimPage, SimUserPage, zeroed_page};
 use crate::thread::Inner;
-use crate::{Outcome, SimCpu, SimFpu, SimThread, thread};
+use crate::{Outcome, SimCpu, SimFpu, SimThread, SimVcpu, thread};
 use arch::{HostPa, Hva};
 use host::{
     Alarm, Alarms, Command, CpuConfig, CpuFeatures, Errno, EventFd, Host, MapLevel, PollParameters, Stop, TableCells,
@@ -48,6 +48,7 @@ pub struct Shared {
     during_fault: Hook,
     pub(crate) during_kick: Hook,
     features: CpuFeatures,
+    assembly: AtomicBool,
     /// Nanoseconds that every thread has waited for a CPU.
     pub run_delay: AtomicU64,
     /// Commands that guests gave.
@@ -113,6 +114,7 @@ impl Sim {
             during_fault: Hook::default(),
             during_kick: Hook::default(),
             features,
+            assembly: AtomicBool::new(false),
             run_delay: AtomicU64::new(0),
             commands: Default::default(),
             warnings: Default::default(),
@@ -150,6 +152,12 @@ impl Sim {
             scripts.push(Arc::default());
         }
         scripts[cpu].clone()
+    }
+
+    /// Guests of processors that are made from now on are entered and left by the world switch of the module, assembly
+    /// included, on a model of the hardware ([`switch::model`]).
+    pub fn through_the_assembly(&self) {
+        self.0.assembly.store(true, SeqCst);
     }
 
     /// Sends a signal to all vCPUs' threads.
@@ -271,7 +279,7 @@ impl Host for Sim {
     type RawSpinIrq<const RANK: u8> = Ranked<parking_lot::RawMutex, RANK>;
     type RawRwSpin<const RANK: u8> = Ranked<parking_lot::RawRwLock, RANK>;
     type RawRwSem<const RANK: u8> = Ranked<parking_lot::RawRwLock, RANK>;
-    type Cpu = SimCpu;
+    type Cpu = SimVcpu;
     type Thread = SimThread;
     type UserPage = SimUserPage;
     type SharedPage = SimPage;
@@ -279,12 +287,16 @@ impl Host for Sim {
     type Alarms = SimAlarms;
     type Fpu = SimFpu;
 
-    fn new_cpu(&self, config: &CpuConfig) -> Result<SimCpu, Errno> {
+    fn new_cpu(&self, config: &CpuConfig) -> Result<SimVcpu, Errno> {
         may_fail()?;
-        Ok(uncounted(|| {
+        let make = || {
             let n = self.0.free_number();
             SimCpu::new(n, self.0.clone(), self.script(n), config.root, self.0.features)
-        }))
+        };
+        match self.0.assembly.load(SeqCst) {
+            false => Ok(SimVcpu::direct(uncounted(make))),
+            true => SimVcpu::switched(config, self.0.features, make),
+        }
     }
     fn new_thread(&self) -> Result<SimThread, Errno> {
         may_fail()?;

@@ -22,7 +22,7 @@
 //!
 //! The same text is linked into user-space tests, whose signal handler plays the processor; GS has base 0 there. It
 //! assembles for i386 as well (`{i386}`), where the per-CPU segment is FS and the arguments come in EAX and EDX. The
-//! SEV-ES variant (`{sev_es}`) is in tests only: nothing creates such a guest yet, and the module ships nothing dead.
+//! SEV-ES variant (`{sev_es}`) is in the model only: nothing creates such a guest yet, and the module ships nothing dead.
 
 use crate::{CpuData, VcpuCtx, ctx::SPEC_CTRL_NOT_INTERCEPTED, extable::extable};
 use arch::{Vmcb, Vmsa};
@@ -48,7 +48,7 @@ unsafe extern "C" {
 }
 
 /// The SEV-ES variant is part of the text.
-const SEV_ES: u8 = (cfg!(test) && cfg!(target_arch = "x86_64")) as u8;
+const SEV_ES: u8 = (cfg!(any(test, feature = "model")) && cfg!(target_arch = "x86_64")) as u8;
 /// The text is for a 32-bit host.
 const I386: u8 = cfg!(target_arch = "x86") as u8;
 

@@ -3,19 +3,19 @@
 //! Physical addresses are addresses of this process; GS has base 0 for CPU 0 and the distance to the second copy of
 //! the per-CPU variables for CPU 1. While "the guest's" FS and GS are loaded, GS points nowhere, so that a use of
 //! per-CPU data in that window fails the test.
-#![cfg(test)]
+//!
+//! Each thread has its own: a test's is in its [`Bench`], `cpus.rs` has those of programs of many threads.
+#![cfg(any(test, feature = "model"))]
 
 use super::{
+    extable::fixup,
     kernel::{PERCPU_STRIDE, piece_at},
     system::System,
 };
 use arch::{CleanBits, SaveArea, Segment, Vmcb, Vmsa, exit::code, vmsa::SEV_ES_ENABLE};
-use std::{
-    boxed::Box,
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, Once},
-    vec::Vec,
-};
+use std::{boxed::Box, cell::Cell, collections::BTreeMap, ptr::null_mut, sync::Once, vec::Vec};
+
+pub use super::bench::Bench;
 
 /// What happened, in order: privileged instructions, mitigation pieces, the return, calls into the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,11 +65,44 @@ pub struct Hardware {
     pub fail: u32,
     /// SVM instructions so far.
     pub svm_count: u32,
+    /// The kernel wants no work done before the guest is entered.
+    pub may_enter: bool,
+    /// An interrupt for the host is pending.
+    pub interrupt: bool,
     /// Clean bits that each VMRUN saw, and the TLB control with the ASID.
     pub entries: Vec<(CleanBits, u8, u32)>,
 }
 
 impl Hardware {
+    /// A processor that has not run a guest; GS of the calling thread is the host's on it.
+    pub fn new(cpu: u64) -> Self {
+        install();
+        set_gs(host_gs(cpu).base);
+        Self {
+            trace: Vec::new(),
+            msrs: BTreeMap::new(),
+            guest: Box::new(|_, vmcb| vmcb.control.exit_code = code::HLT),
+            gif: true,
+            interrupts: true,
+            svm_off: false,
+            cpu,
+            dr: [0; 4],
+            system: System { gs: host_gs(cpu), ..System::pattern(0x40) },
+            fail: 0,
+            svm_count: 0,
+            may_enter: true,
+            interrupt: false,
+            entries: Vec::new(),
+        }
+    }
+
+    /// The guest's turn, which may look at the hardware, too.
+    fn play(&mut self, regs: &mut [u64; 16], vmcb: &mut Vmcb) {
+        let mut guest = core::mem::replace(&mut self.guest, Box::new(|_, _| ()));
+        guest(regs, vmcb);
+        self.guest = guest;
+    }
+
     /// FS, GS and what else VMLOAD loads are the host's or a guest's now.
     fn set_system(&mut self, system: System, host: bool) {
         self.system = system;
@@ -86,7 +119,7 @@ impl Hardware {
         };
         let (system, mut gprs) = load(page);
         self.set_system(system, false);
-        (self.guest)(&mut gprs, vmcb);
+        self.play(&mut gprs, vmcb);
         // SAFETY: as above.
         unsafe {
             self.system.save(&mut *(page as *mut SaveArea));
@@ -100,67 +133,46 @@ impl Hardware {
     }
 }
 
-static mut HARDWARE: Option<Hardware> = None;
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-static INSTALL: Once = Once::new();
-
-/// The hardware of one test; others wait.
-pub struct Bench(#[allow(dead_code, reason = "held")] MutexGuard<'static, ()>);
-
-impl Bench {
-    pub fn new() -> Self {
-        INSTALL.call_once(|| {
-            for signal in [libc::SIGSEGV, libc::SIGILL, libc::SIGTRAP] {
-                // SAFETY: a plain installation of a handler with the right signature.
-                unsafe {
-                    let mut action: libc::sigaction = core::mem::zeroed();
-                    action.sa_sigaction = handler as *const () as usize;
-                    action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
-                    assert_eq!(libc::sigaction(signal, &action, core::ptr::null_mut()), 0);
-                }
-            }
-        });
-        let guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
-        let hardware = Hardware {
-            trace: Vec::new(),
-            msrs: BTreeMap::new(),
-            guest: Box::new(|_, vmcb| vmcb.control.exit_code = code::HLT),
-            gif: true,
-            interrupts: true,
-            svm_off: false,
-            cpu: 0,
-            dr: [0; 4],
-            system: System::pattern(0x40),
-            fail: 0,
-            svm_count: 0,
-            entries: Vec::new(),
-        };
-        // SAFETY: the lock is held; the handler runs on the thread that holds it.
-        unsafe { HARDWARE = Some(hardware) };
-        hw().system.gs = host_gs(0);
-        set_gs(0);
-        super::kernel::reset();
-        Self(guard)
-    }
-
-    /// The other CPU.
-    pub fn move_to(&self, cpu: u64) {
-        hw().cpu = cpu;
-        hw().system.gs = host_gs(cpu);
-        set_gs(host_gs(cpu).base);
-    }
-
-    /// Takes the record so far.
-    pub fn trace(&self) -> Vec<Op> {
-        core::mem::take(&mut hw().trace)
-    }
+std::thread_local! {
+    /// The thread's; nothing to be dropped, so that it is there as long as the thread.
+    static HARDWARE: Cell<*mut Hardware> = const { Cell::new(null_mut()) };
 }
 
-/// The hardware; call it with a [`Bench`] alive.
+static INSTALL: Once = Once::new();
+
+/// The handler, once for the process.
+fn install() {
+    INSTALL.call_once(|| {
+        for signal in [libc::SIGSEGV, libc::SIGILL, libc::SIGTRAP] {
+            // SAFETY: a plain installation of a handler with the right signature.
+            unsafe {
+                let mut action: libc::sigaction = core::mem::zeroed();
+                action.sa_sigaction = handler as *const () as usize;
+                action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
+                assert_eq!(libc::sigaction(signal, &action, null_mut()), 0);
+            }
+        }
+    });
+}
+
+/// The calling thread's hardware from now on, and what it had before.
+pub(super) fn give(hardware: Box<Hardware>) -> Option<Box<Hardware>> {
+    let before = take();
+    HARDWARE.set(Box::into_raw(hardware));
+    before
+}
+
+/// Takes the thread's hardware away.
+pub(super) fn take() -> Option<Box<Hardware>> {
+    let hardware = HARDWARE.replace(null_mut());
+    // SAFETY: of `give`, and nobody has it any more.
+    (!hardware.is_null()).then(|| unsafe { Box::from_raw(hardware) })
+}
+
+/// The thread's hardware; it has to have some.
 pub fn hw() -> &'static mut Hardware {
-    let hardware = &raw mut HARDWARE;
-    // SAFETY: one test at a time; a fault interrupts the test at an instruction that does not touch this.
-    unsafe { (*hardware).as_mut().expect("a bench") }
+    // SAFETY: of `give`, where it stays; a fault interrupts the thread at an instruction that does not touch this.
+    unsafe { HARDWARE.get().as_mut() }.expect("hardware")
 }
 
 pub fn set_gs(base: u64) {
@@ -197,7 +209,13 @@ const GPRS: [libc::c_int; 16] = [
     libc::REG_R15,
 ];
 
-extern "C" fn handler(_signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    if HARDWARE.get().is_null() {
+        // Nobody plays here: once the handler returns, it happens again and is fatal.
+        // SAFETY: puts the default back.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        return;
+    }
     // SAFETY: the kernel hands us the frame of the interrupted thread, which is ours to change.
     let regs = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
     let rip = regs[libc::REG_RIP as usize] as u64;
@@ -241,7 +259,7 @@ extern "C" fn handler(_signal: libc::c_int, _info: *mut libc::siginfo_t, context
             }
             let mut guest = GPRS.map(|r| regs[r as usize] as u64);
             (guest[0], guest[4]) = (vmcb.save.rax, vmcb.save.rsp);
-            (hw.guest)(&mut guest, vmcb);
+            hw.play(&mut guest, vmcb);
             (vmcb.save.rax, vmcb.save.rsp) = (guest[0], guest[4]);
             // RAX, RSP, RIP and RFLAGS the hardware has saved and gives back.
             for (n, r) in GPRS.into_iter().enumerate().filter(|(n, _)| ![0, 4].contains(n)) {
@@ -332,29 +350,6 @@ fn move_dr(hw: &mut Hardware, regs: &mut [i64], op: u8, modrm: u8, rex_b: u8) ->
         }
     }
     0
-}
-
-// SAFETY: the linker defines them at the ends of the section that the assembly fills.
-unsafe extern "C" {
-    static __start___ex_table: [i32; 3];
-    static __stop___ex_table: [i32; 3];
-}
-
-/// Where the exception table sends a fault at `rip`.
-fn fixup(rip: u64) -> Option<u64> {
-    let (mut entry, stop) = (&raw const __start___ex_table, &raw const __stop___ex_table);
-    let target = |field: *const i32| {
-        // SAFETY: a field of the table; offsets are relative to themselves.
-        (field as u64).wrapping_add_signed(unsafe { *field } as i64)
-    };
-    while entry < stop {
-        let from = entry.cast::<i32>();
-        if target(from) == rip {
-            return Some(target(from.wrapping_add(1)));
-        }
-        entry = entry.wrapping_add(1);
-    }
-    None
 }
 
 fn die(what: &str, insn: &[u8]) -> ! {

@@ -1,5 +1,5 @@
 //! The kernel and its shim: a scripted [`Platform`], and the symbols that the assembly refers to.
-#![cfg(test)]
+#![cfg(any(test, feature = "model"))]
 
 use super::hardware::{Op, hw};
 use crate::{CpuData, Pages, Platform, VcpuCtx};
@@ -8,6 +8,8 @@ use core::{arch::asm, ptr::NonNull};
 use host::{Errno, FastExit, FastExits, PAGE_SIZE};
 use std::{alloc::Layout, collections::BTreeMap, sync::Mutex};
 
+/// CPUs that there are per-CPU variables for.
+pub const CPUS: u64 = 1024;
 /// Bytes between the per-CPU variables of CPU 0 and CPU 1.
 pub const PERCPU_STRIDE: usize = 320;
 
@@ -65,13 +67,13 @@ core::arch::global_asm!(
     ".balign 64",
     "hsave_cpu_data: .skip 256",
     "x86_spec_ctrl_current: .skip 64",
-    ".skip {stride}",
+    ".skip {others}",
     "hsave_rebooting: .byte 0",
     "test_mitigations: .byte 0",
     "test_selector: .skip 2",
     ".globl hsave_cpu_data, x86_spec_ctrl_current, hsave_rebooting",
     ".popsection",
-    stride = const PERCPU_STRIDE,
+    others = const PERCPU_STRIDE * (CPUS as usize - 1),
 );
 
 // SAFETY: defined by the assembly above, with these sizes.
@@ -110,13 +112,13 @@ pub fn cpu_data(cpu: u64) -> *mut CpuData {
 
 /// Where a CPU's host state is saved.
 pub fn host_area(cpu: u64) -> u64 {
-    // SAFETY: written by this thread only.
+    // SAFETY: written by the thread that has the CPU only.
     unsafe { (*cpu_data(cpu)).hsave_pa.get().0 }
 }
 
 /// The host's SPEC_CTRL on a CPU, in the kernel's variable.
 pub fn set_host_spec_ctrl(cpu: u64, value: u64) {
-    // SAFETY: both copies were reserved above.
+    // SAFETY: reserved above.
     unsafe { *(&raw mut x86_spec_ctrl_current).wrapping_byte_add(cpu as usize * PERCPU_STRIDE) = value }
 }
 
@@ -134,7 +136,6 @@ pub fn set_mitigations(bits: u8) {
 /// What the kernel says when it is asked.
 pub struct Script {
     pub cpuid: BTreeMap<(u32, u32), [u32; 4]>,
-    pub may_enter: bool,
     /// Pages that may still be allocated.
     pub pages: usize,
     /// Pages that are allocated.
@@ -157,7 +158,6 @@ pub fn script<R>(f: impl FnOnce(&mut Script) -> R) -> R {
             ((0x8000_0008, 0), [48, 0, 0, 0]),
             ((0x8000_000a, 0), [1, 4, 0, 1]),
         ]),
-        may_enter: true,
         pages: usize::MAX,
         held: 0,
         svme: Ok(()),
@@ -168,18 +168,25 @@ pub fn script<R>(f: impl FnOnce(&mut Script) -> R) -> R {
 /// Everything as after loading the module.
 pub fn reset() {
     *SCRIPT.lock().unwrap_or_else(|e| e.into_inner()) = None;
-    for cpu in 0..2 {
-        let data = cpu_data(cpu);
-        // SAFETY: reserved above; the lock of the bench is held.
-        unsafe {
-            data.cast::<u8>().write_bytes(0, crate::CPU_DATA_SIZE);
-            (*data).this = data;
-            (*data).number = cpu as u32;
-        }
-        set_host_spec_ctrl(cpu, 0);
-    }
+    // SAFETY: the lock of the bench is held.
+    (0..2).for_each(|cpu| unsafe { reset_cpu(cpu) });
     set_rebooting(false);
     set_mitigations(0);
+}
+
+/// A CPU's variables as the shim has them before anything is called.
+///
+/// # Safety
+/// Nobody has the CPU.
+pub(super) unsafe fn reset_cpu(cpu: u64) {
+    let data = cpu_data(cpu);
+    // SAFETY: reserved above, and nobody's by contract.
+    unsafe {
+        data.cast::<u8>().write_bytes(0, crate::CPU_DATA_SIZE);
+        (*data).this = data;
+        (*data).number = cpu as u32;
+    }
+    set_host_spec_ctrl(cpu, 0);
 }
 
 fn call(name: &'static str) {
@@ -192,22 +199,47 @@ fn layout(order: u32) -> Layout {
 
 /// What exits are handled without leaving the guest. It runs while FS is the guest's: no thread-local state.
 pub struct Handler {
-    /// The handler.
-    pub handle: fn(&mut FastExit<'_>) -> bool,
+    handle: Handle,
     /// How often it did.
     pub handled: usize,
 }
 
+enum Handle {
+    Own(fn(&mut FastExit<'_>) -> bool),
+    Lent(*mut (), unsafe fn(*mut (), &mut FastExit<'_>) -> bool),
+}
+
 impl Handler {
+    /// This one.
+    pub const fn new(handle: fn(&mut FastExit<'_>) -> bool) -> Self {
+        Self { handle: Handle::Own(handle), handled: 0 }
+    }
+
     /// None.
-    pub fn none() -> Self {
-        Self { handle: |_| false, handled: 0 }
+    pub const fn none() -> Self {
+        Self::new(|_| false)
+    }
+
+    /// Those of a caller, of whatever type.
+    ///
+    /// # Safety
+    /// `fast` outlives it, and is nobody else's as long.
+    pub(super) unsafe fn lent<F: FastExits>(fast: &mut F) -> Self {
+        let handle = |fast: *mut (), guest: &mut FastExit<'_>| {
+            // SAFETY: what was lent, of this type.
+            unsafe { (*fast.cast::<F>()).handle(guest) }
+        };
+        Self { handle: Handle::Lent((&raw mut *fast).cast(), handle), handled: 0 }
     }
 }
 
 impl FastExits for Handler {
     fn handle(&mut self, guest: &mut FastExit<'_>) -> bool {
-        let done = (self.handle)(guest);
+        let done = match self.handle {
+            Handle::Own(handle) => handle(guest),
+            // SAFETY: by the contract of `lent`.
+            Handle::Lent(fast, handle) => unsafe { handle(fast, guest) },
+        };
         self.handled += usize::from(done);
         done
     }
@@ -258,11 +290,11 @@ unsafe impl Platform for Kernel {
         call("irq_disable");
     }
     fn irq_enable() {
-        hw().interrupts = true;
+        (hw().interrupts, hw().interrupt) = (true, false);
         call("irq_enable");
     }
     fn may_enter() -> bool {
-        script(|s| s.may_enter)
+        hw().may_enter
     }
     fn guest_enter() {
         call("guest_enter");
@@ -271,13 +303,14 @@ unsafe impl Platform for Kernel {
         call("guest_exit");
     }
     fn guest_done(pending: bool) {
-        hw().interrupts = true;
+        (hw().interrupts, hw().interrupt) = (true, false);
         call(if pending { "guest_done, take the interrupt" } else { "guest_done" });
     }
     fn guest_barrier() {
         call("guest_barrier");
     }
     fn interrupt_self() {
+        hw().interrupt = true;
         call("interrupt_self");
     }
     fn machine_check() {

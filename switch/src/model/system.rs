@@ -1,5 +1,5 @@
 //! What VMLOAD and VMSAVE move (APM 15.5.2, table B-2), for real in the model.
-#![cfg(test)]
+#![cfg(any(test, feature = "model"))]
 
 use arch::{SaveArea, Segment};
 

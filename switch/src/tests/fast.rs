@@ -15,17 +15,14 @@ const NRIPS: u32 = 1 << 3;
 const CLEAN: u32 = 1 << 5;
 
 /// CPUID is answered: EAX plus one, and a fixed value in R9.
-const ANSWERS: Handler = Handler {
-    handle: |guest| {
-        let cpuid = guest.control.exit_code == code::CPUID;
-        if cpuid {
-            guest.save.rax = u64::from(guest.eax()) + 1;
-            guest.regs[9] = 0x99;
-        }
-        cpuid
-    },
-    handled: 0,
-};
+const ANSWERS: Handler = Handler::new(|guest| {
+    let cpuid = guest.control.exit_code == code::CPUID;
+    if cpuid {
+        guest.save.rax = u64::from(guest.eax()) + 1;
+        guest.regs[9] = 0x99;
+    }
+    cpuid
+});
 
 /// A guest that executes CPUID `times` times and then HLT, each time two bytes further on.
 fn script_guest(mut times: u64, then: fn(&mut arch::Vmcb)) {

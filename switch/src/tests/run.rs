@@ -82,7 +82,7 @@ fn a_rung_bell_or_a_signal_keeps_the_guest_out() {
     bell.ring(Request::Event);
     assert_eq!(cpu.enter(&bell, &mut Handler::none()), Exit::None);
     bell.take_all();
-    script(|s| s.may_enter = false);
+    hw().may_enter = false;
     assert_eq!(cpu.enter(&bell, &mut Handler::none()), Exit::None);
     assert_eq!(b.trace(), [Op::Call("irq_disable"), Op::Call("irq_enable")].repeat(2));
     assert!(cpu.broken().is_none() && !bell.needs_ipi());

@@ -1,9 +1,11 @@
 //! A VMM on a simulated machine: it talks to the hypervisor through ioctls alone, with structs in its own memory, and
 //! looks inside only to see what reached the processor.
 
+mod assembly;
 mod left;
 mod modes;
 
+pub use assembly::{all_through_the_assembly, is_through_the_assembly};
 pub use left::Left;
 pub use modes::{CODE, PML4, STACK};
 
@@ -63,6 +65,9 @@ impl Machine {
     /// A VM with nothing in it.
     pub fn bare(features: CpuFeatures) -> Result<Self, Errno> {
         let sim = uncounted(|| Sim::new(((RAM_HVA - HVA_BASE + 2 * RAM) / 4096) as usize, features));
+        if is_through_the_assembly() {
+            sim.through_the_assembly();
+        }
         assert_eq!(counted(|| kvm::system_ioctl(&sim, KVM_CREATE_VM, 0)), Ok(SystemReply::NewVm));
         let vm = counted(|| Vm::new(sim.clone()))?;
         Ok(Self { sim, vm })

@@ -52,8 +52,9 @@ fn unknown_exits_are_internal_errors() {
     for unknown in [code::EFER_WRITE_TRAP, code::VMGEXIT, 0x7777, code::EXCP0 + 2] {
         let m = machine(&[]);
         m.exit(0, unknown);
-        let data = vec![unknown, 0];
-        assert_eq!(m.run(0), Ok(Left::Internal { suberror: KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, data }));
+        let left = m.run(0);
+        let data = vec![unknown, m.inside(0, |c| c.core.cpu.last_cpu()).into()];
+        assert_eq!(left, Ok(Left::Internal { suberror: KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, data }));
         m.does(0, |_| ());
         m.run_out(0);
     }

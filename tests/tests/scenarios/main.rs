@@ -1,6 +1,7 @@
 //! The hypervisor on a simulated machine: what a VMM sees of what a guest does.
 
 mod ahead;
+mod assembly;
 mod chips;
 mod chips_corners;
 mod clock;

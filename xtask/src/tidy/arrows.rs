@@ -16,11 +16,14 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("vm", &["arch", "host", "mmu", "emulator", "irqchip"]),
     ("kvm", &["arch", "host", "vm"]),
     ("linux", &["arch", "host", "switch", "kvm", "vm"]),
-    ("sim", &["arch", "host"]),
+    ("sim", &["arch", "host", "switch"]),
     ("tests", &["kvm", "sim", "vm"]),
     ("verify", &["arch", "switch"]),
     ("xtask", &["verify"]),
 ];
+
+/// What the tests' processors have of `switch` and the module has not.
+const MODEL: &str = "model";
 
 /// Compares the manifests with the table; a crate that is not in it is a finding.
 pub fn check(env: &Env) -> Result<Findings> {
@@ -37,6 +40,9 @@ fn of_package(package: &Package, ours: &[&str]) -> Findings {
     let mut findings = Findings::new();
     for dependency in &package.dependencies {
         let to = dependency.name.as_str();
+        if to == "switch" && dependency.features.iter().any(|feature| feature == MODEL) != (name == "sim") {
+            findings.push(format!("{name}/Cargo.toml: the feature {MODEL} of switch is for sim, and for sim only"));
+        }
         // Unit tests may run on `sim`; that arrow is not in what is shipped.
         let test_on_sim = dependency.kind == DependencyKind::Development && to == "sim";
         if ours.contains(&to) && !allowed.contains(&to) && !test_on_sim {

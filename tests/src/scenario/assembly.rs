@@ -1,0 +1,24 @@
+//! Scenarios once more, with the world switch of the module between hypervisor and script.
+
+use std::env;
+use std::process::Command;
+
+/// Set in the environment: guests are entered and left by the real assembly.
+const THROUGH: &str = "HSAVE_THROUGH_ASSEMBLY";
+
+/// Is this process one that runs scenarios through the assembly?
+pub fn is_through_the_assembly() -> bool {
+    env::var_os(THROUGH).is_some()
+}
+
+/// For a test called `name`: runs all others of its program through the assembly, in a process of their own.
+pub fn all_through_the_assembly(name: &str) {
+    if is_through_the_assembly() {
+        return;
+    }
+    let program = env::current_exe().expect("a program");
+    let ran = Command::new(program).env(THROUGH, "1").args(["--quiet", "--skip", name]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&ran.stdout);
+    let complained = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "with {THROUGH}=1:\n{said}{complained}");
+}
