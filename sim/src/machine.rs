@@ -416,7 +416,8 @@ impl Host for Sim {
             (0xd, 2) => [0x100, 0x240, 0, 0],
             (0x8000_0000, _) => [0x8000_0008, 0x6874_7541, 0x444d_4163, 0x6974_6e65],
             (0x8000_0001, _) => [0x0080_0f12, 0, 0x0000_01f3, 0x2fd3_fbff],
-            // IBPB, so that a guest has a barrier to ask for.
+            // IBPB, so that a guest has a barrier to ask for. IBRS and SSBD.
+            (0x8000_0008, _) if self.0.features.spec_ctrl => [0x3028, 1 << 12 | 1 << 14 | 1 << 24, 0, 0],
             (0x8000_0008, _) => [0x3028, 1 << 12, 0, 0],
             _ => [0; 4],
         }

@@ -173,7 +173,6 @@ impl Cpu for SimVcpu {
         if cpu.lost {
             return uncounted(|| model::refuse(svm, bell, fast));
         }
-        cpu.extra = *svm.extra();
         let may_enter = cpu.may_enter(bell);
         let play = &mut |turn: model::Turn<'_>| cpu.vmrun(loaded, turn);
         let (exit, handled) = uncounted(|| model::enter(svm, may_enter, bell, fast, play));

@@ -100,7 +100,7 @@ impl Loaded {
 impl SimCpu {
     /// The guest's turn, from VMRUN to #VMEXIT.
     pub(crate) fn vmrun(&mut self, loaded: &mut Loaded, turn: Turn<'_>) {
-        let Turn { regs, vmcb, interrupt, cpu } = turn;
+        let Turn { regs, vmcb, extra, interrupt, cpu } = turn;
         self.vmruns += 1;
         loaded.check(vmcb, cpu);
         let (asid, how) = (vmcb.control.asid, vmcb.control.tlb_control);
@@ -117,10 +117,12 @@ impl SimCpu {
             self.tlb = tlb;
         });
         (loaded.place, self.flush) = (Some((cpu, asid)), fresh || how != tlb_control::DO_NOTHING);
+        self.extra = *extra;
         (self.root, self.exit_at_once) = (HostPa(vmcb.control.nested_cr3), interrupt);
         self.exchange(regs, vmcb);
         let (code, info1, info2) = self.guest_runs();
         self.exchange(regs, vmcb);
+        *extra = self.extra;
         let c = &mut vmcb.control;
         (c.exit_code, c.exit_info_1, c.exit_info_2) = (code, info1, info2);
         loaded.groups = groups(vmcb);

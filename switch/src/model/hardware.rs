@@ -59,6 +59,8 @@ pub struct Hardware {
     pub svm_off: bool,
     pub cpu: u64,
     pub dr: [u64; 4],
+    /// XCR0, if it was written.
+    pub xcr0: Option<u64>,
     /// What VMLOAD and VMSAVE move, as it is now.
     pub system: System,
     /// Faults to raise though SVM is on: the n-th SVM instruction of the run, from 0, has its bit set.
@@ -87,6 +89,7 @@ impl Hardware {
             svm_off: false,
             cpu,
             dr: [0; 4],
+            xcr0: None,
             system: System { gs: host_gs(cpu), ..System::pattern(0x40) },
             fail: 0,
             svm_count: 0,
@@ -94,6 +97,11 @@ impl Hardware {
             interrupt: false,
             entries: Vec::new(),
         }
+    }
+
+    /// An MSR; 0 until it is written.
+    pub fn msr(&self, msr: u32) -> u64 {
+        self.msrs.get(&msr).copied().unwrap_or(0)
     }
 
     /// The guest's turn, which may look at the hardware, too.
@@ -292,11 +300,12 @@ extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context:
         }
         [0x0f, 0x01, 0xd1, ..] => {
             hw.trace.push(Op::Xsetbv(edx_eax));
+            hw.xcr0 = Some(edx_eax);
             3
         }
         [0x0f, 0x32, ..] => {
             hw.trace.push(Op::Rdmsr(rcx));
-            let value = hw.msrs.get(&rcx).copied().unwrap_or(0);
+            let value = hw.msr(rcx);
             regs[libc::REG_RAX as usize] = (value & 0xffff_ffff) as i64;
             regs[libc::REG_RDX as usize] = (value >> 32) as i64;
             2

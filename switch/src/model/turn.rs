@@ -4,12 +4,12 @@
 use super::{
     cpus::mine,
     hardware::{Guest, Hardware, host_gs, hw},
-    kernel::{Handler, Kernel},
+    kernel::{Handler, Kernel, cpu_data, set_host_spec_ctrl},
     system::System,
 };
-use crate::Svm;
-use arch::{Exit, Vmcb, exit::code, msr};
-use host::{Cpu, Doorbell, FastExits};
+use crate::{Machine, Svm, machine::TSC_RATIO_ONE};
+use arch::{Exit, Vmcb, cr::Cr4, exit::code, msr};
+use host::{Cpu, Doorbell, ExtraRegs, FastExits};
 use std::{
     boxed::Box,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
@@ -22,6 +22,9 @@ pub struct Turn<'a> {
     /// The VMCB of VMRUN. For the turn, what VMLOAD had brought is in the save area as well, wherever it came from. The turn
     /// ends with the exit in the control area.
     pub vmcb: &'a mut Vmcb,
+    /// Registers that neither has, as the processor has them. Of those that the guest may be left alone with, SPEC_CTRL and
+    /// the debug addresses, changes stay.
+    pub extra: &'a mut ExtraRegs,
     /// An interrupt for the host is pending.
     pub interrupt: bool,
     /// Number of the CPU.
@@ -38,8 +41,14 @@ type Borrowed<'a> = dyn FnMut(&mut [u64; 16], &mut Vmcb) + 'a;
 pub fn begin(cpu: &mut Svm<Kernel>) {
     cpu.begin();
     let hw = mine(cpu.machine);
-    let seed = (hw.system.star >> 48) as u16;
-    hw.system = System { gs: host_gs(hw.cpu), ..System::pattern(seed.wrapping_add(0x10)) };
+    let seed = (hw.system.star >> 48) as u16 + 0x10 & 0xfff0;
+    hw.system = System { gs: host_gs(hw.cpu), ..System::pattern(seed) };
+    let other = u64::from(seed >> 4);
+    hw.msrs.insert(msr::DEBUGCTL, other & 1);
+    // IBRS, where there is such a thing.
+    let ibrs = other >> 1 & u64::from(cpu.machine.features.spec_ctrl);
+    hw.msrs.insert(msr::SPEC_CTRL, ibrs & 1);
+    set_host_spec_ctrl(hw.cpu, ibrs & 1);
 }
 
 /// [`Cpu::enter`], on the CPU of the calling thread. The kernel lets it happen if `may_enter`. At each VMRUN `guest` has
@@ -55,14 +64,16 @@ pub fn enter<F: FastExits>(
     guest: &mut Play<'_>,
 ) -> (Exit, usize) {
     let hw = mine(cpu.machine);
-    let before = hw.system;
+    let machine = cpu.machine;
+    let before = Host::of(hw, machine);
+    let asked = *cpu.extra();
     (hw.may_enter, hw.svm_count) = (may_enter, 0);
     hw.trace.clear();
     hw.entries.clear();
     let mut panicked = None;
     let play = |regs: &mut [u64; 16], vmcb: &mut Vmcb| {
         // A panic must not go through the assembly.
-        if let Err(why) = catch_unwind(AssertUnwindSafe(|| turn(regs, vmcb, guest))) {
+        if let Err(why) = catch_unwind(AssertUnwindSafe(|| turn(machine, asked, regs, vmcb, guest))) {
             vmcb.control.exit_code = code::INTR;
             panicked = Some(why);
         }
@@ -78,7 +89,9 @@ pub fn enter<F: FastExits>(
     if let Some(why) = panicked {
         resume_unwind(why);
     }
-    check(self::hw(), before);
+    let hw = self::hw();
+    assert!(hw.gif && hw.interrupts, "interrupts stay off: {:?}", hw.trace);
+    assert_eq!(Host::of(hw, machine), before, "not what the host had: {:?}", hw.trace);
     (exit, fast.handled)
 }
 
@@ -93,22 +106,70 @@ pub fn refuse<F: FastExits>(cpu: &mut Svm<Kernel>, bell: &Doorbell, fast: &mut F
     exit
 }
 
-fn turn(regs: &mut [u64; 16], vmcb: &mut Vmcb, guest: &mut Play<'_>) {
+fn turn(machine: &Machine<Kernel>, asked: ExtraRegs, regs: &mut [u64; 16], vmcb: &mut Vmcb, guest: &mut Play<'_>) {
     let hw = hw();
     // VMSAVE's part of the memory is VMSAVE's: as it was, once the guest had its turn.
     let memory = System::load(&vmcb.save);
     hw.system.save(&mut vmcb.save);
     (vmcb.save.rax, vmcb.save.rsp) = (regs[0], regs[4]);
-    guest(Turn { regs, vmcb, interrupt: hw.interrupt, cpu: hw.cpu });
-    self::hw().system = System::load(&vmcb.save);
+    let mut extra = extra(machine, hw, asked, vmcb);
+    guest(Turn { regs, vmcb, extra: &mut extra, interrupt: hw.interrupt, cpu: hw.cpu });
+    let hw = self::hw();
+    if machine.features.v_spec_ctrl {
+        vmcb.save.spec_ctrl = extra.spec_ctrl;
+    } else if machine.features.spec_ctrl {
+        hw.msrs.insert(msr::SPEC_CTRL, extra.spec_ctrl);
+    }
+    if extra.load_dr {
+        hw.dr = extra.dr;
+    }
+    hw.system = System::load(&vmcb.save);
     memory.save(&mut vmcb.save);
     (regs[0], regs[4]) = (vmcb.save.rax, vmcb.save.rsp);
 }
 
-/// The host is back with all that it had.
-fn check(hw: &Hardware, before: System) {
-    assert!(hw.gif && hw.interrupts, "interrupts stay off: {:?}", hw.trace);
-    assert_eq!(hw.system, before, "what VMLOAD loads is not the host's: {:?}", hw.trace);
-    let spec_ctrl = hw.msrs.get(&msr::SPEC_CTRL).copied().unwrap_or(0);
-    assert_eq!(spec_ctrl, crate::insn::host_spec_ctrl(), "SPEC_CTRL is not the host's: {:?}", hw.trace);
+/// What the processor has where the guest was to have what was `asked`.
+fn extra(machine: &Machine<Kernel>, hw: &Hardware, asked: ExtraRegs, vmcb: &Vmcb) -> ExtraRegs {
+    let f = &machine.features;
+    let mut now = asked;
+    if f.v_spec_ctrl {
+        now.spec_ctrl = vmcb.save.spec_ctrl;
+    } else if f.spec_ctrl {
+        now.spec_ctrl = hw.msr(msr::SPEC_CTRL);
+    }
+    if asked.load_dr {
+        now.dr = hw.dr;
+    }
+    if asked.load_tsc_aux {
+        // SAFETY: the thread's CPU.
+        now.tsc_aux = unsafe { (*cpu_data(hw.cpu)).tsc_aux.get() };
+    }
+    if f.tsc_scaling {
+        // 0 stands for 1.0.
+        now.tsc_ratio = hw.msr(msr::TSC_RATIO);
+        if asked.tsc_ratio == 0 && now.tsc_ratio == TSC_RATIO_ONE {
+            now.tsc_ratio = 0;
+        }
+    }
+    if vmcb.save.cr4 & Cr4::OSXSAVE.bits() != 0 && machine.host_xcr0 != 0 {
+        now.xcr0 = hw.xcr0.unwrap_or(machine.host_xcr0);
+    }
+    assert_eq!(hw.msr(msr::DEBUGCTL), vmcb.save.dbgctl, "DEBUGCTL is not the guest's");
+    now
+}
+
+/// What the host has to find as it was.
+#[derive(Debug, PartialEq, Eq)]
+struct Host {
+    system: System,
+    spec_ctrl: u64,
+    debugctl: u64,
+    xcr0: u64,
+}
+
+impl Host {
+    fn of(hw: &Hardware, machine: &Machine<Kernel>) -> Self {
+        let xcr0 = hw.xcr0.unwrap_or(machine.host_xcr0);
+        Self { system: hw.system, spec_ctrl: hw.msr(msr::SPEC_CTRL), debugctl: hw.msr(msr::DEBUGCTL), xcr0 }
+    }
 }
