@@ -22,6 +22,7 @@ mod port;
 mod pv;
 mod quirks;
 mod random;
+mod registers;
 mod smp;
 mod stats;
 mod structs;
