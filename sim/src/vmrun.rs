@@ -119,11 +119,14 @@ impl SimCpu {
         (loaded.place, self.flush) = (Some((cpu, asid)), fresh || how != tlb_control::DO_NOTHING);
         self.extra = *extra;
         (self.root, self.exit_at_once) = (HostPa(vmcb.control.nested_cr3), interrupt);
+        let event = vmcb.control.event_inj;
         self.exchange(regs, vmcb);
         let (code, info1, info2) = self.guest_runs();
         self.exchange(regs, vmcb);
         *extra = self.extra;
         let c = &mut vmcb.control;
+        // Nothing is to rest on #VMEXIT clearing it.
+        c.event_inj = event;
         (c.exit_code, c.exit_info_1, c.exit_info_2) = (code, info1, info2);
         loaded.groups = groups(vmcb);
         TLBS.with_borrow_mut(|tlbs| tlbs.insert(asid, (loaded.id, take(&mut self.tlb))));

@@ -41,7 +41,7 @@ type Borrowed<'a> = dyn FnMut(&mut [u64; 16], &mut Vmcb) + 'a;
 pub fn begin(cpu: &mut Svm<Kernel>) {
     cpu.begin();
     let hw = mine(cpu.machine);
-    let seed = (hw.system.star >> 48) as u16 + 0x10 & 0xfff0;
+    let seed = ((hw.system.star >> 48) as u16).wrapping_add(0x10);
     hw.system = System { gs: host_gs(hw.cpu), ..System::pattern(seed) };
     let other = u64::from(seed >> 4);
     hw.msrs.insert(msr::DEBUGCTL, other & 1);
