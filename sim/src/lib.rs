@@ -5,6 +5,9 @@
 //! the way the hardware would, access memory through the nested page tables, and name the exit. When a script is
 //! over, the vCPU's thread has a signal pending, so that KVM_RUN returns with EINTR.
 //!
+//! A machine may have its guests entered and left [`through_the_assembly`](Sim::through_the_assembly): by the world switch
+//! of the module, on `switch`'s model of the instructions that it executes. The script stays the same.
+//!
 //! The processor is strict where the hardware is: it refuses a VMCB that VMRUN refuses, keeps translations until they
 //! are flushed, takes a virtual interrupt as soon as it may. So is the machine: a freed page table that is
 //! used, memory that the host took away and the guest still reaches, or a lock that is taken out of order

@@ -5,6 +5,9 @@
 //! The order of a run is written twice: `run.rs` has it from interrupts off to interrupts on, `entry.rs` has the
 //! assembly between them.
 //!
+//! All of it runs in user space as well, on a model of the processor: in the tests of this crate and, with the feature
+//! `model`, for others.
+//!
 //! The switch owns the VMCB: nested CR3, ASID, permission maps and the mandatory intercepts are written here only.
 #![no_std]
 #![deny(unsafe_op_in_unsafe_fn)]

@@ -6,6 +6,9 @@ use std::process::Command;
 /// Set in the environment: guests are entered and left by the real assembly.
 const THROUGH: &str = "HSAVE_THROUGH_ASSEMBLY";
 
+/// When to give up: a vCPU may never leave the guest.
+const MOST_SECONDS: &str = "300";
+
 /// Is this process one that runs scenarios through the assembly?
 pub fn is_through_the_assembly() -> bool {
     env::var_os(THROUGH).is_some()
@@ -17,7 +20,9 @@ pub fn all_through_the_assembly(name: &str) {
         return;
     }
     let program = env::current_exe().expect("a program");
-    let ran = Command::new(program).env(THROUGH, "1").args(["--quiet", "--skip", name]).output().expect("it runs");
+    let mut command = Command::new("timeout");
+    command.arg(MOST_SECONDS).arg(program).env(THROUGH, "1").args(["--skip", name]);
+    let ran = command.output().expect("it runs");
     let said = String::from_utf8_lossy(&ran.stdout);
     let complained = String::from_utf8_lossy(&ran.stderr);
     assert!(ran.status.success(), "with {THROUGH}=1:\n{said}{complained}");

@@ -304,3 +304,49 @@ fn they_are_counted() {
     assert_eq!((handled(&m), exits_of(&m) - before), (5, 6));
     m.end();
 }
+
+/// What an entry carries in is carried in once, however often the guest is entered again.
+#[test]
+fn an_event_and_a_flush_come_once() {
+    let m = machine();
+    cpuid(&m, 0);
+    assert_eq!(m.vcpu(0, kvm::abi::ioctl::KVM_NMI, 0), Ok(0));
+    let flushes = m.inside(0, |c| {
+        c.core.cpu.flush_tlb();
+        c.core.cpu.flushes
+    });
+    for _ in 0..3 {
+        exits(&m, code::CPUID, false, [0; 3]);
+    }
+    m.run_out(0);
+    assert_eq!((handled(&m), m.injected(0).len()), (3, 1));
+    assert_eq!(m.inside(0, |c| c.core.cpu.flushes), flushes + 1);
+    m.end();
+}
+
+/// A processor that does not save the next RIP: the world switch looks whether the instruction is what it was.
+#[test]
+fn an_instruction_that_comes_back_has_a_known_length() {
+    let m = Machine::new();
+    m.long(0, &[0x0f, 0xa2]);
+    // Code and tables are mapped for the guest as soon as it runs there.
+    for gpa in (0..0x1_0000).step_by(0x1000) {
+        m.tries(0, gpa, false);
+    }
+    m.run_out(0);
+    let runs = |code: &[u8]| {
+        m.write_ram(CODE, code);
+        m.with_regs(0, |r| (r.rip, r.rax) = (CODE, 0));
+        m.exit(0, code::CPUID);
+        m.run_out(0);
+        assert_eq!(m.regs(0).rip, CODE + code.len() as u64);
+        handled(&m)
+    };
+    let handled = (0..8).map(|_| runs(&[0x0f, 0xa2])).last();
+    if tests::scenario::is_through_the_assembly() {
+        assert!(handled > Some(0), "its length is known");
+    }
+    let before = handled;
+    assert_eq!(Some(runs(&[0x2e, 0x0f, 0xa2])), before, "another instruction");
+    m.end();
+}
