@@ -136,6 +136,9 @@ impl Cpu for SimVcpu {
     fn flush_tlb(&mut self) {
         either!(&mut self.flush_tlb())
     }
+    fn flush_guest_tlb(&mut self) {
+        either!(&mut self.flush_guest_tlb())
+    }
     fn seen(&mut self, code: &SeenCode) {
         self.cpu.seen(code);
         if let Some(through) = &mut self.through {
