@@ -1,7 +1,7 @@
 //! The exits that one vCPU makes.
 
 use crate::guest::{Code, Loop, MMIO, PORT, VECTOR, wrmsr, x2apic};
-use crate::{Kind, window};
+use crate::{Kind, interrupt, window};
 use anyhow::{Context, Result, anyhow};
 use iced_x86::{IcedError, code_asm::*};
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
@@ -28,8 +28,6 @@ const NO_MSR: u32 = 0x1234_5678;
 /// Rounds that touch memory: as much as there is.
 const PAGES: u32 = 2000;
 const HUGE_PAGES: u32 = 100;
-/// A guest that spins this long meets the host's timer tick several times.
-const SPIN: u32 = 40_000_000;
 
 /// All kinds of this file.
 pub fn all() -> Vec<Kind> {
@@ -193,10 +191,7 @@ pub fn all() -> Vec<Kind> {
     .map(|(name, it)| Kind { name, measure: Box::new(move |rounds| less_empty(&it, rounds)) })
     .collect();
     all.insert(0, Kind { name: "calibration-empty", measure: Box::new(empty) });
-    if !window::wanted() {
-        // Too long to be traced.
-        all.push(Kind { name: "external-interrupt", measure: Box::new(|_| external_interrupt()) });
-    }
+    all.extend(interrupt::all());
     all.extend(touch());
     all
 }
@@ -259,22 +254,6 @@ fn raise(_: &Client, exit: &VcpuExit) -> Result<bool> {
         return Ok(true);
     }
     Ok(false)
-}
-
-/// The host's timer tick under a guest that spins.
-fn external_interrupt() -> Result<f64> {
-    let spin = Loop::new(|a| a.nop());
-    let count = || -> Result<u64> {
-        let interrupts = std::fs::read_to_string("/proc/interrupts")?;
-        let line = interrupts.lines().find(|line| line.trim_start().starts_with("LOC:")).context("no timer tick")?;
-        Ok(line.split_whitespace().filter_map(|word| word.parse::<u64>().ok()).sum())
-    };
-    let before = count()?;
-    let per_round = spin.measure(MEMORY, SPIN)?;
-    let ticks = count()? - before;
-    anyhow::ensure!(ticks > 0, "no timer tick");
-    // Two passes; a round is three instructions.
-    Ok(2.0 * f64::from(SPIN) * (per_round - 3.0) / ticks as f64)
 }
 
 fn touch_page(a: &mut CodeAssembler) -> Result<(), IcedError> {

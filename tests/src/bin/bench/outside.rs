@@ -21,7 +21,7 @@ pub fn all() -> Vec<Kind> {
 }
 
 /// Nanoseconds per call, after two calls that warm the allocators.
-fn each(rounds: u32, mut f: impl FnMut(u32) -> Result<()>) -> Result<f64> {
+pub fn each(rounds: u32, mut f: impl FnMut(u32) -> Result<()>) -> Result<f64> {
     (0..2).try_for_each(&mut f)?;
     window::open(rounds)?;
     let begin = Instant::now();

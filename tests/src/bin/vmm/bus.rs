@@ -66,6 +66,8 @@ pub enum Step {
     Save,
     /// What has changed since is, and the guest is left.
     SaveRest,
+    /// The machine is left as it is: what is measured is over.
+    Leave,
     /// That was the last line.
     Nothing,
 }
@@ -204,7 +206,7 @@ impl Bus {
             return Ok(Power::On);
         }
         let step = self.step;
-        if !self.await_next() {
+        if !self.await_next() && step != Step::Leave {
             return Ok(Power::On);
         }
         match step {
@@ -214,6 +216,10 @@ impl Bus {
             }
             Step::Save => Ok(Power::Save { leave: false }),
             Step::SaveRest => Ok(Power::Save { leave: true }),
+            Step::Leave => {
+                crate::mark();
+                Ok(Power::Off)
+            }
             Step::Nothing => Ok(Power::On),
         }
     }

@@ -6,6 +6,9 @@
 //!
 //! `vmm save DIR IMAGE ...` pauses the guest while it counts, writes the whole machine into DIR and goes on; pauses again,
 //! writes what has changed since, and leaves. `vmm restore DIR` goes on from there, in a process of its own.
+//!
+//! `vmm measure IMAGE ...` boots the guest up to its first program, and marks the begin and the end for an emulator that
+//! counts instructions.
 
 mod acpi;
 mod boot;
@@ -95,6 +98,19 @@ fn end() -> Vec<(String, Step)> {
     ]
 }
 
+/// Has an emulator that looks for it write down what it has counted: a NOP with a number that nobody else uses.
+fn mark() {
+    // SAFETY: a NOP reads and writes nothing, its memory operand neither.
+    unsafe { std::arch::asm!(".byte 0x0f, 0x1f, 0x84, 0x00, 0x68, 0x73, 0x76, 0x01", options(nomem, nostack)) };
+}
+
+/// Up to the first word of the guest's first program.
+fn measured(config: &Config) -> Result<()> {
+    let machine = Machine::boot(config, Script::new(vec![("guest: init".to_owned(), Step::Leave)]))?;
+    mark();
+    machine.run().map(drop)
+}
+
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -102,7 +118,8 @@ fn main() -> Result<()> {
         ["restore", dir] => Machine::restore(Path::new(dir), Script::new(end()))?,
         ["boot", ref rest @ ..] => booted(&Config::parse(rest, None)?)?,
         ["save", dir, ref rest @ ..] => booted(&Config::parse(rest, Some(dir.into()))?)?,
-        _ => anyhow::bail!("vmm boot ... | vmm save DIR ... | vmm restore DIR"),
+        ["measure", ref rest @ ..] => return measured(&Config::parse(rest, None)?),
+        _ => anyhow::bail!("vmm boot ... | vmm save DIR ... | vmm restore DIR | vmm measure ..."),
     };
     match machine.run()? {
         End::Off { rung: [port, address] } => {
