@@ -124,7 +124,7 @@ pub struct HostArgs {
     /// Megabytes
     #[arg(long, default_value_t = 4096)]
     mem: u32,
-    /// Virtual time counts instructions; one processor
+    /// Virtual time counts instructions, of all processors together
     #[arg(long)]
     icount: bool,
     /// The processor model that is emulated

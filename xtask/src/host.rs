@@ -45,7 +45,7 @@ pub struct Boot {
     pub smp: u32,
     /// Megabytes.
     pub memory: u32,
-    /// Count instructions: virtual time is the number of instructions, exactly repeatable.
+    /// Count instructions: virtual time is the number of instructions that all processors execute, exactly repeatable.
     pub icount: bool,
     /// The processor model, as QEMU's `-cpu` takes it.
     pub cpu: String,
@@ -180,10 +180,11 @@ impl Run {
         qemu.args(["-nodefaults", "-display", "none", "-no-reboot", "-cpu", &boot.cpu]);
         qemu.args(["-m", &boot.memory.to_string()]);
         if boot.icount {
-            qemu.args(["-icount", "shift=0,sleep=off", "-accel", "tcg,thread=single", "-smp", "1"]);
+            qemu.args(["-icount", "shift=0,sleep=off", "-accel", "tcg,thread=single"]);
         } else {
-            qemu.args(["-accel", "tcg,thread=multi", "-smp", &boot.smp.to_string()]);
+            qemu.args(["-accel", "tcg,thread=multi"]);
         }
+        qemu.args(["-smp", &boot.smp.to_string()]);
         let file = |name: &str| format!("file:{}", run.dir.join(name).display());
         qemu.args(["-serial", &file("console")]);
         if boot.interactive {

@@ -20,6 +20,7 @@ mod mitigations;
 mod module;
 mod modules;
 mod object;
+mod outside;
 mod panics;
 mod payload;
 mod plot;

@@ -32,6 +32,18 @@ const COSTLY: &[(&str, &str)] = &[
     ("LOCK", "lock "),
 ];
 
+/// Linux's functions that have the local APIC send an interrupt: none calls another one.
+const SENDS_IPI: &[&str] = &[
+    "__default_send_IPI_dest_field",
+    "default_send_IPI_single_phys",
+    "default_send_IPI_mask_sequence_phys",
+    "default_send_IPI_self",
+    "__x2apic_send_IPI_dest",
+    "x2apic_send_IPI_self",
+    "x2apic_send_IPI_all",
+    "x2apic_send_IPI_allbutself",
+];
+
 /// The instructions of one window, in order.
 #[derive(Default)]
 pub struct Window {
@@ -100,6 +112,9 @@ impl Window {
             if let Some(kind) = costly.get(address).filter(|_| KERNEL.contains(address)) {
                 *counts.costly.entry(kind).or_default() += one;
             }
+            if symbols.begins(*address).is_some_and(|name| SENDS_IPI.contains(&name)) {
+                *counts.costly.entry("IPI").or_default() += one;
+            }
             match asked {
                 Some(caller) if caller == name => asked = None,
                 None if name != before && looks_for_length(before, name) => asked = Some(before),
@@ -144,6 +159,11 @@ impl Symbols {
             Some((address, format!("{:#}{module}", rustc_demangle::demangle(name))))
         };
         Self(text.lines().filter_map(symbol).collect())
+    }
+
+    /// The function whose first instruction is there.
+    fn begins(&self, address: u64) -> Option<&str> {
+        self.0.get(&address).map(String::as_str)
     }
 
     fn name(&self, address: u64) -> &str {
@@ -197,6 +217,14 @@ mod tests {
         let window = Window { kind: "x".into(), rounds: 1, addresses };
         let costly = Costly::from([(0xffff_ffff_8100_0005, "VMRUN")]);
         assert_eq!(window.count(&Symbols::parse(""), &costly).total(), 2.0);
+    }
+
+    #[test]
+    fn an_ipi_is_counted_where_its_function_begins() {
+        let symbols = Symbols::parse("ffffffff81000000 t default_send_IPI_self\nffffffff81000010 t other");
+        let addresses = [0x0, 0x1, 0x2, 0x10].map(|n| 0xffff_ffff_8100_0000 + n).to_vec();
+        let window = Window { kind: "x".into(), rounds: 1, addresses };
+        assert_eq!(window.count(&symbols, &Costly::new()).costly, BTreeMap::from([("IPI", 1.0)]));
     }
 
     #[test]
