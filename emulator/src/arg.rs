@@ -67,6 +67,10 @@ pub(crate) enum Arg {
     /// Vector register or memory.
     W(u8),
     Wx,
+    /// MMX register in ModRM.reg, of this many bytes.
+    P(u8),
+    /// MMX register or memory.
+    Q(u8),
     /// Vector register in ModRM.rm or VEX.vvvv.
     U(u8),
     H(u8),
@@ -80,7 +84,7 @@ impl Arg {
             Rd => flag::MODRM | flag::NO_MEM,
             H(_) => flag::VVVV,
             Eb | Ew | Ez | Ev | EvMw | Ey | Gb | Gv | Gy | M | Mv | My | Mq2 | Mp | Sw | Cd | Dd => flag::MODRM,
-            V(_) | Vx | W(_) | Wx | U(_) => flag::MODRM,
+            V(_) | Vx | W(_) | Wx | U(_) | P(_) | Q(_) => flag::MODRM,
             None | Ib | Ibs | Iw | Iz | Iv | IwIb | One | Jb | Jz | Ap | Ob | Ov => 0,
             Al | Ax | Eax | Cl | Dx | Zb | Zv | S(_) => 0,
         }

@@ -190,6 +190,10 @@ fn operand(c: &mut Cursor<'_>, p: &Prefixes, modrm: ModRm, arg: Arg, insn: &mut 
         Arg::Dd => Operand::Dr(modrm.reg),
         Arg::S(seg) => Operand::Seg(seg),
         Arg::V(size) => Operand::Vec { index: modrm.reg, size },
+        // REX reaches no further: there are eight.
+        Arg::P(size) => Operand::Mmx { index: modrm.reg & 7, size },
+        Arg::Q(size) if modrm.is_reg() => Operand::Mmx { index: modrm.rm & 7, size },
+        Arg::Q(size) => m(size)?,
         Arg::Vx => Operand::Vec { index: modrm.reg, size: wide },
         Arg::W(size) | Arg::U(size) => w(size),
         Arg::Wx => w(wide),

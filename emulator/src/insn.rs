@@ -127,6 +127,13 @@ pub enum Operand {
         /// Number of bytes.
         size: u8,
     },
+    /// The low `size` bytes of MMX register `index` (4 or 8).
+    Mmx {
+        /// Register number, 0 to 7.
+        index: u8,
+        /// Number of bytes.
+        size: u8,
+    },
 }
 
 /// A memory operand as encoded, before registers are read.
@@ -217,6 +224,8 @@ pub enum Op {
     // Vector moves: MOVUPS and its like, MOVAPS and its like, low part with zero extension (MOVD, MOVQ, MOVSS load),
     // low part merged (MOVSS register form, MOVLPS), high half (MOVHPS).
     VecMov, VecMovAligned, VecMovZx, VecMovLow, VecMovHigh,
+    // MOVD, MOVQ and MOVNTQ of the MMX registers.
+    MmxMov,
     // NOP, hints, fences and cache-line flushes; PAUSE.
     Nop, Pause,
     // Length only.

@@ -24,6 +24,8 @@ impl Exception {
     pub const UD: Exception = Exception { vector: 6, error_code: None, payload: 0 };
     /// #NM, device not available.
     pub const NM: Exception = Exception { vector: 7, error_code: None, payload: 0 };
+    /// #MF, x87 floating point.
+    pub const MF: Exception = Exception { vector: 16, error_code: None, payload: 0 };
     /// #AC(0), alignment check.
     pub const AC: Exception = Exception { vector: 17, error_code: Some(0), payload: 0 };
 
@@ -222,6 +224,13 @@ pub trait Machine {
     fn set_xmm(&mut self, index: u8, value: &[u8; 16]);
     /// Sets bits 255:0 of a vector register and clears those above (VEX).
     fn set_ymm(&mut self, index: u8, value: &[u8; 32]);
+
+    /// An x87 exception waits for the next instruction that looks (FSW.ES).
+    fn x87_waits(&mut self) -> bool;
+    /// MMX register `index` (0 to 7). As any MMX instruction does, the access makes all x87 registers valid and TOP 0.
+    fn mmx(&mut self, index: u8) -> u64;
+    /// Sets an MMX register; the same applies.
+    fn set_mmx(&mut self, index: u8, value: u64);
 
     /// Drops translations of the page at `linear`.
     fn invlpg(&mut self, linear: u64);

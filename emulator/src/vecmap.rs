@@ -29,8 +29,8 @@ pub(crate) const fn is_vector(opcode: u8) -> bool {
 
 /// The row of a vector move.
 pub(crate) fn lookup(p: &Prefixes, modrm: ModRm) -> Lookup {
-    use Arg::{Ey, H, U, V, Vx, W, Wx};
-    use Op::{VecMov, VecMovAligned, VecMovHigh, VecMovLow, VecMovZx};
+    use Arg::{Ey, H, P, Q, U, V, Vx, W, Wx};
+    use Op::{MmxMov, VecMov, VecMovAligned, VecMovHigh, VecMovLow, VecMovZx};
     let pp = match (p.rep, p.opsize) {
         (Rep::Rep, _) => Pp::F3,
         (Rep::Repne, _) => Pp::F2,
@@ -70,6 +70,11 @@ pub(crate) fn lookup(p: &Prefixes, modrm: ModRm) -> Lookup {
         (0x28, Pp::None | Pp::P66) => row(VecMovAligned, Vx, Wx),
         (0x29, Pp::None | Pp::P66) => row(VecMovAligned, Wx, Vx),
         (0x2b, Pp::None | Pp::P66) if !reg => row(VecMovAligned, Wx, Vx),
+        (0x6e, Pp::None) if !p.vex => row(MmxMov, P(if p.w { 8 } else { 4 }), Ey),
+        (0x7e, Pp::None) if !p.vex => row(MmxMov, Ey, P(if p.w { 8 } else { 4 })),
+        (0x6f, Pp::None) if !p.vex => row(MmxMov, P(8), Q(8)),
+        (0x7f, Pp::None) if !p.vex => row(MmxMov, Q(8), P(8)),
+        (0xe7, Pp::None) if !p.vex && !reg => row(MmxMov, Q(8), P(8)),
         (0x6e, Pp::P66) => row(VecMovZx, V(if p.w { 8 } else { 4 }), Ey),
         (0x7e, Pp::P66) => row(VecMovZx, Ey, V(if p.w { 8 } else { 4 })),
         (0x7e, Pp::F3) => row(VecMovZx, V(8), W(8)),

@@ -176,6 +176,23 @@ fn vector_state_has_to_be_enabled() {
 }
 
 #[test]
+fn mmx_moves_look_at_the_x87_state_first() {
+    let (store, load) = ([0x0f, 0x7f, 0x13], [0x44, 0x0f, 0x6e, 0x1b]); // movq [rbx], mm2; movd mm3, [rbx]
+    let mut m = long();
+    m.gpr[3] = 0x2000;
+    (m.mmx[2], m.mmx[3]) = (0x1122_3344_5566_7788, !0);
+    ok(&mut m, &store);
+    ok(&mut m, &load); // REX.R reaches no further than MM7
+    assert_eq!((m.peek_u64(0x2000), m.mmx[3]), (0x1122_3344_5566_7788, 0x5566_7788));
+    m.x87_waits = true;
+    assert_eq!((fault(&mut m, &store), fault(&mut m, &load)), (Exception::MF, Exception::MF));
+    m.cr[0] |= 8;
+    assert_eq!(fault(&mut m, &store), Exception::NM);
+    m.cr[0] |= 4;
+    assert_eq!(fault(&mut m, &load), Exception::UD);
+}
+
+#[test]
 fn divide_errors() {
     let mut m = long();
     (m.gpr[0], m.gpr[1], m.gpr[2]) = (1, 0, 0);

@@ -93,6 +93,12 @@ pub trait Fpu {
     fn vector(&self, n: u8) -> [u8; 32];
     /// The same for writing: with `vex` bits 255:0 and the rest cleared, else bits 127:0 and the rest kept.
     fn set_vector(&mut self, n: u8, value: &[u8; 32], vex: bool);
+    /// vCPU thread, between `load` and `put`: an x87 exception waits for the next instruction that looks (FSW.ES).
+    fn x87_waits(&self) -> bool;
+    /// The same: MMX register `n` (0 to 7), with what an MMX instruction does to the x87 state. No x87 exception waits.
+    fn mmx(&mut self, n: u8) -> u64;
+    /// The same for writing.
+    fn set_mmx(&mut self, n: u8, value: u64);
     /// The processor's reset state (INIT leaves the FPU alone; reset does not).
     fn reset(&mut self) -> Result<(), Errno>;
 }

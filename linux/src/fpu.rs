@@ -83,6 +83,21 @@ impl Fpu for KernelFpu {
         unsafe { shim::hsave_fpu_vector_set((n & 15).into(), value.as_ptr(), vex) }
     }
 
+    fn x87_waits(&self) -> bool {
+        // SAFETY: the caller has the state loaded.
+        unsafe { shim::hsave_fpu_x87_waits() }
+    }
+
+    fn mmx(&mut self, n: u8) -> u64 {
+        // SAFETY: as above, and no x87 exception waits, which this would raise.
+        unsafe { shim::hsave_fpu_mmx_get((n & 7).into()) }
+    }
+
+    fn set_mmx(&mut self, n: u8, value: u64) {
+        // SAFETY: as above.
+        unsafe { shim::hsave_fpu_mmx_set((n & 7).into(), value) }
+    }
+
     fn reset(&mut self) -> Result<(), Errno> {
         // Components that the header does not name go to their initial state.
         let mut image = try_filled(0u8, self.user_size())?;

@@ -21,6 +21,17 @@ impl SimFpu {
     }
 }
 
+impl SimFpu {
+    /// TOP becomes 0, and the registers, which the area has from TOP on, keep their places; all are valid.
+    fn use_mmx(&mut self) {
+        assert!(self.loaded && !self.x87_waits(), "not in the registers, or to be faulted");
+        let top = usize::from(self.area[3] >> 3 & 7);
+        self.area[3] &= !0x38;
+        self.area[32..160].rotate_right(16 * top);
+        self.area[4] = 0xff;
+    }
+}
+
 impl Fpu for SimFpu {
     fn load(&mut self) {
         assert!(!self.loaded, "loaded twice");
@@ -64,6 +75,21 @@ impl Fpu for SimFpu {
             let high = 576 + 16 * usize::from(n & 15);
             self.area[high..high + 16].copy_from_slice(&value[16..]);
         }
+    }
+    fn x87_waits(&self) -> bool {
+        assert!(self.loaded, "not in the registers");
+        self.area[2] & 0x80 != 0
+    }
+    fn mmx(&mut self, n: u8) -> u64 {
+        self.use_mmx();
+        let at = 32 + 16 * usize::from(n & 7);
+        u64::from_le_bytes(self.area[at..at + 8].try_into().expect("eight bytes"))
+    }
+    fn set_mmx(&mut self, n: u8, value: u64) {
+        self.use_mmx();
+        let at = 32 + 16 * usize::from(n & 7);
+        self.area[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        self.area[at + 8..at + 10].fill(0xff);
     }
     fn reset(&mut self) -> Result<(), Errno> {
         let loaded = self.loaded;

@@ -320,6 +320,18 @@ impl<H: Host> Machine for Ctx<'_, H> {
         self.core.need_fpu();
         self.core.fpu.set_vector(index, value, true);
     }
+    fn x87_waits(&mut self) -> bool {
+        self.core.need_fpu();
+        self.core.fpu.x87_waits()
+    }
+    fn mmx(&mut self, index: u8) -> u64 {
+        self.core.need_fpu();
+        self.core.fpu.mmx(index)
+    }
+    fn set_mmx(&mut self, index: u8, value: u64) {
+        self.core.need_fpu();
+        self.core.fpu.set_mmx(index, value);
+    }
     fn invlpg(&mut self, _linear: u64) {
         // One page's guest translations cannot be dropped from here without INVLPGA in the guest's ASID.
         self.core.cpu.flush_guest_tlb();

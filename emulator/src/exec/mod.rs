@@ -158,6 +158,7 @@ impl<M: Machine> Step<'_, M> {
             Op::Sgdt | Op::Sidt => self.store_table(),
             Op::Lgdt | Op::Lidt => self.load_table(),
             Op::VecMov | Op::VecMovAligned | Op::VecMovZx | Op::VecMovLow | Op::VecMovHigh => self.vector_move(),
+            Op::MmxMov => self.mmx_move(),
             Op::Nop | Op::Pause => Ok(()),
             Op::Cpuid | Op::Rdmsr | Op::Wrmsr | Op::Rdtsc | Op::Rdtscp | Op::Rdpmc | Op::Hlt | Op::Vmmcall => {
                 unhandled()
@@ -223,6 +224,7 @@ impl<M: Machine> Step<'_, M> {
             }
             Operand::Imm => self.insn.imm,
             Operand::Seg(seg) => self.m.segment(seg).selector.into(),
+            Operand::Mmx { index, size } => self.m.mmx(index) & mask(size),
             Operand::None | Operand::Cr(_) | Operand::Dr(_) | Operand::Vec { .. } => return unhandled(),
         })
     }
@@ -246,6 +248,7 @@ impl<M: Machine> Step<'_, M> {
                 let rest = self.m.gpr(index) & !0xff00;
                 self.m.set_gpr(index, rest | (value & 0xff) << 8);
             }
+            Operand::Mmx { index, .. } => self.m.set_mmx(index, value),
             _ => return unhandled(),
         }
         Ok(())

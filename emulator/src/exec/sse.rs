@@ -32,6 +32,22 @@ impl<M: Machine> Step<'_, M> {
         if cr0 & CR0_TS != 0 { Err(Exception::NM.into()) } else { Ok(()) }
     }
 
+    /// MOVD, MOVQ and MOVNTQ of MMX registers; 4 bytes clear those above. #UD, #NM, and #MF for an x87 exception that waits.
+    pub(super) fn mmx_move(&mut self) -> Res {
+        let cr0 = self.m.cr(0);
+        if cr0 & CR0_EM != 0 {
+            return Err(Exception::UD.into());
+        }
+        if cr0 & CR0_TS != 0 {
+            return Err(Exception::NM.into());
+        }
+        if self.m.x87_waits() {
+            return Err(Exception::MF.into());
+        }
+        let value = self.read(1)?;
+        self.write(0, value)
+    }
+
     /// The bytes to move, at the start of the result, zeros after them.
     fn vector_source(&mut self) -> Res<[u8; 32]> {
         let mut bytes = [0; 32];

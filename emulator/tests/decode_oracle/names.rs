@@ -63,6 +63,7 @@ fn names(op: Op) -> &'static [&'static str] {
             "vmovntdqa",
         ],
         Op::VecMovZx => &["movd", "movq", "movss", "movsd", "vmovd", "vmovq", "vmovss", "vmovsd"],
+        Op::MmxMov => &["movd", "movq", "movntq"],
         Op::VecMovLow => &["movss", "movsd", "movlps", "movlpd", "vmovss", "vmovsd", "vmovlps", "vmovlpd"],
         Op::VecMovHigh => &["movhps", "movhpd", "vmovhps", "vmovhpd"],
         // Hints and fences.
@@ -212,6 +213,7 @@ pub fn claimed(name: &str) -> bool {
         Op::VecMovZx,
         Op::VecMovLow,
         Op::VecMovHigh,
+        Op::MmxMov,
         Op::Pause,
         Op::Cpuid,
         Op::Rdmsr,

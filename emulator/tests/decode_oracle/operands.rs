@@ -14,6 +14,7 @@ pub enum Common {
     Cr(u8),
     Dr(u8),
     Vec(u8),
+    Mmx(u8),
     Imm(u64),
     Target(u64),
     Far(u16, u32),
@@ -35,6 +36,8 @@ fn register(r: Register) -> Common {
         Common::Cr(n)
     } else if r.is_dr() {
         Common::Dr(n)
+    } else if r.is_mm() {
+        Common::Mmx(n)
     } else {
         Common::Vec(n)
     }
@@ -112,6 +115,7 @@ pub fn ours(insn: &Insn) -> Vec<Common> {
                 Operand::Cr(n) => Common::Cr(n),
                 Operand::Dr(n) => Common::Dr(n),
                 Operand::Vec { index, .. } => Common::Vec(index),
+                Operand::Mmx { index, .. } => Common::Mmx(index),
                 Operand::Mem { size } => {
                     let next = if insn.mem.rip_relative { insn.next_rip(IP) } else { 0 };
                     Common::Mem {
@@ -153,8 +157,7 @@ pub fn iced_is_no_reference(insn: &Insn, name: &str) -> bool {
     system && matches!(name, "INVALID" | "invalid" | "vmgexit")
 }
 
-/// Instructions that share a mnemonic with ours and are not ours: MMX registers, and CMPSD of SSE2.
+/// An instruction that shares its mnemonic with one of ours and is not ours: CMPSD of SSE2.
 pub fn not_ours(i: &Instruction) -> bool {
-    let mmx = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm());
-    mmx || i.code() == Code::Cmpsd_xmm_xmmm64_imm8
+    i.code() == Code::Cmpsd_xmm_xmmm64_imm8
 }

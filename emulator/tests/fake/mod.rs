@@ -42,6 +42,8 @@ pub struct Fake {
     pub efer: u64,
     pub xcr0: u64,
     pub ymm: [[u8; 32]; 16],
+    pub mmx: [u64; 8],
+    pub x87_waits: bool,
     pub pages: BTreeMap<u64, Vec<u8>>,
     pub read_only: BTreeSet<u64>,
     pub mmio: Range<u64>,
@@ -84,6 +86,8 @@ impl Fake {
             efer: 0,
             xcr0: 7,
             ymm: [[0; 32]; 16],
+            mmx: [0; 8],
+            x87_waits: false,
             pages: BTreeMap::new(),
             read_only: BTreeSet::new(),
             mmio: 0..0,
@@ -360,6 +364,15 @@ impl Machine for Fake {
     }
     fn set_ymm(&mut self, index: u8, value: &[u8; 32]) {
         self.ymm[usize::from(index)] = *value;
+    }
+    fn x87_waits(&mut self) -> bool {
+        self.x87_waits
+    }
+    fn mmx(&mut self, index: u8) -> u64 {
+        self.mmx[usize::from(index)]
+    }
+    fn set_mmx(&mut self, index: u8, value: u64) {
+        self.mmx[usize::from(index)] = value;
     }
     fn invlpg(&mut self, linear: u64) {
         self.invalidated.push(linear);

@@ -13,7 +13,7 @@ pub fn safe(op: Op) -> bool {
         || matches!(op, Rol | Ror | Rcl | Rcr | Shl | Shr | Sar | Shld | Shrd | Bt | Bts | Btr | Btc)
         || matches!(op, Bsf | Bsr | Tzcnt | Lzcnt | Popcnt | Push | Pop | Pushf | Popf | Enter | Leave)
         || matches!(op, Lahf | Sahf | Clc | Stc | Cmc | Cld | Std | Movs | Cmps | Stos | Lods | Scas)
-        || matches!(op, VecMov | VecMovAligned | VecMovZx | VecMovLow | VecMovHigh | Pause)
+        || matches!(op, VecMov | VecMovAligned | VecMovZx | VecMovLow | VecMovHigh | MmxMov | Pause)
 }
 
 /// Bytes of a random instruction whose memory operand, if any, is in the data area.
@@ -40,8 +40,13 @@ pub fn generate(rng: &mut Rng) -> Vec<u8> {
             bytes.push(opcode);
         }
         4..=7 => {
-            let opcode =
-                pick(rng, &[0xa3, 0xa4, 0xa5, 0xac, 0xad, 0xb0, 0xb1, 0xb8, 0xba, 0xbc, 0xbd, 0xc0, 0xc1, 0xc7]);
+            let opcode = pick(
+                rng,
+                &[
+                    0x6e, 0x6f, 0x7e, 0x7f, 0xe7, 0xa3, 0xa4, 0xa5, 0xac, 0xad, 0xb0, 0xb1, 0xb8, 0xba, 0xbc, 0xbd,
+                    0xc0, 0xc1, 0xc7,
+                ],
+            );
             if rng.below(2) == 0 {
                 bytes.push(0x40 | rng.below(16) as u8);
             }

@@ -83,6 +83,7 @@ fn emulated_like_the_processor() {
             signal: 0,
             unused: [0; 3],
             ymm: [[0; 32]; 16],
+            mmx: std::array::from_fn(|_| rng.next()),
         };
         if insn.op == Op::Cmpxchg8b && rng.below(2) == 0 {
             // Let it find what it expects.
@@ -113,7 +114,7 @@ fn emulated_like_the_processor() {
         {
             m.seg(seg).selector = selector;
         }
-        (m.gpr, m.rflags, m.ymm, m.rip) = (ctx.gpr, ctx.flags, ctx.ymm, CODE);
+        (m.gpr, m.rflags, m.ymm, m.mmx, m.rip) = (ctx.gpr, ctx.flags, ctx.ymm, ctx.mmx, CODE);
         m.begin();
         let result = emulate(&mut m, &insn);
 
@@ -163,6 +164,9 @@ fn emulated_like_the_processor() {
         if !m.pages.values().eq(data.chunks(4096)) {
             report("memory");
         }
+        if m.mmx != ctx.mmx {
+            report("MMX registers");
+        }
         if m.ymm != ctx.ymm {
             report("vector registers");
         }
@@ -172,8 +176,21 @@ fn emulated_like_the_processor() {
         println!("{text}\n");
     }
     assert!(wrong.is_empty(), "{} kinds of difference", wrong.len());
-    for op in ["Mov", "Cmpxchg", "Idiv", "Movs", "Pop", "Enter", "Bts", "Rcr", "VecMov", "VecMovHigh", "Movbe", "Xlat"]
-    {
+    for op in [
+        "Mov",
+        "Cmpxchg",
+        "Idiv",
+        "Movs",
+        "Pop",
+        "Enter",
+        "Bts",
+        "Rcr",
+        "VecMov",
+        "VecMovHigh",
+        "MmxMov",
+        "Movbe",
+        "Xlat",
+    ] {
         assert!(seen.get(op).copied().unwrap_or(0) > 20, "{op} came up");
     }
     assert!(faults > 100);

@@ -21,6 +21,7 @@ pub struct Context {
     pub signal: u64,
     pub unused: [u64; 3],
     pub ymm: [[u8; 32]; 16],
+    pub mmx: [u64; 8],
 }
 
 extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
@@ -95,6 +96,8 @@ pub fn native(code: &[u8], ctx: &mut Context, data: &mut [u8]) {
             "vmovdqu ymm10, [{ctx}+0x200]", "vmovdqu ymm11, [{ctx}+0x220]",
             "vmovdqu ymm12, [{ctx}+0x240]", "vmovdqu ymm13, [{ctx}+0x260]",
             "vmovdqu ymm14, [{ctx}+0x280]", "vmovdqu ymm15, [{ctx}+0x2a0]",
+            "movq mm0, [{ctx}+0x2c0]", "movq mm1, [{ctx}+0x2c8]", "movq mm2, [{ctx}+0x2d0]", "movq mm3, [{ctx}+0x2d8]",
+            "movq mm4, [{ctx}+0x2e0]", "movq mm5, [{ctx}+0x2e8]", "movq mm6, [{ctx}+0x2f0]", "movq mm7, [{ctx}+0x2f8]",
             "push qword ptr [{ctx}+0x80]", "popfq",
             "mov rax, [{ctx}+0x00]", "mov rcx, [{ctx}+0x08]", "mov rdx, [{ctx}+0x10]", "mov rbx, [{ctx}+0x18]",
             "mov rsp, [{ctx}+0x20]", "mov rbp, [{ctx}+0x28]", "mov rsi, [{ctx}+0x30]", "mov rdi, [{ctx}+0x38]",
@@ -117,6 +120,9 @@ pub fn native(code: &[u8], ctx: &mut Context, data: &mut [u8]) {
             "vmovdqu [{ctx}+0x200], ymm10", "vmovdqu [{ctx}+0x220], ymm11",
             "vmovdqu [{ctx}+0x240], ymm12", "vmovdqu [{ctx}+0x260], ymm13",
             "vmovdqu [{ctx}+0x280], ymm14", "vmovdqu [{ctx}+0x2a0], ymm15",
+            "movq [{ctx}+0x2c0], mm0", "movq [{ctx}+0x2c8], mm1", "movq [{ctx}+0x2d0], mm2", "movq [{ctx}+0x2d8], mm3",
+            "movq [{ctx}+0x2e0], mm4", "movq [{ctx}+0x2e8], mm5", "movq [{ctx}+0x2f0], mm6", "movq [{ctx}+0x2f8], mm7",
+            "emms",
             "vzeroupper",
             "pop rbp", "pop rbx",
             ctx = const CTX,
@@ -125,6 +131,9 @@ pub fn native(code: &[u8], ctx: &mut Context, data: &mut [u8]) {
             out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _, out("xmm6") _,
             out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _, out("xmm12") _,
             out("xmm13") _, out("xmm14") _, out("xmm15") _,
+            out("mm0") _, out("mm1") _, out("mm2") _, out("mm3") _, out("mm4") _, out("mm5") _, out("mm6") _, out("mm7") _,
+            out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _, out("st(4)") _, out("st(5)") _, out("st(6)") _,
+            out("st(7)") _,
         );
         *ctx = *(CTX as *const Context);
         std::ptr::copy_nonoverlapping(DATA as *const u8, data.as_mut_ptr(), data.len());

@@ -103,3 +103,48 @@ void hsave_fpu_vector_set(u32 n, const u8 *in, bool vex)
 	}
 	fpregs_unlock();
 }
+
+/* An x87 exception waits (FSW.ES): the next MMX instruction would raise it. */
+bool hsave_fpu_x87_waits(void)
+{
+	u16 status;
+
+	registers_begin();
+	asm volatile("fnstsw %0" : "=m"(status));
+	fpregs_unlock();
+	return status & 0x80;
+}
+
+#define EACH_MMX(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+
+/* MMX register n (0 to 7), with what an MMX instruction does to the x87 state. */
+u64 hsave_fpu_mmx_get(u32 n)
+{
+	u64 value = 0;
+
+	registers_begin();
+	switch (n) {
+#define GET(r)                                                                 \
+	case r:                                                                \
+		asm volatile("movq %%mm" #r ", %0" : "=m"(value));              \
+		break;
+	EACH_MMX(GET)
+#undef GET
+	}
+	fpregs_unlock();
+	return value;
+}
+
+void hsave_fpu_mmx_set(u32 n, u64 value)
+{
+	registers_begin();
+	switch (n) {
+#define SET(r)                                                                 \
+	case r:                                                                \
+		asm volatile("movq %0, %%mm" #r : : "m"(value));                \
+		break;
+	EACH_MMX(SET)
+#undef SET
+	}
+	fpregs_unlock();
+}

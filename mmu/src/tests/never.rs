@@ -75,6 +75,9 @@ never! {
         fn set(&mut self, _: &[u8], _: u64, _: &mut u32) -> Result<(), Errno>;
         fn vector(&self, _: u8) -> [u8; 32];
         fn set_vector(&mut self, _: u8, _: &[u8; 32], _: bool);
+        fn x87_waits(&self) -> bool;
+        fn mmx(&mut self, _: u8) -> u64;
+        fn set_mmx(&mut self, _: u8, _: u64);
         fn reset(&mut self) -> Result<(), Errno>;
     }
 }

@@ -1,10 +1,12 @@
 //! The guest's FPU state: in the registers when the guest uses it, and no sooner; the guest cannot tell.
 
 use kvm::abi::ioctl::*;
+use kvm::abi::run::exit::MMIO_DATA;
 use kvm_bindings::*;
 use sim::SimCpu;
 use sim::arch::exit::code;
-use tests::scenario::{CODE, Machine};
+use sim::host::Fpu;
+use tests::scenario::{CODE, Left, MMIO, Machine};
 
 const NM: u64 = code::EXCP0 + 7;
 const CR0: u64 = 0x8005_0033;
@@ -120,4 +122,36 @@ fn a_debugger_keeps_its_breakpoints() {
     m.exit(0, NM);
     m.does(0, |c| assert!(!kept_away(c) && c.vmcb().intercept_exceptions & 1 << 3 != 0));
     m.run_out(0);
+}
+
+/// MOVQ of an MMX register to a device and back: the x87 state becomes what such an instruction makes of it.
+#[test]
+fn mmx_registers_reach_devices() {
+    let m = Machine::new();
+    m.long(0, &[0x0f, 0x7f, 0x03, 0x0f, 0x6f, 0x0b]); // movq [rbx], mm0; movq mm1, [rbx]
+    m.with_regs(0, |r| r.rbx = MMIO);
+    // TOP is 3: what the area has first is register 3.
+    let mut area = [0u8; 4096];
+    m.inside(0, |c| c.core.fpu.get(&mut area, 0));
+    area[3] = 3 << 3;
+    area[32 + 16 * 5..][..8].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
+    m.inside(0, |c| c.core.fpu.set(&area, !0, &mut 0).unwrap());
+    m.npf(0, MMIO, true);
+    assert_eq!(m.run(0), Ok(Left::Mmio { gpa: MMIO, write: true, data: vec![1, 2, 3, 4, 5, 6, 7, 8] }));
+    m.npf(0, MMIO, false);
+    assert_eq!(m.run(0), Ok(Left::Mmio { gpa: MMIO, write: false, data: vec![0; 8] }));
+    m.page(0).write(MMIO_DATA, &[9; 8]);
+    m.run_out(0);
+    assert_eq!(m.regs(0).rip, CODE + 6);
+    m.inside(0, |c| c.core.fpu.get(&mut area, 0));
+    assert_eq!((area[3], area[4]), (0, 0xff), "TOP and the tags");
+    assert_eq!(area[48..58], [9, 9, 9, 9, 9, 9, 9, 9, 0xff, 0xff]);
+    // An exception that waits comes first.
+    area[2] = 0x80;
+    m.inside(0, |c| c.core.fpu.set(&area, !0, &mut 0).unwrap());
+    m.with_regs(0, |r| r.rip = CODE);
+    m.npf(0, MMIO, true);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!((m.injected(0)[0].vector(), m.regs(0).rip), (16, CODE));
 }
