@@ -119,11 +119,11 @@ impl<H: Host> Ctx<'_, H> {
         }
     }
 
-    /// A device in the kernel or in user space, in pieces of at most 8 bytes that do not cross an 8-byte boundary.
+    /// A device in the kernel or in user space, in pieces of at most 8 bytes, wherever they begin.
     fn read_device(&mut self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Stop> {
         let (mut at, mut rest) = (gpa.0, buf);
         while !rest.is_empty() {
-            let len = (8 - (at & 7) as usize).min(rest.len());
+            let len = rest.len().min(8);
             let (piece, later) = rest.split_at_mut(len);
             if !self.vm.device_mmio_read(at, piece) && !self.core.traffic.read(at, piece) {
                 return Err(Stop::NeedUser);

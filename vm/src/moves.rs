@@ -34,8 +34,8 @@ impl<H: Host> Ctx<'_, H> {
         let (at, [a, b, _]) = (faulted.gpa(), insn.operands);
         let ((Operand::Mem { size: len }, _) | (_, Operand::Mem { size: len })) = (a, b) else { return None };
         let linear = emulator::checked_address(self, insn);
-        // An access to two pages faults on either; one across eight bytes goes out in pieces; the local APIC has more to do.
-        if (at ^ linear) & 0xfff != 0 || (at & 7) + u64::from(len) > 8 || self.is_apic(at) {
+        // An access to two pages faults on either; the local APIC has more to do.
+        if (at ^ linear) & 0xfff != 0 || (at & 0xfff) + u64::from(len) > 0x1000 || self.is_apic(at) {
             return None;
         }
         match (a, b) {

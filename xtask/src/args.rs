@@ -136,6 +136,9 @@ pub struct HostArgs {
     /// Files to add, as PATH_IN_HOST=FILE
     #[arg(long)]
     file: Vec<String>,
+    /// An argument more for QEMU
+    #[arg(long, allow_hyphen_values = true)]
+    qemu: Vec<String>,
     /// Seconds
     #[arg(long, default_value_t = 300)]
     timeout: u64,
@@ -149,7 +152,7 @@ impl HostArgs {
         let mut boot = Boot::new(self.kernel, self.module, "");
         (boot.ours, boot.smp, boot.memory, boot.icount) = (self.modules, self.smp, self.mem, self.icount);
         (boot.cpu, boot.timeout, boot.show) = (self.cpu, Duration::from_secs(self.timeout), true);
-        boot.cmdline = self.cmdline;
+        (boot.cmdline, boot.qemu) = (self.cmdline, self.qemu);
         for file in &self.file {
             let (to, from) = file.split_once('=').context("--file wants PATH_IN_HOST=FILE")?;
             boot.files.push((to.to_owned(), from.into()));

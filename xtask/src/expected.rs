@@ -64,6 +64,25 @@ pub const CHIPS: &[Expected] = expected! {
         "msi: illegal vector:";
 };
 
+/// What the emulator does with an opcode (the first word) under some prefixes (the second).
+pub const EMULATED: &[Expected] = expected! {
+    "moves of vector registers that stock does not emulate":
+        "0f10 f2", "0f10 f3", "0f11 f2", "0f11 f3", "0f12 ", "0f13 ", "0f16 ", "0f17 ", "0f6e ", "0f7e ", "0fd6 66", "0ff0 f2",
+        "0f382a 66";
+    "POPCNT, TZCNT and LZCNT, which stock does not emulate or takes for BSF and BSR":
+        "0fb8 f3", "0fbc f3", "0fbd f3";
+    "CMPXCHG16B, which stock does not emulate": "0fc7 48";
+    "LGDT and LIDT from a device, which do not come to an end on stock": "0f01 ";
+    "SLDT and STR, for which stock reads what they write": "0f00 ";
+    "two bytes and no more are read or written, as the manual has it": "63 66", "8c 48", "8c f348";
+    "PUSH of a segment register has the operand's size, as the manual has it": "5c ", "94 ";
+    "near calls and jumps of 16 bits, and far ones without offsets of 64, as AMD's processors have them":
+        "ff 66", "ff 48", "ff f348";
+    "MOVNTI with prefixes that make it undefined": "0fc3 ";
+    "SYSENTER in long mode is #UD": "0f34 ";
+    "FXSAVE and FXRSTOR at a device, which stock makes a page fault": "0fae - /0", "0fae - /1";
+};
+
 /// Tests of the crate `kvm-ioctls`.
 pub const CRATE_TESTS: &[Expected] = expected! {
     "nested virtualisation": "ioctls::vcpu::tests::test_get_and_set_nested_state:";

@@ -164,6 +164,13 @@ pub const ALL: &[Scenario] = &[
         kernels: &[Kernel::V6_12],
         ..program("chips", &["chips"], "/payload/chips")
     },
+    // What the emulator does with each opcode on a device, as stock's.
+    Scenario {
+        compare: true,
+        expected: expected::EMULATED,
+        kernels: &[Kernel::V6_12],
+        ..program("emulated", &["emulated"], "/payload/emulated")
+    },
     // Test by test, each in a process of its own: what came of it.
     Scenario {
         compare: true,
