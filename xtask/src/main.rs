@@ -14,6 +14,7 @@ mod env;
 mod expected;
 mod foreign;
 mod host;
+mod i386;
 mod image;
 mod kernels;
 mod mitigations;

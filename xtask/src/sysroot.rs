@@ -65,9 +65,28 @@ pub fn build(env: &Env, rustc: &Rustc, flags: &[String]) -> Result<PathBuf> {
             let builtins = out.join("compiler_builtins.rs");
             fs::write(&builtins, EMPTY_COMPILER_BUILTINS)?;
             let source = |name: &str| library.join(name).join("src/lib.rs");
-            compile(env, rustc, flags, out, &library, "core", &edition(&library, "core")?, &source("core"))?;
-            compile(env, rustc, flags, out, &library, "compiler_builtins", "2021", &builtins)?;
-            compile(env, rustc, flags, out, &library, "alloc", &edition(&library, "alloc")?, &source("alloc"))
+            let compile = |name, edition: &str, source: &Path| {
+                compile(env, rustc, TARGET, flags, out, &library, name, edition, source)
+            };
+            compile("core", &edition(&library, "core")?, &source("core"))?;
+            compile("compiler_builtins", "2021", &builtins)?;
+            compile("alloc", &edition(&library, "alloc")?, &source("alloc"))
+        })
+    })
+}
+
+/// Builds `core` alone, for a program of another target, unless the cache has it.
+pub fn core(env: &Env, rustc: &Rustc, target: &str) -> Result<PathBuf> {
+    let library = rust_src::library(env, rustc)?;
+    let flags = ["-Cpanic=abort".to_owned(), "-Crelocation-model=static".to_owned()];
+    let key = key(&[&rustc.verbose_version, &library.to_string_lossy(), target, include_str!("sysroot.rs")]);
+    env.artifact(&format!("sysroot/{target}-{key}"), |out| {
+        ui::step(&format!("core for {target}"), || {
+            let builtins = out.join("compiler_builtins.rs");
+            fs::write(&builtins, EMPTY_COMPILER_BUILTINS)?;
+            let (edition, source) = (edition(&library, "core")?, library.join("core/src/lib.rs"));
+            compile(env, rustc, target, &flags, out, &library, "core", &edition, &source)?;
+            compile(env, rustc, target, &flags, out, &library, "compiler_builtins", "2021", &builtins)
         })
     })
 }
@@ -76,6 +95,7 @@ pub fn build(env: &Env, rustc: &Rustc, flags: &[String]) -> Result<PathBuf> {
 fn compile(
     env: &Env,
     rustc: &Rustc,
+    target: &str,
     flags: &[String],
     out: &Path,
     library: &Path,
@@ -83,10 +103,10 @@ fn compile(
     edition: &str,
     source: &Path,
 ) -> Result<()> {
-    let libs = out.join("lib/rustlib").join(TARGET).join("lib");
+    let libs = out.join("lib/rustlib").join(target).join("lib");
     fs::create_dir_all(&libs)?;
     let mut command = rustc.command(env);
-    command.args(["--target", TARGET, "--crate-type", "rlib", "--crate-name", name, "--edition", edition]);
+    command.args(["--target", target, "--crate-type", "rlib", "--crate-name", name, "--edition", edition]);
     command.args(["-Copt-level=2", "-Ccodegen-units=1", "-Cembed-bitcode=yes", "-Cdebuginfo=0"]);
     command.args(["--cap-lints", "allow", "-Zforce-unstable-if-unmarked"]);
     command.arg("--sysroot").arg(out).arg("-L").arg(&libs);

@@ -5,7 +5,7 @@ use crate::{
     env::{Env, key},
     expected,
     host::{Boot, Flavour, Machine},
-    image,
+    i386, image,
     kernels::{self, Kernel},
     mitigations, module, object, panics, payload, proc, rust_src,
     scenarios::{self, Scenario},
@@ -107,6 +107,9 @@ fn cheap(env: &Env, selection: &Selection, tally: &mut Tally) {
     }
     if selection.wants("cargo-test") {
         tally.check("cargo-test", || cargo(&["test", "--quiet"]));
+    }
+    if selection.wants("world-switch-i386") {
+        tally.check("world-switch-i386", || i386::run(env));
     }
 }
 

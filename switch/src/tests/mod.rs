@@ -5,7 +5,6 @@ mod document;
 mod encrypted;
 mod entry;
 mod fast;
-mod i386;
 mod life;
 mod matrix;
 mod run;
