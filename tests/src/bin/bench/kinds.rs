@@ -29,8 +29,8 @@ const NO_MSR: u32 = 0x1234_5678;
 const PAGES: u32 = 2000;
 const HUGE_PAGES: u32 = 100;
 
-/// All kinds of this file.
-pub fn all() -> Vec<Kind> {
+/// All kinds of this file; `only` is what was asked for.
+pub fn all(only: &str) -> Vec<Kind> {
     let plain = Loop::new;
     let apic = |body: Code| Loop { setup: x2apic, ..Loop::new(body) };
     let full = |body: Code| Loop { prepare: |client| client.full_irqchip(), setup: x2apic, ..Loop::new(body) };
@@ -191,7 +191,7 @@ pub fn all() -> Vec<Kind> {
     .map(|(name, it)| Kind { name, measure: Box::new(move |rounds| less_empty(&it, rounds)) })
     .collect();
     all.insert(0, Kind { name: "calibration-empty", measure: Box::new(empty) });
-    all.extend(interrupt::all());
+    all.extend(interrupt::all(!only.is_empty()));
     all.extend(touch());
     all
 }
