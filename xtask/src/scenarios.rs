@@ -150,12 +150,17 @@ pub const ALL: &[Scenario] = &[
             ),
         )
     },
-    // What KVM offers and allows, line by line as stock's.
+    // What KVM offers and allows, line by line as stock's; which does not keep vCPUs in step once the host's TSC counts as
+    // unstable, as it may on a loaded machine.
     Scenario {
         compare: true,
         expected: expected::POLICY,
         kernels: &[Kernel::V6_12],
-        ..program("policy", &["policy"], "/payload/policy")
+        ..program(
+            "policy",
+            &["policy"],
+            "/payload/policy || exit 1; dmesg | grep -q 'TSC unstable' && echo 'hsave: void' >/dev/ttyS2; exit 0",
+        )
     },
     // The interrupt controllers in the kernel, answer by answer as stock's.
     Scenario {

@@ -53,7 +53,7 @@ impl Outcome {
 /// Seen with stock modules as well: QEMU's own abort; a host that does not come as far as the modules; a CPU that
 /// executes a breakpoint which the kernel has already taken out of its text again (it patches itself while it runs, and
 /// the emulator translated the old byte); and an idle CPU that the interrupt of its timer does not reach, as the test
-/// program `heartbeat` reports. The last makes any outcome void.
+/// program `heartbeat` reports. The last makes any outcome void, and so does a script that says so (`hsave: void`).
 pub fn emulator_failure(verdict: &Verdict, errors: &str, log: &str) -> Option<&'static str> {
     let unfinished = !matches!(verdict, Verdict::Exit(_)) && !log.is_empty();
     if errors.contains("bql_locked") {
@@ -64,6 +64,8 @@ pub fn emulator_failure(verdict: &Verdict, errors: &str, log: &str) -> Option<&'
         Some("a CPU executed a breakpoint that was gone")
     } else if log.lines().any(|line| line.starts_with("hsave: CPU") && line.ends_with("through its timer")) {
         Some("the interrupt of a CPU's timer was lost")
+    } else if log.lines().any(|line| line.starts_with("hsave: void")) {
+        Some("the script found the host unfit for it")
     } else {
         None
     }
@@ -105,6 +107,7 @@ mod tests {
         let lost = "hsave: CPU 1 slept for 21 s through its timer\nhsave: exit 0";
         assert!(emulator_failure(&Verdict::Exit(0), "", lost).is_some());
         assert!(emulator_failure(&Verdict::Timeout, "", &format!("hsave: modules\n{lost}")).is_some());
+        assert!(emulator_failure(&Verdict::Exit(0), "", "hsave: void\nhsave: exit 0").is_some());
         assert!(emulator_failure(&Verdict::Exit(0), "", "hsave: exit 0").is_none());
     }
 
