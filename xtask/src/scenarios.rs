@@ -174,6 +174,7 @@ pub const ALL: &[Scenario] = &[
         compare: true,
         expected: expected::EMULATED,
         kernels: &[Kernel::V6_12],
+        timeout: Duration::from_secs(600),
         ..program("emulated", &["emulated"], "/payload/emulated")
     },
     // Test by test, each in a process of its own: what came of it.

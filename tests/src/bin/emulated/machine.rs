@@ -31,7 +31,7 @@ const HLT: u8 = 0xf4;
 const EXITS: usize = 64;
 
 /// Seconds for one case: a few loop.
-const PATIENCE: i64 = 3;
+const PATIENCE: i64 = 1;
 
 extern "C" fn rings(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
