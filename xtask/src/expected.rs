@@ -67,7 +67,7 @@ pub const CHIPS: &[Expected] = expected! {
 /// What the emulator does with an opcode (the first word) under some prefixes (the second).
 pub const EMULATED: &[Expected] = expected! {
     "moves of vector registers that stock does not emulate":
-        "0f10 f2", "0f10 f3", "0f11 f2", "0f11 f3", "0f12 ", "0f13 ", "0f16 ", "0f17 ", "0f6e ", "0f7e ", "0fd6 66", "0ff0 f2",
+        "0f10 f2", "0f10 f3", "0f11 f2", "0f11 f3", "0f12 ", "0f13 ", "0f16 ", "0f17 ", "0f6e ", "0f7e ", "0fd6 66", "0fe7 ", "0ff0 f2",
         "0f382a 66";
     "POPCNT, TZCNT and LZCNT, which stock does not emulate or takes for BSF and BSR":
         "0fb8 f3", "0fbc f3", "0fbd f3";
