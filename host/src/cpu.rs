@@ -22,6 +22,9 @@ pub struct CpuFeatures {
     /// The kernel can disable speculative store bypass for a guest other than by SPEC_CTRL: by LS_CFG, or by the
     /// VIRT_SPEC_CTRL of a hypervisor below.
     pub virt_ssbd: bool,
+    /// Whatever touches the FPU state is #NM while CR0.TS is set, as the APM says (volume 2, 11.3, 11.5). Not so in QEMU's
+    /// emulation, where XSAVE, XRSTOR and the SHA instructions do not look.
+    pub ts_guards_fpu: bool,
     /// TSC ratio MSR.
     pub tsc_scaling: bool,
     /// Pause filter count.

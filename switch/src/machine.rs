@@ -201,6 +201,7 @@ fn features<P: Platform>(svm: u32) -> CpuFeatures {
         vgif: has(16),
         v_spec_ctrl: has(20),
         virt_ssbd: P::has_virt_ssbd(),
+        ts_guards_fpu: !is_emulated::<P>(),
         // IBRS, STIBP or SSBD: any of them brings the MSR.
         spec_ctrl: speculation & (1 << 14 | 1 << 15 | 1 << 24) != 0,
         tsc_aux: extended & 1 << 27 != 0 || rdpid,
@@ -209,3 +210,14 @@ fn features<P: Platform>(svm: u32) -> CpuFeatures {
         phys_bits: sizes as u8,
     }
 }
+
+/// Is the processor QEMU's emulation of one (TCG)? It says so in the hypervisor's leaf, or hides that leaf, which no
+/// hypervisor that leaves the guest's instructions to the processor does.
+fn is_emulated<P: Platform>() -> bool {
+    const HYPERVISOR: u32 = 1 << 31;
+    let [_, b, c, d] = P::cpuid(0x4000_0000, 0);
+    P::cpuid(1, 0)[2] & HYPERVISOR != 0 && (matches!([b, c, d], [0, 0, 0]) || [b, c, d] == TCG)
+}
+
+/// "TCGTCGTCGTCG", as EBX, ECX and EDX have it.
+const TCG: [u32; 3] = [u32::from_le_bytes(*b"TCGT"), u32::from_le_bytes(*b"CGTC"), u32::from_le_bytes(*b"GTCG")];

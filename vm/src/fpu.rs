@@ -8,14 +8,19 @@
 //!
 //! A guest that uses its FPU all the time must not pay for an exit each time: after each such exit a number of KVM_RUNs
 //! load the state at once, more of them the more often it was needed.
+//!
+//! Where CR0.TS does not guard all that touches the state ([`ts_guards_fpu`](host::CpuFeatures::ts_guards_fpu)) this is
+//! right only as long as the guest has none: [`settle_fpu`](Core::settle_fpu).
 
-use crate::vcpu::Core;
+use crate::{Ctx, vcpu::Core};
 use arch::cr::Cr0;
 use arch::event::vector;
-use host::{Fpu, Host};
+use host::{Cpu, Errno, Fpu, Host};
 
 /// How many KVM_RUNs load the state at once after it was needed, at least and at most.
 const EAGER: (u8, u8) = (4, 128);
+/// The XMM registers in the FXSAVE and XSAVE areas, bytes (APM 11.4.4).
+const XMM: core::ops::Range<usize> = 160..416;
 
 /// Whose state is in the registers, and whose will be at the next KVM_RUN.
 pub struct FpuUse {
@@ -27,12 +32,14 @@ pub struct FpuUse {
     eager: u8,
     /// What `eager` will be set to when the state is needed.
     next: u8,
+    /// Every KVM_RUN loads the state at once.
+    settled: bool,
 }
 
 impl FpuUse {
     /// A vCPU that has not used its FPU.
     pub const fn new() -> Self {
-        Self { loaded: false, trapping: false, eager: 0, next: EAGER.0 }
+        Self { loaded: false, trapping: false, eager: 0, next: EAGER.0, settled: false }
     }
 
     /// How many KVM_RUNs will load the state at once.
@@ -61,6 +68,9 @@ impl<H: Host> Core<H> {
     /// KVM_RUN begins.
     #[inline]
     pub(crate) fn begin_fpu(&mut self) {
+        if self.fpu_use.settled {
+            return self.load_fpu();
+        }
         match self.fpu_use.eager.checked_sub(1) {
             None => self.trap_fpu(true),
             Some(less) => {
@@ -90,8 +100,20 @@ impl<H: Host> Core<H> {
         }
     }
 
+    /// The guest has used the state, or has enabled the instructions that bring and store all of it (CR4.OSXSAVE), or user
+    /// space brought some: unless every use of it is #NM, the guest must not be kept away from it from the next KVM_RUN on.
+    pub(crate) fn settle_fpu(&mut self) {
+        self.fpu_use.settled = !self.features.ts_guards_fpu;
+    }
+
+    /// Must the guest not be kept away from the state any more?
+    pub(crate) fn fpu_settled(&self) -> bool {
+        self.fpu_use.settled
+    }
+
     #[cold]
     fn first_use(&mut self) {
+        self.settle_fpu();
         let u = &mut self.fpu_use;
         u.eager = u.next;
         u.next = u.next.saturating_mul(2).min(EAGER.1);
@@ -118,5 +140,25 @@ impl<H: Host> Core<H> {
         self.fpu_use.trapping = on;
         self.load_cr0(cr0);
         self.load_exception_intercepts();
+    }
+}
+
+impl<H: Host> Ctx<'_, H> {
+    /// KVM_GET_FPU / KVM_GET_XSAVE(2) of what the kernel keeps; `buf` is cut to the buffer's size.
+    pub fn get_xsave(&self, buf: &mut [u8]) {
+        self.core.fpu.get(buf, self.core.cpu.extra().pkru);
+    }
+
+    /// KVM_SET_XSAVE. Errors: EINVAL (components or MXCSR bits that are not supported).
+    pub fn set_xsave(&mut self, buf: &[u8]) -> Result<(), Errno> {
+        let supported = self.vm.host.host_xcr0();
+        let mut pkru = self.core.cpu.extra().pkru;
+        self.core.fpu.set(buf, supported, &mut pkru)?;
+        self.core.cpu.extra_mut().pkru = pkru;
+        // The registers that the SHA instructions work on; those of reset are all zero.
+        if buf.get(XMM).is_some_and(|registers| registers.iter().any(|byte| *byte != 0)) {
+            self.core.settle_fpu();
+        }
+        Ok(())
     }
 }

@@ -8,7 +8,7 @@ use arch::event::vector;
 use arch::vmcb::INT_SHADOW;
 use arch::{CleanBits, Exception, Segment, SegmentAttr};
 use core::sync::atomic::Ordering::Relaxed;
-use host::{Cpu, Errno, Fpu, Host};
+use host::{Cpu, Errno, Host};
 
 /// Writable bits of CR0 (APM 3.1.1).
 const CR0_BITS: u64 = 0xe005_003f;
@@ -41,6 +41,9 @@ impl<H: Host> Core<H> {
     /// Puts a CR4 that has been checked into the hardware. MCE stays on: a machine check is the host's.
     pub(crate) fn load_cr4(&mut self, value: u64) {
         self.guest_cr4 = value;
+        if value & Cr4::OSXSAVE.bits() != 0 {
+            self.settle_fpu();
+        }
         let hw = value | Cr4::MCE.bits();
         self.cpu.save_mut(CleanBits::CRX).cr4 = hw;
         // As for CR0; its writes exit in any case.
@@ -104,6 +107,9 @@ impl<H: Host> Core<H> {
             return gp;
         }
         self.load_cr4(value);
+        if self.fpu_settled() {
+            self.need_fpu();
+        }
         let changed = old_bits ^ new;
         if changed.contains(Cr4::LA57) {
             self.cpu.flush_tlb();
@@ -376,20 +382,6 @@ impl<H: Host> Ctx<'_, H> {
         }
         self.core.cpu.extra_mut().xcr0 = value;
         self.update_cpuid();
-        Ok(())
-    }
-
-    /// KVM_GET_FPU / KVM_GET_XSAVE(2) of what the kernel keeps; `buf` is cut to the buffer's size.
-    pub fn get_xsave(&self, buf: &mut [u8]) {
-        self.core.fpu.get(buf, self.core.cpu.extra().pkru);
-    }
-
-    /// KVM_SET_XSAVE. Errors: EINVAL (components or MXCSR bits that are not supported).
-    pub fn set_xsave(&mut self, buf: &[u8]) -> Result<(), Errno> {
-        let supported = self.vm.host.host_xcr0();
-        let mut pkru = self.core.cpu.extra().pkru;
-        self.core.fpu.set(buf, supported, &mut pkru)?;
-        self.core.cpu.extra_mut().pkru = pkru;
         Ok(())
     }
 }

@@ -47,7 +47,7 @@ fn leaves(f: &CpuFeatures) -> [((u32, u32), [u32; 4]); 4] {
     ];
     let xsave = std::is_x86_feature_detected!("xsave");
     [
-        ((1, 0), [0, 0, bits(&[(27, xsave)]), 0]),
+        ((1, 0), [0, 0, bits(&[(27, xsave), (31, !f.ts_guards_fpu)]), 0]),
         ((0x8000_0001, 0), [0, 0, 1 << 2, bits(&[(20, f.nx), (26, f.page_1g), (27, f.tsc_aux)])]),
         ((0x8000_0008, 0), [f.phys_bits.into(), bits(&[(14, f.spec_ctrl)]), 0, 0]),
         ((0x8000_000a, 0), [1, ASIDS, 0, bits(&svm)]),

@@ -237,9 +237,83 @@ fn fpu_is_the_guests_own() -> Result<()> {
     Ok(())
 }
 
+/// What stores, brings back and works on vector registers, each as the first such instruction of a KVM_RUN, long after the
+/// state was last used: XSAVE, XRSTOR and SHA256MSG1 as well.
+fn fpu_is_the_guests_own_however_it_is_used() -> Result<()> {
+    const SECRET: u64 = 0x0123_4567_89ab_cdef;
+    const OTHER: u64 = 0x1357_9bdf_0246_8ace;
+    const ROUNDS: u64 = 200;
+    const AREA: u64 = 0x20_0000;
+    const GOOD: u16 = 0xf4;
+    const BAD: u16 = 0xf5;
+    const SAVED: u64 = AREA + 160 + 3 * 16;
+    let client = client(|a| {
+        let mut wrong = a.create_label();
+        // OSXSAVE, and x87, SSE.
+        a.mov(rax, cr4)?;
+        a.or(eax, 1 << 18)?;
+        a.mov(cr4, rax)?;
+        a.mov(ecx, 0)?;
+        a.mov(eax, 3)?;
+        a.mov(edx, 0)?;
+        a.xsetbv()?;
+        a.mov(rbx, SECRET)?;
+        a.movq(xmm3, rbx)?;
+        a.pxor(xmm4, xmm4)?;
+        let rest = |a: &mut CodeAssembler| {
+            let mut round = a.create_label();
+            a.mov(r12, ROUNDS)?;
+            a.set_label(&mut round)?;
+            a.mov(dx, 0x3f0u32)?;
+            a.out(dx, al)?;
+            a.sub(r12, 1)?;
+            a.jnz(round)?;
+            a.mov(eax, 3)?;
+            a.mov(edx, 0)
+        };
+        rest(a)?;
+        a.mov(rsi, AREA)?;
+        a.xsave(ptr(rsi))?;
+        a.mov(rcx, SAVED)?;
+        a.cmp(qword_ptr(rcx), rbx)?;
+        a.jne(wrong)?;
+        a.mov(rbx, OTHER)?;
+        a.mov(qword_ptr(rcx), rbx)?;
+        rest(a)?;
+        a.xrstor(ptr(rsi))?;
+        a.movq(rax, xmm3)?;
+        a.cmp(rax, rbx)?;
+        a.jne(wrong)?;
+        // With zeros in the other operand the low word stays, whatever SHA makes of the rest.
+        rest(a)?;
+        a.sha256msg2(xmm3, xmm4)?;
+        a.movq(rax, xmm3)?;
+        a.cmp(rax, rbx)?;
+        a.jne(wrong)?;
+        a.mov(dx, u32::from(GOOD))?;
+        a.out(dx, al)?;
+        a.set_label(&mut wrong)?;
+        a.mov(dx, u32::from(BAD))?;
+        a.out(dx, al)
+    })?;
+    let mut vcpu = client.vcpu(0)?;
+    vcpu.set_cpuid2(&client.kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)?)?;
+    for n in 0.. {
+        vectors(!n);
+        match vcpu.run()? {
+            VcpuExit::IoOut(GOOD, _) => return Ok(()),
+            VcpuExit::IoOut(BAD, _) => bail!("after {n} rounds the guest saw another register"),
+            VcpuExit::IoOut(..) if n < 3 * ROUNDS => {}
+            other => bail!("{other:?}"),
+        }
+    }
+    Ok(())
+}
+
 fn main() -> Result<()> {
     check::run(&[
         ("fpu-is-the-guests-own", fpu_is_the_guests_own),
+        ("fpu-is-the-guests-own-however-it-is-used", fpu_is_the_guests_own_however_it_is_used),
         ("triple-fault", triple_fault),
         ("invalid-state", invalid_state),
         ("emulation-failure", emulation_failure),

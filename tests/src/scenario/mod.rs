@@ -43,6 +43,7 @@ pub const PLAIN: CpuFeatures = CpuFeatures {
     vgif: false,
     v_spec_ctrl: false,
     virt_ssbd: false,
+    ts_guards_fpu: true,
     tsc_scaling: false,
     pause_filter: false,
     pause_filter_threshold: false,
@@ -75,7 +76,12 @@ impl Machine {
 
     /// A VM with memory, the split irqchip and a vCPU that has all of the supported CPUID.
     pub fn new() -> Self {
-        let m = Self::without_vcpu(true);
+        Self::on(PLAIN)
+    }
+
+    /// The same on another processor.
+    pub fn on(features: CpuFeatures) -> Self {
+        let m = Self::without_vcpu_on(features, true);
         m.add_vcpu(0).expect("a vCPU");
         m
     }
@@ -89,7 +95,11 @@ impl Machine {
 
     /// A VM with memory, and perhaps the split irqchip.
     pub fn without_vcpu(split: bool) -> Self {
-        let m = Self::bare(PLAIN).expect("a VM");
+        Self::without_vcpu_on(PLAIN, split)
+    }
+
+    fn without_vcpu_on(features: CpuFeatures, split: bool) -> Self {
+        let m = Self::bare(features).expect("a VM");
         if split {
             assert_eq!(m.enable(KVM_CAP_SPLIT_IRQCHIP, 24), Ok(0));
         }

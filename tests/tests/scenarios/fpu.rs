@@ -5,8 +5,8 @@ use kvm::abi::run::exit::MMIO_DATA;
 use kvm_bindings::*;
 use sim::SimCpu;
 use sim::arch::exit::code;
-use sim::host::Fpu;
-use tests::scenario::{CODE, Left, MMIO, Machine};
+use sim::host::{CpuFeatures, Fpu};
+use tests::scenario::{CODE, Left, MMIO, Machine, PLAIN};
 
 const NM: u64 = code::EXCP0 + 7;
 const CR0: u64 = 0x8005_0033;
@@ -154,4 +154,57 @@ fn mmx_registers_reach_devices() {
     m.does(0, |_| ());
     m.run_out(0);
     assert_eq!((m.injected(0)[0].vector(), m.regs(0).rip), (16, CODE));
+}
+
+/// A processor that does not answer every use of the state with #NM.
+fn unguarded(code: &[u8]) -> Machine {
+    let m = Machine::on(CpuFeatures { ts_guards_fpu: false, ..PLAIN });
+    m.long(0, code);
+    m
+}
+
+#[test]
+fn where_not_every_use_is_seen_the_first_one_is_the_last_that_is_asked_about() {
+    let m = unguarded(&[0x0f, 0x28, 0xc1]); // movaps xmm0, xmm1
+    m.does(0, |c| assert!(kept_away(c)));
+    m.run_out(0);
+    m.does(0, |c| assert!(kept_away(c), "it has nothing yet"));
+    m.exit(0, NM);
+    for _ in 0..3 * 128 {
+        m.does(0, |c| assert!(!kept_away(c)));
+        m.run_out(0);
+    }
+    m.end();
+}
+
+#[test]
+fn where_not_every_use_is_seen_it_is_there_once_xsave_works() {
+    let m = unguarded(&[0x0f, 0x22, 0xe0]); // mov cr4, rax
+    let sregs: kvm_sregs = m.vcpu_get(0, KVM_GET_SREGS);
+    m.with_regs(0, |r| r.rax = sregs.cr4 | 1 << 18);
+    m.exit(0, 0x14);
+    m.does(0, |c| assert!(!kept_away(c), "at once: XRSTOR may be the next instruction"));
+    m.run_out(0);
+    m.does(0, |c| assert!(!kept_away(c)));
+    m.run_out(0);
+    // The same by user space.
+    let m = unguarded(&[0x90]);
+    m.does(0, |c| assert!(kept_away(c)));
+    m.run_out(0);
+    m.vcpu_with(0, KVM_SET_SREGS, &kvm_sregs { cr4: sregs.cr4 | 1 << 18, ..m.vcpu_get(0, KVM_GET_SREGS) }).unwrap();
+    m.does(0, |c| assert!(!kept_away(c)));
+    m.run_out(0);
+}
+
+#[test]
+fn where_not_every_use_is_seen_what_user_space_brings_is_there() {
+    let m = unguarded(&[0x90]);
+    let mut area: kvm_fpu = m.vcpu_get(0, KVM_GET_FPU);
+    m.vcpu_with(0, KVM_SET_FPU, &area).unwrap();
+    m.does(0, |c| assert!(kept_away(c), "nothing, so far"));
+    m.run_out(0);
+    area.xmm[15][15] = 1;
+    m.vcpu_with(0, KVM_SET_FPU, &area).unwrap();
+    m.does(0, |c| assert!(!kept_away(c)));
+    m.run_out(0);
 }
