@@ -23,15 +23,15 @@ fn higher_classes_nest_lower_ones_wait() {
     let mut lapic = xapic(0);
     lapic.set_irr(0x31, false);
     lapic.set_irr(0x35, false);
-    assert_eq!(lapic.ack(), Some(0x35));
+    assert_eq!(ack(&mut lapic), Some(0x35));
     assert_eq!(lapic.ppr(), 0x30);
     assert_eq!(lapic.pending_vector(), None, "same class");
     lapic.set_irr(0x41, true);
-    assert_eq!(lapic.ack(), Some(0x41));
+    assert_eq!(ack(&mut lapic), Some(0x41));
     assert_eq!(read(&mut lapic, 0x110 + 0x10), 1 << 1, "ISR of vectors 0x40 to 0x5f");
     assert_eq!(lapic.eoi(), Some(Eoi { vector: 0x41, level: true, suppressed: false }));
     assert_eq!(lapic.eoi(), Some(Eoi { vector: 0x35, level: false, suppressed: false }));
-    assert_eq!(lapic.ack(), Some(0x31));
+    assert_eq!(ack(&mut lapic), Some(0x31));
     assert_eq!(write(&mut lapic, 0xb0, 0), Effect::Eoi(Eoi { vector: 0x31, level: false, suppressed: false }));
     assert_eq!(write(&mut lapic, 0xb0, 0), Effect::None, "nothing in service");
     assert_eq!((lapic.ppr(), lapic.irr_max(), lapic.isr_max()), (0, 0, 0));
@@ -43,10 +43,11 @@ fn tpr_holds_back_and_cr8_is_its_upper_half() {
     lapic.set_irr(0x5f, false);
     lapic.set_tpr(0x53);
     assert_eq!((lapic.pending_vector(), lapic.ppr(), lapic.cr8()), (None, 0x53, 5));
-    assert!(lapic.has_irr());
+    assert!(lapic.has_irr() && lapic.waits_for_tpr());
     lapic.set_cr8(4);
+    assert!(!lapic.waits_for_tpr(), "nothing holds it back");
     assert_eq!((lapic.tpr(), lapic.pending_vector()), (0x40, Some(0x5f)));
-    assert_eq!(lapic.ack(), Some(0x5f));
+    assert_eq!(ack(&mut lapic), Some(0x5f));
     assert_eq!(lapic.ppr(), 0x50);
 }
 
@@ -55,7 +56,7 @@ fn directed_eoi_suppresses_the_broadcast() {
     let mut lapic = xapic(0);
     let _ = write(&mut lapic, 0xf0, 0x11ff);
     lapic.set_irr(0x40, true);
-    let _ = lapic.ack();
+    let _ = ack(&mut lapic);
     assert_eq!(lapic.eoi(), Some(Eoi { vector: 0x40, level: true, suppressed: true }));
 }
 
@@ -188,18 +189,18 @@ fn pir_moves_to_irr_and_tmr() {
     assert!(!pir.post(0xef, true) && !pir.post(0x41, false));
     assert!(!pir.is_empty() && pir.drain_into(&mut lapic) && pir.is_empty());
     assert_eq!((lapic.irr_max(), lapic.pending_vector()), (0xef, Some(0xef)));
-    assert_eq!((lapic.ack(), lapic.eoi().map(|e| e.level)), (Some(0xef), Some(true)));
-    assert_eq!((lapic.ack(), lapic.eoi().map(|e| e.level)), (Some(0x41), Some(false)));
+    assert_eq!((ack(&mut lapic), lapic.eoi().map(|e| e.level)), (Some(0xef), Some(true)));
+    assert_eq!((ack(&mut lapic), lapic.eoi().map(|e| e.level)), (Some(0x41), Some(false)));
     // The trigger mode follows the latest kind; level wins within one batch.
     pir.post(0x41, true);
     pir.post(0x41, false);
     pir.post(0x05, false);
     assert!(pir.drain_into(&mut lapic));
-    assert_eq!((lapic.ack(), lapic.eoi().map(|e| e.level)), (Some(0x41), Some(true)));
+    assert_eq!((ack(&mut lapic), lapic.eoi().map(|e| e.level)), (Some(0x41), Some(true)));
     assert!(!lapic.has_irr(), "an illegal vector does not get in");
     pir.post(0x41, false);
     assert!(pir.drain_into(&mut lapic));
-    assert_eq!((lapic.ack(), lapic.eoi().map(|e| e.level)), (Some(0x41), Some(false)));
+    assert_eq!((ack(&mut lapic), lapic.eoi().map(|e| e.level)), (Some(0x41), Some(false)));
     pir.post(0x41, false);
     pir.clear();
     assert!(!pir.drain_into(&mut lapic));
@@ -238,7 +239,7 @@ fn nothing_posted_is_lost_between_threads() {
             }
             awake = wakes.load(Ordering::SeqCst);
             pir.drain_into(&mut lapic);
-            while let Some(vector) = lapic.ack() {
+            while let Some(vector) = ack(&mut lapic) {
                 let i = usize::from((vector - 0x30) / 0x31);
                 assert_eq!(lapic.eoi().map(|e| e.level), Some(i % 2 == 1));
                 taken[i].fetch_add(1, Ordering::SeqCst);

@@ -176,7 +176,7 @@ fn state_round_trips() {
     }
     lapic.set_irr(0x51, false);
     lapic.set_irr(0xa3, true);
-    let _ = lapic.ack();
+    let _ = ack(&mut lapic);
     lapic.set_tpr(0x21);
     let saved = get(&lapic, 300_000, false);
     assert_eq!(word(&saved, 0x20), 9 << 24);

@@ -80,7 +80,7 @@ fn eoi_exits_of_a_split_irqchip() {
     // Routed elsewhere while this vCPU still has to end it.
     lapic.set_irr(0x42, true);
     assert_eq!(vectors(&lapic), [0x40, 0x42, 0x43]);
-    let _ = lapic.ack();
+    let _ = ack(&mut lapic);
     assert_eq!(vectors(&lapic), [0x40, 0x42, 0x43]);
     let _ = lapic.eoi();
     assert_eq!(vectors(&lapic), [0x40, 0x43]);

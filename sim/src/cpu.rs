@@ -67,7 +67,8 @@ pub struct SimCpu {
     pub(crate) exit_at_once: bool,
     /// RFLAGS.TF traps after each step that goes on to the next.
     pub single_steps: bool,
-    /// RFLAGS before the event of this entry was delivered.
+    /// The event that was delivered last, and RFLAGS before that.
+    delivered: EventInj,
     rflags_before: u64,
 }
 
@@ -102,6 +103,7 @@ impl SimCpu {
             running: false,
             exit_at_once: false,
             single_steps: false,
+            delivered: EventInj::NONE,
             rflags_before: 0,
         }
     }
@@ -116,9 +118,9 @@ impl SimCpu {
         &mut self.control
     }
 
-    /// The exit comes in the middle of delivering the event that this entry injected.
+    /// The exit comes in the middle of delivering the last event that was injected, or that the guest took by itself.
     pub fn cut_delivery_short(&mut self) {
-        self.control.exit_int_info = self.injected.last().copied().unwrap_or(EventInj::NONE);
+        self.control.exit_int_info = self.delivered;
         self.save.rflags = self.rflags_before;
     }
 
@@ -148,6 +150,7 @@ impl SimCpu {
         self.rflags_before = self.save.rflags;
         if e.valid() {
             self.injected.push(e);
+            self.delivered = e;
             self.save.rflags &= !Rflags::TF.bits();
             if e.kind() != Some(EventType::Exception) {
                 self.save.rflags &= !Rflags::IF.bits();
@@ -169,6 +172,8 @@ impl SimCpu {
         if can {
             self.control.int_ctl &= !int_ctl::V_IRQ;
             self.taken.push(self.control.int_vector as u8);
+            self.delivered = EventInj::new(EventType::Intr, self.control.int_vector as u8, None);
+            self.rflags_before = self.save.rflags;
             self.save.rflags &= !Rflags::IF.bits();
         }
         false

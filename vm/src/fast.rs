@@ -6,7 +6,8 @@
 //! [`forget_cpuid`](Fast::forget_cpuid), [`forget_msrs`](Fast::forget_msrs).
 
 use arch::exit::code;
-use arch::msr;
+use arch::vmcb::int_ctl;
+use arch::{ControlArea, msr};
 use host::{FastExit, FastExits};
 use irqchip::{Bits256, Lapic};
 
@@ -36,6 +37,17 @@ struct Msr {
     value: u64,
 }
 
+/// What V_IRQ stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Armed {
+    /// A vector of the local APIC.
+    Apic(u8),
+    /// The userspace PIC's vector.
+    External(u8),
+    /// Nothing: V_IRQ with the VINTR intercept, to learn when the guest can take an interrupt.
+    Window,
+}
+
 /// The part of a vCPU's state that such exits work on.
 pub struct Fast {
     /// Whether there are any: not while each exit has to be looked at.
@@ -46,6 +58,8 @@ pub struct Fast {
     pub eoi_offered: bool,
     /// The local APIC; None without in-kernel irqchip.
     pub lapic: Option<Lapic>,
+    /// What the processor holds as a virtual interrupt.
+    pub armed: Option<Armed>,
     /// Vectors whose EOI goes to an IOAPIC that wants to know.
     pub ioapic_eoi: Bits256,
     /// When the host's timer for the local APIC fires, as the guest's TSC counts; 0: it may not. A later deadline is then
@@ -81,6 +95,7 @@ impl Fast {
             exits: 0,
             eoi_offered: false,
             lapic,
+            armed: None,
             ioapic_eoi: Bits256::default(),
             timer_at: 0,
             msrs_free: true,
@@ -115,6 +130,18 @@ impl Fast {
         self.msrs_age = self.msrs_age.wrapping_add(1);
     }
 
+    /// Has the guest taken the virtual interrupt? It is not armed any more then, and if it is the local APIC's it is in
+    /// service.
+    #[inline(always)]
+    pub(crate) fn taken(&mut self, control: &ControlArea) -> Option<Armed> {
+        let taken = self.armed.filter(|_| control.int_ctl & int_ctl::V_IRQ == 0)?;
+        self.armed = None;
+        if let (Armed::Apic(vector), Some(lapic)) = (taken, &mut self.lapic) {
+            lapic.take(vector);
+        }
+        Some(taken)
+    }
+
     #[inline(always)]
     fn cpuid(&self, guest: &mut FastExit<'_>) -> bool {
         let (function, index) = (guest.eax(), guest.ecx());
@@ -142,10 +169,13 @@ impl Fast {
     #[inline(always)]
     fn wrmsr(&mut self, guest: &FastExit<'_>) -> bool {
         match guest.ecx() {
-            msr::X2APIC_EOI if guest.edx() == 0 && !self.eoi_offered => match &mut self.lapic {
-                Some(lapic) => lapic.quiet_eoi(&self.ioapic_eoi),
-                None => false,
-            },
+            msr::X2APIC_EOI if guest.edx() == 0 && !self.eoi_offered => {
+                // It may be what the guest is ending.
+                if let Some(Armed::Apic(_)) = self.armed {
+                    self.taken(guest.control);
+                }
+                self.lapic.as_mut().is_some_and(|lapic| lapic.quiet_eoi(&self.ioapic_eoi))
+            }
             msr::TSC_DEADLINE if self.msrs_free => match &mut self.lapic {
                 Some(lapic) if self.timer_at != 0 && guest.edx_eax() >= self.timer_at => {
                     lapic.postpone(guest.edx_eax())

@@ -1,14 +1,16 @@
 //! Events on their way into the guest: what waits, what goes first, and how it reaches the VMCB (APM 15.20, 15.21).
 //!
-//! Exceptions and NMIs go through EVENTINJ. So do interrupts when the guest can take one at once; otherwise the
-//! interrupt is left with the processor as a virtual interrupt (V_IRQ), which delivers it without an exit as soon as
-//! RFLAGS.IF, the shadow and V_TPR allow. After the exit a cleared V_IRQ tells that it was taken.
+//! Exceptions and NMIs go through EVENTINJ, and so does what a PIC sends while the guest can take it. Interrupts of the
+//! local APIC, and others that the guest cannot take yet, are left with the processor as a virtual interrupt (V_IRQ), which
+//! delivers it without an exit as soon as RFLAGS.IF, the shadow and V_TPR allow. After the exit a cleared V_IRQ tells that
+//! it was taken (docs/decisions/0017).
 
+use crate::fast::Armed;
 use crate::vcpu::Core;
 use arch::cr::DR6_BS;
 use arch::event::vector;
 use arch::exit::code;
-use arch::vmcb::{INT_SHADOW, int_ctl};
+use arch::vmcb::INT_SHADOW;
 use arch::{CleanBits, EventInj, EventType, Exception, Intercepts, cr::Rflags};
 use host::{Cpu, Host};
 
@@ -23,8 +25,6 @@ pub struct Injection {
     pub interrupt: Option<u8>,
     /// A vector from the userspace PIC (KVM_INTERRUPT), not acknowledged by the guest yet.
     pub external: Option<u8>,
-    /// The local APIC vector that the processor holds as a virtual interrupt.
-    pub armed: Option<Armed>,
     /// An NMI whose delivery was cut short.
     pub nmi_injected: bool,
     /// NMIs that wait, 0 to 2.
@@ -47,17 +47,6 @@ pub(crate) struct NmiStep {
     /// It traps anyway.
     trap_flag: bool,
     dr6: u64,
-}
-
-/// What V_IRQ stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Armed {
-    /// A vector of the local APIC.
-    Apic(u8),
-    /// The userspace PIC's vector.
-    External(u8),
-    /// Nothing: V_IRQ with the VINTR intercept, to learn when the guest can take an interrupt.
-    Window,
 }
 
 /// Classes of exceptions for double-fault detection (APM 8.2.9).
@@ -125,7 +114,7 @@ impl<H: Host> Core<H> {
             self.vtpr = tpr;
             self.cpu.set_vtpr(tpr);
         }
-        if waiting || window || !self.inject.nothing() {
+        if waiting || window || self.fast.armed.is_some() || !self.inject.nothing() {
             self.inject_events(window);
         }
     }
@@ -139,7 +128,7 @@ impl<H: Host> Core<H> {
             self.inject.nmi_pending -= 1;
             self.inject_nmi();
         } else if self.interruptible() {
-            if let Some(v) = self.acknowledge() {
+            if let Some(v) = self.inject.external.take() {
                 self.inject.interrupt = Some(v);
                 self.cpu.set_event_inj(EventInj::new(EventType::Intr, v, None));
             }
@@ -197,15 +186,7 @@ impl<H: Host> Core<H> {
         !self.inject.nmi_masked && self.cpu.control().int_state & INT_SHADOW == 0
     }
 
-    /// Takes the interrupt that is due: the userspace PIC's first, then the local APIC's.
-    fn acknowledge(&mut self) -> Option<u8> {
-        if let Some(v) = self.inject.external.take() {
-            return Some(v);
-        }
-        self.fast.lapic.as_mut()?.ack()
-    }
-
-    /// Leaves with the processor what the guest cannot take now; nothing if a debugger `blocked` interrupts.
+    /// Leaves with the processor what the guest takes as soon as it can; nothing if a debugger `blocked` interrupts.
     fn arm_virq(&mut self, window: bool, blocked: bool) {
         let want = if window {
             Some(Armed::Window)
@@ -214,12 +195,20 @@ impl<H: Host> Core<H> {
         } else if let Some(v) = self.inject.external {
             Some(Armed::External(v))
         } else {
-            self.fast.lapic.as_ref().and_then(|l| l.candidate()).map(Armed::Apic)
+            self.fast.lapic.as_ref().and_then(|l| l.pending_vector()).map(Armed::Apic)
         };
-        if want == self.inject.armed {
+        // As on stock, the hypervisor sees TPR change while an interrupt waits, for that as well. QEMU's emulation depends
+        // on it: it aborts where the guest writes CR8 with RFLAGS.IF clear and V_IRQ set, as the exception handlers of OVMF
+        // do.
+        let taken_at_once = want.is_some() && self.interruptible() && !self.inject.busy();
+        if !taken_at_once && (want.is_some() || self.fast.lapic.as_ref().is_some_and(|l| l.waits_for_tpr())) {
+            self.set_cr8_exits(true);
+        }
+        let armed = core::mem::replace(&mut self.fast.armed, want);
+        if want == armed {
             return;
         }
-        if matches!(want, Some(Armed::Window)) != matches!(self.inject.armed, Some(Armed::Window)) {
+        if matches!(want, Some(Armed::Window)) != matches!(armed, Some(Armed::Window)) {
             self.cpu.set_intercept(Intercepts::VINTR, matches!(want, Some(Armed::Window)));
         }
         match want {
@@ -228,12 +217,6 @@ impl<H: Host> Core<H> {
             Some(Armed::Window) => self.cpu.set_virq(0, 15, true),
             None => self.cpu.clear_virq(),
         }
-        // As on stock, the hypervisor sees TPR change while an interrupt waits. QEMU's emulation depends on it: it aborts
-        // where the guest writes CR8 with RFLAGS.IF clear and V_IRQ set, as the exception handlers of OVMF do.
-        if want.is_some() {
-            self.set_cr8_exits(true);
-        }
-        self.inject.armed = want;
     }
 
     /// Sees to it that the guest exits when it can take the NMI that waits. IRET ends the mask of the one before it;
@@ -286,19 +269,10 @@ impl<H: Host> Core<H> {
                 None => self.cr8 = tpr.into(),
             }
         }
-        if let Some(armed) = self.inject.armed {
-            if self.cpu.control().int_ctl & int_ctl::V_IRQ == 0 {
-                self.inject.armed = None;
-                match armed {
-                    Armed::Apic(v) => {
-                        if let Some(lapic) = &mut self.fast.lapic {
-                            lapic.take(v);
-                        }
-                    }
-                    Armed::External(_) => self.inject.external = None,
-                    Armed::Window => self.cpu.set_intercept(Intercepts::VINTR, false),
-                }
-            }
+        match self.fast.taken(self.cpu.control()) {
+            None | Some(Armed::Apic(_)) => {}
+            Some(Armed::External(_)) => self.inject.external = None,
+            Some(Armed::Window) => self.cpu.set_intercept(Intercepts::VINTR, false),
         }
         let info = self.cpu.control().exit_int_info;
         if info.valid() || self.inject.busy() {
@@ -327,7 +301,7 @@ impl<H: Host> Core<H> {
             // No exception has such a vector (APM 8.2). QEMU's emulation says so of a virtual interrupt whose delivery
             // met a nested fault, and has V_IRQ still set: then it comes again by itself. VMRUN would refuse it.
             Some(EventType::Exception) if v >= 32 => {
-                if self.inject.armed.is_none() {
+                if self.fast.armed.is_none() {
                     self.inject.interrupt = Some(v);
                 }
             }
@@ -350,7 +324,7 @@ impl<H: Host> Core<H> {
 impl Injection {
     #[inline]
     fn nothing(&self) -> bool {
-        !self.busy() && self.external.is_none() && self.armed.is_none() && self.nmi_pending == 0
+        !self.busy() && self.external.is_none() && self.nmi_pending == 0
     }
 }
 

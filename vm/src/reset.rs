@@ -63,6 +63,7 @@ impl<H: Host> Core<H> {
             self.msr.reset();
         }
         self.inject.clear();
+        self.fast.armed = None;
         self.traffic.clear();
         self.cpu.set_event_inj(arch::EventInj::NONE);
         self.cpu.clear_virq();

@@ -84,22 +84,9 @@ impl Lapic {
         (self.irr_max >> 4 > self.ppr >> 4 && self.hw_enabled).then_some(self.irr_max)
     }
 
-    /// The CPU takes [`pending_vector`](Self::pending_vector): it moves from IRR to ISR.
-    #[inline]
-    pub fn ack(&mut self) -> Option<u8> {
-        let vector = self.pending_vector()?;
-        self.irr.clear(vector);
-        self.irr_max = self.irr.highest().unwrap_or(0);
-        self.isr.set(vector);
-        // Its class is above PPR and therefore above all that is in service.
-        self.isr_max = vector;
-        self.update_ppr();
-        Some(vector)
-    }
-
     /// The CPU has taken `vector` by itself, as a virtual interrupt (APM volume 2 section 15.21.4): it moves from IRR to
     /// ISR. TPR may have changed since, so it is not looked at; nothing happens if `vector` is not in IRR.
-    #[inline]
+    #[inline(always)]
     pub fn take(&mut self, vector: u8) {
         if !self.irr.contains(vector) {
             return;
@@ -111,19 +98,27 @@ impl Lapic {
         self.update_ppr();
     }
 
-    /// The highest vector in IRR if its class is above all that is in service, whatever TPR says: what may be left with
-    /// a CPU that compares with TPR itself.
+    /// Is there a vector in IRR that only TPR holds back?
     #[inline]
-    pub fn candidate(&self) -> Option<u8> {
-        (self.irr_max >> 4 > self.isr_max >> 4 && self.hw_enabled).then_some(self.irr_max)
+    pub fn waits_for_tpr(&self) -> bool {
+        self.irr_max >> 4 > self.isr_max >> 4 && self.irr_max >> 4 <= self.ppr >> 4 && self.hw_enabled
     }
 
-    /// The vector whose turn it is to end, if the guest may end it without telling at once: it is edge-triggered, and
-    /// nothing waits in IRR.
+    /// The vector whose turn to end is next, if the guest may end it without telling at once: it is edge-triggered, and
+    /// nothing waits in IRR. `armed`: what the CPU is about to take by itself; then it is that one, if nothing is in
+    /// service, so that its end cannot be taken for another's.
     #[inline]
-    pub fn quietly_in_service(&self) -> Option<u8> {
-        let quiet = self.isr_max != 0 && self.irr_max == 0 && !self.tmr.contains(self.isr_max);
-        quiet.then_some(self.isr_max)
+    pub fn quietly_in_service(&self, armed: Option<u8>) -> Option<u8> {
+        let (vector, waits) = match armed {
+            Some(_) if self.isr_max != 0 => return None,
+            Some(vector) => {
+                let mut rest = self.irr;
+                rest.clear(vector);
+                (vector, rest.highest().is_some())
+            }
+            None => (self.isr_max, self.irr_max != 0),
+        };
+        (vector != 0 && !waits && !self.tmr.contains(vector)).then_some(vector)
     }
 
     /// End of interrupt: the highest vector leaves ISR. None when nothing was in service.

@@ -61,3 +61,10 @@ pub fn read_at(lapic: &mut Lapic, offset: u32, now_ns: u64) -> u32 {
 pub fn read(lapic: &mut Lapic, offset: u32) -> u32 {
     read_at(lapic, offset, 0)
 }
+
+/// The CPU takes what is due: it moves from IRR to ISR.
+pub fn ack(lapic: &mut Lapic) -> Option<u8> {
+    let vector = lapic.pending_vector()?;
+    lapic.take(vector);
+    Some(vector)
+}

@@ -56,11 +56,12 @@ fn interrupts_are_delivered_again_and_acknowledged_once() {
     cut_short(&m);
     m.does(0, |_| ());
     m.run_out(0);
-    assert_eq!(events(&m), [(0x31, Some(EventType::Intr), None); 2]);
+    // First by the processor itself, then because its delivery was cut short.
+    assert_eq!((m.taken(0), events(&m)), (vec![0x31], vec![(0x31, Some(EventType::Intr), None)]));
     m.wrmsr(0, 0x80b, 0);
     m.interrupt_flag(0, true);
     m.run_out(0);
-    assert_eq!((events(&m).len(), m.taken(0)), (2, vec![]));
+    assert_eq!((events(&m).len(), m.taken(0).len()), (1, 1));
 }
 
 #[test]

@@ -58,6 +58,29 @@ fn an_interrupt_ends_by_clearing_a_bit() {
 }
 
 #[test]
+fn an_interrupt_that_is_about_to_be_taken_can_end_so_as_well() {
+    let m = machine();
+    m.wrmsr(0, PV_EOI, PAGE | 1);
+    m.run_out(0);
+    msi(&m, 0x41);
+    m.load(0, PAGE, 1);
+    m.store(0, PAGE, 0);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!((m.taken(0), in_service(&m, 0x41), apic_bit(&m, 0, 0x200, 0x41)), (vec![0x41], false, false));
+    // Not where it interrupts the handler of another: whose end that would be could not be told.
+    m.with_regs(0, |r| r.rflags |= 0x200);
+    msi(&m, 0x51);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert!(in_service(&m, 0x51));
+    msi(&m, 0x61);
+    m.load(0, PAGE, 0);
+    m.run_out(0);
+    m.end();
+}
+
+#[test]
 fn it_is_not_offered_where_somebody_waits_for_the_end() {
     let m = machine();
     m.wrmsr(0, PV_EOI, PAGE | 1);

@@ -9,7 +9,7 @@ use sim::arch::vmcb::int_ctl;
 use sim::arch::{EventInj, Exit, exit::code};
 use sim::host::{Cpu, CpuFeatures};
 use tests::scenario::{CODE, DATA, Left, Machine, PLAIN, RAM, RAM_HVA};
-use vm::inject::Armed;
+use vm::fast::Armed;
 
 /// What user space or the machine around it does.
 #[derive(Clone, Debug)]
@@ -251,7 +251,7 @@ fn check(m: &Machine) {
     m.inside(0, |c| {
         let core = &*c.core;
         let control = core.cpu.control();
-        let armed = core.inject.armed;
+        let armed = core.fast.armed;
         assert!(!core.fpu.loaded, "the guest's FPU stays loaded");
         assert_eq!(control.event_inj, EventInj::NONE, "an event that nobody will look at again");
         assert_eq!(u32::from(core.vtpr), control.int_ctl & 15, "V_TPR");

@@ -99,7 +99,7 @@ impl<H: Host> Ctx<'_, H> {
             8 if value >> 4 == 0 => {
                 self.set_cr8(value);
                 // The processor does it by itself again, unless the interrupt waits still.
-                let armed = self.core.inject.armed.is_some();
+                let armed = self.core.fast.armed.is_some();
                 self.core.set_cr8_exits(armed);
                 Ok(())
             }

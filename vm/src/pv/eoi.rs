@@ -1,11 +1,12 @@
 //! MSR_KVM_PV_EOI_EN: the guest ends an interrupt by clearing a bit in its memory, without an exit.
 //!
-//! Before an entry with an interrupt in service whose end concerns nobody else, the bit is set; a guest that finds it set
+//! Before an entry with an interrupt in service, or about to be, whose end concerns nobody else, the bit is set; a guest that finds it set
 //! clears it instead of writing EOI. After the exit it tells: cleared, the interrupt has ended; still set, it has not,
 //! and the bit is taken back. The guest's word is not used by other vCPUs, so that plain reads and writes do.
 
 use super::ENABLED;
 use crate::Ctx;
+use crate::fast::Armed;
 use arch::Gpa;
 use host::Host;
 
@@ -28,7 +29,12 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     fn offer(&mut self) {
-        let Some(vector) = self.core.fast.lapic.as_ref().and_then(|l| l.quietly_in_service()) else { return };
+        let fast = &self.core.fast;
+        let armed = match fast.armed {
+            Some(Armed::Apic(vector)) => Some(vector),
+            _ => None,
+        };
+        let Some(vector) = fast.lapic.as_ref().and_then(|l| l.quietly_in_service(armed)) else { return };
         if !self.core.fast.ioapic_eoi.contains(vector) {
             self.core.fast.eoi_offered = self.vm.mmu.write_phys(self.eoi_word(), &[1]).is_ok();
         }
