@@ -4,6 +4,7 @@
 //! are no cycles. The program `bench` of the crate `tests` prints `BENCH KIND INSTRUCTIONS` lines.
 
 use crate::{
+    breakdown,
     env::Env,
     host::{self, Boot, Flavour, Machine},
     image,
@@ -75,6 +76,7 @@ pub fn run(env: &Env, kernel: Kernel, options: &Options) -> Result<ExitCode> {
     if options.with_nrips {
         more += &format!("\n{NRIPS}{}", with_nrips(&stock, &ours, &traced)?);
     }
+    more += &breakdown::table(&missed(&stock, &ours), &traced.1);
     println!("{more}");
     text += &more;
     let release = kernels::fetch(env, kernel)?.release;
@@ -159,6 +161,15 @@ fn table(stock: &Figures, ours: &Figures) -> Result<String> {
     Ok(table)
 }
 
+/// Kinds for which more is aimed at.
+fn missed<'a>(stock: &'a Figures, ours: &Figures) -> Vec<&'a str> {
+    let misses = |kind: &str, stock: f64| {
+        let bar = BARS.iter().find(|(name, _)| *name == kind)?.1;
+        Some(find(ours, kind)? / stock > bar)
+    };
+    stock.iter().filter(|(kind, stock)| misses(kind, *stock) == Some(true)).map(|(kind, _)| kind.as_str()).collect()
+}
+
 /// What of an external interrupt is the hypervisor's: the figure contains the host's own handler.
 fn handler(stock: &Figures, ours: &Figures) -> String {
     let of = |figures: &Figures| {
@@ -228,7 +239,9 @@ fn page(release: &str, text: &str) -> String {
          (`calibration-migration`) is taken off.\n`linux-boot` is a boot of Linux {guest} (bzImage, one vCPU, console on the serial port, a client without firmware) from \
          the first KVM_RUN\nto the first word of its init: the host's instructions, of the client (a few devices in user space) and \
          of the kernel (`linux-boot-kernel`), without\nthose that the guest executes (`calibration-linux-boot-guest`). A plugin \
-         of the emulator tells them apart by where VMRUN begins and #VMEXIT ends.\n\n{text}",
+         of the emulator tells them apart by where VMRUN begins and #VMEXIT ends.\n\nThe guest of all kinds but `linux-boot` never uses its FPU. \
+         One that does pays for the swap of its state at each exit to user space (some 330\ninstructions), on a processor at some of \
+         them, in this emulation at each (docs/decisions/0009).\n\n{text}",
         host::CPU,
         guest = image::GUEST_KERNEL,
     )

@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod breakdown;
 mod compare;
 mod compiler;
 mod cpio;
