@@ -17,6 +17,7 @@ mod foreign;
 mod host;
 mod i386;
 mod image;
+mod job;
 mod kernels;
 mod mitigations;
 mod module;

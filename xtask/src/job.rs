@@ -1,0 +1,143 @@
+//! One scenario on one kernel: run on ours, and compared with stock where that is asked for.
+
+use crate::{
+    compare::differences,
+    env::{Env, key},
+    expected,
+    host::{Boot, Flavour, Machine},
+    image,
+    kernels::{self, Kernel},
+    payload, proc,
+    scenarios::Scenario,
+    ui,
+};
+use anyhow::{Context, Result, bail, ensure};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// One scenario on one kernel, waiting for a host.
+pub struct Job {
+    pub scenario: &'static Scenario,
+    pub kernel: Kernel,
+}
+
+impl Job {
+    pub fn name(&self) -> String {
+        format!("{} {}", self.scenario.name, self.kernel)
+    }
+}
+
+/// What is worth knowing of a job that passed.
+pub struct Ran {
+    /// How often the emulator failed by itself.
+    pub retries: u32,
+    /// Seconds from the host's power-on to its power-off, without the starts that the emulator aborted.
+    ours: f32,
+    /// The same on stock kvm-amd, whenever that was measured.
+    stock: Option<f32>,
+}
+
+impl Ran {
+    pub fn took(&self) -> String {
+        let stock = self.stock.map(|seconds| format!(", on stock {seconds:.0} s"));
+        format!("{:.0} s{}", self.ours, stock.unwrap_or_default())
+    }
+}
+
+/// Runs one job. `again`: what it does on stock is looked at anew, too.
+pub fn run(
+    env: &Env,
+    machine: &Machine,
+    payloads: &Path,
+    modules: Option<&PathBuf>,
+    job: &Job,
+    again: bool,
+) -> Result<Ran> {
+    let modules = modules.context("the module was not built")?;
+    let mut boot = Boot::new(job.kernel, Flavour::Ours, job.scenario.script);
+    (boot.ours, boot.load, boot.timeout) = (Some(modules.clone()), job.scenario.load, job.scenario.timeout);
+    (boot.smp, boot.cpu) = (job.scenario.smp, job.scenario.cpu.to_owned());
+    boot.cmdline = job.scenario.cmdline.to_owned();
+    for name in job.scenario.payloads.iter().chain(&["heartbeat"]) {
+        boot.files.push(payload::file(payloads, name)?);
+    }
+    if job.scenario.vmlinux {
+        boot.files.push(("guest/vmlinux".to_owned(), image::vmlinux(env)?));
+    }
+    let outcome = machine.boot(env, &boot)?;
+    let kept = failure(env, &job.name());
+    let keep = || proc::write_if_changed(&kept, format!("{}\n--- host\n{}", outcome.output, outcome.log).as_bytes());
+    if !outcome.passed() {
+        let (output, log) = (proc::tail(&outcome.output), proc::tail(&outcome.log));
+        keep()?;
+        bail!("{}\n--- output\n{output}\n--- host kernel log\n{log}\n---", outcome.explain());
+    }
+    let ran = Ran { retries: outcome.retries, ours: outcome.seconds, stock: None };
+    if !job.scenario.compare {
+        return Ok(ran);
+    }
+    let (stock, seconds, retries) = on_stock(env, machine, &boot, payloads, job, again)?;
+    let mut differences = differences(&stock, &outcome.output);
+    for taken in expected::take_out(job.scenario.expected, &mut differences) {
+        ui::note(&format!("{}: differs as expected: {taken}", job.name()));
+    }
+    if !differences.is_empty() {
+        keep()?;
+        bail!(
+            "not the same as on stock kvm-amd (-):\n  {}\nall that ours printed: {}",
+            differences.iter().take(40).cloned().collect::<Vec<_>>().join("\n  "),
+            kept.display()
+        );
+    }
+    Ok(Ran { retries: ran.retries + retries, stock: seconds, ..ran })
+}
+
+/// What the same script prints on stock kvm-amd, and how many seconds it took. That does not change, so it is kept in
+/// the cache.
+fn on_stock(
+    env: &Env,
+    machine: &Machine,
+    boot: &Boot,
+    payloads: &Path,
+    job: &Job,
+    again: bool,
+) -> Result<(String, Option<f32>, u32)> {
+    let release = kernels::fetch(env, job.kernel)?.release;
+    let mut identity = vec![release, machine.identity(), boot.script.clone(), boot.smp.to_string(), boot.cpu.clone()];
+    if !boot.cmdline.is_empty() {
+        identity.push(boot.cmdline.clone());
+    }
+    for name in job.scenario.payloads {
+        identity.push(key(&[&format!("{:?}", fs::read(payload::file(payloads, name)?.1)?)]));
+    }
+    let identity = key(&identity.iter().map(String::as_str).collect::<Vec<_>>());
+    let name = format!("{}-{}-{identity}", job.scenario.name, job.kernel);
+    let path = env.cache.join("stock").join(&name);
+    let seconds = env.cache.join("stock").join(format!("{name}-seconds"));
+    if let (false, Ok(known)) = (again, fs::read_to_string(&path)) {
+        return Ok((known, fs::read_to_string(&seconds).ok().and_then(|text| text.parse().ok()), 0));
+    }
+    let mut boot = boot.clone();
+    (boot.flavour, boot.ours) = (Flavour::Stock, None);
+    // Stock itself fails now and then on a loaded machine; once more, and counted.
+    let mut retries = 0;
+    let outcome = loop {
+        let outcome = machine.boot(env, &boot)?;
+        retries += outcome.retries;
+        if outcome.passed() {
+            break outcome;
+        }
+        ensure!(retries == 0, "stock kvm-amd itself failed: {}\n{}", outcome.explain(), proc::tail(&outcome.log));
+        retries += 1;
+    };
+    proc::write_if_changed(&seconds, outcome.seconds.to_string().as_bytes())?;
+    proc::write_if_changed(&path, outcome.output.as_bytes())?;
+    Ok((outcome.output, Some(outcome.seconds), retries))
+}
+
+/// Where all is kept that a scenario printed when it failed.
+pub fn failure(env: &Env, name: &str) -> PathBuf {
+    env.target().join("failed").join(name.replace(' ', "-"))
+}
