@@ -71,6 +71,8 @@ pub struct Hardware {
     pub may_enter: bool,
     /// An interrupt for the host is pending.
     pub interrupt: bool,
+    /// RFLAGS at VMRUN, which come back at #VMEXIT, and at the return.
+    pub flags: [u64; 2],
     /// Clean bits that each VMRUN saw, and the TLB control with the ASID.
     pub entries: Vec<(CleanBits, u8, u32)>,
 }
@@ -95,6 +97,7 @@ impl Hardware {
             svm_count: 0,
             may_enter: true,
             interrupt: false,
+            flags: [0; 2],
             entries: Vec::new(),
         }
     }
@@ -194,8 +197,8 @@ pub fn host_gs(cpu: u64) -> Segment {
     Segment { base: cpu * PERCPU_STRIDE as u64, ..Segment::default() }
 }
 
-/// Where GS points while it is the guest's.
-const NOWHERE: u64 = 0x10;
+/// Where GS points while it is the guest's: no address of this process counted from there is canonical.
+const NOWHERE: u64 = 0x7fff_ffff_0000;
 
 /// Order of the registers in machine encoding, as the signal frame names them.
 const GPRS: [libc::c_int; 16] = [
@@ -233,7 +236,10 @@ extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context:
     if let Some(name) = piece_at(rip) {
         // After INT3, RIP is the next byte.
         hw.trace.push(match name {
-            "return" => Op::Return(GPRS.map(|r| regs[r as usize] as u64)),
+            "return" => {
+                hw.flags[1] = regs[libc::REG_EFL as usize] as u64;
+                Op::Return(GPRS.map(|r| regs[r as usize] as u64))
+            }
             name => Op::Piece(name),
         });
         return;
@@ -253,6 +259,7 @@ extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context:
     let length = match insn {
         [0x0f, 0x01, 0xd8, ..] => {
             hw.trace.push(Op::Vmrun(rax));
+            hw.flags[0] = regs[libc::REG_EFL as usize] as u64;
             if hw.gif || !hw.interrupts {
                 die("VMRUN with GIF set or IF clear", insn);
             }
@@ -361,8 +368,14 @@ fn move_dr(hw: &mut Hardware, regs: &mut [i64], op: u8, modrm: u8, rex_b: u8) ->
     0
 }
 
+/// Exit status of a process that met what the model does not allow.
+pub const FAULT: libc::c_int = 70;
+
 fn die(what: &str, insn: &[u8]) -> ! {
-    std::eprintln!("{what}: {insn:02x?}; trace: {:?}", hw().trace);
-    // SAFETY: ends the process; a panic cannot unwind out of a signal frame.
-    unsafe { libc::_exit(70) }
+    let text = std::format!("{what}: {insn:02x?}; trace: {:?}\n", hw().trace);
+    // SAFETY: past the capture of tests, which is lost with the process; a panic cannot unwind out of a signal frame.
+    unsafe {
+        libc::write(2, text.as_ptr().cast(), text.len());
+        libc::_exit(FAULT)
+    }
 }
