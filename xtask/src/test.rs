@@ -113,7 +113,8 @@ fn cheap(env: &Env, selection: &Selection, tally: &mut Tally) {
             rust_src::component(env, "cargo-clippy", "clippy", "rust-clippy")?;
             let lints = lints(env)?;
             cargo(&[&["clippy", "--quiet", "--all-targets", "--"], lints].concat())?;
-            object::clippy(env, lints)
+            object::clippy(env, lints)?;
+            i386::clippy(env, lints)
         });
     }
     if selection.wants("cargo-test") {

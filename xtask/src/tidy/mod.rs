@@ -6,7 +6,7 @@ mod panicking;
 mod text;
 mod unsafety;
 
-use crate::{env::Env, proc, rust_src, ui};
+use crate::{env::Env, i386, proc, rust_src, ui};
 use anyhow::{Context, Result, bail};
 use std::{fs, path::PathBuf};
 use walkdir::WalkDir;
@@ -73,6 +73,9 @@ pub fn run(env: &Env) -> Result<()> {
         rust_src::component(env, "cargo-fmt", "rustfmt", "rustfmt")?;
         if let Err(error) = proc::run(env.cargo().args(["fmt", "--all", "--", "--check", "-l"])) {
             findings.push(format!("not formatted; run `cargo fmt --all`:\n{error:#}"));
+        }
+        if let Err(error) = i386::formatted(env) {
+            findings.push(format!("not formatted; run `rustfmt --edition 2024` on the first of these:\n{error:#}"));
         }
         if !findings.is_empty() {
             findings.sort();

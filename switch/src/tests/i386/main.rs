@@ -2,7 +2,7 @@
 //! of `matrix.rs`. `./x test` builds it with a `core` for i686; there is no C library, the system calls are here.
 //!
 //! FS is the per-CPU segment there. While it is the guest's it is null, so that a use of it faults and fails the test.
-//! A failed check ends the process with status 1 and its line on standard error.
+//! A failed check ends the process with status 1 and its place on standard error.
 #![no_std]
 #![no_main]
 
@@ -13,6 +13,7 @@ extern crate self as arch;
 mod ctx;
 #[path = "../../extable.rs"]
 mod extable;
+mod processor;
 mod runtime;
 
 /// What the vCPU's structure refers to.
@@ -37,7 +38,8 @@ use core::{
 };
 use ctx::{SPEC_CTRL_NOT_INTERCEPTED, VcpuCtx};
 use extable::extable;
-use runtime::{check, exit, fail, syscall};
+use processor::{AX, BUG, CX, DX, GUEST_FS, KEPT, Op, guest_in, guest_out, handler, machine};
+use runtime::{check, ends, exit, syscall};
 
 /// Where the per-CPU data has the address of the host save area.
 const HSAVE_PA: usize = 8;
@@ -139,180 +141,49 @@ unsafe extern "C" {
     static mut hsave_cpu_data: [u8; 256];
     static mut x86_spec_ctrl_current: u64;
     static mut hsave_rebooting: u8;
-    static __start___ex_table: [i32; 3];
-    static __stop___ex_table: [i32; 3];
 }
 
-/// What happened.
-#[derive(Clone, Copy, PartialEq)]
-enum Op {
-    Wrmsr(u64),
-    Rdmsr,
-    Vmload(u32),
-    Vmrun(u32),
-    Vmsave(u32),
-    Entry,
-    Rsb,
-    Untrain,
-    Return,
-    Fixup,
-}
-
-/// General registers in the order of their encoding.
-const AX: usize = 0;
-const CX: usize = 1;
-const DX: usize = 2;
-/// What VMRUN takes from the registers: all but AX and SP.
-const KEPT: [usize; 6] = [1, 2, 3, 5, 6, 7];
-/// Where these are in the signal's context, and FS and EIP.
-const SLOT: [usize; 8] = [11, 10, 9, 8, 7, 6, 5, 4];
-const FS_SLOT: usize = 1;
-const EIP_SLOT: usize = 14;
-
-/// The processor, and the record of what it did.
-struct Machine {
-    trace: [Op; 32],
-    length: usize,
-    /// Bit n: the n-th SVM instruction faults.
-    fail: u32,
-    svm_count: u32,
+/// What decides the path through the assembly.
+#[derive(Clone, Copy)]
+struct Case {
     flags: u32,
-    /// SPEC_CTRL, and what the guest leaves there.
-    msr: u64,
+    host: u64,
+    guest: u64,
+    /// What the guest writes, where it may.
     leaves: u64,
-    /// The guest's registers as it found them, and all at the first return.
-    seen: [u32; 8],
-    at_return: [u32; 8],
-    host_fs: u32,
-    /// The host save area.
-    area: u32,
+    /// Bit n: the n-th SVM instruction faults.
+    fails: u32,
 }
 
-static mut MACHINE: Machine = Machine {
-    trace: [Op::Fixup; 32],
-    length: 0,
-    fail: 0,
-    svm_count: 0,
-    flags: 0,
-    msr: 0,
-    leaves: 0,
-    seen: [0; 8],
-    at_return: [0; 8],
-    host_fs: 0,
-    area: 0,
-};
+// Any addresses do: the pages are not touched.
+const VMCB01: u32 = 0x1000;
+const VMCB: u32 = 0x2000;
+const AREA: u32 = 0x3000;
 
-fn machine() -> &'static mut Machine {
-    // SAFETY: one thread; a fault interrupts the assembly only, which does not touch it.
-    unsafe { &mut *(&raw mut MACHINE) }
-}
-
-impl Machine {
-    fn record(&mut self, op: Op) {
-        check(self.length < self.trace.len());
-        self.trace[self.length] = op;
-        self.length += 1;
-    }
-}
-
-fn guest_in(n: usize) -> u32 {
-    0x1111_0000 | n as u32
-}
-
-fn guest_out(n: usize) -> u32 {
-    0xeeee_0000 | n as u32
-}
-
-/// Where the exception table sends a fault.
-fn fixup(eip: u32) -> u32 {
-    let (mut entry, stop) = ((&raw const __start___ex_table).cast::<i32>(), (&raw const __stop___ex_table).cast());
-    // SAFETY: inside of the table; its fields are relative to themselves.
-    let target = |field: *const i32| (field as u32).wrapping_add_signed(unsafe { *field });
-    while entry < stop {
-        if target(entry) == eip {
-            return target(entry.wrapping_add(1));
-        }
-        entry = entry.wrapping_add(3);
-    }
-    fail(line!())
-}
-
-extern "C" fn handler(signal: u32, _info: u32, context: *mut u32) {
-    // SAFETY: the kernel's frame, of 19 words from the sixth of the context.
-    let regs = unsafe { &mut *context.wrapping_add(5).cast::<[u32; 19]>() };
-    let (m, eip) = (machine(), regs[EIP_SLOT]);
-    if signal == 5 {
-        let at = [at_entry, at_rsb, at_untrain, at_return].map(|f: unsafe extern "C" fn()| f as usize as u32);
-        let op = [Op::Entry, Op::Rsb, Op::Untrain, Op::Return];
-        let Some(n) = at.iter().position(|at| *at == eip) else { fail(line!()) };
-        if n == 3 {
-            m.at_return = SLOT.map(|slot| regs[slot]);
-        }
-        return m.record(op[n]);
-    }
-    // SAFETY: the processor just fetched from there, and text goes on.
-    let insn = unsafe { *(eip as *const [u8; 3]) };
-    let (eax, ecx, edx) = (regs[SLOT[AX]], regs[SLOT[CX]], regs[SLOT[DX]]);
-    match insn {
-        [0x0f, 0x01, op @ (0xd8 | 0xda | 0xdb)] => {
-            m.svm_count += 1;
-            if m.fail >> (m.svm_count - 1) & 1 != 0 {
-                m.record(Op::Fixup);
-                regs[EIP_SLOT] = fixup(eip);
-                return;
-            }
-            match op {
-                0xd8 => {
-                    m.record(Op::Vmrun(eax));
-                    for n in KEPT {
-                        m.seen[n] = regs[SLOT[n]];
-                        regs[SLOT[n]] = guest_out(n);
-                    }
-                    if m.flags != 0 {
-                        m.msr = m.leaves;
-                    }
-                }
-                0xda => {
-                    m.record(Op::Vmload(eax));
-                    regs[FS_SLOT] = if eax == m.area { m.host_fs } else { 0 };
-                }
-                _ => m.record(Op::Vmsave(eax)),
-            }
-            regs[EIP_SLOT] += 3;
-        }
-        [0x0f, 0x30, _] if ecx == SPEC_CTRL => {
-            m.msr = eax as u64 | (edx as u64) << 32;
-            m.record(Op::Wrmsr(m.msr));
-            regs[EIP_SLOT] += 2;
-        }
-        [0x0f, 0x32, _] if ecx == SPEC_CTRL => {
-            m.record(Op::Rdmsr);
-            (regs[SLOT[AX]], regs[SLOT[DX]]) = (m.msr as u32, (m.msr >> 32) as u32);
-            regs[EIP_SLOT] += 2;
-        }
-        _ => fail(line!()),
-    }
-}
-
-/// One combination; the trace is compared with what the design says.
-fn one(flags: u32, host: u64, guest: u64, leaves: u64, fails: u32) {
-    // Any addresses do: the pages are not touched.
-    let (vmcb01, vmcb, area) = (0x1000u32, 0x2000u32, 0x3000u32);
-    let mut vcpu = VcpuCtx { vmcb01: HostPa(vmcb01 as u64), vmcb: HostPa(vmcb as u64), ..Default::default() };
+/// Runs the guest once.
+fn run(case: Case, rebooting: bool) -> VcpuCtx {
+    let Case { flags, host, guest, leaves, fails } = case;
+    let mut vcpu = VcpuCtx { vmcb01: HostPa(VMCB01 as u64), vmcb: HostPa(VMCB as u64), ..Default::default() };
     vcpu.regs = core::array::from_fn(|n| if n < 8 { guest_in(n) as u64 } else { 0 });
     vcpu.spec_ctrl = guest;
     let m = machine();
-    (m.length, m.svm_count, m.fail, m.flags, m.msr, m.leaves, m.area) = (0, 0, fails, flags, host, leaves, area);
+    (m.length, m.svm_count, m.fail, m.flags, m.msr, m.leaves, m.area) = (0, 0, fails, flags, host, leaves, AREA);
     let mut after = [0; 5];
     // SAFETY: the contract of the assembly, as far as the model goes.
     unsafe {
-        (&raw mut hsave_cpu_data).cast::<u8>().add(HSAVE_PA).cast::<u32>().write(area);
+        (&raw mut hsave_cpu_data).cast::<u8>().add(HSAVE_PA).cast::<u32>().write(AREA);
         x86_spec_ctrl_current = host;
-        hsave_rebooting = u8::from(fails != 0);
+        hsave_rebooting = u8::from(rebooting);
         call_it(&raw mut vcpu, flags, &raw mut after);
     }
     check(after == [0x1b1b, 0x1d1d, 0x1616, 0x1717, 0]);
+    vcpu
+}
 
+/// One combination while the machine reboots; the trace is compared with what the design says.
+fn one(case: Case) {
+    let Case { flags, host, guest, leaves, fails } = case;
+    let vcpu = run(case, fails != 0);
     let (m, mut at) = (machine(), 0);
     let trace = &m.trace[..m.length];
     let mut expect = |op| {
@@ -325,11 +196,11 @@ fn one(flags: u32, host: u64, guest: u64, leaves: u64, fails: u32) {
     if guest != host {
         expect(Op::Wrmsr(guest));
     }
-    expect(svm(0, Op::Vmload(vmcb01)));
+    expect(svm(0, Op::Vmload(VMCB01)));
     expect(Op::Entry);
-    expect(svm(1, Op::Vmrun(vmcb)));
-    expect(svm(2, Op::Vmsave(vmcb01)));
-    expect(svm(3, Op::Vmload(area)));
+    expect(svm(1, Op::Vmrun(VMCB)));
+    expect(svm(2, Op::Vmsave(VMCB01)));
+    expect(svm(3, Op::Vmload(AREA)));
     expect(Op::Rsb);
     if flags != 0 {
         expect(Op::Rdmsr);
@@ -344,6 +215,30 @@ fn one(flags: u32, host: u64, guest: u64, leaves: u64, fails: u32) {
     for n in KEPT {
         check(!ran || m.seen[n] == guest_in(n));
         check(vcpu.regs[n] == (if ran { guest_out(n) } else { guest_in(n) }) as u64);
+    }
+}
+
+/// Faults that there is no going on after.
+fn bugs() {
+    for flags in [0, SPEC_CTRL_NOT_INTERCEPTED] {
+        for guest in [0, 1] {
+            for fails in 1..16 {
+                let case = Case { flags, host: 0, guest, leaves: 4, fails };
+                check(
+                    ends(|| {
+                        run(case, false);
+                    }) == BUG,
+                );
+                // The guest's segment stays where the host's does not replace it, and is not used as if it had.
+                if fails & 9 == 8 {
+                    check(
+                        ends(|| {
+                            run(case, true);
+                        }) == GUEST_FS,
+                    );
+                }
+            }
+        }
     }
 }
 
@@ -367,9 +262,9 @@ extern "C" fn start() -> ! {
         for host in VALUES {
             for guest in VALUES {
                 for leaves in if flags == 0 { &VALUES[..1] } else { &VALUES[..] } {
-                    // As in matrix.rs: a host that cannot be loaded over a guest.
+                    // As in matrix.rs: a host that cannot be loaded over a guest is in `bugs`.
                     for fails in (0..16).filter(|fails| fails & 9 != 8) {
-                        one(flags, host, guest, *leaves, fails);
+                        one(Case { flags, host, guest, leaves: *leaves, fails });
                         cases += 1;
                     }
                 }
@@ -377,5 +272,6 @@ extern "C" fn start() -> ! {
         }
     }
     check(cases == 16 * (12 + 4 * 12));
+    bugs();
     exit(0)
 }

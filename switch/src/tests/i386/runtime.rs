@@ -71,15 +71,23 @@ pub fn syscall(n: u32, [a, b, c, d]: [u32; 4]) -> u32 {
     unsafe { syscall4(n, a, b, c, d) }
 }
 
-/// Ends the process; the line goes to standard error.
-pub fn fail(line: u32) -> ! {
-    let (mut text, mut n, mut rest) = ([0u8; 12], 11, line);
-    text[n] = b'\n';
+/// Ends the process; where this is called goes to standard error.
+#[track_caller]
+pub fn fail() -> ! {
+    failed(Some(Location::caller()))
+}
+
+fn failed(at: Option<&Location<'_>>) -> ! {
+    let (file, line) = at.map_or(("", 0), |at| (at.file(), at.line()));
+    syscall(4, [2, file.as_ptr() as u32, file.len() as u32, 0]);
+    let (mut text, mut n, mut rest) = ([0u8; 12], 12, line);
     while rest != 0 {
         n -= 1;
         text[n] = b'0' + (rest % 10) as u8;
         rest /= 10;
     }
+    n -= 1;
+    text[n] = b':';
     syscall(4, [2, text[n..].as_ptr() as u32, (text.len() - n) as u32, 0]);
     exit(1)
 }
@@ -90,14 +98,25 @@ pub fn exit(status: u32) -> ! {
     }
 }
 
+/// The status that a child process ends with in which `f` runs; 0 if it comes back.
+pub fn ends(f: impl FnOnce()) -> u32 {
+    let (child, mut status) = (syscall(2, [0; 4]), u32::MAX);
+    if child == 0 {
+        f();
+        exit(0);
+    }
+    check(syscall(7, [child, (&raw mut status) as u32, 0, 0]) == child && status & 0xff == 0);
+    status >> 8
+}
+
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    fail(info.location().map_or(0, Location::line))
+    failed(info.location())
 }
 
 #[track_caller]
 pub fn check(what: bool) {
     if !what {
-        fail(Location::caller().line());
+        fail();
     }
 }
