@@ -1,25 +1,30 @@
 //! The assembly with what the walk found at each instruction: a block of `docs/world-switch.md`. The mitigations and
 //! `hsave_fast` are left out, which are not the same in each build.
 
-use crate::facts::HEAD;
+use crate::facts::{Facts, HEAD};
 use crate::module::{Decoded, Module, Place, Target};
-use crate::rules::{CLEAR_BUFFERS, DONE, ENTRY, FAST, FAST_LEAVE, RETURN_THUNK, RSB, UNTRAIN};
-use crate::{Layout, Report};
+use crate::rules::{CLEAR_BUFFERS, DONE, ENCRYPTED_SUFFIX, ENTRY, FAST, FAST_LEAVE, RETURN_THUNK, RSB, UNTRAIN};
+use crate::{Layout, Report, order};
 use anyhow::{Context, Result};
 use iced_x86::{FlowControl, Formatter, IntelFormatter, Mnemonic};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-/// The lines around the block.
-pub const BEGIN: &str = "<!-- written by `./x verify MODULE.ko --document` -->";
-pub const END: &str = "<!-- end of what `./x verify` has written -->";
+/// The lines around the block of the plain variant, and around that of SEV-ES, which no module contains.
+pub const MARKS: [&str; 2] =
+    ["<!-- written by `./x verify MODULE.ko --document` -->", "<!-- end of what `./x verify` has written -->"];
+pub const ENCRYPTED_MARKS: [&str; 2] = [
+    "<!-- written by `WRITE_DOCUMENT=1 cargo test -p verify document` -->",
+    "<!-- end of what `cargo test` has written -->",
+];
 
-/// The block, without the lines around it.
-pub fn document(module: &Module, report: &Report) -> Result<String> {
-    let text = Text::read(module, report)?;
+/// The block of the variant that begins at the symbol `entry`, without the lines around it.
+pub fn document(module: &Module, report: &Report, entry: &str) -> Result<String> {
+    let facts = if entry == ENTRY { &report.facts } else { &report.encrypted_facts };
+    let text = Text::read(module, facts)?;
     let mut out = format!("```text\n{HEAD}\n");
     for (at, d) in &text.insns {
-        let facts = report.facts.get(at).context("an instruction that was walked")?;
+        let facts = facts.get(at).context("an instruction that was walked")?;
         let name = module.name_at(*at).map(str::to_owned).or_else(|| text.labels.get(at).cloned());
         if let Some(name) = name {
             writeln!(out, "{name}:")?;
@@ -34,9 +39,9 @@ pub fn document(module: &Module, report: &Report) -> Result<String> {
         )?;
     }
     writeln!(out, "```\n")?;
-    let faults = report.facts.values().filter(|f| f.only_after_a_fault()).count();
-    let stack = report.facts.values().map(|f| f.stack()).max().unwrap_or(0);
-    let (before, after) = text.longest(module)?;
+    let faults = facts.values().filter(|f| f.only_after_a_fault()).count();
+    let stack = facts.values().map(|f| f.stack()).max().unwrap_or(0);
+    let (before, after) = text.longest(module, entry)?;
     writeln!(
         out,
         "{} instructions, {faults} of them after faults only (`!`). The stack is at most {stack} bytes deep, without what the\n\
@@ -44,6 +49,10 @@ pub fn document(module: &Module, report: &Report) -> Result<String> {
          there to the return.",
         text.insns.len()
     )?;
+    writeln!(out, "\n{}", order::table(module, &text, facts, entry)?)?;
+    if entry != ENTRY {
+        return Ok(out);
+    }
     let fields = report.fields.iter().filter(|at| !Layout::is_register(**at));
     let fields: Vec<String> =
         fields.map(|at| format!("{} at {at}", Layout::name_of(*at).unwrap_or("an unknown one"))).collect();
@@ -62,16 +71,16 @@ fn register_count(report: &Report) -> usize {
 }
 
 /// The instructions that were walked, in the order of their places.
-struct Text {
-    insns: BTreeMap<Place, Decoded>,
+pub struct Text {
+    pub insns: BTreeMap<Place, Decoded>,
     /// Numbers of places without a name that are jumped to.
     labels: BTreeMap<Place, String>,
 }
 
 impl Text {
-    fn read(module: &Module, report: &Report) -> Result<Self> {
+    fn read(module: &Module, facts: &BTreeMap<Place, Facts>) -> Result<Self> {
         let insns: BTreeMap<Place, Decoded> =
-            report.facts.keys().map(|at| Ok((*at, module.decode(*at)?))).collect::<Result<_>>()?;
+            facts.keys().map(|at| Ok((*at, module.decode(*at)?))).collect::<Result<_>>()?;
         let targets: BTreeSet<Place> = insns
             .values()
             .filter_map(|d| match &d.branch {
@@ -132,8 +141,8 @@ impl Text {
     }
 
     /// Most instructions on the ways from the entry to VMRUN, it included, and from there to the return.
-    fn longest(&self, module: &Module) -> Result<(usize, usize)> {
-        let entry = module.symbol(ENTRY).context("the entry")?;
+    fn longest(&self, module: &Module, entry: &str) -> Result<(usize, usize)> {
+        let entry = module.symbol(entry).context("the entry")?;
         let (vmrun, d) =
             self.insns.iter().find(|(_, d)| d.insn.mnemonic() == Mnemonic::Vmrun).context("VMRUN in the text")?;
         let behind = vmrun.after(d.insn.len() as u64);
@@ -147,38 +156,45 @@ impl Text {
         let Some(d) = self.insns.get(&at) else { return 0 };
         // Where the walk has found a loop this ends it.
         known.insert(at, 0);
-        let next = at.after(d.insn.len() as u64);
-        let to = match &d.branch {
-            Some(Target::Here(to)) => Some(match module.name_at(*to) {
-                Some(FAST) => module.symbol(FAST_LEAVE).unwrap_or(*to),
-                Some(piece @ (CLEAR_BUFFERS | RSB | UNTRAIN)) => {
-                    module.symbol(&format!("{piece}{DONE}")).unwrap_or(*to)
-                }
-                _ => *to,
-            }),
-            _ => None,
-        };
-        let ways = match d.insn.flow_control() {
-            _ if d.insn.mnemonic() == Mnemonic::Vmrun => vec![],
-            FlowControl::Next => vec![next],
-            FlowControl::ConditionalBranch => to.into_iter().chain([next]).collect(),
-            _ => to.into_iter().collect(),
-        };
+        let ways = if d.insn.mnemonic() == Mnemonic::Vmrun { vec![] } else { self.next(module, at, d) };
         let n = 1 + ways.into_iter().map(|to| self.way(module, to, known)).max().unwrap_or(0);
         known.insert(at, n);
         n
     }
+
+    /// Where the instruction at `at` goes on, mitigations and compiled code left out.
+    pub fn next(&self, module: &Module, at: Place, d: &Decoded) -> Vec<Place> {
+        let next = at.after(d.insn.len() as u64);
+        let to = match &d.branch {
+            Some(Target::Here(to)) => Some(match module.name_at(*to) {
+                Some(FAST) => module.symbol(FAST_LEAVE).unwrap_or(*to),
+                Some(piece) if is_piece(piece) => module.symbol(&format!("{piece}{DONE}")).unwrap_or(*to),
+                _ => *to,
+            }),
+            _ => None,
+        };
+        match d.insn.flow_control() {
+            _ if d.insn.mnemonic() == Mnemonic::Vmrun => vec![next],
+            FlowControl::Next => vec![next],
+            FlowControl::ConditionalBranch => to.into_iter().chain([next]).collect(),
+            _ => to.into_iter().collect(),
+        }
+    }
 }
 
-/// The block as a document has it. None: there is none.
-pub fn block(document: &str) -> Option<&str> {
-    let (_, rest) = document.split_once(BEGIN)?;
-    Some(rest.split_once(END)?.0.trim_matches('\n'))
+fn is_piece(name: &str) -> bool {
+    [CLEAR_BUFFERS, RSB, UNTRAIN].contains(&name.strip_suffix(ENCRYPTED_SUFFIX).unwrap_or(name))
+}
+
+/// The block between these lines as a document has it. None: there is none.
+pub fn block<'a>(document: &'a str, [begin, end]: [&str; 2]) -> Option<&'a str> {
+    let (_, rest) = document.split_once(begin)?;
+    Some(rest.split_once(end)?.0.trim_matches('\n'))
 }
 
 /// The document with `block` in place of its own. None: it has no place for one.
-pub fn with_block(document: &str, block: &str) -> Option<String> {
-    let (before, rest) = document.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n\n{}\n\n{END}{after}", block.trim_matches('\n')))
+pub fn with_block(document: &str, [begin, end]: [&str; 2], block: &str) -> Option<String> {
+    let (before, rest) = document.split_once(begin)?;
+    let (_, after) = rest.split_once(end)?;
+    Some(format!("{before}{begin}\n\n{}\n\n{end}{after}", block.trim_matches('\n')))
 }

@@ -44,6 +44,20 @@ impl Facts {
         self.plain.is_empty()
     }
 
+    /// GS is the guest's on all ways here without a fault, or, where there is none, after one.
+    pub fn gs_is_the_guests(&self) -> bool {
+        self.seen().iter().all(|s| s.gs == "guest")
+    }
+
+    /// SPEC_CTRL is, likewise.
+    pub fn spec_ctrl_is_the_guests(&self) -> bool {
+        self.seen().iter().all(|s| s.spec_ctrl == "guest")
+    }
+
+    fn seen(&self) -> &BTreeSet<Seen> {
+        if self.only_after_a_fault() { &self.faulted } else { &self.plain }
+    }
+
     /// Deepest stack in bytes.
     pub fn stack(&self) -> usize {
         self.plain.iter().chain(&self.faulted).filter_map(|s| s.stack).max().unwrap_or(0)
@@ -51,7 +65,7 @@ impl Facts {
 
     /// The columns, as [`HEAD`] names them.
     pub fn columns(&self) -> String {
-        let seen = if self.only_after_a_fault() { &self.faulted } else { &self.plain };
+        let seen = self.seen();
         let all = |f: &dyn Fn(&Seen) -> String| {
             let different: BTreeSet<String> = seen.iter().map(f).collect();
             different.into_iter().collect::<Vec<_>>().join("|")

@@ -3,8 +3,8 @@
 //! [`module`] reads the object with its relocations; [`patches`] knows the alternatives that the kernel patches into it;
 //! [`walk`] and [`flow`] follow every path through the assembly, in every combination of the patches, with the abstract state
 //! of [`state`] that [`step`] changes ([`encrypted`] has what differs for SEV-ES); [`fast`] looks at the compiled code that runs
-//! in the middle of it, and [`caller`] at the code around it, from CLGI to STGI; [`document`] shows what was found. What breaks a rule is a
-//! [`Finding`] with its place.
+//! in the middle of it, and [`caller`] at the code around it, from CLGI to STGI; [`document`] shows what
+//! was found, and [`order`] in which order things may happen. What breaks a rule is a [`Finding`] with its place.
 //!
 //! The rules are those of WORLD-SWITCH in `docs/world-switch.md`. What a walk cannot prove: that the kernel's own macros do
 //! what their names say, and whatever depends on values that only run time knows.
@@ -18,6 +18,7 @@ mod fast;
 mod flow;
 mod listing;
 pub mod module;
+mod order;
 mod patches;
 mod rules;
 mod state;
@@ -31,7 +32,7 @@ use module::{Module, Place};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-pub use document::{block, with_block};
+pub use document::{ENCRYPTED_MARKS, MARKS, block, with_block};
 pub use rules::{ENCRYPTED, ENTRY, Layout};
 
 /// A rule that is broken somewhere.
@@ -60,10 +61,14 @@ pub struct Report {
     pub listing: Vec<String>,
     /// What was found at each instruction of the assembly itself.
     facts: BTreeMap<Place, Facts>,
+    /// The same of the SEV-ES variant.
+    encrypted_facts: BTreeMap<Place, Facts>,
     /// Where the mitigations are that do something on some CPU.
     pieces: BTreeMap<Place, &'static str>,
     /// The block of `docs/world-switch.md` that shows the assembly with these facts.
     pub document: String,
+    /// The same of the SEV-ES variant, where there is one.
+    pub encrypted_document: String,
     /// Costly instructions on that path, and how many there are.
     pub costs: BTreeMap<&'static str, usize>,
     /// Instructions of `hsave_fast`, and those on the longest way through it.
@@ -127,7 +132,10 @@ pub fn check(bytes: &[u8]) -> Result<Report> {
     caller::check(&module, &mut report)?;
     if report.findings.is_empty() {
         // Of a text that breaks the rules there is no more to say.
-        report.document = document::document(&module, &report)?;
+        report.document = document::document(&module, &report, ENTRY)?;
+        if module.symbol(ENCRYPTED).is_some() {
+            report.encrypted_document = document::document(&module, &report, ENCRYPTED)?;
+        }
     }
     report.text = text::check(&module, &patches)?;
     report.findings.append(&mut report.text.findings);

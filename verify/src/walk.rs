@@ -72,19 +72,18 @@ pub fn walk(module: &Module, patches: &Patches, entry: Place, encrypted: bool, r
         }
     }
     // A CPU that needs none of them is one variant; that no CPU gets one is a mistake.
+    let suffix = if encrypted { ENCRYPTED_SUFFIX } else { "" };
     for piece in [CLEAR_BUFFERS, RSB, UNTRAIN].into_iter().filter(|piece| !did.contains(piece)) {
-        let what = format!("{piece}{} does nothing in any variant", if encrypted { ENCRYPTED_SUFFIX } else { "" });
+        let what = format!("{piece}{suffix} does nothing in any variant");
         report.findings.push(Finding { place: module.describe(entry), what });
     }
     let named = [CLEAR_BUFFERS, RSB, UNTRAIN].into_iter().filter(|piece| did.contains(piece));
-    if !encrypted {
-        report.pieces.extend(named.filter_map(|piece| Some((module.symbol(piece)?, piece))));
-    }
+    report.pieces.extend(named.filter_map(|piece| Some((module.symbol(&format!("{piece}{suffix}"))?, piece))));
     if encrypted { Ok(()) } else { listing::listing(module, patches, entry, report) }
 }
 
 /// The kernel's exception table: where execution goes on after a fault, and how.
-fn fixups(module: &Module) -> HashMap<Place, (Place, u32)> {
+pub fn fixups(module: &Module) -> HashMap<Place, (Place, u32)> {
     let mut all = HashMap::new();
     for (section, data) in module.sections_named("__ex_table") {
         for (n, entry) in data.chunks_exact(12).enumerate() {
@@ -149,8 +148,9 @@ impl Walk<'_> {
             self.finding(at, format!("may be rewritten while the kernel runs ({why})"));
         }
         let d = self.module.decode(at)?;
-        if s.piece.is_none() && !s.encrypted {
-            self.report.facts.entry(at).or_default().note(&s);
+        if s.piece.is_none() {
+            let facts = if s.encrypted { &mut self.report.encrypted_facts } else { &mut self.report.facts };
+            facts.entry(at).or_default().note(&s);
         }
         self.arguments(&s, &d.insn);
         let (field, cpu_field) = s.uses(&d, self.cpu_data);

@@ -19,7 +19,7 @@ const DOCUMENT: &str = "docs/world-switch.md";
 /// Checks that the page shows what is found in this module. Errors: it shows something else.
 pub fn document(env: &Env, report: &Report) -> Result<()> {
     let page = fs::read_to_string(env.root.join(DOCUMENT))?;
-    let shown = verify::block(&page).with_context(|| format!("{DOCUMENT} has no place for it"))?;
+    let shown = verify::block(&page, verify::MARKS).with_context(|| format!("{DOCUMENT} has no place for it"))?;
     let found = report.document.trim_matches('\n');
     ensure!(shown == found, "{DOCUMENT} does not show what was found: ./x verify MODULE.ko --document writes it");
     Ok(())
@@ -29,7 +29,7 @@ pub fn document(env: &Env, report: &Report) -> Result<()> {
 pub fn write_document(env: &Env, file: &Path) -> Result<()> {
     let report = module(file)?;
     let page = env.root.join(DOCUMENT);
-    let text = verify::with_block(&fs::read_to_string(&page)?, &report.document);
+    let text = verify::with_block(&fs::read_to_string(&page)?, verify::MARKS, &report.document);
     fs::write(&page, text.with_context(|| format!("{DOCUMENT} has no place for it"))?)?;
     Ok(())
 }

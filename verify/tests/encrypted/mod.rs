@@ -22,7 +22,7 @@ pub fn numbers() -> [(&'static str, i64); 10] {
 }
 
 /// The pieces of both variants.
-fn pieces() -> String {
+pub fn pieces() -> String {
     let names = ["hsave_mitigate_entry", "hsave_mitigate_exit_rsb", "hsave_mitigate_exit_untrain", "hsave_fast"];
     let own = names.iter().fold(PIECES.to_owned(), |text, name| text.replace(name, &format!("{name}_es")));
     format!("{PIECES}{own}")
