@@ -111,6 +111,13 @@ fn run(command: &mut Command) {
     assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
+/// The finding with these words among those of a variant; with `--nocapture` it is shown.
+fn caught(what: &str, report: &Report, finding: &str, within: &str) {
+    let found = report.findings.iter().find(|f| f.place.contains(within) && f.what.contains(finding));
+    let found = found.unwrap_or_else(|| panic!("{what}: {finding:?} is not among {:#?}", report.findings));
+    println!("caught: {what} -> {found}");
+}
+
 /// Assembles and links as a module is.
 fn object(assembly: &str, pieces: &str) -> Vec<u8> {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
@@ -158,9 +165,7 @@ fn each_broken_variant_is_found() {
     let good = text();
     for Broken { what, from, to, finding } in BROKEN {
         assert!(good.contains(from), "{what}: the assembly has changed, {from:?} is not in it");
-        let report = findings(&good.replacen(from, to, 1));
-        let found = report.findings.iter().any(|f| f.what.contains(finding));
-        assert!(found, "{what}: not found, but {:#?}", report.findings);
+        caught(what, &findings(&good.replacen(from, to, 1)), finding, "");
     }
 }
 
@@ -189,7 +194,8 @@ fn each_mistake_in_compiled_code_is_found() {
         (&"    nop\n".repeat(500), "instructions with GIF clear"),
     ] {
         let report = check(&object(&text, &PIECES.replace(body, &format!("{body}{broken}")))).unwrap();
-        assert!(report.findings.iter().any(|f| f.what.contains(finding)), "{finding}: {:#?}", report.findings);
+        let line = broken.lines().next().unwrap_or_default().trim();
+        caught(&format!("`{line}` in compiled code"), &report, finding, "");
     }
     assert_eq!(findings(&text).fast, (6, 5));
 }
@@ -198,7 +204,7 @@ fn each_mistake_in_compiled_code_is_found() {
 fn a_variant_that_only_some_cpus_run_is_found() {
     let pieces = PIECES.replace("7:  call entry_untrain_ret\n8:", "7:  call hsave_other\n8:");
     let report = check(&object(&text(), &pieces)).unwrap();
-    assert!(report.findings.iter().any(|f| f.what == "a call"), "{:#?}", report.findings);
+    caught("a call in an alternative", &report, "a call", "");
 }
 
 #[test]
@@ -214,7 +220,7 @@ fn mitigations_that_do_nothing_on_any_cpu_are_found() {
     broken.push((without_stuffing, "hsave_mitigate_exit_rsb does nothing"));
     for (pieces, finding) in broken {
         let report = check(&object(&text(), &pieces)).unwrap();
-        assert!(report.findings.iter().any(|f| f.what.contains(finding)), "{finding}: {:#?}", report.findings);
+        caught("a mitigation that is empty", &report, finding, "");
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
     env::Env,
     host::{self, Boot, Flavour},
     kernels::{self, Kernel},
-    module, panics, profile, run,
+    module, panics, profile, prove, run,
     test::{self, Selection},
     tidy, verify,
 };
@@ -99,6 +99,8 @@ pub enum Command {
         #[arg(long)]
         document: bool,
     },
+    /// Run all that proves the world switch, show what is caught, and time it
+    Prove,
     /// Fetch the Debian kernels and tools that the tests use into the cache
     Fetch {
         /// Look for newer packages than those in the cache
@@ -186,6 +188,7 @@ impl Command {
             }
             Self::Verify { module, document: true, .. } => verify::write_document(&env, &module)?,
             Self::Verify { module, listing, costs, .. } => verify::command(&module, listing, costs)?,
+            Self::Prove => prove::run(&env)?,
             Self::Host(host) => return host.run(&env),
             Self::Fetch { refresh } => kernels::fetch_all(&env, refresh)?,
         }

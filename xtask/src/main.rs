@@ -29,6 +29,7 @@ mod payload;
 mod plot;
 mod proc;
 mod profile;
+mod prove;
 mod run;
 mod rust_src;
 mod scenarios;

@@ -9,7 +9,13 @@ use crate::{
     mitigations, module, object, panics, payload, proc, rust_src, scenarios, selftests, tidy, ui, verify,
 };
 use anyhow::{Context, Result, bail, ensure};
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::Mutex, time::Instant};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Mutex,
+    time::Instant,
+};
 
 /// How many emulated hosts run at a time.
 const PARALLEL: usize = 2;
@@ -153,15 +159,18 @@ fn modules(env: &Env, selection: &Selection, tally: &mut Tally) -> BTreeMap<Kern
         };
         if let Some(out) = tally.check(&format!("module {kernel}"), build) {
             if selection.wants("verify") {
-                tally.check(&format!("verify {kernel}"), || {
-                    verify::text(&out.join("kvm-amd.ko"))?;
-                    verify::document(env, &verify::module(&out.join("kvm.ko"))?)
-                });
+                tally.check(&format!("verify {kernel}"), || proved(env, &out));
             }
             built.insert(kernel, out);
         }
     }
     built
+}
+
+/// What is proved of both modules in this directory.
+pub fn proved(env: &Env, out: &Path) -> Result<()> {
+    verify::text(&out.join("kvm-amd.ko"))?;
+    verify::document(env, &verify::module(&out.join("kvm.ko"))?)
 }
 
 fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBuf>, tally: &mut Tally) -> Result<()> {
