@@ -16,6 +16,13 @@ pub(crate) fn group(base: Row, p: &Prefixes, modrm: ModRm) -> Lookup {
     let two = p.map == Map::Two;
     if two {
         return match p.opcode {
+            0x00 => match n {
+                0 => row(Op::Sldt, EvMw, Arg::None, 0),
+                1 => row(Op::Str, EvMw, Arg::None, 0),
+                2 => row(Op::Lldt, Ew, Arg::None, 0),
+                3 => row(Op::Ltr, Ew, Arg::None, 0),
+                _ => None,
+            },
             0x01 if modrm.is_reg() => secondary(modrm.byte),
             0x01 => match n {
                 0 => row(Op::Sgdt, M, Arg::None, 0),
@@ -60,6 +67,8 @@ pub(crate) fn group(base: Row, p: &Prefixes, modrm: ModRm) -> Lookup {
             row(op, a, b, f)
         }
         0xc6 | 0xc7 if n == 0 => row(Op::Mov, a, b, f),
+        0xd9 if n == 7 && !modrm.is_reg() => row(Op::Fnstcw, EvMw, Arg::None, 0),
+        0xdd if n == 7 && !modrm.is_reg() => row(Op::Fnstsw, EvMw, Arg::None, 0),
         0xf6 | 0xf7 => match n {
             0 | 1 if a == Eb => row(Op::Test, a, Ib, f),
             0 | 1 => row(Op::Test, a, Iz, f),

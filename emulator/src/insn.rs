@@ -220,12 +220,13 @@ pub enum Op {
     // Strings and ports.
     Movs, Cmps, Stos, Lods, Scas, Ins, Outs, In, Out,
     // System.
-    MovFromCr, MovToCr, MovFromDr, MovToDr, Clts, Lmsw, Smsw, Invlpg, Sgdt, Sidt, Lgdt, Lidt,
+    MovFromCr, MovToCr, MovFromDr, MovToDr, Clts, Lmsw, Smsw, Invlpg, Sgdt, Sidt, Lgdt, Lidt, Sldt, Str,
+    Lldt, Ltr,
     // Vector moves: MOVUPS and its like, MOVAPS and its like, low part with zero extension (MOVD, MOVQ, MOVSS load),
     // low part merged (MOVSS register form, MOVLPS), high half (MOVHPS).
     VecMov, VecMovAligned, VecMovZx, VecMovLow, VecMovHigh,
-    // MOVD, MOVQ and MOVNTQ of the MMX registers.
-    MmxMov,
+    // MOVD, MOVQ and MOVNTQ of the MMX registers; words of the x87 state.
+    MmxMov, Fnstcw, Fnstsw,
     // NOP, hints, fences and cache-line flushes; PAUSE.
     Nop, Pause,
     // Length only.

@@ -225,8 +225,10 @@ pub trait Machine {
     /// Sets bits 255:0 of a vector register and clears those above (VEX).
     fn set_ymm(&mut self, index: u8, value: &[u8; 32]);
 
-    /// An x87 exception waits for the next instruction that looks (FSW.ES).
-    fn x87_waits(&mut self) -> bool;
+    /// The x87 control word (FCW).
+    fn x87_control(&mut self) -> u16;
+    /// The x87 status word (FSW); an exception that waits for the next instruction that looks is its ES, bit 7.
+    fn x87_status(&mut self) -> u16;
     /// MMX register `index` (0 to 7). As any MMX instruction does, the access makes all x87 registers valid and TOP 0.
     fn mmx(&mut self, index: u8) -> u64;
     /// Sets an MMX register; the same applies.

@@ -136,6 +136,7 @@ const fn one(b: u8) -> Lookup {
         0xd1 => grouped(Ev, One, 0),
         0xd2 => grouped(Eb, Cl, BYTE),
         0xd3 => grouped(Ev, Cl, 0),
+        0xd9 | 0xdd => grouped(None, None, 0),
         0xd7 => row(Op::Xlat, None, None, BYTE),
         0xe0 => row(Op::Loopne, Jb, None, D64),
         0xe1 => row(Op::Loope, Jb, None, D64),
@@ -174,7 +175,7 @@ const fn one(b: u8) -> Lookup {
 const fn two(b: u8) -> Lookup {
     use Arg::*;
     match b {
-        0x01 => grouped(None, None, 0),
+        0x00 | 0x01 => grouped(None, None, 0),
         0x06 => plain(Op::Clts),
         0x08 => plain(Op::Invd),
         0x09 => plain(Op::Wbinvd),

@@ -184,12 +184,102 @@ fn mmx_moves_look_at_the_x87_state_first() {
     ok(&mut m, &store);
     ok(&mut m, &load); // REX.R reaches no further than MM7
     assert_eq!((m.peek_u64(0x2000), m.mmx[3]), (0x1122_3344_5566_7788, 0x5566_7788));
-    m.x87_waits = true;
+    m.x87.1 = 0x80;
     assert_eq!((fault(&mut m, &store), fault(&mut m, &load)), (Exception::MF, Exception::MF));
     m.cr[0] |= 8;
     assert_eq!(fault(&mut m, &store), Exception::NM);
     m.cr[0] |= 4;
     assert_eq!(fault(&mut m, &load), Exception::UD);
+}
+
+#[test]
+fn words_of_the_x87_state() {
+    let mut m = long();
+    m.gpr[3] = 0x2000;
+    m.x87 = (0x27f, 0x80);
+    ok(&mut m, &[0xd9, 0x3b]); // fnstcw [rbx]
+    ok(&mut m, &[0xdd, 0x7b, 0x02]); // fnstsw [rbx + 2]: an exception that waits goes on waiting
+    assert_eq!(m.peek(0x2000, 6), [0x7f, 0x02, 0x80, 0, 0, 0]);
+    for bit in [4, 8] {
+        m.cr[0] |= bit;
+        assert_eq!((fault(&mut m, &[0xd9, 0x3b]), fault(&mut m, &[0xdd, 0x3b])), (Exception::NM, Exception::NM));
+        m.cr[0] &= !bit;
+    }
+}
+
+/// A present system descriptor of this type with a limit of 0x67, for the GDT at 0x4000.
+fn system_descriptor(kind: u64, base: u64) -> [u8; 16] {
+    let low = 0x67 | (base & 0xff_ffff) << 16 | (0x80 | kind) << 40 | (base >> 24 & 0xff) << 56;
+    (u128::from(low) | u128::from(base >> 32) << 64).to_le_bytes()
+}
+
+const LLDT: [u8; 3] = [0x0f, 0x00, 0x13]; // lldt [rbx]
+const LTR: [u8; 3] = [0x0f, 0x00, 0x1b]; // ltr [rbx]
+
+/// With a GDT of an LDT at 0x10 and a TSS at 0x20.
+fn with_system_descriptors(mut m: Fake) -> Fake {
+    m.map(0x1000, 0x4000);
+    (m.rip, m.gpr[3], m.gpr[4]) = (0x1000, 0x2000, 0x3000);
+    m.gdtr = TableReg { base: 0x4000, limit: 0x2f };
+    m.poke(0x4010, &system_descriptor(2, 0x7_1234_5000));
+    m.poke(0x4020, &system_descriptor(9, 0x7_1234_6000));
+    m
+}
+
+#[test]
+fn system_segments() {
+    let mut m = with_system_descriptors(Fake::long());
+    m.poke(0x2000, &[0x13, 0, 0x23, 0]);
+    ok(&mut m, &LLDT);
+    let ldt = *m.seg(Seg::Ldtr);
+    assert_eq!((ldt.selector, ldt.base, ldt.limit, ldt.attr), (0x13, 0x7_1234_5000, 0x67, 0x82));
+    ok(&mut m, &[0x0f, 0x00, 0x5b, 0x02]); // ltr [rbx + 2]
+    let tss = *m.seg(Seg::Tr);
+    assert_eq!((tss.selector, tss.base, tss.attr), (0x23, 0x7_1234_6000, 0x8b));
+    assert_eq!(m.peek(0x4025, 1), [0x8b], "busy in the table");
+    assert_eq!(fault(&mut m, &[0x0f, 0x00, 0x5b, 0x02]), Exception::gp(0x20), "it is busy");
+    ok(&mut m, &[0x0f, 0x00, 0x43, 0x04]); // sldt [rbx + 4]
+    ok(&mut m, &[0x0f, 0x00, 0x4b, 0x06]); // str [rbx + 6]
+    assert_eq!(m.peek(0x2004, 6), [0x13, 0, 0x23, 0, 0, 0]);
+    m.gpr[0] = !0;
+    ok(&mut m, &[0x48, 0x0f, 0x00, 0xc0]); // sldt rax
+    assert_eq!(m.gpr[0], 0x13);
+    m.poke(0x2000, &[3, 0]);
+    ok(&mut m, &LLDT);
+    assert!(!m.seg(Seg::Ldtr).present(), "none");
+    assert_eq!(fault(&mut m, &LTR), Exception::gp(0));
+    // Neither in the LDT, nor of another kind, nor behind the end of the table.
+    for (selector, code) in [(0x14, 0x14), (0x20, 0x20), (0x28, 0x28)] {
+        m.poke(0x2000, &[selector, 0]);
+        assert_eq!(fault(&mut m, &LLDT), Exception::gp(code), "{selector:#x}");
+    }
+    m.poke(0x2000, &[0x10, 0]);
+    assert_eq!(fault(&mut m, &LTR), Exception::gp(0x10), "an LDT");
+    m.poke(0x4015, &[2]);
+    assert_eq!(fault(&mut m, &LLDT), Exception::np(0x10));
+    m.poke(0x4010, &system_descriptor(2, 1 << 50));
+    assert_eq!(fault(&mut m, &LLDT), Exception::gp(0x10), "not canonical");
+    m.cpl = 3;
+    assert_eq!((fault(&mut m, &LLDT), fault(&mut m, &LTR)), (Exception::gp(0), Exception::gp(0)));
+    ok(&mut m, &[0x0f, 0x00, 0x43, 0x04]);
+    m.cr[4] |= 1 << 11;
+    assert_eq!(fault(&mut m, &[0x0f, 0x00, 0x43, 0x04]), Exception::gp(0), "UMIP");
+}
+
+#[test]
+fn system_segments_without_long_mode() {
+    let mut m = with_system_descriptors(Fake::prot32());
+    m.gdtr.limit = 0x27;
+    m.poke(0x4020, &system_descriptor(1, 0x5000));
+    m.poke(0x2000, &[0x20, 0]);
+    ok(&mut m, &LTR); // a TSS of 16 bits, in eight bytes
+    assert_eq!((m.seg(Seg::Tr).base, m.seg(Seg::Tr).attr), (0x5000, 0x83));
+    for mut m in [Fake::real(), Fake::v86()] {
+        m.map(0x1000, 0x4000);
+        for reg in 0..4 {
+            assert_eq!(fault(&mut m, &[0x0f, 0x00, 0x07 | reg << 3]), Exception::UD);
+        }
+    }
 }
 
 #[test]

@@ -93,8 +93,10 @@ pub trait Fpu {
     fn vector(&self, n: u8) -> [u8; 32];
     /// The same for writing: with `vex` bits 255:0 and the rest cleared, else bits 127:0 and the rest kept.
     fn set_vector(&mut self, n: u8, value: &[u8; 32], vex: bool);
-    /// vCPU thread, between `load` and `put`: an x87 exception waits for the next instruction that looks (FSW.ES).
-    fn x87_waits(&self) -> bool;
+    /// vCPU thread, between `load` and `put`: the x87 control word.
+    fn x87_control(&self) -> u16;
+    /// The same: the x87 status word. Its ES (bit 7) says that an exception waits for the next instruction that looks.
+    fn x87_status(&self) -> u16;
     /// The same: MMX register `n` (0 to 7), with what an MMX instruction does to the x87 state. No x87 exception waits.
     fn mmx(&mut self, n: u8) -> u64;
     /// The same for writing.

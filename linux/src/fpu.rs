@@ -83,9 +83,14 @@ impl Fpu for KernelFpu {
         unsafe { shim::hsave_fpu_vector_set((n & 15).into(), value.as_ptr(), vex) }
     }
 
-    fn x87_waits(&self) -> bool {
+    fn x87_control(&self) -> u16 {
         // SAFETY: the caller has the state loaded.
-        unsafe { shim::hsave_fpu_x87_waits() }
+        unsafe { shim::hsave_fpu_x87_control() }
+    }
+
+    fn x87_status(&self) -> u16 {
+        // SAFETY: as above.
+        unsafe { shim::hsave_fpu_x87_status() }
     }
 
     fn mmx(&mut self, n: u8) -> u64 {

@@ -110,7 +110,8 @@ unsafe extern "C" {
     pub fn hsave_fpu_set(fpu: *mut KFpu, buf: *const u8, xcr0: u64, pkru: *mut u32) -> i32;
     pub fn hsave_fpu_vector_get(n: u32, out: *mut u8);
     pub fn hsave_fpu_vector_set(n: u32, value: *const u8, vex: bool);
-    pub fn hsave_fpu_x87_waits() -> bool;
+    pub fn hsave_fpu_x87_control() -> u16;
+    pub fn hsave_fpu_x87_status() -> u16;
     pub fn hsave_fpu_mmx_get(n: u32) -> u64;
     pub fn hsave_fpu_mmx_set(n: u32, value: u64);
 

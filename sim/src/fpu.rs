@@ -24,7 +24,7 @@ impl SimFpu {
 impl SimFpu {
     /// TOP becomes 0, and the registers, which the area has from TOP on, keep their places; all are valid.
     fn use_mmx(&mut self) {
-        assert!(self.loaded && !self.x87_waits(), "not in the registers, or to be faulted");
+        assert!(self.loaded && self.x87_status() & 0x80 == 0, "not in the registers, or to be faulted");
         let top = usize::from(self.area[3] >> 3 & 7);
         self.area[3] &= !0x38;
         self.area[32..160].rotate_right(16 * top);
@@ -76,9 +76,13 @@ impl Fpu for SimFpu {
             self.area[high..high + 16].copy_from_slice(&value[16..]);
         }
     }
-    fn x87_waits(&self) -> bool {
+    fn x87_control(&self) -> u16 {
         assert!(self.loaded, "not in the registers");
-        self.area[2] & 0x80 != 0
+        u16::from_le_bytes([self.area[0], self.area[1]])
+    }
+    fn x87_status(&self) -> u16 {
+        assert!(self.loaded, "not in the registers");
+        u16::from_le_bytes([self.area[2], self.area[3]])
     }
     fn mmx(&mut self, n: u8) -> u64 {
         self.use_mmx();

@@ -320,9 +320,13 @@ impl<H: Host> Machine for Ctx<'_, H> {
         self.core.need_fpu();
         self.core.fpu.set_vector(index, value, true);
     }
-    fn x87_waits(&mut self) -> bool {
+    fn x87_control(&mut self) -> u16 {
         self.core.need_fpu();
-        self.core.fpu.x87_waits()
+        self.core.fpu.x87_control()
+    }
+    fn x87_status(&mut self) -> u16 {
+        self.core.need_fpu();
+        self.core.fpu.x87_status()
     }
     fn mmx(&mut self, index: u8) -> u64 {
         self.core.need_fpu();

@@ -73,7 +73,6 @@ pub const EMULATED: &[Expected] = expected! {
         "0fb8 f3", "0fbc f3", "0fbd f3";
     "CMPXCHG16B, which stock does not emulate": "0fc7 48";
     "LGDT and LIDT from a device, which do not come to an end on stock": "0f01 ";
-    "not emulated: FNSTCW and FNSTSW to a device; SLDT, STR, LLDT and LTR at one": "d9 ", "dd ", "0f00 ";
     "two bytes and no more are read or written, as the manual has it": "63 66", "8c 48", "8c f348";
     "PUSH of a segment register has the operand's size, as the manual has it": "5c ", "94 ";
     "near calls and jumps of 16 bits, and far ones without offsets of 64, as AMD's processors have them":

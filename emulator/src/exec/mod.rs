@@ -157,8 +157,11 @@ impl<M: Machine> Step<'_, M> {
             Op::Invlpg => self.invlpg(),
             Op::Sgdt | Op::Sidt => self.store_table(),
             Op::Lgdt | Op::Lidt => self.load_table(),
+            Op::Sldt | Op::Str => self.store_system_segment(),
+            Op::Lldt | Op::Ltr => self.load_system_segment(),
             Op::VecMov | Op::VecMovAligned | Op::VecMovZx | Op::VecMovLow | Op::VecMovHigh => self.vector_move(),
             Op::MmxMov => self.mmx_move(),
+            Op::Fnstcw | Op::Fnstsw => self.store_x87_word(),
             Op::Nop | Op::Pause => Ok(()),
             Op::Cpuid | Op::Rdmsr | Op::Wrmsr | Op::Rdtsc | Op::Rdtscp | Op::Rdpmc | Op::Hlt | Op::Vmmcall => {
                 unhandled()

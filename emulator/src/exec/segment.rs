@@ -1,11 +1,13 @@
 //! Loading of segment registers (APM vol. 2, 4.10 and 4.12): descriptors, their checks and their accessed bit.
 
 use super::{Halt, Res, Step};
+use crate::address::canonical;
 use crate::insn::{Mode, Seg};
-use crate::machine::{Access, Exception, Machine, Segment};
+use crate::machine::{Access, Exception, Machine, Segment, Table};
 
 /// Attributes of every segment in virtual-8086 mode: present, DPL 3, writable, accessed data.
 const V86_ATTR: u16 = 0xf3;
+const EFER_LMA: u64 = 1 << 10;
 
 /// A descriptor read from a table, and where it is.
 #[derive(Clone, Copy)]
@@ -83,12 +85,65 @@ impl<M: Machine> Step<'_, M> {
         Ok(Segment { attr: s.attr | 1, ..s })
     }
 
+    /// What LLDT and LTR load (APM vol. 2, 4.8.3 and 12.2.2): descriptors in the GDT, of 16 bytes in long mode. LTR makes
+    /// the TSS busy, which it must not be before.
+    pub(super) fn described_system_segment(&mut self, seg: Seg, selector: u16) -> Res<Segment> {
+        const LDT: u16 = 2;
+        const TSS_16: u16 = 1;
+        const TSS: u16 = 9;
+        const BUSY: u64 = 2 << 40;
+        let fault = Exception::gp((selector & !3).into());
+        if selector & !3 == 0 {
+            // No LDT is a state like another; there is no such thing as no TSS.
+            let none = Segment { selector, base: 0, limit: 0, attr: 0 };
+            return if seg == Seg::Ldtr { Ok(none) } else { Err(Exception::gp(0).into()) };
+        }
+        if selector & 4 != 0 {
+            return Err(fault.into());
+        }
+        let long = self.m.efer() & EFER_LMA != 0;
+        let high = if long { self.read_system_half(selector, fault)? } else { 0 };
+        let descriptor = self.read_descriptor(selector)?;
+        let s = descriptor.segment(selector);
+        let base = s.base | high << 32;
+        let fits = match s.attr & 0x1f {
+            LDT => seg == Seg::Ldtr,
+            TSS => seg == Seg::Tr,
+            TSS_16 => seg == Seg::Tr && !long,
+            _ => false,
+        };
+        if !fits || high >> 40 & 0x1f != 0 || long && !canonical(self.m, base) {
+            return Err(fault.into());
+        }
+        if !s.present() {
+            return Err(Exception::np((selector & !3).into()).into());
+        }
+        if seg == Seg::Ldtr {
+            return Ok(Segment { base, ..s });
+        }
+        let (old, new) = (descriptor.raw, descriptor.raw | BUSY);
+        if self.m.cmpxchg(descriptor.linear, 8, old.into(), new.into())? != u128::from(old) {
+            return Err(Halt::LostRace);
+        }
+        Ok(Segment { base, attr: s.attr | 2, ..s })
+    }
+
+    /// The upper eight bytes of a system descriptor in long mode.
+    fn read_system_half(&mut self, selector: u16, fault: Exception) -> Res<u64> {
+        let gdtr = self.m.table(Table::Gdt);
+        let offset = u64::from(selector & !7);
+        if offset + 15 > gdtr.limit.into() {
+            return Err(fault.into());
+        }
+        self.load(gdtr.base.wrapping_add(offset + 8), 8, Access::System)
+    }
+
     /// The descriptor of `selector`, from the GDT or LDT; #GP(selector) outside the table.
     pub(super) fn read_descriptor(&mut self, selector: u16) -> Res<Descriptor> {
         let fault = Exception::gp((selector & !3).into());
         let offset = u64::from(selector & !7);
         let (base, limit) = if selector & 4 == 0 {
-            let gdtr = self.m.table(crate::machine::Table::Gdt);
+            let gdtr = self.m.table(Table::Gdt);
             (gdtr.base, u64::from(gdtr.limit))
         } else {
             let ldt = self.m.segment(Seg::Ldtr);

@@ -6,6 +6,8 @@ use crate::machine::{Access, Exception, Machine};
 
 const CR0_EM: u64 = 4;
 const CR0_TS: u64 = 8;
+/// An x87 exception waits for the next instruction that looks.
+const FSW_ES: u16 = 0x80;
 const CR4_OSFXSR: u64 = 1 << 9;
 const CR4_OSXSAVE: u64 = 1 << 18;
 /// XCR0: SSE and AVX state.
@@ -41,11 +43,20 @@ impl<M: Machine> Step<'_, M> {
         if cr0 & CR0_TS != 0 {
             return Err(Exception::NM.into());
         }
-        if self.m.x87_waits() {
+        if self.m.x87_status() & FSW_ES != 0 {
             return Err(Exception::MF.into());
         }
         let value = self.read(1)?;
         self.write(0, value)
+    }
+
+    /// FNSTCW and FNSTSW to memory. #NM where the x87 is emulated or not at hand; an exception that waits goes on waiting.
+    pub(super) fn store_x87_word(&mut self) -> Res {
+        if self.m.cr(0) & (CR0_EM | CR0_TS) != 0 {
+            return Err(Exception::NM.into());
+        }
+        let value = if self.insn.op == Op::Fnstcw { self.m.x87_control() } else { self.m.x87_status() };
+        self.write(0, value.into())
     }
 
     /// The bytes to move, at the start of the result, zeros after them.

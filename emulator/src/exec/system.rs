@@ -77,6 +77,34 @@ impl<M: Machine> Step<'_, M> {
         self.write(0, value)
     }
 
+    /// SLDT, STR: the selector. #UD in real and virtual-8086 mode.
+    pub(super) fn store_system_segment(&mut self) -> Res {
+        self.require_protected()?;
+        self.require_no_umip()?;
+        let value = self.m.segment(self.system_segment()).selector;
+        self.write(0, value.into())
+    }
+
+    /// LLDT, LTR. #UD in real and virtual-8086 mode.
+    pub(super) fn load_system_segment(&mut self) -> Res {
+        self.require_protected()?;
+        self.require_cpl0()?;
+        let selector = self.read(0)? as u16;
+        let seg = self.system_segment();
+        let value = self.described_system_segment(seg, selector)?;
+        self.m.set_segment(seg, value);
+        Ok(())
+    }
+
+    fn system_segment(&self) -> Seg {
+        if matches!(self.insn.op, Op::Sldt | Op::Lldt) { Seg::Ldtr } else { Seg::Tr }
+    }
+
+    /// #UD in real and virtual-8086 mode.
+    fn require_protected(&self) -> Res {
+        if self.insn.mode.is_realish() { Err(Exception::UD.into()) } else { Ok(()) }
+    }
+
     /// INVLPG: no checks of the segment; an address that is not canonical has no translation to drop.
     pub(super) fn invlpg(&mut self) -> Res {
         self.require_cpl0()?;

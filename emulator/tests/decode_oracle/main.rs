@@ -80,6 +80,8 @@ fn compare(bytes: &[u8], mode: Mode, bits: u32, tally: &mut Tally) {
                     | Op::CallFar
                     | Op::MovSeg
                     | Op::Lmsw
+                    | Op::Lldt
+                    | Op::Ltr
             );
             if sizeless {
                 a.iter_mut().for_each(forget_size);

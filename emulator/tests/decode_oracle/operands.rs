@@ -157,7 +157,8 @@ pub fn iced_is_no_reference(insn: &Insn, name: &str) -> bool {
     system && matches!(name, "INVALID" | "invalid" | "vmgexit")
 }
 
-/// An instruction that shares its mnemonic with one of ours and is not ours: CMPSD of SSE2.
+/// An instruction that shares its mnemonic with one of ours and is not ours: CMPSD of SSE2; FNSTSW AX, which reaches no
+/// memory.
 pub fn not_ours(i: &Instruction) -> bool {
-    i.code() == Code::Cmpsd_xmm_xmmm64_imm8
+    matches!(i.code(), Code::Cmpsd_xmm_xmmm64_imm8 | Code::Fnstsw_AX)
 }

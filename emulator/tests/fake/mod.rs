@@ -43,7 +43,7 @@ pub struct Fake {
     pub xcr0: u64,
     pub ymm: [[u8; 32]; 16],
     pub mmx: [u64; 8],
-    pub x87_waits: bool,
+    pub x87: (u16, u16),
     pub pages: BTreeMap<u64, Vec<u8>>,
     pub read_only: BTreeSet<u64>,
     pub mmio: Range<u64>,
@@ -87,7 +87,7 @@ impl Fake {
             xcr0: 7,
             ymm: [[0; 32]; 16],
             mmx: [0; 8],
-            x87_waits: false,
+            x87: (0x37f, 0),
             pages: BTreeMap::new(),
             read_only: BTreeSet::new(),
             mmio: 0..0,
@@ -365,8 +365,11 @@ impl Machine for Fake {
     fn set_ymm(&mut self, index: u8, value: &[u8; 32]) {
         self.ymm[usize::from(index)] = *value;
     }
-    fn x87_waits(&mut self) -> bool {
-        self.x87_waits
+    fn x87_control(&mut self) -> u16 {
+        self.x87.0
+    }
+    fn x87_status(&mut self) -> u16 {
+        self.x87.1
     }
     fn mmx(&mut self, index: u8) -> u64 {
         self.mmx[usize::from(index)]

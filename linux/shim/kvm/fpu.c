@@ -104,15 +104,24 @@ void hsave_fpu_vector_set(u32 n, const u8 *in, bool vex)
 	fpregs_unlock();
 }
 
-/* An x87 exception waits (FSW.ES): the next MMX instruction would raise it. */
-bool hsave_fpu_x87_waits(void)
+u16 hsave_fpu_x87_control(void)
+{
+	u16 control;
+
+	registers_begin();
+	asm volatile("fnstcw %0" : "=m"(control));
+	fpregs_unlock();
+	return control;
+}
+
+u16 hsave_fpu_x87_status(void)
 {
 	u16 status;
 
 	registers_begin();
 	asm volatile("fnstsw %0" : "=m"(status));
 	fpregs_unlock();
-	return status & 0x80;
+	return status;
 }
 
 #define EACH_MMX(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)

@@ -75,7 +75,8 @@ never! {
         fn set(&mut self, _: &[u8], _: u64, _: &mut u32) -> Result<(), Errno>;
         fn vector(&self, _: u8) -> [u8; 32];
         fn set_vector(&mut self, _: u8, _: &[u8; 32], _: bool);
-        fn x87_waits(&self) -> bool;
+        fn x87_control(&self) -> u16;
+        fn x87_status(&self) -> u16;
         fn mmx(&mut self, _: u8) -> u64;
         fn set_mmx(&mut self, _: u8, _: u64);
         fn reset(&mut self) -> Result<(), Errno>;
