@@ -74,6 +74,9 @@ pub const EMULATED: &[Expected] = expected! {
     "CMPXCHG16B, which stock does not emulate": "0fc7 48";
     "LGDT and LIDT from a device, which do not come to an end on stock": "0f01 ";
     "two bytes and no more are read or written, as the manual has it": "63 66", "8c 48", "8c f348";
+    "SLDT and STR write two bytes, as the manual has it, and read none":
+        "0f00 - /0", "0f00 - /1", "0f00 48 /0", "0f00 48 /1", "0f00 66 /0", "0f00 66 /1", "0f00 f2 /0", "0f00 f2 /1",
+        "0f00 f3 /0", "0f00 f3 /1", "0f00 f348 /0", "0f00 f348 /1";
     "PUSH of a segment register has the operand's size, as the manual has it": "5c ", "94 ";
     "near calls and jumps of 16 bits, and far ones without offsets of 64, as AMD's processors have them":
         "ff 66", "ff 48", "ff f348";
