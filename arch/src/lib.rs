@@ -30,3 +30,7 @@ pub use npt::NestedRoot;
 pub use segment::{Segment, SegmentAttr};
 pub use vmcb::{CleanBits, ControlArea, Intercepts, SaveArea, Vmcb};
 pub use vmsa::Vmsa;
+
+/// How far apart tests take values that they take all of: Miri is a thousand times slower.
+#[cfg(test)]
+const STRIDE: usize = if cfg!(miri) { 61 } else { 1 };

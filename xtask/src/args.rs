@@ -39,7 +39,7 @@ pub enum Command {
     },
     /// Run all tests: rules, unit tests, modules for three kernels, scenarios in the emulated machine
     Test {
-        /// With what takes long: all of the kernel's own KVM selftests, and QEMU with every board, interrupt controller,
+        /// With what takes long: Miri, all of the kernel's own KVM selftests, and QEMU with every board, interrupt controller,
         /// firmware and number of vCPUs
         #[arg(long)]
         all: bool,

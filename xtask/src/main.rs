@@ -19,6 +19,7 @@ mod i386;
 mod image;
 mod job;
 mod kernels;
+mod miri;
 mod mitigations;
 mod module;
 mod modules;

@@ -6,7 +6,7 @@ use crate::{
     i386,
     job::{self, Job},
     kernels::{self, Kernel},
-    mitigations, module, object, panics, payload, proc, rust_src, scenarios, selftests, tidy, ui, verify,
+    miri, mitigations, module, object, panics, payload, proc, rust_src, scenarios, selftests, tidy, ui, verify,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
@@ -125,6 +125,12 @@ fn cheap(env: &Env, selection: &Selection, tally: &mut Tally) {
     }
     if selection.wants("cargo-test") {
         tally.check("cargo-test", || cargo(&["test", "--quiet"]));
+    }
+    if selection.wants("miri") && (selection.all || selection.only.as_deref() == Some("miri")) {
+        match miri::run(env) {
+            Some(result) => drop(tally.check("miri", || result)),
+            None => ui::note("there is no Miri here: `rustup toolchain install nightly --component miri,rust-src`"),
+        }
     }
     if selection.wants("world-switch-i386") {
         tally.check("world-switch-i386", || i386::run(env));

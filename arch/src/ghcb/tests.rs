@@ -77,7 +77,7 @@ fn every_event_needs_its_fields_and_no_others() {
         assert_eq!(decode(&full(Version::V2, exit, info1, info2), Version::V2), Ok(event));
         let required = [needed, &[ExitCode, ExitInfo1, ExitInfo2]].concat();
         // Every set of valid fields.
-        for set in 0..1 << all.len() {
+        for set in (0..1 << all.len()).step_by(crate::STRIDE) {
             let valid = |field: &Field| set >> all.iter().position(|f| f == field).unwrap() & 1 != 0;
             let mut page = full(Version::V2, exit, info1, info2);
             for field in all.iter().filter(|f| !valid(f)) {
@@ -95,7 +95,7 @@ fn every_event_needs_its_fields_and_no_others() {
 
 #[test]
 fn version_1_has_neither_features_nor_termination_and_no_exit_code_but_those_exists() {
-    for exit in (0..0x1000).chain(0x8000_0000..0x8001_0000) {
+    for exit in (0..0x1000).chain(0x8000_0000..0x8001_0000).step_by(crate::STRIDE) {
         for version in [Version::V1, Version::V2] {
             let exists = table().iter().any(|row| row.0 == exit);
             let exists = exists && !(version == Version::V1 && [FEATURES, TERMINATE].contains(&exit));
