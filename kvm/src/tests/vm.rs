@@ -6,7 +6,9 @@ use crate::Irqfd;
 #[test]
 fn unknown_ioctls() {
     let bed = Bed::bare();
-    for cmd in [io(0xcf), KVM_RUN] {
+    // KVM_MEMORY_ENCRYPT_OP and those for regions of encrypted memory: there is no firmware to talk to.
+    let encryption = [iowr::<u64>(0xba), ior::<[u64; 2]>(0xbb), ior::<[u64; 2]>(0xbc)];
+    for cmd in [io(0xcf), KVM_RUN].into_iter().chain(encryption) {
         assert_eq!(bed.vm(cmd, ARG), Err(Errno::ENOTTY), "{cmd:#x}");
     }
     assert_eq!(bed.vm(KVM_CREATE_DEVICE, ARG), Err(Errno::ENODEV));

@@ -200,6 +200,9 @@ pub fn host_gs(cpu: u64) -> Segment {
 /// Where GS points while it is the guest's: no address of this process counted from there is canonical.
 const NOWHERE: u64 = 0x7fff_ffff_0000;
 
+/// Of one run there are four.
+const MOST_FAULTS: usize = 10_000;
+
 /// Order of the registers in machine encoding, as the signal frame names them.
 const GPRS: [libc::c_int; 16] = [
     libc::REG_RAX,
@@ -252,6 +255,9 @@ extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context:
     hw.svm_count += svm as u32;
     if svm && (hw.svm_off || fails) {
         let Some(to) = fixup(rip) else { die("a fault without exception table entry", insn) };
+        if hw.trace.len() > MOST_FAULTS {
+            die("faults without end", insn);
+        }
         hw.trace.push(Op::Fixup);
         regs[libc::REG_RIP as usize] = to as i64;
         return;
@@ -372,7 +378,9 @@ fn move_dr(hw: &mut Hardware, regs: &mut [i64], op: u8, modrm: u8, rex_b: u8) ->
 pub const FAULT: libc::c_int = 70;
 
 fn die(what: &str, insn: &[u8]) -> ! {
-    let text = std::format!("{what}: {insn:02x?}; trace: {:?}\n", hw().trace);
+    let trace = &hw().trace;
+    let end = trace.get(trace.len().saturating_sub(40)..);
+    let text = std::format!("{what}: {insn:02x?}; the end of the trace: {end:?}\n");
     // SAFETY: past the capture of tests, which is lost with the process; a panic cannot unwind out of a signal frame.
     unsafe {
         libc::write(2, text.as_ptr().cast(), text.len());
