@@ -1,6 +1,7 @@
 //! The checker against the assembly itself and against variants of it that are broken on purpose: each has to be found, and
 //! for its own reason.
 
+mod caller;
 mod document;
 mod encrypted;
 mod text;

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use std::time::Instant;
 
 /// Fewer broken variants than this, and the checker's tests do not say what they catch any more.
-const LEAST_CAUGHT: usize = 90;
+const LEAST_CAUGHT: usize = 100;
 
 pub fn run(env: &Env) -> Result<()> {
     let cargo = |words: &[&str]| proc::run(env.cargo().arg("test").args(words));
