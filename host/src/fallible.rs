@@ -31,18 +31,17 @@ impl<T> DerefMut for OneBox<T> {
     }
 }
 
-/// Makes a value and puts it on the heap. Never inlined: kernel stacks are small, and so the caller's frame does not
-/// hold the value. Errors: ENOMEM.
+/// Makes a value on the heap, where the compiler builds it in place: kernel stacks are small. Never inlined, so that the
+/// caller's frame does not hold the value where it does not. Errors: ENOMEM.
 #[inline(never)]
 pub fn try_box<T>(make: impl FnOnce() -> T) -> Result<OneBox<T>, Errno> {
     let mut v = Vec::new();
     v.try_reserve_exact(1).map_err(|_| Errno::ENOMEM)?;
-    let value = make();
     // Says what the reservation has made true, so that no path that would grow or shrink is compiled.
     if v.capacity() != 1 {
         return Err(Errno::ENOMEM);
     }
-    v.push(value);
+    v.push(make());
     <Box<[T; 1]>>::try_from(v.into_boxed_slice()).map(OneBox).map_err(|_| Errno::ENOMEM)
 }
 

@@ -9,7 +9,7 @@ use arch::Hva;
 use core::ffi::{c_long, c_void};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::*};
-use host::{Errno, SharedPage, try_box};
+use host::{Errno, OneBox, SharedPage, try_box};
 use kvm::{SystemReply, VcpuReply, VmReply, abi::ioctl::KVM_RUN};
 
 type Vm = vm::Vm<Linux>;
@@ -26,12 +26,8 @@ pub struct VmObject {
     irqfds: Irqfds,
     /// The process that made it.
     pid: u32,
-    vm: Vm,
+    vm: OneBox<Vm>,
 }
-
-// They are moved into place through the stack, of which the kernel has 16 KiB.
-const _: () = assert!(size_of::<VmObject>() <= 2048);
-const _: () = assert!(size_of::<Vcpu>() <= 8192);
 
 /// A counted reference to a VM.
 struct VmRef(NonNull<VmObject>);
@@ -51,10 +47,11 @@ impl VmRef {
         let object = Box::into_raw(object.into_inner()).cast::<VmObject>();
         // SAFETY: the box's pointer.
         let this = Self(unsafe { NonNull::new_unchecked(object) });
-        // SAFETY: the VM is at its final place, and its alarms are the first of it to be dropped.
-        unsafe { (*object).vm.alarms.bind(&raw const (*object).vm) };
-        // SAFETY: the VM is at its final place and outlives the notifier (`drop`).
-        let notifier = unsafe { shim::hsave_notifier_new((&raw const (*object).vm).cast()) };
+        let vm: &Vm = &this.vm;
+        // SAFETY: the VM stays where it is, and its alarms are the first of it to be dropped.
+        unsafe { vm.alarms.bind(vm) };
+        // SAFETY: the VM stays where it is and outlives the notifier (`drop`).
+        let notifier = unsafe { shim::hsave_notifier_new((&raw const *vm).cast()) };
         if notifier.is_null() {
             return Err(Errno::ENOMEM);
         }
@@ -222,7 +219,7 @@ fn vm_ioctl(object: &VmRef, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64, E
             give(file, |p| unsafe { shim::hsave_install_vcpu(p, id) })
         }
         VmReply::Irqfd(i) if i.assign => {
-            let vm = &raw const object.vm;
+            let vm = &raw const *object.vm;
             // SAFETY: the VM outlives the list, which goes first (`VmObject`).
             unsafe { object.irqfds.assign(i, vm) }.map(|()| 0)
         }

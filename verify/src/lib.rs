@@ -97,7 +97,9 @@ pub struct Text {
     pub indirect: usize,
     /// Calls that the kernel makes direct when it loads the module.
     pub paravirtual: usize,
-    /// Where it returns or branches otherwise.
+    /// The most bytes of stack that one function takes for its variables, and which.
+    pub stack: (u64, String),
+    /// Where it returns or branches otherwise, or takes too much stack.
     pub findings: Vec<Finding>,
 }
 

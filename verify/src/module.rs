@@ -126,6 +126,11 @@ impl Module {
         self.sections.get(&section).map_or("", |s| &s.name)
     }
 
+    /// Does a function begin here?
+    pub fn is_function(&self, place: Place) -> bool {
+        matches!(self.names.get(&place), Some((true, _)))
+    }
+
     /// Functions in order, with their places.
     pub fn functions(&self) -> impl Iterator<Item = (Place, &str)> {
         self.names.iter().filter(|(_, (function, _))| *function).map(|(p, (_, name))| (*p, name.as_str()))

@@ -1,4 +1,5 @@
-//! All code of a module: what returns or branches past the kernel's thunks is found wherever it is.
+//! All code of a module: what returns or branches past the kernel's thunks is found wherever it is, and so is what takes too
+//! much stack.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +13,7 @@ const GOOD: &str = r#"
 function:
     push rbx
     mov rbx, [rdi]
+    sub rsp, 16
     call __x86_indirect_thunk_rbx
 1:  call qword ptr [rip + pv_ops + 16]
 2:  test eax, eax
@@ -53,7 +55,7 @@ fn thunks_and_patched_calls_are_fine() {
     let text = check(GOOD);
     assert_eq!(text.findings, []);
     assert_eq!((text.returns, text.indirect, text.paravirtual), (2, 1, 1));
-    assert_eq!(text.instructions, 12);
+    assert_eq!(text.instructions, 13);
 }
 
 #[test]
@@ -61,25 +63,45 @@ fn everything_else_is_found_in_each_section() {
     let plain = "a plain RET";
     let indirect = "goes somewhere indirectly, and not by a thunk of the kernel's";
     for (from, to, place, what) in [
-        ("3:  pop rbx\n    jmp __x86_return_thunk\n", "3:  pop rbx\n    ret\n", "function+0x19", plain),
-        ("3:  pop rbx\n", "3:  ret 8\n", "function+0x18", plain),
-        ("3:  pop rbx\n", "3:  iretq\n", "function+0x18", plain),
+        ("3:  pop rbx\n    jmp __x86_return_thunk\n", "3:  pop rbx\n    ret\n", "function+0x1d", plain),
+        ("3:  pop rbx\n", "3:  ret 8\n", "function+0x1c", plain),
+        ("3:  pop rbx\n", "3:  iretq\n", "function+0x1c", plain),
         (".section .init.text, \"ax\"\n", ".section .init.text, \"ax\"\n    ret\n", ".init.text+0x0", plain),
         ("4:  call helper\n", "4:  ret\n    .skip 4, 0x90\n", ".altinstr_replacement+0x0", plain),
-        ("    call __x86_indirect_thunk_rbx\n", "    call rbx\n", "function+0x4", indirect),
-        ("    call __x86_indirect_thunk_rbx\n", "    jmp rbx\n", "function+0x4", indirect),
-        ("    call __x86_indirect_thunk_rbx\n", "    notrack jmp [rbx]\n", "function+0x4", indirect),
-        ("    call __x86_indirect_thunk_rbx\n", "    call qword ptr [rip + table]\n", "function+0x4", indirect),
+        ("    call __x86_indirect_thunk_rbx\n", "    call rbx\n", "function+0x8", indirect),
+        ("    call __x86_indirect_thunk_rbx\n", "    jmp rbx\n", "function+0x8", indirect),
+        ("    call __x86_indirect_thunk_rbx\n", "    notrack jmp [rbx]\n", "function+0x8", indirect),
+        ("    call __x86_indirect_thunk_rbx\n", "    call qword ptr [rip + table]\n", "function+0x8", indirect),
         // The kernel's table, at a place that the kernel does not patch.
-        ("    call __x86_indirect_thunk_rbx\n", "    call qword ptr [rip + pv_ops]\n", "function+0x4", indirect),
+        ("    call __x86_indirect_thunk_rbx\n", "    call qword ptr [rip + pv_ops]\n", "function+0x8", indirect),
         // Another table at a place that it does.
-        ("1:  call qword ptr [rip + pv_ops + 16]\n", "1:  call qword ptr [rip + table]\n", "function+0x9", indirect),
-        ("3:  pop rbx\n", "3:  .byte 6\n", "function+0x18", "no instruction"),
+        ("1:  call qword ptr [rip + pv_ops + 16]\n", "1:  call qword ptr [rip + table]\n", "function+0xd", indirect),
+        ("3:  pop rbx\n", "3:  .byte 6\n", "function+0x1c", "no instruction"),
     ] {
         assert!(GOOD.contains(from), "{from:?}");
         let findings = check(&GOOD.replacen(from, to, 1)).findings;
         let found = findings.iter().find(|f| f.place == place && f.what == what);
         let found = found.unwrap_or_else(|| panic!("{to:?}: {findings:#?}"));
         println!("caught: `{}` in a module -> {found}", to.trim().replace("\n    ", "; "));
+    }
+}
+
+#[test]
+fn large_frames_are_found() {
+    assert_eq!(check(GOOD).stack, (16, "function".to_owned()));
+    let too_much = |bytes: u64| format!("takes {bytes} bytes of stack; 2048 are the most");
+    for (to, place, what) in [
+        ("sub rsp, 2056", "function", too_much(2056)),
+        // As the compiler touches each page of a frame that has more than one.
+        ("sub rsp, 4096\n    mov qword ptr [rsp], 0\n    sub rsp, 24", "function", too_much(4120)),
+        ("sub rsp, rax", "function+0x4", "takes who knows how much stack".to_owned()),
+    ] {
+        let findings = check(&GOOD.replacen("sub rsp, 16", to, 1)).findings;
+        let found = findings.iter().find(|f| f.place == place && f.what == what);
+        println!("caught: `{to}` -> {}", found.unwrap_or_else(|| panic!("{to:?}: {findings:#?}")));
+    }
+    for (to, taken) in [("sub rsp, 2048", 2048), ("sub rsp, -128", 0), ("sub rsp, 2000\n    sub rsp, 48", 2048)] {
+        let text = check(&GOOD.replacen("sub rsp, 16", to, 1));
+        assert_eq!((text.stack.0, &text.findings[..]), (taken, &[][..]), "{to}");
     }
 }

@@ -8,7 +8,7 @@
 use arch::exit::code;
 use arch::vmcb::int_ctl;
 use arch::{ControlArea, msr};
-use host::{FastExit, FastExits};
+use host::{Errno, FastExit, FastExits, OneBox, try_box};
 use irqchip::{Bits256, Lapic};
 
 /// Answers of CPUID that are kept, a power of two.
@@ -35,6 +35,13 @@ struct Msr {
     /// Nothing happens if WRMSR writes the same.
     rewritable: bool,
     value: u64,
+}
+
+/// What the ordinary handlers have answered.
+#[derive(Default)]
+struct Answers {
+    leaves: [Leaf; LEAVES],
+    msrs: [Msr; MSRS],
 }
 
 /// What V_IRQ stands for.
@@ -67,8 +74,7 @@ pub struct Fast {
     pub timer_at: u64,
     /// There is no filter on MSRs.
     pub msrs_free: bool,
-    leaves: [Leaf; LEAVES],
-    msrs: [Msr; MSRS],
+    answers: OneBox<Answers>,
     /// How often answers of CPUID were taken back, from 1: older ones are void.
     leaves_age: u64,
     /// The same for MSRs.
@@ -88,9 +94,9 @@ const fn msr_place(index: u32) -> usize {
 }
 
 impl Fast {
-    /// Nothing is known. `lapic`: see there.
-    pub fn new(lapic: Option<Lapic>) -> Self {
-        Self {
+    /// Nothing is known. `lapic`: see there. Errors: ENOMEM.
+    pub fn new(lapic: Option<Lapic>) -> Result<Self, Errno> {
+        Ok(Self {
             enabled: false,
             exits: 0,
             eoi_offered: false,
@@ -99,16 +105,15 @@ impl Fast {
             ioapic_eoi: Bits256::default(),
             timer_at: 0,
             msrs_free: true,
-            leaves: Default::default(),
-            msrs: Default::default(),
+            answers: try_box(Answers::default)?,
             leaves_age: 1,
             msrs_age: 1,
-        }
+        })
     }
 
     /// What CPUID answered. The same question has the same answer until [`forget_cpuid`](Self::forget_cpuid).
     pub fn know_cpuid(&mut self, function: u32, index: u32, regs: [u32; 4]) {
-        if let Some(place) = self.leaves.get_mut(leaf_place(function, index)) {
+        if let Some(place) = self.answers.leaves.get_mut(leaf_place(function, index)) {
             *place = Leaf { age: self.leaves_age, function, index, regs };
         }
     }
@@ -120,7 +125,7 @@ impl Fast {
 
     /// What RDMSR answers, of an MSR that [is constant](is_constant).
     pub fn know_msr(&mut self, index: u32, value: u64) {
-        if let Some(place) = self.msrs.get_mut(msr_place(index)) {
+        if let Some(place) = self.answers.msrs.get_mut(msr_place(index)) {
             *place = Msr { age: self.msrs_age, index, rewritable: is_rewritable(index), value };
         }
     }
@@ -145,7 +150,7 @@ impl Fast {
     #[inline(always)]
     fn cpuid(&self, guest: &mut FastExit<'_>) -> bool {
         let (function, index) = (guest.eax(), guest.ecx());
-        match self.leaves.get(leaf_place(function, index)) {
+        match self.answers.leaves.get(leaf_place(function, index)) {
             Some(leaf) if leaf.age == self.leaves_age && leaf.function == function && leaf.index == index => {
                 guest.set_all(leaf.regs);
                 true
@@ -156,7 +161,7 @@ impl Fast {
 
     #[inline(always)]
     fn known(&self, index: u32) -> Option<&Msr> {
-        self.msrs.get(msr_place(index)).filter(|msr| msr.age == self.msrs_age && msr.index == index)
+        self.answers.msrs.get(msr_place(index)).filter(|msr| msr.age == self.msrs_age && msr.index == index)
     }
 
     #[inline(always)]

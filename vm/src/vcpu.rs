@@ -40,7 +40,7 @@ pub struct Vcpu<H: Host> {
     /// `kvm_run` and the PIO data page: what mmap of the vCPU file shows, in this order, before the VM's coalesced ring.
     pub pages: [H::SharedPage; 2],
     /// Everything else. Held for the length of each vCPU ioctl.
-    pub core: Mutex<H::RawMutex<{ rank::CORE }>, Core<H>>,
+    pub core: Mutex<H::RawMutex<{ rank::CORE }>, OneBox<Core<H>>>,
 }
 
 /// Events posted by other threads; each is followed by a ring of `Request::Event`.
@@ -139,7 +139,7 @@ pub struct Core<H: Host> {
     /// How often the length of an instruction had to be looked for.
     pub(crate) lookups: u8,
     /// Those that were decoded.
-    pub(crate) decoded: crate::code::Decoded,
+    pub(crate) decoded: OneBox<crate::code::Decoded>,
     /// CR0 is intercepted.
     pub(crate) cr0_exits: bool,
     /// Reads of CR4 are intercepted.

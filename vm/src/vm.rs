@@ -3,9 +3,10 @@
 //! Long because: creation and shape of the VM, which know all of its parts.
 
 use crate::apics::Apics;
-use crate::chips::{Chips, Resampler};
+use crate::chips::{Chips, Resampler, RtcMark};
 use crate::clock::{VcpuClock, VmClock};
 use crate::coalesced::Coalesced;
+use crate::code::Decoded;
 use crate::debug::DebugState;
 use crate::fast::Fast;
 use crate::fpu::FpuUse;
@@ -116,9 +117,12 @@ pub struct Vm<H: Host> {
 
 impl<H: Host> Vm<H> {
     /// A VM without memory and vCPUs. Errors: ENOMEM.
-    pub fn new(host: H) -> Result<Self, Errno> {
-        Ok(Self {
-            mmu: Mmu::new(host.clone())?,
+    pub fn new(host: H) -> Result<OneBox<Self>, Errno> {
+        let mmu = Mmu::new(host.clone())?;
+        let coalesced = Coalesced::new(&host)?;
+        let alarms = host.new_alarms()?;
+        try_box(|| Self {
+            mmu,
             clock: Mutex::new(VmClock::new(host.time_point(), host.tsc_khz(), host.tsc_is_stable())),
             msrs: VmMsrs::default(),
             stats: VmStats::default(),
@@ -134,8 +138,8 @@ impl<H: Host> Vm<H> {
             chips: OnceBox::new(),
             resamplers: Mutex::new(Vec::new()),
             resamplers_used: AtomicBool::new(false),
-            coalesced: Coalesced::new(&host)?,
-            alarms: host.new_alarms()?,
+            coalesced,
+            alarms,
             shape: Mutex::new(()),
             vcpus: [const { OnceBox::new() }; FANOUT],
             count: AtomicUsize::new(0),
@@ -200,18 +204,26 @@ impl<H: Host> Vm<H> {
         if self.clock.lock().vcpu_created(&mut clock, host.time_point()) {
             self.ring_all(Request::Clock);
         }
-        let mut core = Core {
+        let fast = Fast::new(lapic)?;
+        let fpu = host.new_fpu()?;
+        let cpuid = try_box(|| GuestCpuid::new(host))?;
+        let msr = try_box(|| MsrState::new(host))?;
+        let traffic = try_box(Traffic::default)?;
+        let decoded = try_box(Decoded::default)?;
+        let thread = host.new_thread()?;
+        let pages = [host.new_shared_page()?, host.new_shared_page()?];
+        let mut core = try_box(|| Core {
             cpu,
-            fpu: host.new_fpu()?,
+            fpu,
             fpu_use: FpuUse::new(),
-            fast: Fast::new(lapic),
+            fast,
             features: host.features(),
-            cpuid: try_box(|| GuestCpuid::new(host))?,
-            msr: try_box(|| MsrState::new(host))?,
+            cpuid,
+            msr,
             clock,
             pv: Pv::default(),
             inject: Injection::default(),
-            traffic: try_box(Traffic::default)?,
+            traffic,
             mp_state: if waits { MpState::Uninitialized } else { MpState::Runnable },
             sipi_vector: 0,
             pauses: 0,
@@ -228,26 +240,33 @@ impl<H: Host> Vm<H> {
             exit_words: [0; 8],
             io_next_rip: 0,
             lookups: 0,
-            decoded: Default::default(),
+            decoded,
             cr0_exits: false,
             cr4_read_exits: true,
             cr8_exits: false,
             host_stop: None,
             device_exit: Next::Resume,
-        };
+        })?;
         core.set_idle_exits(self.config.disabled_exits.load(Relaxed));
         core.load_exception_intercepts();
         core.reset_registers(false);
         core.load_tsc();
         core.fast.msrs_free = !self.msr_filter_used.load(Relaxed);
-        let thread = host.new_thread()?;
-        let pages = [host.new_shared_page()?, host.new_shared_page()?];
-        let (pir, mail) = (Pir::new(), Mail::default());
-        let stats = VcpuStats::default();
         let lint0 = AtomicU8::new(core.fast.lapic.as_ref().map_or(0, |l| l.lint0() as u8));
-        let spin = Spin::default();
-        let (rtc, core) = (Default::default(), Mutex::new(core));
-        try_box(|| Vcpu { id, index, thread, pir, address, lint0, rtc, mail, stats, spin, pages, core })
+        try_box(|| Vcpu {
+            id,
+            index,
+            thread,
+            pir: Pir::new(),
+            address,
+            mail: Mail::default(),
+            stats: VcpuStats::default(),
+            spin: Spin::default(),
+            lint0,
+            rtc: RtcMark::default(),
+            pages,
+            core: Mutex::new(core),
+        })
     }
 
     /// The vCPU that was created as number `index`.

@@ -103,8 +103,9 @@ pub fn command(file: &Path, listing: bool, costs: bool) -> Result<()> {
 fn say_text(text: &Text) {
     println!(
         "  in all of its {} instructions: no plain RET ({} jumps to the kernel's return thunk), nothing indirect but {} by \
-         the kernel's thunks and {} paravirtual calls that the kernel makes direct",
-        text.instructions, text.returns, text.indirect, text.paravirtual
+         the kernel's thunks and {} paravirtual calls that the kernel makes direct; no function takes more than {} bytes of \
+         stack ({})",
+        text.instructions, text.returns, text.indirect, text.paravirtual, text.stack.0, text.stack.1
     );
 }
 

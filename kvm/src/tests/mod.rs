@@ -9,7 +9,7 @@ use crate::abi::*;
 use crate::codec::{Abi, Field, get, put, put_array};
 use crate::{SystemReply, VcpuReply, VmReply, system_ioctl, vcpu_ioctl, vcpu_run, vm_ioctl};
 use ::vm::Vm;
-use host::{CpuFeatures, Errno};
+use host::{CpuFeatures, Errno, OneBox};
 use sim::{HVA_BASE, Sim};
 
 /// Where arguments lie.
@@ -22,7 +22,7 @@ const NOWHERE: u64 = 0x1000;
 /// A VM with a split irqchip and one vCPU.
 struct Bed {
     sim: Sim,
-    vm: Vm<Sim>,
+    vm: OneBox<Vm<Sim>>,
 }
 
 impl Bed {

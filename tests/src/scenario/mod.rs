@@ -17,7 +17,7 @@ use kvm_bindings::*;
 use sim::alloc::{counted, uncounted};
 use sim::arch::exit::code;
 use sim::arch::{EventInj, Hva};
-use sim::host::{CpuFeatures, Errno, Host, PageCells, SharedPage};
+use sim::host::{CpuFeatures, Errno, Host, OneBox, PageCells, SharedPage};
 use sim::{HVA_BASE, Outcome, Page, Sim, SimCpu};
 use vm::{Ctx, Vcpu, Vm};
 
@@ -59,7 +59,7 @@ pub struct Machine {
     /// The machine.
     pub sim: Sim,
     /// The VM behind the file.
-    pub vm: Vm<Sim>,
+    pub vm: OneBox<Vm<Sim>>,
 }
 
 impl Machine {
