@@ -85,10 +85,13 @@ pub fn run(
     }
     if !differences.is_empty() {
         keep()?;
+        let beside = failure(env, &format!("{} stock", job.name()));
+        proc::write_if_changed(&beside, stock.as_bytes())?;
         bail!(
-            "not the same as on stock kvm-amd (-):\n  {}\nall that ours printed: {}",
+            "not the same as on stock kvm-amd (-):\n  {}\nall that ours printed: {}, and stock: {}",
             differences.iter().take(40).cloned().collect::<Vec<_>>().join("\n  "),
-            kept.display()
+            kept.display(),
+            beside.display()
         );
     }
     Ok(Ran { retries: ran.retries + retries, stock: seconds, ..ran })

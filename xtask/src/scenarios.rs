@@ -61,16 +61,12 @@ const fn boot(name: &'static str, script: &'static str) -> Scenario {
     Scenario { compare: true, timeout: Duration::from_secs(600), ..scenario(name, script) }
 }
 
-/// Rows of a board, a kind of interrupt controller and a firmware: each with one, two and four vCPUs.
+/// Rows of a board, a kind of interrupt controller and a firmware: each with so many vCPUs.
 macro_rules! matrix {
-    ($($machine:literal $irqchip:literal $firmware:literal;)*) => {
-        &[$(
-            matrix!(1 $machine $irqchip $firmware),
-            matrix!(2 $machine $irqchip $firmware),
-            matrix!(4 $machine $irqchip $firmware)
-        ),*]
+    ($($machine:literal $irqchip:literal $firmware:literal: $($cpus:literal)*;)*) => {
+        &[$($(matrix!(@ $cpus $machine $irqchip $firmware),)*)*]
     };
-    ($cpus:literal $machine:literal $irqchip:literal $firmware:literal) => {
+    (@ $cpus:literal $machine:literal $irqchip:literal $firmware:literal) => {
         Scenario {
             slow: &kernels::ALL,
             // With stock's modules the emulator aborts under OVMF: it writes CR8 while a virtual interrupt waits.
@@ -83,19 +79,20 @@ macro_rules! matrix {
     };
 }
 
-/// Every board of QEMU's with every kind of interrupt controller and firmware that Debian has for it; but the guest of a
-/// microvm with `kernel-irqchip=on` waits for its disk's interrupt for ever, with stock's modules as well.
+/// Every board of QEMU's with every kind of interrupt controller and firmware that Debian has for it; but what does not
+/// work with stock's modules either: the guest of a microvm with `kernel-irqchip=on` waits for its disk's interrupt for
+/// ever, and qboot loses its way when a guest with several vCPUs restarts.
 pub const MATRIX: &[Scenario] = matrix! {
-    "microvm" "split" "seabios";
-    "microvm" "split" "qboot";
-    "pc" "on" "seabios";
-    "pc" "on" "ovmf";
-    "pc" "split" "seabios";
-    "pc" "split" "ovmf";
-    "q35" "on" "seabios";
-    "q35" "on" "ovmf";
-    "q35" "split" "seabios";
-    "q35" "split" "ovmf";
+    "microvm" "split" "seabios": 1 2 4;
+    "microvm" "split" "qboot": 1;
+    "pc" "on" "seabios": 1 2 4;
+    "pc" "on" "ovmf": 1 2 4;
+    "pc" "split" "seabios": 1 2 4;
+    "pc" "split" "ovmf": 1 2 4;
+    "q35" "on" "seabios": 1 2 4;
+    "q35" "on" "ovmf": 1 2 4;
+    "q35" "split" "seabios": 1 2 4;
+    "q35" "split" "ovmf": 1 2 4;
 };
 
 /// A program of the crate `tests`.
