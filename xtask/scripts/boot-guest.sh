@@ -1,7 +1,7 @@
 #!/bin/sh
 # boot-guest MACHINE MODE [QEMU ARGUMENTS]: boots the Linux guest on /dev/kvm in unmodified QEMU, in the
 # emulated host (or, by `./x run --here`, on this machine). MACHINE is microvm, q35 or pc; MODE is what
-# guest-init does: check, client, demo or shell. Afterwards the guest's work is checked from here.
+# guest-init does: check, client, moves, demo or shell. Afterwards the guest's work is checked from here.
 # From the environment: CPUS (1), IRQCHIP (on or split; QEMU's choice), FIRMWARE (seabios, qboot or ovmf).
 machine=$1 mode=$2
 shift 2
@@ -29,7 +29,7 @@ ovmf)
     ;;
 esac
 # A client restarts once by itself, and moves data over QEMU's user network from and to this host.
-if [ $mode = client ]; then
+if [ $mode = client ] || [ $mode = moves ]; then
     set -- -netdev user,id=net -device $net,netdev=net "$@"
     ifconfig lo 127.0.0.1 up
     mkdir -p $work/www/cgi-bin
@@ -43,7 +43,7 @@ else
     set -- -no-reboot "$@"
 fi
 append="console=ttyS0 panic=-1 printk.time=0 hsave=$mode"
-[ $mode = check ] || [ $mode = client ] || append="$append quiet"
+case $mode in demo | shell) append="$append quiet" ;; esac
 boot() {
     $qemu -accel kvm -cpu host -m 512 -nodefaults -display none -chardev stdio,id=console,signal=off \
         -serial chardev:console -drive file=$disk,format=raw,if=none,id=disk \
@@ -53,11 +53,57 @@ if [ $mode = shell ]; then
     boot "$@"
     exit
 fi
-{ boot "$@" 2>&1; echo $? >$work/status; } | tee $work/console
+# A QEMU by the name of $1, with a monitor on two pipes.
+begin() {
+    name=$1
+    shift
+    mkfifo $work/$name.in $work/$name.out
+    cat $work/$name.out >$work/$name.said &
+    { boot -chardev pipe,id=monitor,path=$work/$name -mon monitor "$@" 2>&1; echo $? >$work/status; } >$work/$name.console &
+}
+# Until $2 is in file $1, which $3 does something for; two minutes at most.
+await() {
+    for second in $(seq 120); do
+        grep -q "$2" $1 2>/dev/null && return
+        eval "$3"
+        sleep 1
+    done
+    echo "no $2 in $1"
+    tail -n 20 $work/?.console $work/?.said
+    exit 1
+}
+# The state of the guest of $1 goes to $2.
+send() {
+    echo "migrate -d \"$2\"" >$work/$1.in
+    await $work/$1.said completed "echo info migrate >$work/$1.in"
+    echo quit >$work/$1.in
+    echo "host: the guest has left $1"
+}
+# From one QEMU to another while the guest works, and through a file to a third.
+move() {
+    begin a "$@"
+    await $work/a.console "guest: works" :
+    begin b -incoming unix:$work/way "$@"
+    until [ -S $work/way ]; do sleep 1; done
+    send a unix:$work/way
+    sleep 5
+    send b "exec:cat >$work/state"
+    begin c -incoming "exec:cat $work/state" "$@"
+    sleep 5
+    touch $work/www/enough
+    await $work/c.console "guest: done" :
+    wait $!
+    cat $work/[abc].console
+}
+if [ $mode = moves ]; then move "$@"; else boot "$@" 2>&1; echo $? >$work/status; fi | tee $work/console
 status=$(cat $work/status)
 [ -z "$server" ] || kill $server
 [ $status = 0 ] || { echo "QEMU exited with $status"; exit 1; }
 grep -q "^guest: done" $work/console || { echo "the guest did not reach its end"; exit 1; }
+if [ $mode = moves ]; then
+    grep "^guest: all is as it was" $work/console
+    exit
+fi
 upside_down=$(tac <$guest/pattern | sha256sum)
 mount -t ext4 -o loop $disk $work/mnt || exit 1
 wrote=$(sha256sum <$work/mnt/answer)

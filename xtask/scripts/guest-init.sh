@@ -1,7 +1,8 @@
 #!/bin/busybox sh
 # First program of the Linux guest. With a disk: mounts it, checks what the host wrote, writes the
 # same upside down; then a shell if the command line asks for one (hsave=shell), else power off. As a
-# client's guest (hsave=client) it restarts once, and uses the network when it is back.
+# client's guest (hsave=client) it restarts once, and uses the network when it is back. As one that moves (hsave=moves) it
+# works until the host has had enough, and notices what does not stay as it was.
 /bin/busybox mkdir -p /proc /sys /dev /mnt
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -49,6 +50,25 @@ client() {
     umount /mnt
     return $status
 }
+moves() {
+    mount -t ext4 /dev/vda /mnt && ifconfig eth0 10.0.2.15 up || return 1
+    head -c 8388608 /dev/urandom >/noise
+    noise=$(md5sum </noise) rounds=0 passed=0
+    echo "guest: works"
+    until wget -q -O /dev/null http://10.0.2.2:8000/enough 2>/dev/null; do
+        rounds=$((rounds + 1)) before=$passed
+        echo $rounds >>/mnt/rounds && sync
+        echo 5 >/proc/sys/vm/drop_caches # 1, and not a word about it
+        sleep 0.1
+        read -r passed rest </proc/uptime
+        passed=${passed%.*}
+        [ $((passed >= before && passed <= before + 60)) = 1 ] || { echo "guest: uptime $before, then $passed"; return 1; }
+        [ "$(md5sum </noise)" = "$noise" ] || { echo "guest: memory changed"; return 1; }
+    done
+    [ $(wc -l </mnt/rounds) = $rounds ] || { echo "guest: the disk has other than $rounds rounds"; return 1; }
+    umount /mnt
+    [ $rounds -ge 3 ] && echo "guest: all is as it was"
+}
 report() {
     echo "guest: cpus $(grep -c ^processor /proc/cpuinfo)"
     echo "guest: $(dmesg | sed -n 's/.*\(Hypervisor detected.*\)/\1/p')"
@@ -72,6 +92,10 @@ case " $(cat /proc/cmdline) " in
 *" hsave=client "*)
     report
     client || { echo "guest: failed"; poweroff -f; }
+    ;;
+*" hsave=moves "*)
+    report
+    moves || { echo "guest: failed"; poweroff -f; }
     ;;
 *)
     report
