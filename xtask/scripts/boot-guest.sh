@@ -2,7 +2,8 @@
 # boot-guest MACHINE MODE [QEMU ARGUMENTS]: boots the Linux guest on /dev/kvm in unmodified QEMU, in the
 # emulated host (or, by `./x run --here`, on this machine). MACHINE is microvm, q35 or pc; MODE is what
 # guest-init does: check, client, moves, demo or shell. Afterwards the guest's work is checked from here.
-# From the environment: CPUS (1), IRQCHIP (on or split; QEMU's choice), FIRMWARE (seabios, qboot or ovmf).
+# From the environment: CPUS (1), IRQCHIP (on or split; QEMU's choice), FIRMWARE (seabios, qboot or ovmf); and for a guest that
+# moves: CHANGE, and it goes on with stock's modules for a while.
 machine=$1 mode=$2
 shift 2
 work=${WORK:-/tmp} guest=${GUEST:-/guest} qemu=${QEMU:-qemu-system-x86_64}
@@ -79,6 +80,25 @@ send() {
     echo quit >$work/$1.in
     echo "host: the guest has left $1"
 }
+# KVM's modules are those in directory $1 from now on.
+change() {
+    # The last QEMU may still be on its way out.
+    until rmmod kvm_amd 2>/dev/null; do sleep 1; done
+    rmmod kvm || exit 1
+    for module in $(cat $1/kvm); do
+        grep -q "^$(echo $module | tr - _) " /proc/modules || insmod $1/$module.ko || exit 1
+    done
+    echo "host: KVM is that in $1"
+}
+# From the QEMU $1 through a file to another, $2.
+through_a_file() {
+    from=$1 to=$2
+    shift 2
+    send $from "exec:cat >$work/state"
+    [ -z "$where" ] || change $where
+    begin $to -incoming "exec:cat $work/state" "$@"
+    sleep 5
+}
 # From one QEMU to another while the guest works, and through a file to a third.
 move() {
     begin a "$@"
@@ -87,13 +107,12 @@ move() {
     until [ -S $work/way ]; do sleep 1; done
     send a unix:$work/way
     sleep 5
-    send b "exec:cat >$work/state"
-    begin c -incoming "exec:cat $work/state" "$@"
-    sleep 5
+    where=${CHANGE:+/stock} through_a_file b c "$@"
+    [ -z "$CHANGE" ] || where=/modules through_a_file c d "$@"
     touch $work/www/enough
-    await $work/c.console "guest: done" :
+    await $work/$to.console "guest: done" :
     wait $!
-    cat $work/[abc].console
+    cat $work/?.console
 }
 if [ $mode = moves ]; then move "$@"; else boot "$@" 2>&1; echo $? >$work/status; fi | tee $work/console
 status=$(cat $work/status)

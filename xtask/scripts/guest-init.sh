@@ -54,11 +54,12 @@ moves() {
     mount -t ext4 /dev/vda /mnt && ifconfig eth0 10.0.2.15 up || return 1
     head -c 8388608 /dev/urandom >/noise
     noise=$(md5sum </noise) rounds=0 passed=0
+    echo 4 >/proc/sys/vm/drop_caches # from here on without a word
     echo "guest: works"
     until wget -q -O /dev/null http://10.0.2.2:8000/enough 2>/dev/null; do
         rounds=$((rounds + 1)) before=$passed
         echo $rounds >>/mnt/rounds && sync
-        echo 5 >/proc/sys/vm/drop_caches # 1, and not a word about it
+        echo 1 >/proc/sys/vm/drop_caches
         sleep 0.1
         read -r passed rest </proc/uptime
         passed=${passed%.*}

@@ -276,13 +276,20 @@ fn own_part(machine: &Machine, boot: &Boot, kernel: &Unpacked) -> Result<Vec<u8>
         }
     }
     let mut archive = Archive::default();
-    modules.archive(&mut archive)?;
+    modules.archive(&mut archive, "modules")?;
     let (kvm, others): (Vec<&str>, Vec<&str>) = modules.names().partition(|name| KVM.contains(name));
     let order = if boot.load { modules.names().collect() } else { others };
     archive.file("modules/order", 0o644, order.join("\n").as_bytes())?;
     archive.file("modules/kvm", 0o644, kvm.join("\n").as_bytes())?;
     archive.file("init", 0o755, include_bytes!("../scripts/host-init.sh"))?;
     archive.file("script", 0o755, boot.script.as_bytes())?;
+    if boot.flavour == Flavour::Ours {
+        // To change over to, and back.
+        let mut stock = Modules::default();
+        stock.add(tools, kernel, "kvm-amd")?;
+        stock.archive(&mut archive, "stock")?;
+        archive.file("stock/kvm", 0o644, stock.names().collect::<Vec<_>>().join("\n").as_bytes())?;
+    }
     if boot.interactive {
         archive.file("interactive", 0o644, b"")?;
     }

@@ -129,7 +129,7 @@ pub fn guest_initrd(tools: &Tools, guest: &kernels::Unpacked) -> Result<Vec<u8>>
     let mut archive = Archive::default();
     archive.copy("bin/busybox", &tools.busybox())?;
     archive.file("init", 0o755, include_bytes!("../scripts/guest-init.sh"))?;
-    modules.archive(&mut archive)?;
+    modules.archive(&mut archive, "modules")?;
     archive.file("modules/order", 0o644, modules.names().collect::<Vec<_>>().join("\n").as_bytes())?;
     archive.finish()
 }

@@ -48,10 +48,10 @@ impl Modules {
         self.0.iter().map(|(name, _)| name.as_str())
     }
 
-    /// Puts the modules into `/modules`.
-    pub fn archive(&self, archive: &mut Archive) -> Result<()> {
+    /// Puts the modules into the directory `dir`.
+    pub fn archive(&self, archive: &mut Archive, dir: &str) -> Result<()> {
         for (name, content) in &self.0 {
-            archive.file(&format!("modules/{name}.ko"), 0o644, content)?;
+            archive.file(&format!("{dir}/{name}.ko"), 0o644, content)?;
         }
         Ok(())
     }

@@ -126,11 +126,14 @@ pub const ALL: &[Scenario] = &[
     boot("boot-pc-split", "IRQCHIP=split boot-guest pc check"),
     Scenario { slow: &[Kernel::V6_1, Kernel::V6_12], ..boot("boot-q35", "CPUS=2 boot-guest q35 client") },
     Scenario { slow: &[Kernel::V6_1, Kernel::V7_3], ..boot("boot-pc", "CPUS=4 boot-guest pc client") },
-    // Live migration by QEMU, and a snapshot in a file.
+    // Live migration by QEMU, and snapshots in files; the second guest changes to stock's modules and back.
     Scenario {
         slow: &[Kernel::V6_1, Kernel::V7_3],
         timeout: Duration::from_secs(600),
-        ..scenario("migrate", "CPUS=2 boot-guest q35 moves && rm -r /tmp/* && IRQCHIP=split boot-guest pc moves")
+        ..scenario(
+            "migrate",
+            "CPUS=2 boot-guest q35 moves && rm -r /tmp/* && CHANGE=yes IRQCHIP=split boot-guest pc moves",
+        )
     },
     // The way of Firecracker and Cloud Hypervisor: no firmware.
     vmm(
