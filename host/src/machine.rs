@@ -281,7 +281,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn online_cpus(&self) -> u32;
     /// Features of the host that the world switch uses.
     fn features(&self) -> CpuFeatures;
-    /// The XCR0 that the host runs with: the components that a guest may be offered.
+    /// The XCR0 that the host runs with: the components that a guest may be offered; 0 where it does not use XSAVE.
     fn host_xcr0(&self) -> u64;
     /// Reads a host MSR that only describes the processor; None if it faults.
     fn read_host_msr(&self, msr: u32) -> Option<u64>;

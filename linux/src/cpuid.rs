@@ -25,10 +25,10 @@ pub fn limited(leaf: u32, subleaf: u32) -> [u32; 4] {
     regs
 }
 
-/// XCR0 as the host runs; 1 (x87) where it does not use XSAVE.
+/// XCR0 as the host runs; 0 where it does not use XSAVE.
 pub fn host_xcr0() -> u64 {
     if raw(1, 0)[2] & 1 << 27 == 0 {
-        return 1;
+        return 0;
     }
     let (lo, hi): (u32, u32);
     // SAFETY: OSXSAVE says that XGETBV works.

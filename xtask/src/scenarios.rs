@@ -100,6 +100,22 @@ pub const fn program(name: &'static str, payloads: &'static [&'static str], scri
     Scenario { payloads, ..scenario(name, script) }
 }
 
+/// What KVM offers and allows on a processor, line by line as stock's; which does not keep vCPUs in step once the host's TSC
+/// counts as unstable, as it may on a loaded machine.
+const fn policy(name: &'static str, cpu: &'static str) -> Scenario {
+    Scenario {
+        compare: true,
+        expected: expected::POLICY,
+        kernels: &[Kernel::V6_12],
+        cpu,
+        ..program(
+            name,
+            &["policy"],
+            "/payload/policy || exit 1; dmesg | grep -q 'TSC unstable' && echo 'hsave: void' >/dev/ttyS2; exit 0",
+        )
+    }
+}
+
 /// What `script` does with the program `vmm`.
 macro_rules! vmm {
     ($script:literal) => {
@@ -155,18 +171,10 @@ pub const ALL: &[Scenario] = &[
             ),
         )
     },
-    // What KVM offers and allows, line by line as stock's; which does not keep vCPUs in step once the host's TSC counts as
-    // unstable, as it may on a loaded machine.
-    Scenario {
-        compare: true,
-        expected: expected::POLICY,
-        kernels: &[Kernel::V6_12],
-        ..program(
-            "policy",
-            &["policy"],
-            "/payload/policy || exit 1; dmesg | grep -q 'TSC unstable' && echo 'hsave: void' >/dev/ttyS2; exit 0",
-        )
-    },
+    policy("policy", host::CPU),
+    // The newest processor that can be emulated, with 57-bit addresses; and one from before XSAVE.
+    policy("policy-max", "max,+svm,+npt"),
+    policy("policy-opteron", "Opteron_G3,+svm,+npt"),
     // The interrupt controllers in the kernel, answer by answer as stock's.
     Scenario {
         compare: true,

@@ -127,6 +127,10 @@ impl Caps {
         // without saying so. Under another hypervisor, silence means that some host of its pool does not.
         self.set(Feature::LFENCE_RDTSC, self.word(Word::F1Edx) >> 26 & 1 != 0);
         let [signature, _, features, _] = host.leaf(1, 0);
+        // Processors from before the leak (K8 to Llano) say nothing of it either.
+        if matches!(family(signature), 0xf..=0x12) {
+            self.set(Feature::AMD_SSB_NO, true);
+        }
         if family(signature) == 0x17 && model(signature) >= 0x30 && features >> 31 == 0 {
             self.set(Feature::NULL_SEL_CLR_BASE, true);
         }

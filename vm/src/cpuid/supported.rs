@@ -55,8 +55,10 @@ impl<I: HostInfo> List<'_, I> {
     /// Highest basic and extended leaf to report.
     fn limits(&self) -> (u32, u32) {
         let (basic, extended) = self.caps.limits();
-        let says_more = self.caps.has(Feature::LFENCE_RDTSC) || self.caps.has(Feature::NULL_SEL_CLR_BASE);
         let extended = extended.clamp(0x8000_0000, MAX_EXTENDED);
+        // Only with the leaf of the caches: QEMU takes it from the processor itself as soon as a limit promises it.
+        let says_more = extended >= 0x8000_001d
+            && (self.caps.has(Feature::LFENCE_RDTSC) || self.caps.has(Feature::NULL_SEL_CLR_BASE));
         (basic.min(MAX_BASIC), if says_more { extended.max(EXTENDED_2) } else { extended })
     }
 

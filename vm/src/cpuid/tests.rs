@@ -172,6 +172,17 @@ fn what_the_host_lacks_is_not_offered() {
     assert_eq!(find(&list, 0x8000_0000, 0)[0], 0x8000_0021);
     assert_eq!(find(&list, 0x8000_0021, 0), [1 << 2 | 1 << 9, 0, 0, 0]);
     assert_eq!(find(&list, 0x8000_001f, 0), [0; 4]);
+    // But not one without the leaf of the caches.
+    host.leaves.get_mut(&(0x8000_0000, 0)).unwrap()[0] = 0x8000_001c;
+    assert_eq!(find(&supported_cpuid(&host).unwrap(), 0x8000_0000, 0)[0], 0x8000_001c);
+    // Stores that are bypassed came with the family after Llano's.
+    host.leaves.get_mut(&(0x8000_0008, 0)).unwrap()[1] = 0;
+    for (signature, ssb_no) in [(0x0010_0f23, true), (0x0030_0f10, true), (0x0060_0f12, false), (0x00a2_0f12, false)] {
+        host.leaves.get_mut(&(1, 0)).unwrap()[0] = signature;
+        assert_eq!(Caps::new(&host).has(Feature::AMD_SSB_NO), ssb_no, "{signature:#x}");
+        let value = crate::msr::feature_msr(&host, arch::msr::ARCH_CAPABILITIES);
+        assert_eq!(value, Some(0x4000_0000_0c00_0069 | u64::from(ssb_no) << 4));
+    }
 }
 
 #[test]

@@ -57,8 +57,11 @@ const EMULATED: [u32; 22] = [
 const FEATURES: [u32; 4] = [DE_CFG, BIOS_SIGN_ID, ARCH_CAPABILITIES, PERF_CAPABILITIES];
 
 /// What ARCH_CAPABILITIES says by default: none of Intel's leaks (RDCL_NO, MDS_NO, GDS_NO, RFDS_NO, ITS_NO), no flush of
-/// the L1D at nested entry needed, and no machine check by changing a page's size.
-pub(super) const ARCH_CAPABILITIES_DEFAULT: u64 = 1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 26 | 1 << 27 | 1 << 62;
+/// the L1D at nested entry needed, no machine check by changing a page's size; and SSB_NO where the processor does not leak so.
+pub(super) fn arch_capabilities(caps: &Caps) -> u64 {
+    let ssb_no = u64::from(caps.has(Feature::AMD_SSB_NO)) << 4;
+    1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 26 | 1 << 27 | 1 << 62 | ssb_no
+}
 
 /// MSRs that user space saves and restores.
 pub fn msr_index_list(host: &impl HostInfo, each: &mut impl FnMut(u32)) {
@@ -94,7 +97,7 @@ pub fn feature_msr(host: &impl HostInfo, msr: u32) -> Option<u64> {
     match msr {
         DE_CFG => Some(de_cfg(&Caps::new(host))),
         BIOS_SIGN_ID => host.describing_msr(BIOS_SIGN_ID),
-        ARCH_CAPABILITIES => Some(ARCH_CAPABILITIES_DEFAULT),
+        ARCH_CAPABILITIES => Some(arch_capabilities(&Caps::new(host))),
         // No performance monitoring.
         PERF_CAPABILITIES => Some(0),
         _ => None,

@@ -57,7 +57,7 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
                 only_if(host || flags.xsaves)?;
                 self.cpu.extra().xss
             }
-            ARCH_CAPABILITIES if flags.arch_capabilities => self.state.arch_capabilities,
+            ARCH_CAPABILITIES if host || flags.arch_capabilities => self.state.arch_capabilities,
 
             MTRRCAP => MTRR_CAP,
             MTRR_PHYS_BASE0..=MTRR_FIX4K_F8 | MTRR_DEF_TYPE => self.state.mtrr.read(index).ok_or(MsrError::Invalid)?,

@@ -91,7 +91,7 @@ impl MsrState {
             misc_features: 0,
             platform_info: PLATFORM_INFO_CPUID_FAULT,
             patch_level: PATCH_LEVEL,
-            arch_capabilities: super::list::ARCH_CAPABILITIES_DEFAULT,
+            arch_capabilities: super::list::arch_capabilities(&caps),
             power_ctl: 0,
             de_cfg: 0,
             de_cfg_supported,

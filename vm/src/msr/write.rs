@@ -61,7 +61,7 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
             }
             XSS if value != 0 || !(host || flags.xsaves) => return INVALID,
             XSS => self.cpu.extra_mut().xss = 0,
-            ARCH_CAPABILITIES if host && flags.arch_capabilities => self.state.arch_capabilities = value,
+            ARCH_CAPABILITIES if host => self.state.arch_capabilities = value,
 
             MTRR_PHYS_BASE0..=MTRR_FIX4K_F8 | MTRR_DEF_TYPE => {
                 if !self.state.mtrr.write(index, value, flags.reserved_gpa_bits) {

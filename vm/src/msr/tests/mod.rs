@@ -40,7 +40,7 @@ fn what_a_new_guest_reads() {
         (MCG_STATUS, Ok(0)),
         (MCG_CTL, BAD),
         (BIOS_SIGN_ID, Ok(0x0100_0065)),
-        (ARCH_CAPABILITIES, Ok(0x4000_0000_0c00_0069)),
+        (ARCH_CAPABILITIES, Ok(0x4000_0000_0c00_0079)),
         (PLATFORM_INFO, Ok(1 << 31)),
         (HWCR, Ok(0)),
         (DE_CFG, Ok(0)),
@@ -198,10 +198,10 @@ fn user_space_has_more_rights() {
     assert_eq!(m.get(VM_HSAVE_PA), Ok(0x1000));
     assert_eq!(m.put(TSC, 77), Ok(MsrEffect::SyncTsc(77)));
     assert_eq!(m.put(KVM_SYSTEM_TIME, 0x1001), Ok(MsrEffect::SystemTime { old_msr: None }));
-    // Advertised, but not for this guest: zero.
-    assert_eq!(m.get(ARCH_CAPABILITIES), Ok(0));
-    assert_eq!(m.put(ARCH_CAPABILITIES, 0), W_OK);
-    assert_eq!(m.put(ARCH_CAPABILITIES, 1), W_NONE);
+    // For user space it is there whatever the guest was shown.
+    assert_eq!(m.get(ARCH_CAPABILITIES), Ok(0x4000_0000_0c00_0079));
+    assert_eq!(m.put(ARCH_CAPABILITIES, 1), W_OK);
+    assert_eq!(m.get(ARCH_CAPABILITIES), Ok(1));
     // The guest itself has none of these.
     for msr in [TSC_AUX, SPEC_CTRL, VIRT_SPEC_CTRL, XSS, OSVW_STATUS] {
         assert_eq!(m.rd(msr), BAD, "{msr:#x}");
