@@ -121,6 +121,7 @@ pub struct HostArgs {
     /// A directory with our modules, instead of building them
     #[arg(long)]
     modules: Option<PathBuf>,
+    /// Processors for the script
     #[arg(long, default_value_t = 2)]
     smp: u32,
     /// Megabytes

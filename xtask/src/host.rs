@@ -42,6 +42,8 @@ pub struct Boot {
     pub ours: Option<PathBuf>,
     /// Load kvm.ko and kvm-amd.ko before the script; if not, they are only there.
     pub load: bool,
+    /// Processors for the script and its guests. If there are several the emulator has one more, where nothing of the script's
+    /// runs (docs/decisions/0018).
     pub smp: u32,
     /// Megabytes.
     pub memory: u32,
@@ -184,7 +186,8 @@ impl Run {
         } else {
             qemu.args(["-accel", "tcg,thread=multi"]);
         }
-        qemu.args(["-smp", &boot.smp.to_string()]);
+        let spare = u32::from(boot.smp > 1 && !boot.icount);
+        qemu.args(["-smp", &(boot.smp + spare).to_string()]);
         let file = |name: &str| format!("file:{}", run.dir.join(name).display());
         qemu.args(["-serial", &file("console")]);
         if boot.interactive {
