@@ -15,7 +15,16 @@ macro_rules! layout {
         impl $crate::Zero for $name {
             const ZERO: Self = Self { $($f: <$t as $crate::Zero>::ZERO,)* };
         }
+        impl $crate::Layout for $name {
+            const FIELDS: &'static [(&'static str, usize)] = &[$((stringify!($f), $off),)*];
+        }
     };
+}
+
+/// What [`layout!`](crate::layout!) has declared.
+pub trait Layout {
+    /// Fields, reserved ones included, with their offsets in bytes.
+    const FIELDS: &'static [(&'static str, usize)];
 }
 
 /// A layout whose every byte may be zero.

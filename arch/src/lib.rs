@@ -25,7 +25,7 @@ pub mod vmsa;
 pub use addr::{Gfn, Gpa, HostPa, Hva, PAGE};
 pub use event::{EventInj, EventType, Exception};
 pub use exit::{Exit, ExitInfo, IoExit, NpfCode};
-pub use layout::Zero;
+pub use layout::{Layout, Zero};
 pub use npt::NestedRoot;
 pub use segment::{Segment, SegmentAttr};
 pub use vmcb::{CleanBits, ControlArea, Intercepts, SaveArea, Vmcb};

@@ -16,4 +16,4 @@ mod snapshot;
 
 pub use page::{Event, Version};
 pub use scratch::Scratch;
-pub use snapshot::{Field, Refusal, Snapshot};
+pub use snapshot::{Field, PROTOCOL_VERSION, Refusal, Snapshot, USAGE, VALID_BITMAP};

@@ -22,11 +22,11 @@ pub enum Field {
 }
 
 /// The valid bitmap: a bit for each of the first 128 quadwords of the page.
-const VALID_BITMAP: usize = 0x3f0;
+pub const VALID_BITMAP: usize = 0x3f0;
 /// Protocol version, two bytes.
-const PROTOCOL_VERSION: usize = 0xffa;
+pub const PROTOCOL_VERSION: usize = 0xffa;
 /// Usage, four bytes: 0 is this protocol.
-const USAGE: usize = 0xffc;
+pub const USAGE: usize = 0xffc;
 
 /// What the guest is told in SW_EXITINFO2 when SW_EXITINFO1 is 2: its request was not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
