@@ -22,7 +22,10 @@ use crate::state::MpState;
 use crate::stats::{VcpuStats, VmStats};
 use crate::user::Pending;
 use crate::vcpu::{Core, Ctx, Mail, Vcpu};
-use crate::{cpuid::GuestCpuid, irqchip};
+use crate::{
+    cpuid::{Caps, GuestCpuid},
+    irqchip,
+};
 use ::irqchip::{Address, AddressCell, ChipMode, Lapic, Pir, RoutingTable};
 use alloc::{boxed::Box, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
@@ -108,6 +111,8 @@ pub struct Vm<H: Host> {
     pub(crate) resamplers_used: AtomicBool,
     /// Coalesced MMIO and PIO.
     pub coalesced: Coalesced<H>,
+    /// What guests can be offered: vCPUs need not ask the processor again.
+    caps: Caps,
     /// Serialises what changes the VM's shape (KVM's `kvm->lock`).
     pub(crate) shape: Mutex<H::RawMutex<{ rank::SHAPE }>, ()>,
     vcpus: [OnceBox<Leaf<H>>; FANOUT],
@@ -140,6 +145,7 @@ impl<H: Host> Vm<H> {
             resamplers_used: AtomicBool::new(false),
             coalesced,
             alarms,
+            caps: Caps::new(&host),
             shape: Mutex::new(()),
             vcpus: [const { OnceBox::new() }; FANOUT],
             count: AtomicUsize::new(0),
@@ -206,8 +212,8 @@ impl<H: Host> Vm<H> {
         }
         let fast = Fast::new(lapic)?;
         let fpu = host.new_fpu()?;
-        let cpuid = try_box(|| GuestCpuid::new(host))?;
-        let msr = try_box(|| MsrState::new(host))?;
+        let cpuid = try_box(|| GuestCpuid::new(&self.caps))?;
+        let msr = try_box(|| MsrState::new(host, &self.caps))?;
         let traffic = try_box(Traffic::default)?;
         let decoded = try_box(Decoded::default)?;
         let thread = host.new_thread()?;

@@ -6,7 +6,7 @@
 
 use super::feature::Feature;
 use super::flags::{Flags, is_vendor};
-use super::{Caps, HostInfo, KVM_PV_UNHALT};
+use super::{Caps, KVM_PV_UNHALT};
 use crate::state::{CPUID_SUBLEAF_MATTERS, CpuidEntry};
 use alloc::vec::Vec;
 use arch::cpuid::{KVM_FEATURES as FEATURES_LEAF, KVM_SIGNATURE};
@@ -64,14 +64,9 @@ const fn slot(function: u32) -> Option<usize> {
 
 impl GuestCpuid {
     /// No entries: every leaf reads zero.
-    pub fn new(host: &impl HostInfo) -> Self {
-        let mut cpuid = Self {
-            entries: Vec::new(),
-            chain: Vec::new(),
-            first: [NONE; SLOTS],
-            flags: Flags::default(),
-            caps: Caps::new(host),
-        };
+    pub fn new(caps: &Caps) -> Self {
+        let mut cpuid =
+            Self { entries: Vec::new(), chain: Vec::new(), first: [NONE; SLOTS], flags: Flags::default(), caps: *caps };
         cpuid.flags = Flags::without_entries(&cpuid);
         cpuid
     }

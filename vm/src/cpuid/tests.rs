@@ -78,7 +78,7 @@ impl FakeHost {
 
 /// A guest that got everything that is offered.
 pub(crate) fn generous(host: &FakeHost) -> GuestCpuid {
-    let mut g = GuestCpuid::new(host);
+    let mut g = GuestCpuid::new(&Caps::new(host));
     g.set(&supported_cpuid(host).unwrap(), &Runtime::default(), false).unwrap();
     g
 }
@@ -195,7 +195,7 @@ fn lookup_agrees_with_a_plain_search() {
     entries.push(CpuidEntry { function: 0xc000_0000, index: 0, flags: 0, regs: [0xc000_0001, 0, 0, 0] });
     entries.push(CpuidEntry { function: 0x8000_0040, index: 0, flags: 0, regs: [6; 4] });
     entries.push(CpuidEntry { function: 0x14, index: 5, flags: 0, regs: [7; 4] });
-    let mut g = GuestCpuid::new(&host);
+    let mut g = GuestCpuid::new(&Caps::new(&host));
     g.set(&entries, &Runtime::default(), false).unwrap();
     let functions = (0..0x30).chain(0x4000_0000..0x4000_0020).chain(0x8000_0000..0x8000_0050).chain([
         0xc000_0000,
@@ -221,7 +221,7 @@ fn lookup_agrees_with_a_plain_search() {
 #[test]
 fn out_of_range_on_intel_reads_the_highest_basic_leaf() {
     let host = FakeHost::zen3();
-    let mut g = GuestCpuid::new(&host);
+    let mut g = GuestCpuid::new(&Caps::new(&host));
     let e = |function, index, flags, regs| CpuidEntry { function, index, flags, regs };
     let intel = [
         e(0, 0, 0, [0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
@@ -303,17 +303,17 @@ fn flags_follow_guest_and_host() {
         assert_eq!(g.xcr0_valid(xcr0), ok, "{xcr0:#x}");
     }
     // A guest without CPUID has nothing.
-    let bare = GuestCpuid::new(&host);
+    let bare = GuestCpuid::new(&Caps::new(&host));
     let f = bare.flags();
     assert!(!f.is_amd && !f.nx && !f.lm && !f.xsave && f.phys_bits == 36 && f.xcr0 == 0);
     assert!(bare.xcr0_valid(1) && !bare.xcr0_valid(3));
     // Its registers may be loaded before its CPUID, and empty CPUID is not none.
     assert!(bare.cr4_valid(arch::cr::Cr4::SMEP.bits()) && !bare.cr4_valid(arch::cr::Cr4::VMXE.bits()));
-    let mut empty = GuestCpuid::new(&host);
+    let mut empty = GuestCpuid::new(&Caps::new(&host));
     empty.set(&[], &Runtime::default(), false).unwrap();
     assert!(!empty.cr4_valid(arch::cr::Cr4::SMEP.bits()) && empty.efer_valid(0xd01));
     // Claims without substance stay claims.
-    let mut liar = GuestCpuid::new(&host);
+    let mut liar = GuestCpuid::new(&Caps::new(&host));
     let e = CpuidEntry { function: 0x8000_0001, index: 0, flags: 0, regs: [u32::MAX; 4] };
     liar.set(&[e], &Runtime::default(), false).unwrap();
     assert!(liar.shows(Feature(Word::X1Ecx, 2)) && !liar.caps().has(Feature(Word::X1Ecx, 2)));
@@ -322,7 +322,7 @@ fn flags_follow_guest_and_host() {
 #[test]
 fn kvm_leaf_is_found_behind_another_hypervisors() {
     let host = FakeHost::zen3();
-    let mut g = GuestCpuid::new(&host);
+    let mut g = GuestCpuid::new(&Caps::new(&host));
     let e = |function, regs| CpuidEntry { function, index: 0, flags: 0, regs };
     let list = [
         e(0x4000_0000, [0x4000_000a, 0x7263_694d, 0x666f_736f, 0x7648_2074]),
@@ -355,7 +355,7 @@ fn any_entries_and_any_leaf_are_harmless() {
             };
             entries.push(e);
         }
-        let mut g = GuestCpuid::new(&host);
+        let mut g = GuestCpuid::new(&Caps::new(&host));
         let now = Runtime {
             cr4: random().into(),
             apic_enabled: true,

@@ -2,7 +2,7 @@
 
 use super::number::*;
 use super::{Mce, Mtrr};
-use crate::cpuid::{Feature, HostInfo};
+use crate::cpuid::{Caps, Feature, HostInfo};
 use arch::msr;
 use host::Errno;
 
@@ -81,17 +81,16 @@ impl MsrState {
     }
 
     /// Values of a new vCPU.
-    pub fn new(host: &impl HostInfo) -> Self {
-        let caps = crate::cpuid::Caps::new(host);
+    pub fn new(host: &impl HostInfo, caps: &Caps) -> Self {
         let bit = |f, mask| if caps.has(f) { mask } else { 0 };
-        let de_cfg_supported = super::list::de_cfg(&caps);
+        let de_cfg_supported = super::list::de_cfg(caps);
         Self {
             tsc_adjust: 0,
             misc_enable: MISC_ENABLE_NO_BTS_PEBS,
             misc_features: 0,
             platform_info: PLATFORM_INFO_CPUID_FAULT,
             patch_level: PATCH_LEVEL,
-            arch_capabilities: super::list::arch_capabilities(&caps),
+            arch_capabilities: super::list::arch_capabilities(caps),
             power_ctl: 0,
             de_cfg: 0,
             de_cfg_supported,

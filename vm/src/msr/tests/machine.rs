@@ -1,8 +1,8 @@
 //! A vCPU that is nothing but places where MSRs live.
 
 use crate::clock::VcpuClock;
-use crate::cpuid::GuestCpuid;
 use crate::cpuid::tests::{FakeHost, generous};
+use crate::cpuid::{Caps, GuestCpuid};
 use crate::msr::{Clocks, MsrAccess, MsrEffect, MsrError, MsrState, PAT_RESET, VmMsrs};
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea, Zero, cr};
 use host::{Cpu, Doorbell, Errno, ExtraRegs, FastExits, SeenCode};
@@ -112,7 +112,7 @@ impl Machine {
             lapic: Some(lapic),
             apic_base: 0xfee0_0900,
             cpuid,
-            state: MsrState::new(host),
+            state: MsrState::new(host, &Caps::new(host)),
             clock: VcpuClock::new(2_000_000),
             vm: VmMsrs::default(),
             cr0: 0,
@@ -128,7 +128,7 @@ impl Machine {
     /// A guest that was shown nothing.
     pub fn bare() -> Self {
         let host = FakeHost::zen3();
-        Self::with(&host, GuestCpuid::new(&host))
+        Self::with(&host, GuestCpuid::new(&Caps::new(&host)))
     }
 
     pub fn access(&mut self) -> MsrAccess<'_, Registers, Time> {

@@ -7,7 +7,7 @@ mod machine;
 use super::number::*;
 use super::*;
 use crate::cpuid::tests::{FakeHost, generous};
-use crate::cpuid::{Feature, GuestCpuid, HostInfo, Runtime, supported_cpuid};
+use crate::cpuid::{Caps, Feature, GuestCpuid, HostInfo, Runtime, supported_cpuid};
 use crate::state::CpuidEntry;
 use arch::msr::*;
 use arch::{CleanBits, cr};
@@ -413,7 +413,7 @@ fn an_amd_guest_of_an_old_host() {
     for e in entries.iter_mut().filter(|e| e.function == 1) {
         e.regs[0] = 0x0060_0f20; // family 15h, model 2
     }
-    let mut cpuid = GuestCpuid::new(&host);
+    let mut cpuid = GuestCpuid::new(&Caps::new(&host));
     cpuid.set(&entries, &Runtime::default(), false).unwrap();
     assert!(!cpuid.caps().has(Feature::AMD_IBRS));
     let mut m = Machine::with(&host, cpuid);
