@@ -34,7 +34,7 @@ pub trait VcpuThread: Sync {
     fn preemptible(&self, yes: bool);
 
     /// Rings [`Request::Timer`](crate::Request::Timer) and wakes at the absolute monotonic time `deadline` in ns
-    /// (at once if it has passed). Replaces an earlier deadline.
+    /// (a little later if it has passed). Replaces an earlier deadline.
     fn arm_timer(&self, deadline: u64);
 
     /// Forgets the deadline. A timer that is firing on another CPU may still ring.

@@ -123,14 +123,24 @@ impl<H: Host> Ctx<'_, H> {
         match effect {
             TimerEffect::Keep => {}
             TimerEffect::Cancel => self.me.thread.cancel_timer(),
+            TimerEffect::ArmNs(deadline) if deadline <= self.vm.host.now_ns() => self.timer_is_due(),
             TimerEffect::ArmNs(deadline) => self.me.thread.arm_timer(deadline),
             TimerEffect::ArmTsc(deadline) => {
                 let ahead = deadline.saturating_sub(self.guest_tsc());
+                if ahead == 0 {
+                    return self.timer_is_due();
+                }
                 let ns = self.core.clock.guest_cycles_to_ns(ahead);
                 self.me.thread.arm_timer(self.vm.host.now_ns().saturating_add(ns));
                 self.core.fast.timer_at = deadline;
             }
         }
+    }
+
+    /// The guest need not wait for an interrupt of the host's timer: it would run on until that comes.
+    fn timer_is_due(&self) {
+        self.me.thread.cancel_timer();
+        self.me.thread.bell().ring(Request::Timer);
     }
 
     /// The guest's TSC now.

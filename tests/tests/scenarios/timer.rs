@@ -96,6 +96,30 @@ fn a_deadline_that_has_passed_fires_at_once() {
     assert_eq!(ticks(&m), [0x40]);
 }
 
+/// No instruction is executed and no time passes between WRMSR and the interrupt.
+#[test]
+fn what_is_due_when_it_is_set_does_not_wait_for_the_host() {
+    let m = machine(DEADLINE);
+    m.interrupt_flag(0, true);
+    m.sim.advance(1_000_000);
+    m.wrmsr(0, TSC_DEADLINE, 1);
+    m.does(0, |c| assert_eq!(c.taken.len(), 1));
+    m.rdmsr(0, TSC_DEADLINE);
+    m.run_out(0);
+    assert_eq!((ticks(&m), m.regs(0).rax), (vec![0x40], 0));
+    // The later one that was set before does not come back.
+    m.wrmsr(0, EOI, 0);
+    m.wrmsr(0, TSC_DEADLINE, 1 << 40);
+    m.interrupt_flag(0, true);
+    m.wrmsr(0, TSC_DEADLINE, 1);
+    m.does(0, |c| assert_eq!(c.taken.len(), 2));
+    m.run_out(0);
+    m.wrmsr(0, EOI, 0);
+    let now = m.sim.now_ns();
+    m.hlt(0);
+    assert_eq!((m.run(0), m.sim.now_ns()), (Err((Errno::EINTR, Left::Intr)), now));
+}
+
 #[test]
 fn fires_while_the_guest_runs() {
     let m = machine(ONE_SHOT);
