@@ -181,7 +181,8 @@ impl SimCpu {
 
     /// As the world switch does it with an exit that needs nothing of the host.
     fn handled<F: FastExits>(&mut self, fast: &mut F) -> bool {
-        let (next, traps) = (self.control.next_rip, self.save.rflags & Rflags::TF.bits() != 0);
+        let flags = Rflags::TF.union(Rflags::RF).bits();
+        let (next, traps) = (self.control.next_rip, self.save.rflags & flags != 0);
         if next == 0 || traps || self.control.exit_int_info.valid() {
             return false;
         }

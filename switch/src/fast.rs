@@ -64,8 +64,9 @@ pub unsafe fn handle_fast<P: Platform>(ctx: *mut VcpuCtx) -> bool {
     let all_clean = if svm.machine.features.vmcb_clean { CleanBits::all() } else { CleanBits::empty() };
     let (regs, Vmcb { control, save, .. }) = svm.parts_mut();
     let next = control.next_rip;
-    // What was cut short has to be delivered again; a single step has to trap.
-    if next == 0 || control.exit_int_info.valid() || save.rflags & Rflags::TF.bits() != 0 {
+    // What was cut short has to be delivered again; a single step has to trap, and RF to end.
+    let flags = Rflags::TF.union(Rflags::RF).bits();
+    if next == 0 || control.exit_int_info.valid() || save.rflags & flags != 0 {
         return false;
     }
     if !state.handle(&mut FastExit { regs, save, control }) {

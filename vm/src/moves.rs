@@ -7,7 +7,6 @@ use crate::Ctx;
 use crate::mmio::{Faulted, Wanted};
 use crate::run::Next;
 use crate::user::{Pending, UserExit};
-use arch::CleanBits;
 use arch::cr::Rflags;
 use emulator::{Insn, Mode, Op, Operand, Stop};
 use host::{Cpu, Host};
@@ -92,9 +91,7 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     fn retire(&mut self, insn: &Insn) -> Next {
-        let save = self.core.cpu.save_mut(CleanBits::empty());
-        save.rflags &= !Rflags::RF.bits();
-        let next = insn.next_rip(save.rip);
+        let next = insn.next_rip(self.core.cpu.save().rip);
         self.advance(next)
     }
 

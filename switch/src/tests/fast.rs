@@ -77,9 +77,10 @@ fn nothing_of_the_host_is_loaded_between_two_entries() {
 
 #[test]
 fn an_exit_that_is_cut_short_or_steps_or_has_no_length_is_not_handled() {
-    let cases: [fn(&mut arch::Vmcb); 3] = [
+    let cases: [fn(&mut arch::Vmcb); 4] = [
         |vmcb| vmcb.control.exit_int_info = EventInj::new(EventType::Intr, 0x30, None),
         |vmcb| vmcb.save.rflags |= Rflags::TF.bits(),
+        |vmcb| vmcb.save.rflags |= Rflags::RF.bits(),
         |vmcb| vmcb.control.next_rip = 0,
     ];
     for case in cases {

@@ -15,6 +15,7 @@ pub(crate) use msr::complete as complete_msr;
 use crate::Ctx;
 use crate::run::Next;
 use crate::user::{UserExit, suberror};
+use arch::cr::Rflags;
 use arch::event::vector;
 use arch::{Exception, Exit};
 use emulator::Known;
@@ -92,12 +93,13 @@ impl<H: Host> Ctx<'_, H> {
         }
     }
 
-    /// RIP becomes `rip`; the shadow of the instruction before ends, and a single step traps.
+    /// RIP becomes `rip`; the shadow of the instruction before ends, RFLAGS.RF as well, and a single step traps.
     #[inline]
     pub(crate) fn advance(&mut self, rip: u64) -> Next {
         let save = self.core.cpu.save_mut(arch::CleanBits::empty());
         save.rip = rip;
-        let single_step = save.rflags & arch::cr::Rflags::TF.bits() != 0;
+        save.rflags &= !Rflags::RF.bits();
+        let single_step = save.rflags & Rflags::TF.bits() != 0;
         if self.core.cpu.control().int_state & arch::vmcb::INT_SHADOW != 0 {
             self.core.cpu.set_interrupt_shadow(false);
         }
