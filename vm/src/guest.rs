@@ -64,17 +64,25 @@ impl<H: Host> Ctx<'_, H> {
             return Next::User(why);
         }
         if done.single_step {
-            let next = self.single_step();
-            if next != Next::Resume {
-                return next;
+            // Of the debugger's, who sees it when the instruction has done all that it does.
+            self.core.traffic.step_ends = self.core.debug.steps();
+            if !self.core.traffic.step_ends {
+                let next = self.single_step();
+                if next != Next::Resume {
+                    return next;
+                }
             }
         }
         self.flush_writes()
     }
 
-    /// Sends the next posted write to user space; Resume when all are out.
+    /// Sends the next posted write to user space. When all are out: Resume, or the debugger's step ends.
     fn flush_writes(&mut self) -> Next {
-        let Some(p) = self.core.traffic.next_write() else { return Next::Resume };
+        let Some(p) = self.core.traffic.next_write() else {
+            let step_ends = core::mem::take(&mut self.core.traffic.step_ends);
+            // It may have been called off meanwhile.
+            return if step_ends && self.core.debug.steps() { self.single_step() } else { Next::Resume };
+        };
         match p.target {
             Target::Mmio(gpa) => {
                 self.me.stats.mmio_exits.count();

@@ -84,6 +84,8 @@ pub struct Traffic {
     pub port_answered: Option<Wanted>,
     /// Why the instruction is emulated.
     pub faulted: Option<Faulted>,
+    /// With the last of the queued writes a debugger's single step ends.
+    pub step_ends: bool,
     log: List<LOG>,
     cursor: usize,
     queue: List<QUEUE>,
@@ -149,6 +151,7 @@ impl Traffic {
     pub fn clear(&mut self) {
         self.forget();
         self.insn = None;
+        self.step_ends = false;
         self.queue.len = 0;
         self.sent = 0;
     }

@@ -1,8 +1,8 @@
 //! Accesses to addresses that are nobody's: through the emulator to user space and back.
 
-use kvm::abi::ioctl::KVM_IOEVENTFD;
+use kvm::abi::ioctl::{KVM_IOEVENTFD, KVM_SET_GUEST_DEBUG};
 use kvm::abi::run::exit::MMIO_DATA;
-use kvm_bindings::kvm_ioeventfd;
+use kvm_bindings::{kvm_guest_debug, kvm_ioeventfd};
 use sim::Outcome;
 use sim::arch::exit::code;
 use sim::host::{Cpu, CpuFeatures};
@@ -269,4 +269,41 @@ fn local_apic_page_is_served_in_the_kernel() {
     m.run_out(0);
     assert_eq!(m.regs(0).rax & 0xff, 0x14);
     assert_eq!(m.regs(0).rip, CODE + 2);
+}
+
+/// A debugger in user space that steps over a device access sees the access, and then that the step is over.
+#[test]
+fn a_single_step_ends_when_user_space_has_seen_the_access() {
+    let stepped = Ok(Left::Debug { exception: 1, pc: CODE + 3, dr6: 0xffff_4ff0 });
+    let machine = |code: &[u8]| {
+        let m = machine(code, MMIO);
+        let debug = kvm_guest_debug { control: 1 | 2, ..Default::default() };
+        assert_eq!(m.vcpu_with(0, KVM_SET_GUEST_DEBUG, &debug), Ok(0));
+        m
+    };
+    let m = machine(&STORE);
+    m.npf(0, MMIO, true);
+    assert_eq!(m.run(0), Ok(write(MMIO, &m.regs(0).rax.to_le_bytes())));
+    assert_eq!(m.run(0), stepped);
+    m.does(0, |c| assert!(c.injected.is_empty()));
+    m.run_out(0);
+
+    let m = machine(&LOAD);
+    m.npf(0, MMIO, false);
+    assert_eq!(m.run(0), Ok(read(MMIO, 8)));
+    assert_eq!(m.run(0), stepped);
+
+    let m = machine(&[0x66, 0xe7, 0x80]); // out 0x80, ax
+    let out = Ok(Left::Io { input: false, size: 2, port: 0x80, count: 1 });
+    let port = |m: &Machine| m.sim.step(0, |c| (code::IOIO, 0x80 << 16 | 2 << 4, c.guest().rip + 3));
+    port(&m);
+    assert_eq!(m.run(0), out);
+    assert_eq!(m.run(0), stepped);
+    // Called off while user space looks at the write.
+    m.with_regs(0, |r| r.rip = CODE);
+    port(&m);
+    assert_eq!(m.run(0), out);
+    assert_eq!(m.vcpu_with(0, KVM_SET_GUEST_DEBUG, &kvm_guest_debug::default()), Ok(0));
+    m.does(0, |c| assert!(c.injected.is_empty()));
+    m.run_out(0);
 }
