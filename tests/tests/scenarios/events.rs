@@ -301,6 +301,32 @@ fn debug_exceptions_go_to_the_debugger_or_the_guest() {
     assert_eq!(m.inside(0, |c| c.core.cpu.save().rflags) & 0x100, 0);
 }
 
+/// HLT under a single step: a debugger sees that it is over, and the guest sleeps all the same. The guest's own trap wakes it.
+#[test]
+fn a_step_over_hlt_halts() {
+    let m = machine();
+    m.x2apic(0);
+    let set = |control| {
+        let debug = kvm_guest_debug { control, ..Default::default() };
+        assert_eq!(m.vcpu_with(0, KVM_SET_GUEST_DEBUG, &debug), Ok(0));
+    };
+    set(1 | 2);
+    m.hlt(0);
+    assert!(matches!(m.run(0), Ok(Left::Debug { exception: 1, dr6: 0xffff_4ff0, .. })));
+    set(0);
+    let state: kvm_mp_state = m.vcpu_get(0, KVM_GET_MP_STATE);
+    assert_eq!(state.mp_state, KVM_MP_STATE_HALTED);
+    assert_eq!(
+        m.vm_with(KVM_SIGNAL_MSI, &kvm_msi { address_lo: 0xfee0_0000, data: 0x31, ..Default::default() }),
+        Ok(1)
+    );
+    m.does(0, |c| c.guest().rflags |= TF);
+    m.hlt(0);
+    m.does(0, |c| assert_eq!(c.injected.len(), 1));
+    m.run_out(0);
+    assert_eq!((m.taken(0), events(&m)), (vec![0x31], vec![(1, EXC, None)]));
+}
+
 /// RF stands for one instruction only: with it a breakpoint at the next would be missed (APM 3.1.6).
 #[test]
 fn an_instruction_that_is_carried_out_here_ends_rf() {

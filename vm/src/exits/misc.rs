@@ -17,15 +17,17 @@ use irqchip::Accept;
 /// HLT: the loop sleeps until something wakes the guest.
 pub fn hlt<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     ctx.me.stats.halt_exits.count();
-    let next = ctx.skip(Known::Hlt);
-    if next != Next::Resume {
-        return next;
-    }
+    let rip = match ctx.next_rip(Known::Hlt) {
+        Ok(rip) => rip,
+        Err(stop) => return stop,
+    };
+    // A debugger that steps is told so, and the guest sleeps when it runs again.
+    let next = ctx.advance(rip);
     if ctx.core.fast.lapic.is_none() {
         return Next::User(UserExit::Hlt);
     }
     ctx.core.mp_state = MpState::Halted;
-    Next::Resume
+    next
 }
 
 /// PAUSE in a loop: somebody else may hold what the guest waits for.
