@@ -1,6 +1,6 @@
 //! Opcodes whose operation depends on the ModRM byte (APM vol. 3, appendix A, "ModRM extensions").
 
-use crate::arg::flag::{D64, GROUP, LOCK, MAX32, MODRM};
+use crate::arg::flag::{D64, GROUP, LOCK, MODRM};
 use crate::arg::{Arg, Lookup, Row, row};
 use crate::insn::{Op, Rep};
 use crate::modrm::ModRm;
@@ -83,9 +83,11 @@ pub(crate) fn group(base: Row, p: &Prefixes, modrm: ModRm) -> Lookup {
             0 => row(Op::Inc, a, b, f | LOCK),
             1 => row(Op::Dec, a, b, f | LOCK),
             2 if a == Ev => row(Op::Call, a, b, D64),
-            3 if a == Ev => row(Op::CallFar, Mp, b, MAX32),
+            // REX.W widens the offset, as in LSS, LFS and LGS. AMD's processors ignore it here; guests built for others
+            // get to this through a device, and stock's emulator reads all ten bytes.
+            3 if a == Ev => row(Op::CallFar, Mp, b, 0),
             4 if a == Ev => row(Op::Jmp, a, b, D64),
-            5 if a == Ev => row(Op::JmpFar, Mp, b, MAX32),
+            5 if a == Ev => row(Op::JmpFar, Mp, b, 0),
             6 if a == Ev => row(Op::Push, a, b, D64),
             _ => None,
         },

@@ -248,6 +248,26 @@ fn protected_mode_far_transfers() {
 }
 
 #[test]
+fn far_transfers_with_a_64_bit_offset() {
+    let mut m = long();
+    m.gdtr = TableReg { base: 0x1800, limit: 0xf };
+    m.poke(0x1808, &descriptor(0, 0xf_ffff, 0xa9b));
+    m.poke(0x3000, &0x1234_5678_9abc_u64.to_le_bytes());
+    m.poke(0x3008, &[8, 0]);
+    m.gpr[3] = 0x3000;
+    ok(&mut m, &[0x48, 0xff, 0x2b]); // rex.w jmp far [rbx]
+    assert_eq!((m.rip, m.seg(Seg::Cs).selector), (0x1234_5678_9abc, 8));
+    m.rip = 0x1000;
+    let rsp = m.gpr[4];
+    ok(&mut m, &[0x48, 0xff, 0x1b]); // rex.w call far [rbx]
+    assert_eq!((m.rip, m.gpr[4]), (0x1234_5678_9abc, rsp - 16));
+    assert_eq!((m.peek_u64(rsp - 16), m.peek_u64(rsp - 8) as u16), (0x1003, 8));
+    m.rip = 0x1000;
+    m.poke(0x3007, &[0x80]);
+    assert_eq!(fault(&mut m, &[0x48, 0xff, 0x2b]), Exception::gp(0), "not canonical");
+}
+
+#[test]
 fn sixty_four_bit_addresses() {
     let mut m = long();
     m.poke(0x3000, &[1, 2, 3, 4, 5, 6, 7, 8]);
