@@ -204,8 +204,9 @@ pub trait Machine {
     /// success. Naturally aligned writes of up to 8 bytes must be single accesses.
     fn write(&mut self, linear: u64, data: &[u8], access: Access) -> Result<(), Stop>;
     /// Would `write` of `len` bytes succeed? No effect but the fault. Up to 4 bytes may cross a page, more (up to 1024)
-    /// do not. A machine that cannot queue that many bytes of MMIO answers [`Stop::Unhandleable`].
-    fn check_write(&mut self, linear: u64, len: usize) -> Result<(), Stop>;
+    /// do not. `several` elements of `REP INS` are
+    /// [`Stop::Unhandleable`] if they go to MMIO: a device gets them one by one.
+    fn check_write(&mut self, linear: u64, len: usize, several: bool) -> Result<(), Stop>;
     /// Atomically replaces `old` by `new` if memory still holds `old`; returns what memory held. `size` is 1, 2, 4, 8
     /// or 16. The place has been read with [`Access::Modify`] in this step. On MMIO there is nothing to be atomic with:
     /// post the write of `new` and return `old`.

@@ -136,10 +136,10 @@ fn switch<M: Machine>(m: &mut M, t: &TaskSwitch) -> Result<(), Stop> {
     }
     let state = current(m, t.return_rip, flags);
     for n in 0..10 + from.segments as u64 {
-        m.check_write(old.base.wrapping_add(from.ip + n * from.size), from.size as usize)?;
+        m.check_write(old.base.wrapping_add(from.ip + n * from.size), from.size as usize, false)?;
     }
     if nests {
-        m.check_write(new.base, 2)?;
+        m.check_write(new.base, 2, false)?;
     }
 
     if matches!(t.cause, Cause::Jump | Cause::Return) {

@@ -275,8 +275,8 @@ impl<H: Host> Machine for Ctx<'_, H> {
     fn write(&mut self, linear: u64, data: &[u8], access: Access) -> Result<(), Stop> {
         self.write_linear(linear, data, access)
     }
-    fn check_write(&mut self, linear: u64, len: usize) -> Result<(), Stop> {
-        self.check_linear_write(linear, len)
+    fn check_write(&mut self, linear: u64, len: usize, several: bool) -> Result<(), Stop> {
+        self.check_linear_write(linear, len, several)
     }
     fn cmpxchg(&mut self, linear: u64, size: u8, old: u128, new: u128) -> Result<u128, Stop> {
         self.cmpxchg_linear(linear, size, old, new)

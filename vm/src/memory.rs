@@ -165,9 +165,13 @@ impl<H: Host> Ctx<'_, H> {
         }
     }
 
-    pub(crate) fn check_linear_write(&mut self, linear: u64, len: usize) -> Result<(), Stop> {
+    pub(crate) fn check_linear_write(&mut self, linear: u64, len: usize, several: bool) -> Result<(), Stop> {
         let (now, later) = split(linear, len);
-        self.translate_data(linear, Kind::Write)?;
+        let gpa = self.translate_data(linear, Kind::Write)?;
+        // Memory takes the elements of REP INS together, a device one by one.
+        if several && (matches!(self.place(gpa), Place::Apic(_)) || !self.vm.mmu.is_memory(gpa, true)) {
+            return Err(Stop::Unhandleable);
+        }
         if later != 0 {
             self.translate_data(linear.wrapping_add(now as u64), Kind::Write)?;
         }

@@ -3,7 +3,7 @@
 use super::{Res, Step};
 use crate::flags::{self, DF, FIXED, TF, ZF, mask};
 use crate::insn::{Op, Rep, Seg};
-use crate::machine::{Access, Machine};
+use crate::machine::{Access, Machine, Stop};
 
 /// Iterations in one call of `emulate`.
 pub const MAX_ITERATIONS: u64 = 1024;
@@ -143,8 +143,12 @@ impl<M: Machine> Step<'_, M> {
                 Err(_) => n = 1,
             }
         }
+        if n > 1 && self.m.check_write(linear, (n * element) as usize, true) == Err(Stop::Unhandleable) {
+            // A device: it sees each element by itself.
+            n = 1;
+        }
         let len = (n * element) as usize;
-        self.m.check_write(linear, len)?;
+        self.m.check_write(linear, len, n > 1)?;
         let mut bytes = [0; INS_BYTES as usize];
         if let Some(part) = bytes.get_mut(..len) {
             self.m.pio_in(port, size, part)?;

@@ -317,9 +317,13 @@ impl Machine for Fake {
         self.poke(linear, data);
         Ok(())
     }
-    fn check_write(&mut self, linear: u64, len: usize) -> Result<(), Stop> {
+    fn check_write(&mut self, linear: u64, len: usize, several: bool) -> Result<(), Stop> {
         assert!(len <= 4 || linear % PAGE + len as u64 <= PAGE, "within a page");
-        if self.is_mmio(linear) { Ok(()) } else { self.check(linear, len, true, Access::Data) }
+        match self.is_mmio(linear) {
+            true if several => Err(Stop::Unhandleable),
+            true => Ok(()),
+            false => self.check(linear, len, true, Access::Data),
+        }
     }
     fn cmpxchg(&mut self, linear: u64, size: u8, old: u128, new: u128) -> Result<u128, Stop> {
         let len = usize::from(size);

@@ -5,7 +5,7 @@ use kvm_bindings::kvm_ioeventfd;
 use sim::Outcome;
 use sim::arch::exit::code;
 use sim::host::Cpu;
-use tests::scenario::{CODE, Left, Machine};
+use tests::scenario::{CODE, Left, MMIO, Machine};
 
 const INPUT: u64 = 1;
 const STRING: u64 = 4;
@@ -109,6 +109,22 @@ fn rep_insw_is_one_exit_for_all() {
     m.run_out(0);
     assert_eq!(m.read_ram::<[u8; 8]>(0x9000), *b"sector!.");
     assert_eq!((m.regs(0).rdi, m.regs(0).rcx, m.regs(0).rip), (0x9008, 0, CODE + 3));
+}
+
+/// A device takes what REP INS brings element by element, however much it is.
+#[test]
+fn rep_insb_to_a_device() {
+    let m = Machine::new();
+    m.protected(0, &[0xf3, 0x6c]);
+    m.with_regs(0, |r| (r.rdi, r.rcx, r.rdx) = (MMIO, 300, 0xe0));
+    repeat(&m, io(0xe0, 1, STRING | REP | INPUT), 2);
+    for n in 0..300_u64 {
+        assert_eq!(m.run(0), Ok(Left::Io { input: true, size: 1, port: 0xe0, count: 1 }));
+        m.port_data(0).write(0, &[n as u8]);
+        assert_eq!(m.run(0), Ok(Left::Mmio { gpa: MMIO + n, write: true, data: vec![n as u8] }));
+    }
+    m.run_out(0);
+    assert_eq!((m.regs(0).rcx, m.regs(0).rip), (0, CODE + 2));
 }
 
 #[test]
