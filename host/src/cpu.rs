@@ -1,6 +1,6 @@
 //! One virtual processor, as the world switch offers it to the run loop.
 
-use crate::{Doorbell, Errno, FastExits};
+use crate::{Errno, FastExits, VcpuRequests};
 use arch::{CleanBits, ControlArea, EventInj, Exit, HostPa, Intercepts, NestedRoot, SaveArea};
 
 /// What the processor under us can do beyond what every SVM processor with nested paging can (APM 15, CPUID
@@ -144,11 +144,11 @@ pub trait Cpu {
     /// Called when KVM_RUN goes back to user space.
     fn end(&mut self);
 
-    /// Enters the guest once. Interrupts are off from the last look at the bell to #VMEXIT, and on again on return.
-    /// [`Exit::None`] if it did not enter because the bell rang, a signal is pending or the kernel wants work done.
+    /// Enters the guest once. Interrupts are off from the last look at the requests to #VMEXIT, and on again on return.
+    /// [`Exit::None`] if it did not enter because something is asked of the vCPU, a signal is pending or the kernel wants work done.
     ///
     /// An exit that `fast` handles is not seen: the guest goes on.
-    fn enter<F: FastExits>(&mut self, bell: &Doorbell, fast: &mut F) -> Exit;
+    fn enter<F: FastExits>(&mut self, requests: &VcpuRequests, fast: &mut F) -> Exit;
 
     /// The physical CPU that the guest last ran on.
     fn last_cpu(&self) -> u32;

@@ -10,7 +10,6 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-pub mod bell;
 pub mod cells;
 mod cpu;
 mod errno;
@@ -18,17 +17,19 @@ mod fallible;
 mod fast;
 mod machine;
 pub mod rank;
+pub mod requests;
 mod thread;
 
-pub use bell::{Doorbell, Request};
 pub use cells::{PAGE_SIZE, PageCells, TableCells};
 pub use cpu::{Cpu, CpuConfig, CpuFeatures, ExtraRegs, SEEN_WORDS, SeenCode};
 pub use errno::Errno;
 pub use fallible::{OneBox, take_at, try_box, try_filled, try_insert, try_push};
 pub use fast::{FastExit, FastExits};
 pub use machine::{
-    Alarm, Alarms, Command, EventFd, Fpu, Host, MapLevel, PollParameters, SharedPage, Stop, TimePoint, UserPage, Work,
+    Command, EventFd, Fpu, Host, Hrtimer, Hrtimers, MapLevel, PollParameters, SharedPage, Stop, TimePoint, UserPage,
+    Work,
 };
+pub use requests::{Request, VcpuRequests};
 pub use thread::VcpuThread;
 
 extern crate alloc;

@@ -43,26 +43,26 @@ pub trait SharedPage {
     }
 }
 
-/// The timers of a VM's devices. Expiry calls the VM's `alarm` once, in any context, perhaps with interrupts off; a
+/// The timers of a VM's devices. Expiry calls the VM's `hrtimer_expired` once, in any context, perhaps with interrupts off; a
 /// call may still be on its way after [`cancel`](Self::cancel), none is after drop.
-pub trait Alarms {
+pub trait Hrtimers {
     /// Sets one to expire at `deadline` (nanoseconds of [`Host::now_ns`]), in place of what was set. Any context.
-    fn arm(&self, which: Alarm, deadline: u64);
+    fn arm(&self, which: Hrtimer, deadline: u64);
     /// Takes one back. Any context.
-    fn cancel(&self, which: Alarm);
+    fn cancel(&self, which: Hrtimer);
 }
 
 /// The devices that have one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Alarm {
+pub enum Hrtimer {
     /// Channel 0 of the PIT.
     Pit = 0,
     /// Level interrupts of the IOAPIC that were put off.
     Ioapic = 1,
 }
 
-impl Alarm {
+impl Hrtimer {
     /// All of them, by number.
     pub const ALL: [Self; 2] = [Self::Pit, Self::Ioapic];
 }
@@ -182,7 +182,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// Eventfds.
     type EventFd: EventFd + Send + Sync;
     /// Timers of a VM's devices.
-    type Alarms: Alarms + Send + Sync;
+    type Hrtimers: Hrtimers + Send + Sync;
     /// Guest FPU.
     type Fpu: Fpu + Send;
 
@@ -193,7 +193,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// A vCPU's FPU in reset state. Errors: ENOMEM.
     fn new_fpu(&self) -> Result<Self::Fpu, Errno>;
     /// The timers of a VM's devices. Errors: ENOMEM.
-    fn new_alarms(&self) -> Result<Self::Alarms, Errno>;
+    fn new_hrtimers(&self) -> Result<Self::Hrtimers, Errno>;
     /// A zeroed page. Errors: ENOMEM.
     fn new_shared_page(&self) -> Result<Self::SharedPage, Errno>;
 

@@ -1,14 +1,14 @@
 //! The thread that runs a vCPU, as other threads see it.
 
-use crate::Doorbell;
+use crate::VcpuRequests;
 use arch::Hva;
 
-/// One per vCPU, lives as long as the vCPU: its doorbell, its place to sleep and its one timer.
+/// One per vCPU, lives as long as the vCPU: its requests, its place to sleep and its one timer.
 ///
 /// All methods may be called from any thread. `kick`, `wake` and `arm_timer`/`cancel_timer` never sleep.
 pub trait VcpuThread: Sync {
-    /// The vCPU's doorbell.
-    fn bell(&self) -> &Doorbell;
+    /// What is asked of the vCPU, and whether it is in the guest.
+    fn requests(&self) -> &VcpuRequests;
 
     /// Makes the vCPU leave guest mode if it is there (an IPI only if it is). Ring first.
     fn kick(&self);
@@ -16,7 +16,7 @@ pub trait VcpuThread: Sync {
     /// As [`kick`](Self::kick), and ends [`block`](Self::block) if the thread sleeps there. Ring first.
     fn wake(&self);
 
-    /// vCPU thread only: sleeps until a request is pending on the bell or a signal is pending.
+    /// vCPU thread only: sleeps until a request or a signal is pending.
     fn block(&self);
 
     /// Does the thread sleep in [`block`](Self::block)?
@@ -37,6 +37,6 @@ pub trait VcpuThread: Sync {
     /// (a little later if it has passed). Replaces an earlier deadline.
     fn arm_timer(&self, deadline: u64);
 
-    /// Forgets the deadline. A timer that is firing on another CPU may still ring.
+    /// Forgets the deadline. A timer that is firing on another CPU may still make its request.
     fn cancel_timer(&self);
 }

@@ -4,13 +4,13 @@
 //! on the file.
 
 use crate::{Linux, errno::check, irqfd::Irqfds, shim, shim::KMm, shim::KNotifier};
+use abi::{SystemReply, VcpuReply, VmReply, uapi::ioctl::KVM_RUN};
 use alloc::boxed::Box;
 use arch::Hva;
 use core::ffi::{c_long, c_void};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::*};
 use host::{Errno, OneBox, SharedPage, try_box};
-use kvm::{SystemReply, VcpuReply, VmReply, abi::ioctl::KVM_RUN};
 
 type Vm = vm::Vm<Linux>;
 type Vcpu = vm::Vcpu<Linux>;
@@ -48,8 +48,8 @@ impl VmRef {
         // SAFETY: the box's pointer.
         let this = Self(unsafe { NonNull::new_unchecked(object) });
         let vm: &Vm = &this.vm;
-        // SAFETY: the VM stays where it is, and its alarms are the first of it to be dropped.
-        unsafe { vm.alarms.bind(vm) };
+        // SAFETY: the VM stays where it is, and its hrtimers are the first of it to be dropped.
+        unsafe { vm.hrtimers.bind(vm) };
         // SAFETY: the VM stays where it is and outlives the notifier (`drop`).
         let notifier = unsafe { shim::hsave_notifier_new((&raw const *vm).cast()) };
         if notifier.is_null() {
@@ -187,7 +187,7 @@ fn give<T>(object: T, install: impl FnOnce(*mut c_void) -> i32) -> Result<i64, E
 /// ioctl on /dev/kvm.
 #[unsafe(no_mangle)]
 extern "C" fn hsave_system_ioctl(cmd: u32, arg: u64) -> c_long {
-    result(kvm::system_ioctl(&Linux, cmd, arg).and_then(|reply| match reply {
+    result(abi::system_ioctl(&Linux, cmd, arg).and_then(|reply| match reply {
         SystemReply::Value(v) => Ok(v),
         // SAFETY: `hsave_vm_release` takes what the file is given.
         SystemReply::NewVm => give(VmRef::new()?, |p| unsafe { shim::hsave_install_vm(p) }),
@@ -209,7 +209,7 @@ fn vm_ioctl(object: &VmRef, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64, E
     if !object.belongs_to(mm) {
         return Err(Errno::EIO);
     }
-    match kvm::vm_ioctl(&object.vm, cmd, arg)? {
+    match abi::vm_ioctl(&object.vm, cmd, arg)? {
         VmReply::Value(v) => Ok(v),
         VmReply::Stats => stats_file(object, None),
         VmReply::NewVcpu { index } => {
@@ -258,9 +258,9 @@ fn vcpu_ioctl(file: &VcpuFile, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64
     if cmd == KVM_RUN {
         let _running = vcpu.thread.running();
         let _masked = file.mask.apply();
-        return kvm::vcpu_run(vm, vcpu, arg);
+        return abi::vcpu_run(vm, vcpu, arg);
     }
-    match kvm::vcpu_ioctl(vm, vcpu, cmd, arg)? {
+    match abi::vcpu_ioctl(vm, vcpu, cmd, arg)? {
         VcpuReply::Value(v) => Ok(v),
         VcpuReply::Stats => stats_file(&file.owner, Some(file.index)),
         VcpuReply::SignalMask(mask) => {
@@ -296,7 +296,7 @@ unsafe extern "C" fn hsave_stats_read(file: *const StatsFile, to: u64, len: u64,
     // SAFETY: by contract.
     let StatsFile { owner, vcpu } = unsafe { &*file };
     let vm = &owner.vm;
-    result(kvm::read_stats(vm, vcpu.and_then(|n| vm.vcpu(n)), owner.pid, to, len, pos).map(|n| n as i64))
+    result(abi::read_stats(vm, vcpu.and_then(|n| vm.vcpu(n)), owner.pid, to, len, pos).map(|n| n as i64))
 }
 
 /// A statistics file is closed. Process context.

@@ -1,10 +1,10 @@
 //! KVM_IRQFD: the bindings of a VM's eventfds to its interrupts.
 
 use crate::{errno::check_ptr, event::KernelEventFd, lock::SleepMutex, shim, shim::KIrqfd};
+use abi::Irqfd;
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 use host::{Errno, EventFd, try_push};
-use kvm::Irqfd;
 use lock_api::Mutex;
 
 type Vm = vm::Vm<crate::Linux>;

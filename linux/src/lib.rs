@@ -8,7 +8,6 @@
 
 extern crate alloc;
 
-mod alarm;
 mod cpuid;
 mod errno;
 mod event;
@@ -17,6 +16,7 @@ mod fast;
 mod files;
 mod fpu;
 mod heap;
+mod hrtimer;
 mod irqfd;
 mod load;
 mod lock;

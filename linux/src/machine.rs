@@ -23,7 +23,7 @@ impl Host for Linux {
     type Thread = Thread;
     type UserPage = Page;
     type SharedPage = KernelPage;
-    type Alarms = crate::alarm::KernelAlarms;
+    type Hrtimers = crate::hrtimer::KernelHrtimers;
     type EventFd = KernelEventFd;
     type Fpu = KernelFpu;
 
@@ -39,8 +39,8 @@ impl Host for Linux {
         KernelFpu::new()
     }
 
-    fn new_alarms(&self) -> Result<Self::Alarms, Errno> {
-        crate::alarm::KernelAlarms::new()
+    fn new_hrtimers(&self) -> Result<Self::Hrtimers, Errno> {
+        crate::hrtimer::KernelHrtimers::new()
     }
     fn new_shared_page(&self) -> Result<KernelPage, Errno> {
         KernelPage::new()

@@ -23,8 +23,8 @@ opaque! {
     KEventFd
     /// `struct hsave_notifier`: an mmu notifier.
     KNotifier
-    /// `struct hsave_alarms`: the timers of a VM's devices.
-    KAlarms
+    /// `struct hsave_hrtimers`: the timers of a VM's devices.
+    KHrtimers
     /// `struct hsave_irqfd`.
     KIrqfd
     /// `struct mm_struct`.
@@ -89,12 +89,12 @@ unsafe extern "C" {
     pub fn hsave_timer_arm(t: *mut KThread, ns: u64);
     pub fn hsave_timer_cancel(t: *mut KThread);
 
-    // alarm.c
-    pub safe fn hsave_alarms_new() -> *mut KAlarms;
-    pub fn hsave_alarms_bind(all: *mut KAlarms, vm: *const c_void);
-    pub fn hsave_alarms_free(all: *mut KAlarms);
-    pub fn hsave_alarm_arm(all: *mut KAlarms, which: u32, ns: u64);
-    pub fn hsave_alarm_cancel(all: *mut KAlarms, which: u32);
+    // hrtimer.c
+    pub safe fn hsave_hrtimers_new() -> *mut KHrtimers;
+    pub fn hsave_hrtimers_bind(all: *mut KHrtimers, vm: *const c_void);
+    pub fn hsave_hrtimers_free(all: *mut KHrtimers);
+    pub fn hsave_hrtimer_arm(all: *mut KHrtimers, which: u32, ns: u64);
+    pub fn hsave_hrtimer_cancel(all: *mut KHrtimers, which: u32);
 
     // halt.c
     pub fn hsave_poll_parameters(max: *mut u32, grow: *mut u32, grow_start: *mut u32, shrink: *mut u32);

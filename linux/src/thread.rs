@@ -5,15 +5,15 @@ use arch::Hva;
 use core::ffi::c_void;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering::*};
-use host::{Doorbell, Errno, Request, VcpuThread, try_box};
+use host::{Errno, Request, VcpuRequests, VcpuThread, try_box};
 use lock_api::RawMutex;
 
-/// Doorbell, sleeping place, timer.
+/// Requests, sleeping place, timer.
 pub struct Thread(NonNull<Shared>);
 
 /// At a fixed place, because the timer refers to it.
 struct Shared {
-    bell: Doorbell,
+    requests: VcpuRequests,
     /// Set once, before the timer can be armed.
     kernel: AtomicPtr<KThread>,
     /// Sleeps in [`block`](VcpuThread::block).
@@ -31,7 +31,7 @@ impl Thread {
     /// Errors: ENOMEM.
     pub fn new() -> Result<Self, Errno> {
         let (kernel, blocked) = (AtomicPtr::new(null_mut()), AtomicBool::new(false));
-        let shared = Shared { bell: Doorbell::new(), kernel, blocked, run: SleepMutex::INIT };
+        let shared = Shared { requests: VcpuRequests::new(), kernel, blocked, run: SleepMutex::INIT };
         let shared = alloc::boxed::Box::into_raw(try_box(|| shared)?.into_inner()).cast::<Shared>();
         // SAFETY: the box's pointer.
         let this = Self(unsafe { NonNull::new_unchecked(shared) });
@@ -81,7 +81,7 @@ impl Shared {
 
     #[inline]
     fn kick(&self) {
-        if self.bell.needs_ipi() {
+        if self.requests.needs_ipi() {
             // SAFETY: the kernel's object lives as long as we do.
             unsafe { shim::hsave_thread_kick(self.kernel()) }
         }
@@ -96,8 +96,8 @@ impl Shared {
 
 impl VcpuThread for Thread {
     #[inline]
-    fn bell(&self) -> &Doorbell {
-        &self.shared().bell
+    fn requests(&self) -> &VcpuRequests {
+        &self.shared().requests
     }
 
     #[inline]
@@ -114,8 +114,8 @@ impl VcpuThread for Thread {
         self.shared().blocked.store(true, Relaxed);
         // SAFETY: the kernel's object lives as long as we do; begin and end pair up in the same task.
         unsafe { shim::hsave_thread_block_begin(kernel) };
-        // A waker rings first and wakes then; we announce the sleep first and look at the bell then.
-        while shim::hsave_thread_block_prepare() && !self.bell().pending() {
+        // A waker makes its request first and wakes then; this thread announces its sleep first and looks at the requests then.
+        while shim::hsave_thread_block_prepare() && !self.requests().pending() {
             shim::hsave_thread_block_sleep();
         }
         // SAFETY: as above.
@@ -177,7 +177,7 @@ impl Drop for Thread {
 unsafe extern "C" fn hsave_timer_expired(owner: *const c_void) {
     // SAFETY: by contract.
     let shared = unsafe { &*owner.cast::<Shared>() };
-    shared.bell.ring(Request::Timer);
+    shared.requests.make_request(Request::Timer);
     shared.wake();
 }
 
@@ -189,5 +189,5 @@ unsafe extern "C" fn hsave_timer_expired(owner: *const c_void) {
 unsafe extern "C" fn hsave_scheduled(owner: *const c_void) {
     // SAFETY: by contract.
     let shared = unsafe { &*owner.cast::<Shared>() };
-    shared.bell.ring(Request::Scheduled);
+    shared.requests.make_request(Request::StealUpdate);
 }

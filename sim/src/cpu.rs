@@ -10,7 +10,7 @@ use arch::vmcb::{INT_SHADOW, int_ctl};
 use arch::{
     CleanBits, ControlArea, EventInj, EventType, Exit, HostPa, Intercepts, NestedRoot, SaveArea, SegmentAttr, Zero,
 };
-use host::{Cpu, CpuFeatures, Doorbell, Errno, ExtraRegs, FastExit, FastExits, SeenCode};
+use host::{Cpu, CpuFeatures, Errno, ExtraRegs, FastExit, FastExits, SeenCode, VcpuRequests};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -197,11 +197,11 @@ impl SimCpu {
     }
 
     /// May the guest be entered, as far as the kernel is concerned? If it has nothing left to do, its thread has a signal.
-    pub(crate) fn may_enter(&self, bell: &Doorbell) -> bool {
+    pub(crate) fn may_enter(&self, requests: &VcpuRequests) -> bool {
         if self.shared.signal.load(SeqCst) || thread::raised() {
             return false;
         }
-        if self.script.lock().is_empty() && !bell.pending() {
+        if self.script.lock().is_empty() && !requests.pending() {
             thread::raise();
             return false;
         }
@@ -256,7 +256,7 @@ impl Drop for SimCpu {
 }
 
 /// Whoever waits for the vCPU to leave the guest need not wait for one that panicked.
-struct InGuest<'a>(&'a Doorbell);
+struct InGuest<'a>(&'a VcpuRequests);
 
 impl Drop for InGuest<'_> {
     fn drop(&mut self) {
@@ -361,12 +361,12 @@ impl Cpu for SimCpu {
         assert!(std::mem::take(&mut self.running), "end without begin");
     }
 
-    fn enter<F: FastExits>(&mut self, bell: &Doorbell, fast: &mut F) -> Exit {
+    fn enter<F: FastExits>(&mut self, requests: &VcpuRequests, fast: &mut F) -> Exit {
         assert!(self.running, "entered outside of begin and end");
-        if self.shared.signal.load(SeqCst) || thread::raised() || self.lost || !bell.try_enter() {
+        if self.shared.signal.load(SeqCst) || thread::raised() || self.lost || !requests.try_enter() {
             return Exit::None;
         }
-        let in_guest = InGuest(bell);
+        let in_guest = InGuest(requests);
         if self.script.lock().is_empty() {
             thread::raise();
             return Exit::None;

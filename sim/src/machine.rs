@@ -10,8 +10,8 @@ use crate::thread::Inner;
 use crate::{Outcome, SimCpu, SimFpu, SimThread, SimVcpu, thread};
 use arch::{HostPa, Hva};
 use host::{
-    Alarm, Alarms, Command, CpuConfig, CpuFeatures, Errno, EventFd, Host, MapLevel, PollParameters, Stop, TableCells,
-    TimePoint, Work,
+    Command, CpuConfig, CpuFeatures, Errno, EventFd, Host, Hrtimer, Hrtimers, MapLevel, PollParameters, Stop,
+    TableCells, TimePoint, Work,
 };
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, OnceLock, Weak};
@@ -236,23 +236,23 @@ impl Sim {
 }
 
 /// The timers of a VM's devices: deadlines in virtual time, which whoever has the VM asks for.
-pub struct SimAlarms([AtomicU64; Alarm::ALL.len()]);
+pub struct SimHrtimers([AtomicU64; Hrtimer::ALL.len()]);
 
-impl SimAlarms {
+impl SimHrtimers {
     /// One whose time has come at `now`; it is not set any more.
-    pub fn due(&self, now: u64) -> Option<Alarm> {
-        let take = |which: &&Alarm| {
+    pub fn due(&self, now: u64) -> Option<Hrtimer> {
+        let take = |which: &&Hrtimer| {
             self.0[**which as usize].fetch_update(SeqCst, SeqCst, |d| (d <= now).then_some(u64::MAX)).is_ok()
         };
-        Alarm::ALL.iter().find(take).copied()
+        Hrtimer::ALL.iter().find(take).copied()
     }
 }
 
-impl Alarms for SimAlarms {
-    fn arm(&self, which: Alarm, deadline: u64) {
+impl Hrtimers for SimHrtimers {
+    fn arm(&self, which: Hrtimer, deadline: u64) {
         self.0[which as usize].store(deadline, SeqCst);
     }
-    fn cancel(&self, which: Alarm) {
+    fn cancel(&self, which: Hrtimer) {
         self.0[which as usize].store(u64::MAX, SeqCst);
     }
 }
@@ -284,7 +284,7 @@ impl Host for Sim {
     type UserPage = SimUserPage;
     type SharedPage = SimPage;
     type EventFd = Event;
-    type Alarms = SimAlarms;
+    type Hrtimers = SimHrtimers;
     type Fpu = SimFpu;
 
     fn new_cpu(&self, config: &CpuConfig) -> Result<SimVcpu, Errno> {
@@ -306,9 +306,9 @@ impl Host for Sim {
         may_fail()?;
         Ok(uncounted(SimFpu::new))
     }
-    fn new_alarms(&self) -> Result<SimAlarms, Errno> {
+    fn new_hrtimers(&self) -> Result<SimHrtimers, Errno> {
         may_fail()?;
-        Ok(SimAlarms([const { AtomicU64::new(u64::MAX) }; Alarm::ALL.len()]))
+        Ok(SimHrtimers([const { AtomicU64::new(u64::MAX) }; Hrtimer::ALL.len()]))
     }
     fn new_shared_page(&self) -> Result<SimPage, Errno> {
         may_fail()?;

@@ -3,7 +3,7 @@
 use crate::alloc::uncounted;
 use crate::machine::Shared;
 use arch::Hva;
-use host::{Doorbell, Request, VcpuThread};
+use host::{Request, VcpuRequests, VcpuThread};
 use parking_lot::{Condvar, Mutex};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub struct SimThread(Arc<Inner>);
 
 /// What the machine's clock reaches as well.
 pub(crate) struct Inner {
-    bell: Doorbell,
+    requests: VcpuRequests,
     deadline: AtomicU64,
     kicks: AtomicUsize,
     blocked: AtomicBool,
@@ -54,10 +54,10 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    /// The clock stands at `now`: rings if the deadline has come.
+    /// The clock stands at `now`: requests the timer's work if the deadline has come.
     pub(crate) fn tick(&self, now: u64) {
         if self.deadline.fetch_update(SeqCst, SeqCst, |d| (d <= now).then_some(NEVER)).is_ok() {
-            self.bell.ring(Request::Timer);
+            self.requests.make_request(Request::Timer);
             self.wake();
         }
     }
@@ -73,7 +73,7 @@ impl SimThread {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         uncounted(|| {
             let inner = Arc::new(Inner {
-                bell: Doorbell::new(),
+                requests: VcpuRequests::new(),
                 deadline: AtomicU64::new(NEVER),
                 kicks: AtomicUsize::new(0),
                 blocked: AtomicBool::new(false),
@@ -115,13 +115,13 @@ impl SimThread {
 }
 
 impl VcpuThread for SimThread {
-    fn bell(&self) -> &Doorbell {
-        &self.0.bell
+    fn requests(&self) -> &VcpuRequests {
+        &self.0.requests
     }
 
     fn kick(&self) {
         self.0.shared.during_kick.fire();
-        if self.0.bell.needs_ipi() {
+        if self.0.requests.needs_ipi() {
             self.0.kicks.fetch_add(1, SeqCst);
         }
     }
@@ -132,7 +132,7 @@ impl VcpuThread for SimThread {
 
     fn block(&self) {
         let me = &*self.0;
-        if me.bell.pending() {
+        if me.requests.pending() {
             return;
         }
         let deadline = me.deadline.swap(NEVER, SeqCst);
@@ -141,13 +141,13 @@ impl VcpuThread for SimThread {
                 return raise();
             }
             me.shared.now.fetch_max(deadline, SeqCst);
-            me.bell.ring(Request::Timer);
+            me.requests.make_request(Request::Timer);
             return;
         }
         // Nothing happens by itself: wait for another thread, then leave as if a signal came.
         let patience = Duration::from_millis(me.shared.patience.load(SeqCst));
         let mut asleep = me.asleep.lock();
-        while !me.bell.pending() && !me.shared.signal.load(SeqCst) {
+        while !me.requests.pending() && !me.shared.signal.load(SeqCst) {
             if patience.is_zero() || me.wakeup.wait_for(&mut asleep, patience).timed_out() {
                 raise();
                 return;

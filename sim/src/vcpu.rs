@@ -8,7 +8,7 @@ use crate::SimCpu;
 use crate::alloc::uncounted;
 use crate::vmrun::Loaded;
 use arch::{CleanBits, ControlArea, EventInj, Exit, HostPa, Intercepts, NestedRoot, SaveArea};
-use host::{Cpu, CpuConfig, CpuFeatures, Doorbell, Errno, ExtraRegs, FastExits, SeenCode};
+use host::{Cpu, CpuConfig, CpuFeatures, Errno, ExtraRegs, FastExits, SeenCode, VcpuRequests};
 use std::ops::{Deref, DerefMut};
 use switch::Svm;
 use switch::model::{self, Kernel};
@@ -170,15 +170,15 @@ impl Cpu for SimVcpu {
         }
     }
 
-    fn enter<F: FastExits>(&mut self, bell: &Doorbell, fast: &mut F) -> Exit {
+    fn enter<F: FastExits>(&mut self, requests: &VcpuRequests, fast: &mut F) -> Exit {
         let cpu = &mut self.cpu;
-        let Some(Switched { svm, loaded }) = &mut self.through else { return cpu.enter(bell, fast) };
+        let Some(Switched { svm, loaded }) = &mut self.through else { return cpu.enter(requests, fast) };
         if cpu.lost {
-            return uncounted(|| model::refuse(svm, bell, fast));
+            return uncounted(|| model::refuse(svm, requests, fast));
         }
-        let may_enter = cpu.may_enter(bell);
+        let may_enter = cpu.may_enter(requests);
         let play = &mut |turn: model::Turn<'_>| cpu.vmrun(loaded, turn);
-        let (exit, handled) = uncounted(|| model::enter(svm, may_enter, bell, fast, play));
+        let (exit, handled) = uncounted(|| model::enter(svm, may_enter, requests, fast, play));
         cpu.handled_fast += handled;
         exit
     }

@@ -1,12 +1,12 @@
 //! Address space identifiers: which translations in this CPU's TLB are whose (APM 15.16).
 //!
 //! Each CPU hands out its own ASIDs in order. When they run out it starts over with a new generation and one flush
-//! of everything; a vCPU whose ticket is of another generation, or of another CPU, takes a new one. A fresh ASID has
+//! of everything; a vCPU whose ASID is of another generation, or of another CPU, takes a new one. A fresh ASID has
 //! no translations, so taking one is also how a guest is flushed where the processor cannot flush one ASID.
 
 /// An ASID as it was handed out. The default is never valid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ticket {
+pub struct AsidGeneration {
     generation: u64,
     /// 1..=max; 0 is the host's and never handed out.
     pub asid: u32,
@@ -23,27 +23,27 @@ pub struct Asids {
 
 impl Asids {
     /// The CPU was switched on (again) with ASIDs up to `max`. The generation goes on from where it was, so that no
-    /// ticket from before is taken for a new one.
+    /// ASID from before is taken for a new one.
     pub fn reset(&mut self, max: u32) {
         self.max = max;
-        // The first ticket opens a new generation, which flushes whatever the TLB holds.
+        // The first ASID opens a new generation, which flushes whatever the TLB holds.
         self.next = max.wrapping_add(1);
     }
 
-    /// Is the ticket still good on this CPU? It must have come from this CPU.
+    /// Is the ASID still good on this CPU? It must have come from this CPU.
     #[inline]
-    pub fn holds(&self, t: Ticket) -> bool {
+    pub fn holds(&self, t: AsidGeneration) -> bool {
         t.generation == self.generation && t.asid != 0
     }
 
     /// A fresh ASID; true if the TLB has to be flushed of all ASIDs before it is used.
-    pub fn take(&mut self) -> (Ticket, bool) {
+    pub fn take(&mut self) -> (AsidGeneration, bool) {
         let flush = self.next > self.max || self.next == 0;
         if flush {
             self.generation = self.generation.wrapping_add(1);
             self.next = 1;
         }
-        let t = Ticket { generation: self.generation, asid: self.next };
+        let t = AsidGeneration { generation: self.generation, asid: self.next };
         self.next = self.next.wrapping_add(1);
         (t, flush)
     }
@@ -59,7 +59,7 @@ mod tests {
         a.reset(3);
         let (first, flush) = a.take();
         assert!(flush && first.asid == 1 && a.holds(first));
-        assert!((2..=3).all(|n| a.take() == (Ticket { generation: 1, asid: n }, false)));
+        assert!((2..=3).all(|n| a.take() == (AsidGeneration { generation: 1, asid: n }, false)));
         assert!(a.holds(first));
         let (again, flush) = a.take();
         assert!(flush && again.asid == 1);
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cpu_that_comes_back_honours_no_old_ticket() {
+    fn a_cpu_that_comes_back_honours_no_old_generation() {
         let mut a = Asids::default();
         a.reset(8);
         let (old, _) = a.take();
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_ticket_is_invalid_on_a_fresh_cpu() {
-        assert!(!Asids::default().holds(Ticket::default()));
+    fn the_default_generation_is_invalid_on_a_fresh_cpu() {
+        assert!(!Asids::default().holds(AsidGeneration::default()));
     }
 }

@@ -48,7 +48,7 @@ impl Link {
 /// As for [`handle_fast`].
 #[inline(always)]
 pub unsafe fn find_length<P: Platform>(ctx: *mut VcpuCtx) -> bool {
-    // SAFETY: by contract; the vCPU has not told the doorbell that it left.
+    // SAFETY: by contract; the vCPU's mode does not yet say that it left.
     unsafe { (*(*ctx).link.svm.cast::<Svm<P>>()).fill_next_rip() }
 }
 
@@ -91,7 +91,7 @@ impl<P: Platform> Svm<P> {
     /// the guest in 64-bit mode, or 0.
     ///
     /// # Safety
-    /// The vCPU is in the guest as the doorbell has it.
+    /// The vCPU's mode says that it is in the guest.
     #[inline(always)]
     unsafe fn fill_next_rip(&mut self) -> bool {
         let Vmcb { control, save, .. } = self.vmcb();

@@ -35,7 +35,7 @@ pub mod model;
 #[cfg(test)]
 mod tests;
 
-pub use asid::{Asids, Ticket};
+pub use asid::{AsidGeneration, Asids};
 pub use ctx::{SPEC_CTRL_NOT_INTERCEPTED, VcpuCtx};
 pub use entry::hsave_vcpu_run;
 pub use fast::{find_length, handle_fast};

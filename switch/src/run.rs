@@ -1,6 +1,6 @@
 //! One entry into the guest, from interrupts off to interrupts on.
 
-use crate::{CpuData, Platform, Svm, Ticket, entry::hsave_vcpu_run, fast::Link, insn, machine::TSC_RATIO_ONE};
+use crate::{AsidGeneration, CpuData, Platform, Svm, entry::hsave_vcpu_run, fast::Link, insn, machine::TSC_RATIO_ONE};
 use arch::{
     CleanBits, Exit, cr,
     event::vector,
@@ -8,7 +8,7 @@ use arch::{
     msr,
     vmcb::tlb_control::{DO_NOTHING, FLUSH_ALL_ASID, FLUSH_ASID},
 };
-use host::{Doorbell, Errno, FastExits};
+use host::{Errno, FastExits, VcpuRequests};
 
 /// Exit code of an intercepted #MC.
 const MACHINE_CHECK: u64 = code::EXCP0 + vector::MC as u64;
@@ -27,16 +27,16 @@ struct Changed {
 
 impl<P: Platform> Svm<P> {
     #[inline]
-    pub(crate) fn run<F: FastExits>(&mut self, bell: &Doorbell, fast: &mut F) -> Exit {
+    pub(crate) fn run<F: FastExits>(&mut self, requests: &VcpuRequests, fast: &mut F) -> Exit {
         P::irq_disable();
-        if !P::may_enter() || !bell.try_enter() {
+        if !P::may_enter() || !requests.try_enter() {
             P::irq_enable();
             return Exit::None;
         }
         // SAFETY: this CPU's own data; interrupts stay off until it was used for the last time.
         let cpu = unsafe { P::cpu_data().as_ref() };
         if !cpu.enabled.get() {
-            return self.refuse(bell);
+            return self.refuse(requests);
         }
         self.load(cpu);
         self.assign_asid(cpu);
@@ -89,7 +89,7 @@ impl<P: Platform> Svm<P> {
         if info.code == MACHINE_CHECK {
             P::machine_check();
         }
-        bell.leave();
+        requests.leave();
         P::guest_done(info.code == code::INTR);
         if self.ctx.faulted != 0 {
             self.broken = Some(Errno::EIO);
@@ -100,8 +100,8 @@ impl<P: Platform> Svm<P> {
 
     /// SVM is off on this CPU: it is going away, or the machine reboots.
     #[cold]
-    fn refuse(&mut self, bell: &Doorbell) -> Exit {
-        bell.leave();
+    fn refuse(&mut self, requests: &VcpuRequests) -> Exit {
+        requests.leave();
         P::irq_enable();
         self.broken = Some(Errno::EIO);
         Exit::None
@@ -132,7 +132,7 @@ impl<P: Platform> Svm<P> {
         if self.last_cpu != cpu.number {
             // ASIDs and cached VMCB fields are per CPU.
             self.last_cpu = cpu.number;
-            self.ticket = Ticket::default();
+            self.asid_generation = AsidGeneration::default();
             self.clean = CleanBits::empty();
         }
         if cpu.last_vcpu.get() != self.id {
@@ -150,7 +150,7 @@ impl<P: Platform> Svm<P> {
     /// An ASID that is good on this CPU, and the flush that was asked for.
     #[inline]
     fn assign_asid(&mut self, cpu: &CpuData) {
-        if !self.flush && cpu.asids.get().holds(self.ticket) {
+        if !self.flush && cpu.asids.get().holds(self.asid_generation) {
             return;
         }
         self.flush_or_renew(cpu);
@@ -160,15 +160,15 @@ impl<P: Platform> Svm<P> {
     fn flush_or_renew(&mut self, cpu: &CpuData) {
         self.flush = false;
         let mut how = FLUSH_ASID;
-        if !self.machine.features.flush_by_asid || !cpu.asids.get().holds(self.ticket) {
+        if !self.machine.features.flush_by_asid || !cpu.asids.get().holds(self.asid_generation) {
             let mut asids = cpu.asids.get();
-            let (ticket, all) = asids.take();
+            let (asid_generation, all) = asids.take();
             cpu.asids.set(asids);
-            self.ticket = ticket;
+            self.asid_generation = asid_generation;
             self.clean = self.clean.difference(CleanBits::ASID);
             how = if all { FLUSH_ALL_ASID } else { DO_NOTHING };
         }
-        let asid = self.ticket.asid;
+        let asid = self.asid_generation.asid;
         let c = &mut self.vmcb_mut().control;
         c.asid = asid;
         c.tlb_control = how;

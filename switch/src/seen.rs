@@ -4,7 +4,7 @@
 //! The walk of the guest's tables that led to an instruction is kept as the words that were read on the way. If none of
 //! them has changed, and neither RIP nor CR3, a new walk would read the same words again and end at the same bytes. Guest
 //! memory is read at the kernel's own addresses: what the nested tables map stays where it is until a flush was asked of
-//! this vCPU, and whoever asks waits until the vCPU has left the guest. So it may be read from VMRUN until the doorbell
+//! this vCPU, and whoever asks waits until the vCPU has left the guest. So it may be read from VMRUN until the vCPU's mode
 //! is told that the guest was left, and no longer. Nothing here can fault.
 
 use core::ptr::NonNull;
@@ -48,7 +48,7 @@ impl Seen {
     /// Remembers one of `len` bytes.
     ///
     /// # Safety
-    /// Each address may be read from now until [`forget`](Self::forget), while the vCPU is in the guest as the doorbell
+    /// Each address may be read from now until [`forget`](Self::forget), while the vCPU is in the guest as its mode
     /// has it.
     pub unsafe fn put(&mut self, rip: u64, cr3: u64, len: u8, words: [(NonNull<u64>, u64); SEEN_WORDS]) {
         let first = Self::place(rip);
@@ -69,7 +69,7 @@ impl Seen {
     /// RIP behind the instruction at `rip` in 64-bit mode; 0 if it is not known.
     ///
     /// # Safety
-    /// The vCPU is in the guest as the doorbell has it.
+    /// The vCPU is in the guest as its mode has it.
     #[inline(always)]
     pub unsafe fn next_rip(&self, rip: u64, cr3: u64) -> u64 {
         let first = Self::place(rip);

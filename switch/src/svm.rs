@@ -1,7 +1,7 @@
 //! One virtual processor: its VMCB and everything around it.
 
 use crate::{
-    Machine, Platform, Ticket,
+    AsidGeneration, Machine, Platform,
     ctx::{SPEC_CTRL_NOT_INTERCEPTED, VcpuCtx},
     msrpm::Msrpm,
     pages::Block,
@@ -9,7 +9,7 @@ use crate::{
 };
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea, Vmcb, cr, msr, vmcb::*};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use host::{Cpu, CpuConfig, Doorbell, Errno, ExtraRegs, FastExits, OneBox, SeenCode, try_box};
+use host::{Cpu, CpuConfig, Errno, ExtraRegs, FastExits, OneBox, SeenCode, VcpuRequests, try_box};
 
 /// Intercepts that are set whatever the run loop asks for: without one of them the guest could reach the host
 /// (APM 15.9), or see instructions that a guest does not have.
@@ -67,8 +67,8 @@ pub struct Svm<P: Platform> {
     pub(crate) flags: u32,
     /// Clean bits for the next entry.
     pub(crate) clean: CleanBits,
-    pub(crate) ticket: Ticket,
-    /// The CPU that `ticket` and `clean` are about.
+    pub(crate) asid_generation: AsidGeneration,
+    /// The CPU that `asid_generation` and `clean` are about.
     pub(crate) last_cpu: u32,
     /// The host state of this KVM_RUN is in the save area of `last_cpu`, unless another vCPU ran there since.
     pub(crate) loaded: bool,
@@ -108,7 +108,7 @@ impl<P: Platform> Svm<P> {
             id: NEXT_ID.fetch_add(1, Relaxed),
             flags: 0,
             clean: CleanBits::empty(),
-            ticket: Ticket::default(),
+            asid_generation: AsidGeneration::default(),
             last_cpu: u32::MAX,
             loaded: false,
             host_debugctl: 0,
@@ -340,8 +340,8 @@ impl<P: Platform> Cpu for Svm<P> {
     }
 
     #[inline]
-    fn enter<F: FastExits>(&mut self, bell: &Doorbell, fast: &mut F) -> Exit {
-        self.run(bell, fast)
+    fn enter<F: FastExits>(&mut self, requests: &VcpuRequests, fast: &mut F) -> Exit {
+        self.run(requests, fast)
     }
 
     fn last_cpu(&self) -> u32 {

@@ -3,7 +3,7 @@
 //!
 //! A program of its own, because its heap fails.
 
-use kvm::abi::ioctl::*;
+use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::alloc::Plan;
 use sim::host::Errno::{self, ENOMEM};
@@ -68,8 +68,8 @@ fn run(m: &Machine) -> Done {
 }
 
 fn create_vcpu(m: &Machine, id: u64) -> Result<usize, Errno> {
-    match alloc::counted(|| kvm::vm_ioctl(&m.vm, KVM_CREATE_VCPU, id))? {
-        kvm::VmReply::NewVcpu { index } => Ok(index),
+    match alloc::counted(|| abi::vm_ioctl(&m.vm, KVM_CREATE_VCPU, id))? {
+        abi::VmReply::NewVcpu { index } => Ok(index),
         other => panic!("{other:?}"),
     }
 }

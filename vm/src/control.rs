@@ -1,4 +1,4 @@
-//! Requests that others ring for, and what `kvm_run` reports about the state of interrupts.
+//! Requests that others make, and what `kvm_run` reports about the state of interrupts.
 
 use crate::run::Next;
 use crate::user::{Pending, UserExit};
@@ -43,32 +43,32 @@ impl<H: Host> Ctx<'_, H> {
         self.core.fast.lapic.as_ref().map_or(self.core.apic_base, |l| l.base())
     }
 
-    /// Does everything that was rung for. Nothing rung costs one load.
+    /// Does everything that was requested. Without a request it costs one load.
     #[inline]
     pub(crate) fn service_requests(&mut self) -> Result<(), Next> {
-        if self.me.thread.bell().pending() { self.serve() } else { Ok(()) }
+        if self.me.thread.requests().pending() { self.serve() } else { Ok(()) }
     }
 
     #[cold]
     fn serve(&mut self) -> Result<(), Next> {
-        let requests = self.me.thread.bell().take_all();
+        let requests = self.me.thread.requests().take_all();
         if requests.has(Request::VmDead) {
-            self.me.thread.bell().ring(Request::VmDead);
+            self.me.thread.requests().make_request(Request::VmDead);
             return Err(Next::Fail(Errno::EIO, UserExit::Shutdown));
         }
-        if requests.has(Request::FlushTlb) {
+        if requests.has(Request::TlbFlush) {
             self.core.cpu.flush_tlb();
         }
-        if requests.has(Request::Scheduled) {
+        if requests.has(Request::StealUpdate) {
             self.scheduled();
         }
         if requests.has(Request::Event) {
-            self.fetch_mail();
+            self.process_pending_events();
         }
         if requests.has(Request::Timer) {
             self.expire_timer();
         }
-        if requests.has(Request::Clock) {
+        if requests.has(Request::ClockUpdate) {
             self.update_clock();
         }
         if requests.has(Request::ScanIoapic) {
@@ -85,16 +85,16 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     /// Takes what other threads posted: interrupts, NMIs, INIT and SIPI.
-    pub(crate) fn fetch_mail(&mut self) {
+    pub(crate) fn process_pending_events(&mut self) {
         if let Some(lapic) = &mut self.core.fast.lapic {
             self.me.pir.drain_into(lapic);
         }
-        let mail = &self.me.mail;
-        let nmi = mail.nmi.swap(0, AcqRel);
+        let pending_events = &self.me.pending_events;
+        let nmi = pending_events.nmi_queued.swap(0, AcqRel);
         // One may be latched while a handler runs, two before the first is taken (APM 8.1.9 allows one pending).
         let limit = if self.core.inject.nmi_masked { 1 } else { 2 };
         self.core.inject.nmi_pending = (u32::from(self.core.inject.nmi_pending).saturating_add(nmi)).min(limit) as u8;
-        let (init, sipi) = mail.start.take();
+        let (init, sipi) = pending_events.init_sipi.take();
         if init {
             self.init();
         }
@@ -140,7 +140,7 @@ impl<H: Host> Ctx<'_, H> {
     /// The guest need not wait for an interrupt of the host's timer: it would run on until that comes.
     fn timer_is_due(&self) {
         self.me.thread.cancel_timer();
-        self.me.thread.bell().ring(Request::Timer);
+        self.me.thread.requests().make_request(Request::Timer);
     }
 
     /// The guest's TSC now.

@@ -28,7 +28,7 @@ impl<H: Host> Ctx<'_, H> {
     /// The same; `faulted` is the access that brought us here.
     pub(crate) fn emulate_access(&mut self, faulted: Option<Faulted>) -> Next {
         self.me.stats.insn_emulation.count();
-        self.core.traffic.clear();
+        self.core.mmio_fragments.clear();
         let insn = match self.known_insn() {
             Some(insn) => *insn,
             None => match self.decode() {
@@ -39,17 +39,17 @@ impl<H: Host> Ctx<'_, H> {
         if let Some(next) = faulted.and_then(|f| self.plain_move(&insn, f)) {
             return next;
         }
-        self.core.traffic.faulted = faulted.filter(|_| insn.touches_only_its_operand());
+        self.core.mmio_fragments.faulted = faulted.filter(|_| insn.touches_only_its_operand());
         self.step(insn)
     }
 
     /// One call of the emulator, and what follows from its result.
     fn step(&mut self, insn: Insn) -> Next {
-        self.core.traffic.rewind();
-        self.core.traffic.insn = Some(insn);
+        self.core.mmio_fragments.rewind();
+        self.core.mmio_fragments.insn = Some(insn);
         match emulator::emulate(self, &insn) {
             Ok(done) => {
-                self.core.traffic.forget();
+                self.core.mmio_fragments.forget();
                 self.completed(done)
             }
             Err(stop) => self.stopped(stop),
@@ -57,7 +57,7 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     fn completed(&mut self, done: Done) -> Next {
-        self.core.traffic.insn = None;
+        self.core.mmio_fragments.insn = None;
         self.core.cpu.set_interrupt_shadow(matches!(done.shadow, Some(Shadow::Sti | Shadow::MovSs)));
         if let Next::User(why) = core::mem::replace(&mut self.core.device_exit, Next::Resume) {
             // A device in the kernel needs user space (EOI of its IOAPIC): the instruction is complete.
@@ -65,8 +65,8 @@ impl<H: Host> Ctx<'_, H> {
         }
         if done.single_step {
             // Of the debugger's, who sees it when the instruction has done all that it does.
-            self.core.traffic.step_ends = self.core.debug.steps();
-            if !self.core.traffic.step_ends {
+            self.core.mmio_fragments.step_ends = self.core.debug.steps();
+            if !self.core.mmio_fragments.step_ends {
                 let next = self.single_step();
                 if next != Next::Resume {
                     return next;
@@ -78,8 +78,8 @@ impl<H: Host> Ctx<'_, H> {
 
     /// Sends the next posted write to user space. When all are out: Resume, or the debugger's step ends.
     fn flush_writes(&mut self) -> Next {
-        let Some(p) = self.core.traffic.next_write() else {
-            let step_ends = core::mem::take(&mut self.core.traffic.step_ends);
+        let Some(p) = self.core.mmio_fragments.next_write() else {
+            let step_ends = core::mem::take(&mut self.core.mmio_fragments.step_ends);
             // It may have been called off meanwhile.
             return if step_ends && self.core.debug.steps() { self.single_step() } else { Next::Resume };
         };
@@ -99,7 +99,7 @@ impl<H: Host> Ctx<'_, H> {
 
     pub(crate) fn stopped(&mut self, stop: Stop) -> Next {
         match stop {
-            Stop::NeedUser => match self.core.traffic.wanted {
+            Stop::NeedUser => match self.core.mmio_fragments.wanted {
                 Some(Wanted::Mmio { gpa, len }) => {
                     self.me.stats.mmio_exits.count();
                     self.core.pending = Pending::MmioRead { len };
@@ -112,11 +112,11 @@ impl<H: Host> Ctx<'_, H> {
                 None => self.core.host_stop.take().unwrap_or_else(|| self.unhandleable()),
             },
             Stop::Fault(e) => {
-                self.core.traffic.clear();
+                self.core.mmio_fragments.clear();
                 self.fault(from_emulator(e))
             }
             Stop::Unhandleable => {
-                self.core.traffic.clear();
+                self.core.mmio_fragments.clear();
                 self.unhandleable()
             }
         }
@@ -151,19 +151,21 @@ impl<H: Host> Ctx<'_, H> {
         let next = match (core::mem::take(&mut self.core.pending), answer) {
             (Pending::None, _) => return Ok(()),
             (Pending::MmioRead { .. }, Answer::Mmio(data)) => {
-                let load = self.core.traffic.load.take();
+                let load = self.core.mmio_fragments.load.take();
                 if let Some(next) = load.and_then(|load| self.answered_load(load, data)) {
                     next
-                } else if self.core.traffic.answer(data) {
+                } else if self.core.mmio_fragments.answer(data) {
                     self.resume_instruction()
                 } else {
-                    self.core.traffic.clear();
+                    self.core.mmio_fragments.clear();
                     self.unhandleable()
                 }
             }
-            (Pending::PioIn { size, .. }, _) if self.core.traffic.insn.is_none() => exits::complete_input(self, size),
+            (Pending::PioIn { size, .. }, _) if self.core.mmio_fragments.insn.is_none() => {
+                exits::complete_input(self, size)
+            }
             (Pending::PioIn { .. }, _) => {
-                self.core.traffic.port_answered = self.core.traffic.wanted.take();
+                self.core.mmio_fragments.port_answered = self.core.mmio_fragments.wanted.take();
                 self.resume_instruction()
             }
             (Pending::MmioWrite | Pending::PioOut, _) => self.flush_writes(),
@@ -172,7 +174,7 @@ impl<H: Host> Ctx<'_, H> {
             (Pending::Hypercall, Answer::Hypercall { ret }) => exits::complete_hypercall(self, ret),
             // The answer does not fit the question: only a caller that mixes them up gets here.
             (Pending::MmioRead { .. } | Pending::Rdmsr | Pending::Wrmsr | Pending::Hypercall, _) => {
-                self.core.traffic.clear();
+                self.core.mmio_fragments.clear();
                 Next::Resume
             }
         };
@@ -183,7 +185,7 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     fn resume_instruction(&mut self) -> Next {
-        match self.core.traffic.insn {
+        match self.core.mmio_fragments.insn {
             Some(insn) => self.step(insn),
             None => Next::Resume,
         }
@@ -298,15 +300,15 @@ impl<H: Host> Machine for Ctx<'_, H> {
         }
         let count = (buf.len() / usize::from(size.max(1))) as u32;
         let want = Wanted::Port { port, size, count };
-        if self.core.traffic.port_answered == Some(want) {
+        if self.core.mmio_fragments.port_answered == Some(want) {
             self.me.pio_page().cells().read(0, buf);
             return Ok(());
         }
-        self.core.traffic.wanted = Some(want);
+        self.core.mmio_fragments.wanted = Some(want);
         Err(Stop::NeedUser)
     }
     fn pio_out(&mut self, port: u16, data: &[u8]) -> Result<(), Stop> {
-        if self.vm.device_port_write(port, data) || self.core.traffic.post_port(port, data) {
+        if self.vm.device_port_write(port, data) || self.core.mmio_fragments.post_port(port, data) {
             return Ok(());
         }
         Err(Stop::Unhandleable)
@@ -349,10 +351,10 @@ impl<H: Host> Machine for Ctx<'_, H> {
         self.core.cpu.flush_guest_tlb();
     }
     fn commit(&mut self) {
-        self.core.traffic.forget();
+        self.core.mmio_fragments.forget();
     }
     fn pause(&self) -> bool {
-        self.core.traffic.has_writes()
+        self.core.mmio_fragments.has_writes()
     }
 }
 

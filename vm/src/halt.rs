@@ -98,21 +98,21 @@ impl<H: Host> Ctx<'_, H> {
         let max = PollLimit::get(&self.vm.config.halt_poll).unwrap_or(p.max.into());
         // The guest may say that it looks around itself (KVM_POLL_CONTROL).
         let allowed = self.core.msr.polls_for_halt();
-        let bell = self.me.thread.bell();
+        let requests = self.me.thread.requests();
         let start = host.now_ns();
         let ns = self.core.poll.ns.min(max);
         if allowed && ns != 0 {
             let stop = start.saturating_add(ns);
-            while !bell.pending() && host.may_poll() && host.now_ns() < stop {
+            while !requests.pending() && host.may_poll() && host.now_ns() < stop {
                 core::hint::spin_loop();
             }
         }
-        if !bell.pending() {
+        if !requests.pending() {
             self.me.thread.block();
         }
         if allowed {
             let halted = host.now_ns().saturating_sub(start);
-            self.core.poll.learn(halted, bell.pending(), max, &p);
+            self.core.poll.learn(halted, requests.pending(), max, &p);
         }
     }
 }

@@ -8,9 +8,9 @@ use host::{Errno, Host, Request, VcpuThread};
 use irqchip::{Accept, ChipMode, Effect, Eoi, Message, MsiFormat, Route, RoutingTable};
 
 impl<H: Host> Vcpu<H> {
-    /// Asks the vCPU to look at its mail.
+    /// Asks the vCPU to look at its pending events.
     pub(crate) fn thread_ring_event(&self) {
-        self.thread.bell().ring(Request::Event);
+        self.thread.requests().make_request(Request::Event);
         self.thread.wake();
     }
 
@@ -23,13 +23,13 @@ impl<H: Host> Vcpu<H> {
                     return true;
                 }
             }
-            // Never above two: `fetch_mail` latches no more.
+            // Never above two: `process_pending_events` latches no more.
             Accept::Nmi => {
-                let _ = self.mail.nmi.fetch_update(AcqRel, Relaxed, |n| Some((n + 1).min(2)));
+                let _ = self.pending_events.nmi_queued.fetch_update(AcqRel, Relaxed, |n| Some((n + 1).min(2)));
             }
-            Accept::Init => self.mail.start.init(),
-            Accept::Startup { vector } => self.mail.start.sipi(vector),
-            Accept::Unhalt => self.mail.unhalt.store(true, Release),
+            Accept::Init => self.pending_events.init_sipi.init(),
+            Accept::Startup { vector } => self.pending_events.init_sipi.sipi(vector),
+            Accept::Unhalt => self.pending_events.pv_unhalted.store(true, Release),
             // No system management mode is offered (KVM_CAP_X86_SMM is 0): an SMI ends here, as on a processor
             // whose SMIs are blocked.
             Accept::Smi => return true,
@@ -73,7 +73,7 @@ impl<H: Host> Vm<H> {
         let old = core::mem::replace(&mut *self.routing.lock(), table);
         drop(old);
         for v in self.vcpus() {
-            v.thread.bell().ring(Request::ScanIoapic);
+            v.thread.requests().make_request(Request::ScanIoapic);
             v.thread.kick();
         }
         Ok(())
@@ -148,7 +148,7 @@ impl<H: Host> Ctx<'_, H> {
 
     /// KVM_GET_LAPIC. Errors: EINVAL (no in-kernel local APIC).
     pub fn get_lapic(&mut self, out: &mut [u8; 1024]) -> Result<(), Errno> {
-        self.fetch_mail();
+        self.process_pending_events();
         let now = self.vm.host.now_ns();
         let format = self.vm.config.x2apic_format.load(Relaxed);
         let lapic = self.core.fast.lapic.as_ref().ok_or(Errno::EINVAL)?;

@@ -51,5 +51,5 @@ pub use mmu;
 pub use run::Next;
 pub use state::{CpuidEntry, DebugRegs, Events, MpState, Regs, Sregs};
 pub use user::{Answer, Pending, RunRequest, UserExit};
-pub use vcpu::{Core, Ctx, Mail, StartMail, Vcpu};
+pub use vcpu::{Core, Ctx, InitSipi, PendingEvents, Vcpu};
 pub use vm::{Config, MAX_VCPU_ID, MAX_VCPUS, Vm};

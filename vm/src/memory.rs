@@ -56,8 +56,8 @@ impl<H: Host> Ctx<'_, H> {
     /// The same for the data of an instruction.
     fn translate_data(&mut self, linear: u64, kind: Kind) -> Result<Gpa, Stop> {
         let known = match kind {
-            Kind::Read => self.core.traffic.faulted_at(linear, false),
-            Kind::Write => self.core.traffic.faulted_at(linear, true),
+            Kind::Read => self.core.mmio_fragments.faulted_at(linear, false),
+            Kind::Write => self.core.mmio_fragments.faulted_at(linear, true),
             _ => None,
         };
         known.map_or_else(|| self.translate_for(linear, kind), Ok)
@@ -65,7 +65,7 @@ impl<H: Host> Ctx<'_, H> {
 
     /// The access cannot be done because of the VMM's memory: the instruction ends, KVM_RUN fails.
     fn host_failed(&mut self, stop: HostStop) -> Stop {
-        self.core.traffic.wanted = None;
+        self.core.mmio_fragments.wanted = None;
         self.core.host_stop = Some(fault_outcome(stop));
         Stop::NeedUser
     }
@@ -125,7 +125,7 @@ impl<H: Host> Ctx<'_, H> {
         while !rest.is_empty() {
             let len = rest.len().min(8);
             let (piece, later) = rest.split_at_mut(len);
-            if !self.vm.device_mmio_read(at, piece) && !self.core.traffic.read(at, piece) {
+            if !self.vm.device_mmio_read(at, piece) && !self.core.mmio_fragments.read(at, piece) {
                 return Err(Stop::NeedUser);
             }
             at = at.wrapping_add(len as u64);
@@ -159,7 +159,7 @@ impl<H: Host> Ctx<'_, H> {
         match self.vm.mmu.write_phys(gpa, data) {
             Ok(()) => Ok(()),
             Err(PhysError::NoSlot(_)) if self.vm.device_mmio_write(gpa.0, data) => Ok(()),
-            Err(PhysError::NoSlot(_)) if self.core.traffic.post(gpa.0, data) => Ok(()),
+            Err(PhysError::NoSlot(_)) if self.core.mmio_fragments.post(gpa.0, data) => Ok(()),
             Err(PhysError::NoSlot(_)) => Err(Stop::Unhandleable),
             Err(PhysError::Host { stop, .. }) => Err(self.host_failed(stop)),
         }

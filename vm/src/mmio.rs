@@ -5,7 +5,7 @@ use crate::moves::Load;
 use arch::{Gpa, NpfCode};
 use emulator::Insn;
 
-/// Largest number of pieces in flight: a write of 256 bytes in pieces of 8, misaligned.
+/// Largest number of fragments in flight: a write of 256 bytes in fragments of 8, misaligned.
 const QUEUE: usize = 34;
 /// Largest number of answered reads in one step.
 const LOG: usize = 16;
@@ -21,7 +21,7 @@ pub enum Target {
 
 /// Up to 8 bytes to or from a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct MmioFragment {
     /// Where.
     pub target: Target,
     /// Number of bytes, 1 to 8.
@@ -73,7 +73,7 @@ impl Faulted {
 
 /// Everything on its way to user space and back.
 #[derive(Default)]
-pub struct Traffic {
+pub struct MmioFragments {
     /// The instruction that waits for an answer.
     pub insn: Option<Insn>,
     /// The read that user space is to answer.
@@ -94,7 +94,7 @@ pub struct Traffic {
 
 /// A short list without heap.
 struct List<const N: usize> {
-    items: [Option<Piece>; N],
+    items: [Option<MmioFragment>; N],
     len: usize,
 }
 
@@ -105,18 +105,18 @@ impl<const N: usize> Default for List<N> {
 }
 
 impl<const N: usize> List<N> {
-    fn push(&mut self, p: Piece) -> bool {
+    fn push(&mut self, p: MmioFragment) -> bool {
         let Some(slot) = self.items.get_mut(self.len) else { return false };
         *slot = Some(p);
         self.len += 1;
         true
     }
-    fn get(&self, n: usize) -> Option<Piece> {
+    fn get(&self, n: usize) -> Option<MmioFragment> {
         if n < self.len { self.items.get(n).copied().flatten() } else { None }
     }
 }
 
-impl Traffic {
+impl MmioFragments {
     /// A new call of the emulator begins: reads are answered from the start of the log.
     pub fn rewind(&mut self) {
         self.cursor = 0;
@@ -175,12 +175,12 @@ impl Traffic {
     /// User space's answer to the MMIO read in `wanted`. False if the log is full (no instruction reads that much).
     pub fn answer(&mut self, data: [u8; 8]) -> bool {
         match self.wanted.take() {
-            Some(Wanted::Mmio { gpa, len }) => self.log.push(Piece { target: Target::Mmio(gpa), len, data }),
+            Some(Wanted::Mmio { gpa, len }) => self.log.push(MmioFragment { target: Target::Mmio(gpa), len, data }),
             _ => false,
         }
     }
 
-    /// Posts a write in pieces of at most 8 bytes, wherever they begin. False if the queue is full.
+    /// Posts a write in fragments of at most 8 bytes, wherever they begin. False if the queue is full.
     pub fn post(&mut self, gpa: u64, data: &[u8]) -> bool {
         let (mut at, mut rest) = (gpa, data);
         while !rest.is_empty() {
@@ -205,11 +205,11 @@ impl Traffic {
         for (d, b) in data.iter_mut().zip(bytes) {
             *d = *b;
         }
-        self.queue.push(Piece { target, len: bytes.len().min(8) as u8, data })
+        self.queue.push(MmioFragment { target, len: bytes.len().min(8) as u8, data })
     }
 
     /// The next posted write, in order; None when all are out.
-    pub fn next_write(&mut self) -> Option<Piece> {
+    pub fn next_write(&mut self) -> Option<MmioFragment> {
         let p = self.queue.get(self.sent);
         match p {
             Some(_) => self.sent += 1,
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn reads_are_answered_in_order_and_replayed() {
-        let mut t = Traffic::default();
+        let mut t = MmioFragments::default();
         let mut b = [0; 4];
         assert!(!t.read(0x1000, &mut b));
         assert_eq!(t.wanted, Some(Wanted::Mmio { gpa: 0x1000, len: 4 }));
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn another_access_is_a_new_one() {
-        let mut t = Traffic::default();
+        let mut t = MmioFragments::default();
         let mut b = [0; 2];
         assert!(!t.read(0x1000, &mut b));
         assert!(t.answer([1; 8]));
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn writes_are_cut_into_eight_bytes() {
-        let mut t = Traffic::default();
+        let mut t = MmioFragments::default();
         assert!(t.post(0x1006, &[9; 252]));
         let mut at = 0x1006;
         while let Some(p) = t.next_write() {
@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_refuses() {
-        let mut t = Traffic::default();
+        let mut t = MmioFragments::default();
         assert!(t.post(0, &[0; 272]));
         assert!(!t.post(0, &[0; 8]));
     }

@@ -44,7 +44,7 @@ impl<H: Host> Ctx<'_, H> {
                 if self.vm.device_mmio_read(at, data.get_mut(..len.into())?) {
                     return Some(self.finish_load(insn, load, data));
                 }
-                let t = &mut self.core.traffic;
+                let t = &mut self.core.mmio_fragments;
                 (t.insn, t.load, t.faulted) = (Some(*insn), Some(load), Some(faulted.at(linear)));
                 t.wanted = Some(Wanted::Mmio { gpa: at, len });
                 Some(self.stopped(Stop::NeedUser))
@@ -73,11 +73,11 @@ impl<H: Host> Ctx<'_, H> {
 
     /// User space has answered `load`. None: it has changed registers, so that this is another access now.
     pub(crate) fn answered_load(&mut self, load: Load, data: [u8; 8]) -> Option<Next> {
-        let insn = self.core.traffic.insn.filter(|_| load.rip == self.core.cpu.save().rip)?;
+        let insn = self.core.mmio_fragments.insn.filter(|_| load.rip == self.core.cpu.save().rip)?;
         if emulator::checked_address(self, &insn) != load.linear || self.single_steps() {
             return None;
         }
-        self.core.traffic.clear();
+        self.core.mmio_fragments.clear();
         Some(self.finish_load(&insn, load, data))
     }
 

@@ -92,7 +92,7 @@ impl<H: Host> Ctx<'_, H> {
             MceOutcome::Exception => self.core.inject.queue(Exception::plain(vector::MC)),
             MceOutcome::TripleFault => {
                 self.core.inject.triple_fault = true;
-                self.me.thread.bell().ring(Request::Event);
+                self.me.thread.requests().make_request(Request::Event);
             }
         }
         Ok(())
@@ -156,7 +156,7 @@ impl<H: Host> Ctx<'_, H> {
     fn apply_msr_effect(&mut self, effect: MsrEffect) -> Next {
         match effect {
             MsrEffect::None | MsrEffect::PvEoi(_) => {}
-            MsrEffect::StealTime => self.me.thread.bell().ring(Request::Scheduled),
+            MsrEffect::StealTime => self.me.thread.requests().make_request(Request::StealUpdate),
             MsrEffect::Command(what) => self.vm.host.command(what),
             MsrEffect::Lapic(e) => return self.apply_effect(e),
             MsrEffect::Timer(t) => self.apply_timer(t),
@@ -201,13 +201,13 @@ impl<H: Host> Ctx<'_, H> {
 
     fn ring_clock(&self, all: bool) {
         if all {
-            self.vm.ring_all(Request::Clock);
+            self.vm.ring_all(Request::ClockUpdate);
         } else {
-            self.me.thread.bell().ring(Request::Clock);
+            self.me.thread.requests().make_request(Request::ClockUpdate);
         }
     }
 
-    /// Request::Clock: writes the guest's clock page anew.
+    /// Request::ClockUpdate: writes the guest's clock page anew.
     pub(crate) fn update_clock(&mut self) {
         let now = self.vm.host.time_point();
         if self.core.clock.catches_up() {
@@ -218,7 +218,7 @@ impl<H: Host> Ctx<'_, H> {
         self.core.clock.publish(&clock, now, &mut Pages(self.vm));
     }
 
-    /// Request::Scheduled: the thread has a CPU again, perhaps another one.
+    /// Request::StealUpdate: the thread has a CPU again, perhaps another one.
     pub(crate) fn scheduled(&mut self) {
         self.update_steal_time();
         let stable = self.vm.host.tsc_is_stable();
@@ -281,7 +281,7 @@ impl<H: Host> Vm<H> {
     /// KVM_SET_CLOCK. Errors: EINVAL (unknown flags).
     pub fn set_clock(&self, d: ClockData) -> Result<(), Errno> {
         self.clock.lock().set(d, self.host.time_point())?;
-        self.ring_all(Request::Clock);
+        self.ring_all(Request::ClockUpdate);
         Ok(())
     }
 

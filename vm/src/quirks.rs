@@ -60,7 +60,7 @@ impl<H: Host> Ctx<'_, H> {
             return self.fault(arch::Exception::UD);
         }
         // Only the last byte differs: another vCPU sees the one or the other.
-        self.core.traffic.clear();
+        self.core.mmio_fragments.clear();
         match emulator::Machine::write(self, linear.wrapping_add(2), &[VMMCALL_END], Access::Data) {
             Ok(()) => Next::Resume,
             Err(stop) => self.stopped(stop),

@@ -269,7 +269,7 @@ impl<H: Host> Ctx<'_, H> {
 
     /// KVM_GET_VCPU_EVENTS.
     pub fn get_events(&mut self) -> Events {
-        self.fetch_mail();
+        self.process_pending_events();
         let inject = &self.core.inject;
         let payloads = self.vm.config.exception_payload.load(Relaxed);
         let exception = inject.exception;
@@ -302,7 +302,7 @@ impl<H: Host> Ctx<'_, H> {
         {
             return Err(Errno::EINVAL);
         }
-        self.fetch_mail();
+        self.process_pending_events();
         let inject = &mut self.core.inject;
         inject.exception = has_exception.then_some(Exception {
             vector: e.exception_nr,
@@ -349,9 +349,9 @@ impl<H: Host> Ctx<'_, H> {
 
     /// KVM_GET_MP_STATE. A processor that was kicked out of HLT runs, though it has not been entered yet.
     pub fn get_mp_state(&mut self) -> MpState {
-        self.fetch_mail();
+        self.process_pending_events();
         let state = self.core.mp_state;
-        if state.sleeps() && self.me.mail.unhalt.load(Relaxed) { MpState::Runnable } else { state }
+        if state.sleeps() && self.me.pending_events.pv_unhalted.load(Relaxed) { MpState::Runnable } else { state }
     }
 
     /// KVM_SET_MP_STATE. SIPI_RECEIVED is INIT_RECEIVED with a SIPI on its way, whose vector KVM_SET_VCPU_EVENTS has
@@ -363,7 +363,7 @@ impl<H: Host> Ctx<'_, H> {
         self.core.mp_state = state;
         if state == MpState::SipiReceived {
             self.core.mp_state = MpState::InitReceived;
-            self.me.mail.start.sipi(self.core.sipi_vector);
+            self.me.pending_events.init_sipi.sipi(self.core.sipi_vector);
         }
         self.me.thread_ring_event();
         Ok(())

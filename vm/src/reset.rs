@@ -64,7 +64,7 @@ impl<H: Host> Core<H> {
         }
         self.inject.clear();
         self.fast.armed = None;
-        self.traffic.clear();
+        self.mmio_fragments.clear();
         self.cpu.set_event_inj(arch::EventInj::NONE);
         self.cpu.clear_virq();
         self.vtpr = 0;

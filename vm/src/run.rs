@@ -87,7 +87,7 @@ impl<H: Host> Ctx<'_, H> {
             self.offer_eoi();
             // Whether an NMI handler's IRET has run shows at the next exit.
             self.core.fast.enabled = fast && self.core.inject.iret_rip.is_none();
-            match self.core.cpu.enter(self.me.thread.bell(), &mut self.core.fast) {
+            match self.core.cpu.enter(self.me.thread.requests(), &mut self.core.fast) {
                 Exit::None => self.not_entered()?,
                 exit => {
                     self.me.stats.exits.add(self.core.fast.exits.wrapping_add(1));
@@ -100,7 +100,7 @@ impl<H: Host> Ctx<'_, H> {
                     }
                     self.collect_eoi();
                     if self.core.clock.catches_up() {
-                        self.me.thread.bell().ring(Request::Clock);
+                        self.me.thread.requests().make_request(Request::ClockUpdate);
                     }
                     match exits::handle(self, exit) {
                         Next::Resume => {}
@@ -136,7 +136,7 @@ impl<H: Host> Ctx<'_, H> {
         if !core.mp_state.sleeps() {
             return false;
         }
-        let unhalted = self.me.mail.unhalt.swap(false, core::sync::atomic::Ordering::AcqRel);
+        let unhalted = self.me.pending_events.pv_unhalted.swap(false, core::sync::atomic::Ordering::AcqRel);
         let inject = &core.inject;
         let interrupt =
             inject.external.is_some() || core.fast.lapic.as_ref().is_some_and(|l| l.pending_vector().is_some()) || pic;

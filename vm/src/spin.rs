@@ -124,6 +124,6 @@ impl<H: Host> Ctx<'_, H> {
 
 /// Not in the guest: a vCPU whose CPU was taken away leaves the guest for that. Not asleep, or about to wake up.
 fn could_run<H: Host>(v: &Vcpu<H>) -> bool {
-    let bell = v.thread.bell();
-    !bell.needs_ipi() && (!v.thread.is_blocked() || bell.pending()) && v.spin.eligible()
+    let requests = v.thread.requests();
+    !requests.needs_ipi() && (!v.thread.is_blocked() || requests.pending()) && v.spin.eligible()
 }

@@ -6,7 +6,7 @@ use crate::halt::HaltPoll;
 use crate::pv::Pv;
 use crate::spin::Spin;
 use crate::{
-    Vm, clock::VcpuClock, cpuid::GuestCpuid, debug::DebugState, fpu::FpuUse, inject::Injection, mmio::Traffic,
+    Vm, clock::VcpuClock, cpuid::GuestCpuid, debug::DebugState, fpu::FpuUse, inject::Injection, mmio::MmioFragments,
     msr::MsrState, run::Next, state::MpState, stats::VcpuStats, user::Pending,
 };
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::*};
@@ -21,14 +21,14 @@ pub struct Vcpu<H: Host> {
     pub id: u32,
     /// Place in the VM's table, in order of creation.
     pub index: usize,
-    /// Doorbell, sleep, timer.
+    /// Requests, sleep, timer.
     pub thread: H::Thread,
     /// Interrupts that others post.
     pub pir: Pir,
     /// What others may know of the local APIC.
     pub address: AddressCell,
     /// Other events that others post.
-    pub mail: Mail,
+    pub pending_events: PendingEvents,
     /// Counters.
     pub stats: VcpuStats,
     /// Loops of PAUSE.
@@ -43,22 +43,23 @@ pub struct Vcpu<H: Host> {
     pub core: Mutex<H::RawMutex<{ rank::CORE }>, OneBox<Core<H>>>,
 }
 
-/// Events posted by other threads; each is followed by a ring of `Request::Event`.
+/// Events posted by other threads; each is followed by `Request::Event`. KVM has them in `arch.nmi_queued`,
+/// `apic->pending_events` and `arch.pv.pv_unhalted`.
 #[derive(Default)]
-pub struct Mail {
+pub struct PendingEvents {
     /// NMIs that wait, at most 2 (one in service, one latched).
-    pub nmi: AtomicU32,
+    pub nmi_queued: AtomicU32,
     /// INIT and SIPI.
-    pub start: StartMail,
+    pub init_sipi: InitSipi,
     /// A paravirtual kick ends HLT.
-    pub unhalt: AtomicBool,
+    pub pv_unhalted: AtomicBool,
 }
 
 /// INIT and SIPI that arrived, in one word: a SIPI that follows an INIT is seen with it or after it.
 #[derive(Default)]
-pub struct StartMail(AtomicU32);
+pub struct InitSipi(AtomicU32);
 
-impl StartMail {
+impl InitSipi {
     const INIT: u32 = 1 << 9;
     const SIPI: u32 = 1 << 8;
 
@@ -105,7 +106,7 @@ pub struct Core<H: Host> {
     /// Exceptions, interrupts and NMIs on their way into the guest.
     pub inject: Injection,
     /// MMIO and PIO on their way to user space.
-    pub traffic: OneBox<Traffic>,
+    pub mmio_fragments: OneBox<MmioFragments>,
     /// Run state.
     pub mp_state: MpState,
     /// Vector of the last SIPI (KVM_SET_VCPU_EVENTS sets it for KVM_MP_STATE_SIPI_RECEIVED).

@@ -13,7 +13,7 @@ use crate::fpu::FpuUse;
 use crate::halt::HaltPoll;
 use crate::inject::Injection;
 use crate::ioeventfd::{IoEventSpec, IoEvents};
-use crate::mmio::Traffic;
+use crate::mmio::MmioFragments;
 use crate::msr::{MsrFilter, MsrState, VmMsrs};
 use crate::pv::Pv;
 use crate::run::Next;
@@ -21,7 +21,7 @@ use crate::spin::Spin;
 use crate::state::MpState;
 use crate::stats::{VcpuStats, VmStats};
 use crate::user::Pending;
-use crate::vcpu::{Core, Ctx, Mail, Vcpu};
+use crate::vcpu::{Core, Ctx, PendingEvents, Vcpu};
 use crate::{
     cpuid::{Caps, GuestCpuid},
     irqchip,
@@ -79,7 +79,7 @@ pub struct Config {
 /// A virtual machine.
 pub struct Vm<H: Host> {
     /// Timers of the devices. The first to go: an expiry uses the rest.
-    pub alarms: H::Alarms,
+    pub hrtimers: H::Hrtimers,
     /// The machine under it.
     pub host: H,
     /// Guest memory.
@@ -125,7 +125,7 @@ impl<H: Host> Vm<H> {
     pub fn new(host: H) -> Result<OneBox<Self>, Errno> {
         let mmu = Mmu::new(host.clone())?;
         let coalesced = Coalesced::new(&host)?;
-        let alarms = host.new_alarms()?;
+        let hrtimers = host.new_hrtimers()?;
         try_box(|| Self {
             mmu,
             clock: Mutex::new(VmClock::new(host.time_point(), host.tsc_khz(), host.tsc_is_stable())),
@@ -144,7 +144,7 @@ impl<H: Host> Vm<H> {
             resamplers: Mutex::new(Vec::new()),
             resamplers_used: AtomicBool::new(false),
             coalesced,
-            alarms,
+            hrtimers,
             caps: Caps::new(&host),
             shape: Mutex::new(()),
             vcpus: [const { OnceBox::new() }; FANOUT],
@@ -208,13 +208,13 @@ impl<H: Host> Vm<H> {
         // One that the processor cannot give is what the vCPU says it has all the same, as on stock.
         let _ = clock.set_tsc_khz(self.config.tsc_khz.load(Relaxed), host.tsc_khz(), host.features().tsc_scaling);
         if self.clock.lock().vcpu_created(&mut clock, host.time_point()) {
-            self.ring_all(Request::Clock);
+            self.ring_all(Request::ClockUpdate);
         }
         let fast = Fast::new(lapic)?;
         let fpu = host.new_fpu()?;
         let cpuid = try_box(|| GuestCpuid::new(&self.caps))?;
         let msr = try_box(|| MsrState::new(host, &self.caps))?;
-        let traffic = try_box(Traffic::default)?;
+        let mmio_fragments = try_box(MmioFragments::default)?;
         let decoded = try_box(Decoded::default)?;
         let thread = host.new_thread()?;
         let pages = [host.new_shared_page()?, host.new_shared_page()?];
@@ -229,7 +229,7 @@ impl<H: Host> Vm<H> {
             clock,
             pv: Pv::default(),
             inject: Injection::default(),
-            traffic,
+            mmio_fragments,
             mp_state: if waits { MpState::Uninitialized } else { MpState::Runnable },
             sipi_vector: 0,
             pauses: 0,
@@ -265,7 +265,7 @@ impl<H: Host> Vm<H> {
             thread,
             pir: Pir::new(),
             address,
-            mail: Mail::default(),
+            pending_events: PendingEvents::default(),
             stats: VcpuStats::default(),
             spin: Spin::default(),
             lint0,
@@ -385,7 +385,7 @@ impl<H: Host> Vm<H> {
     /// Rings every vCPU, and gets those out of the guest that are in it.
     pub(crate) fn ring_all(&self, what: Request) {
         for v in self.vcpus() {
-            v.thread.bell().ring(what);
+            v.thread.requests().make_request(what);
             v.thread.kick();
         }
     }
@@ -393,7 +393,7 @@ impl<H: Host> Vm<H> {
     /// The VM is broken for good: every KVM_RUN ends with EIO.
     pub fn kill(&self) {
         for v in self.vcpus() {
-            v.thread.bell().ring(Request::VmDead);
+            v.thread.requests().make_request(Request::VmDead);
             v.thread.wake();
         }
     }
@@ -401,13 +401,13 @@ impl<H: Host> Vm<H> {
     /// Makes every vCPU drop its nested translations, and returns when none of them can use an old one.
     pub fn flush_all(&self) {
         self.stats.remote_tlb_flush_requests.count_shared();
-        if self.vcpus().any(|v| v.thread.bell().needs_ipi()) {
+        if self.vcpus().any(|v| v.thread.requests().needs_ipi()) {
             self.stats.remote_tlb_flush.count_shared();
         }
-        self.ring_all(Request::FlushTlb);
+        self.ring_all(Request::TlbFlush);
         for v in self.vcpus() {
             // The IPI is on its way; the vCPU leaves the guest within its latency.
-            while v.thread.bell().needs_ipi() && v.thread.bell().is_rung(Request::FlushTlb) {
+            while v.thread.requests().needs_ipi() && v.thread.requests().test_request(Request::TlbFlush) {
                 core::hint::spin_loop();
             }
         }

@@ -17,12 +17,12 @@ use walkdir::WalkDir;
 /// The modules, as the kernel names them.
 pub const MODULES: [&str; 2] = ["kvm.ko", "kvm-amd.ko"];
 
-/// A C file without code: the compiler compares the structs and numbers of the crate `kvm` with the headers of the
+/// A C file without code: the compiler compares the structs and numbers of the crate `abi` with the headers of the
 /// kernel that the modules are for.
 const ABI_CHECKS: &str = "abi_checks.c";
 
 fn abi_checks(env: &Env) -> Result<String> {
-    proc::run(env.cargo().args(["run", "--quiet", "--package", "kvm", "--example", "abi_checks"]))
+    proc::run(env.cargo().args(["run", "--quiet", "--package", "abi", "--example", "abi_checks"]))
 }
 
 /// Builds both modules for the kernel whose build directory is `kdir` and puts them in `out`.

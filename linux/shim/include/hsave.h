@@ -48,8 +48,8 @@ void hsave_timer_expired(void *thread);
 void hsave_scheduled(void *thread);
 
 /* Rust: a timer of the VM's devices expired; hard interrupt context. */
-#define HSAVE_ALARMS 2
-void hsave_alarm(void *vm, u32 which);
+#define HSAVE_HRTIMERS 2
+void hsave_hrtimer_expired(void *vm, u32 which);
 
 /* Rust: an eventfd raises an interrupt, until its end is acknowledged if it is resampled; any context. */
 void hsave_irqfd_raise(void *vm, u32 gsi, bool resample);

@@ -217,7 +217,7 @@ impl Host for Fake {
     type UserPage = FakePage;
     type SharedPage = Never;
     type EventFd = Never;
-    type Alarms = Never;
+    type Hrtimers = Never;
     type Fpu = Never;
 
     fn alloc_table(&self) -> Result<HostPa, Errno> {
@@ -327,7 +327,7 @@ impl Host for Fake {
     fn new_fpu(&self) -> Result<Never, Errno> {
         unreachable!()
     }
-    fn new_alarms(&self) -> Result<Never, Errno> {
+    fn new_hrtimers(&self) -> Result<Never, Errno> {
         unreachable!()
     }
     fn new_shared_page(&self) -> Result<Never, Errno> {

@@ -1,7 +1,7 @@
 //! The parts of a machine that the mmu never asks for, as types without values.
 
 use arch::{CleanBits, ControlArea, EventInj, Exit, HostPa, Intercepts, NestedRoot, SaveArea};
-use host::{Alarm, Alarms, Cpu, Doorbell, Errno, EventFd, ExtraRegs, Fpu, PageCells, SharedPage, VcpuThread};
+use host::{Cpu, Errno, EventFd, ExtraRegs, Fpu, Hrtimer, Hrtimers, PageCells, SharedPage, VcpuRequests, VcpuThread};
 
 pub enum Never {}
 
@@ -39,12 +39,12 @@ never! {
         fn extra_mut(&mut self) -> &mut ExtraRegs;
         fn begin(&mut self);
         fn end(&mut self);
-        fn enter<F: host::FastExits>(&mut self, _: &Doorbell, _: &mut F) -> Exit;
+        fn enter<F: host::FastExits>(&mut self, _: &VcpuRequests, _: &mut F) -> Exit;
         fn last_cpu(&self) -> u32;
         fn broken(&self) -> Option<Errno>;
     }
     VcpuThread {
-        fn bell(&self) -> &Doorbell;
+        fn requests(&self) -> &VcpuRequests;
         fn kick(&self);
         fn wake(&self);
         fn block(&self);
@@ -59,9 +59,9 @@ never! {
         fn cells(&self) -> &PageCells;
         fn pa(&self) -> HostPa;
     }
-    Alarms {
-        fn arm(&self, _: Alarm, _: u64);
-        fn cancel(&self, _: Alarm);
+    Hrtimers {
+        fn arm(&self, _: Hrtimer, _: u64);
+        fn cancel(&self, _: Hrtimer);
     }
     EventFd {
         fn signal(&self);

@@ -1,14 +1,14 @@
 //! vCPUs that fault and use what they mapped, while another thread takes pages away, ages them, and changes slots: no
 //! vCPU may ever reach a page that was given to somebody else.
 //!
-//! A vCPU here is a thread with a TLB of its own and the doorbell of `host`; "the guest" is the stretch between
+//! A vCPU here is a thread with a TLB of its own and the requests of `host`; "the guest" is the stretch between
 //! `try_enter` and `leave`, in which it only uses its TLB and the nested tables.
 
 use super::fake::{Fake, PAGE};
 use super::{look, npf};
 use crate::{LOG_DIRTY_PAGES, Mmu, TableCache, UserRegion};
 use arch::{Gpa, Hva};
-use host::{Doorbell, Request};
+use host::{Request, VcpuRequests};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -26,7 +26,7 @@ const ENTRIES: u64 = 300;
 struct Machine {
     host: Fake,
     mmu: Arc<Mmu<Fake>>,
-    bells: Vec<Doorbell>,
+    all_requests: Vec<VcpuRequests>,
     /// Frames that the host took back: nobody may use them any more.
     gone: Mutex<Vec<u64>>,
     stop: AtomicBool,
@@ -35,11 +35,11 @@ struct Machine {
 
 impl Machine {
     fn flush(&self) {
-        for bell in &self.bells {
-            bell.ring(Request::FlushTlb);
+        for requests in &self.all_requests {
+            requests.make_request(Request::TlbFlush);
         }
-        for bell in &self.bells {
-            while bell.is_rung(Request::FlushTlb) && bell.needs_ipi() {
+        for requests in &self.all_requests {
+            while requests.test_request(Request::TlbFlush) && requests.needs_ipi() {
                 std::thread::yield_now();
             }
         }
@@ -51,10 +51,10 @@ impl Machine {
         while !self.stop.load(SeqCst) {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let (gpa, write) = ((seed >> 33) % (2 * PAGES) * PAGE, seed >> 60 & 1 == 1);
-            if self.bells[n].take_all().has(Request::FlushTlb) {
+            if self.all_requests[n].take_all().has(Request::TlbFlush) {
                 tlb.clear();
             }
-            if !self.bells[n].try_enter() {
+            if !self.all_requests[n].try_enter() {
                 continue;
             }
             let hit = tlb.get(&gpa).copied().filter(|t| t.1 || !write);
@@ -74,7 +74,7 @@ impl Machine {
                 );
                 self.entries.fetch_add(1, SeqCst);
             }
-            self.bells[n].leave();
+            self.all_requests[n].leave();
             if found.is_none() {
                 let _ = self.mmu.handle_fault(&mut cache, Gpa(gpa), npf(write));
             }
@@ -129,7 +129,7 @@ fn run(slots: bool) {
     let mmu = Arc::new(Mmu::new(host.clone()).unwrap());
     let m = Machine {
         mmu,
-        bells: (0..VCPUS).map(|_| Doorbell::new()).collect(),
+        all_requests: (0..VCPUS).map(|_| VcpuRequests::new()).collect(),
         gone: Mutex::default(),
         stop: AtomicBool::new(false),
         entries: AtomicU64::new(0),

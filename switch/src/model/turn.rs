@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{Machine, Svm, machine::TSC_RATIO_ONE};
 use arch::{Exit, Vmcb, cr::Cr4, exit::code, msr};
-use host::{Cpu, Doorbell, ExtraRegs, FastExits};
+use host::{Cpu, ExtraRegs, FastExits, VcpuRequests};
 use std::{
     boxed::Box,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
@@ -59,7 +59,7 @@ pub fn begin(cpu: &mut Svm<Kernel>) {
 pub fn enter<F: FastExits>(
     cpu: &mut Svm<Kernel>,
     may_enter: bool,
-    bell: &Doorbell,
+    requests: &VcpuRequests,
     fast: &mut F,
     guest: &mut Play<'_>,
 ) -> (Exit, usize) {
@@ -84,7 +84,7 @@ pub fn enter<F: FastExits>(
     let others = core::mem::replace(&mut hw.guest, play);
     // SAFETY: it is gone before `fast` is the caller's again.
     let mut fast = unsafe { Handler::lent(fast) };
-    let exit = cpu.enter(bell, &mut fast);
+    let exit = cpu.enter(requests, &mut fast);
     drop(core::mem::replace(&mut self::hw().guest, others));
     if let Some(why) = panicked {
         resume_unwind(why);
@@ -96,12 +96,12 @@ pub fn enter<F: FastExits>(
 }
 
 /// The same while SVM is off on the CPU: it refuses.
-pub fn refuse<F: FastExits>(cpu: &mut Svm<Kernel>, bell: &Doorbell, fast: &mut F) -> Exit {
+pub fn refuse<F: FastExits>(cpu: &mut Svm<Kernel>, requests: &VcpuRequests, fast: &mut F) -> Exit {
     let machine = cpu.machine;
     let hw = mine(machine);
     hw.may_enter = true;
     machine.disable();
-    let exit = cpu.enter(bell, fast);
+    let exit = cpu.enter(requests, fast);
     machine.enable().expect("SVM is free");
     exit
 }

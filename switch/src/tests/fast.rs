@@ -6,7 +6,7 @@ use crate::model::hardware::{Bench, Op, hw};
 use crate::model::kernel::{Handler, Kernel, script, set_host_spec_ctrl, set_rebooting};
 use arch::vmcb::{INT_SHADOW, tlb_control::DO_NOTHING};
 use arch::{CleanBits, EventInj, EventType, Exit, cr::Rflags, exit::code, msr};
-use host::{Cpu, Doorbell, Errno, FastExits};
+use host::{Cpu, Errno, FastExits, VcpuRequests};
 use std::boxed::Box;
 use std::vec::Vec;
 
@@ -54,13 +54,13 @@ fn nothing_of_the_host_is_loaded_between_two_entries() {
     let mut cpu = Svm::new(machine(&b, NRIPS), &ROOT).unwrap();
     set_host_spec_ctrl(0, 1);
     cpu.extra_mut().spec_ctrl = 5;
-    cpu.enter(&Doorbell::new(), &mut Handler::none());
+    cpu.enter(&VcpuRequests::new(), &mut Handler::none());
     ops(&b);
     script_guest(3, |_| ());
     cpu.save_mut(CleanBits::empty()).rip = 0x1000;
     cpu.set_gpr(0, 7);
     let mut fast = ANSWERS;
-    assert_eq!(cpu.enter(&Doorbell::new(), &mut fast), Exit::Hlt);
+    assert_eq!(cpu.enter(&VcpuRequests::new(), &mut fast), Exit::Hlt);
     assert_eq!((fast.handled, cpu.gpr(0), cpu.save().rip), (3, 10, 0x1006));
     // Once the guest's own +1 after the last answer's 0x99 was overwritten by HLT's run: which adds nothing.
     assert_eq!(cpu.gpr(9), 0x99);
@@ -89,7 +89,7 @@ fn an_exit_that_is_cut_short_or_steps_or_has_no_length_is_not_handled() {
         script_guest(1, case);
         cpu.save_mut(CleanBits::empty()).rip = 0x1000;
         let mut fast = ANSWERS;
-        assert_eq!(cpu.enter(&Doorbell::new(), &mut fast), Exit::Cpuid);
+        assert_eq!(cpu.enter(&VcpuRequests::new(), &mut fast), Exit::Cpuid);
         assert_eq!((fast.handled, cpu.save().rip), (0, 0x1000));
     }
 }
@@ -102,7 +102,7 @@ fn the_next_entry_injects_and_flushes_nothing_and_knows_the_vmcb() {
         script_guest(1, |vmcb| vmcb.control.int_state |= INT_SHADOW);
         cpu.set_event_inj(EventInj::new(EventType::Intr, 0x30, None));
         cpu.flush_tlb();
-        assert_eq!(cpu.enter(&Doorbell::new(), &mut { ANSWERS }), Exit::Hlt);
+        assert_eq!(cpu.enter(&VcpuRequests::new(), &mut { ANSWERS }), Exit::Hlt);
         let (clean_then, tlb, _) = *hw().entries.last().unwrap();
         assert_eq!((clean_then, tlb), (clean, DO_NOTHING));
         assert_eq!(cpu.control().int_state & INT_SHADOW, 0);
@@ -116,11 +116,11 @@ fn a_fault_of_vmrun_is_no_exit_to_be_handled() {
     let mut cpu = Svm::new(machine(&b, NRIPS), &ROOT).unwrap();
     script_guest(1, |_| ());
     // The VMCB still shows the exit before.
-    cpu.enter(&Doorbell::new(), &mut Handler::none());
+    cpu.enter(&VcpuRequests::new(), &mut Handler::none());
     set_rebooting(true);
     hw().svm_off = true;
     let mut fast = ANSWERS;
-    assert_eq!((cpu.enter(&Doorbell::new(), &mut fast), fast.handled), (Exit::None, 0));
+    assert_eq!((cpu.enter(&VcpuRequests::new(), &mut fast), fast.handled), (Exit::None, 0));
     assert_eq!(cpu.broken(), Some(Errno::EIO));
     set_rebooting(false);
 }
@@ -136,5 +136,5 @@ fn handlers_of_another_program_are_not_asked() {
     let b = Bench::new();
     let mut cpu = Svm::<Kernel>::new(machine(&b, NRIPS), &ROOT).unwrap();
     script_guest(1, |_| ());
-    assert_eq!(cpu.enter(&Doorbell::new(), &mut Other), Exit::Cpuid);
+    assert_eq!(cpu.enter(&VcpuRequests::new(), &mut Other), Exit::Cpuid);
 }

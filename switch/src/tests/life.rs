@@ -8,7 +8,7 @@ use crate::model::{
 use crate::{MANDATORY, Machine, Svm, Unsupported};
 use arch::{Intercepts, msr, msrpm};
 use core::ptr::NonNull;
-use host::{Cpu, Doorbell, Errno};
+use host::{Cpu, Errno, VcpuRequests};
 use std::vec::Vec;
 
 #[test]
@@ -135,7 +135,7 @@ fn ssbd_is_switched_where_guest_and_task_differ() {
         let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
         cpu.begin();
         cpu.extra_mut().virt_spec_ctrl = guest;
-        cpu.enter(&Doorbell::new(), &mut Handler::none());
+        cpu.enter(&VcpuRequests::new(), &mut Handler::none());
         let trace = b.trace();
         let at = |op: Op| trace.iter().position(|o| *o == op);
         let out = at(Op::Call("virt_spec_ctrl out"));

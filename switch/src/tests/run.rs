@@ -12,7 +12,7 @@ use arch::{
     vmcb::tlb_control::{DO_NOTHING, FLUSH_ALL_ASID, FLUSH_ASID},
 };
 use core::ptr::NonNull;
-use host::{Cpu, CpuConfig, Doorbell, Errno, Request};
+use host::{Cpu, CpuConfig, Errno, Request, VcpuRequests};
 use std::{boxed::Box, vec::Vec};
 
 pub const ROOT: CpuConfig = CpuConfig { root: NestedRoot::new(HostPa(0x5000)) };
@@ -50,9 +50,9 @@ fn one_run_from_interrupts_off_to_interrupts_on() {
     let b = Bench::new();
     let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
     cpu.begin();
-    let bell = Doorbell::new();
+    let requests = VcpuRequests::new();
     hw().guest = Box::new(|_, vmcb| vmcb.control.exit_code = code::INTR);
-    assert_eq!(cpu.enter(&bell, &mut Handler::none()), Exit::Intr);
+    assert_eq!(cpu.enter(&requests, &mut Handler::none()), Exit::Intr);
     let trace = b.trace();
     let kept = |op: &&Op| matches!(op, Op::Call(_) | Op::Clgi | Op::Stgi | Op::Sti | Op::Cli | Op::Vmrun(_));
     let order: Vec<Op> = trace.iter().filter(kept).copied().collect();
@@ -71,21 +71,21 @@ fn one_run_from_interrupts_off_to_interrupts_on() {
             Op::Call("guest_done, take the interrupt"),
         ]
     );
-    assert!(hw().gif && hw().interrupts && !bell.needs_ipi());
+    assert!(hw().gif && hw().interrupts && !requests.needs_ipi());
 }
 
 #[test]
-fn a_rung_bell_or_a_signal_keeps_the_guest_out() {
+fn a_request_or_a_signal_keeps_the_guest_out() {
     let b = Bench::new();
     let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
-    let bell = Doorbell::new();
-    bell.ring(Request::Event);
-    assert_eq!(cpu.enter(&bell, &mut Handler::none()), Exit::None);
-    bell.take_all();
+    let requests = VcpuRequests::new();
+    requests.make_request(Request::Event);
+    assert_eq!(cpu.enter(&requests, &mut Handler::none()), Exit::None);
+    requests.take_all();
     hw().may_enter = false;
-    assert_eq!(cpu.enter(&bell, &mut Handler::none()), Exit::None);
+    assert_eq!(cpu.enter(&requests, &mut Handler::none()), Exit::None);
     assert_eq!(b.trace(), [Op::Call("irq_disable"), Op::Call("irq_enable")].repeat(2));
-    assert!(cpu.broken().is_none() && !bell.needs_ipi());
+    assert!(cpu.broken().is_none() && !requests.needs_ipi());
 }
 
 #[test]
@@ -93,9 +93,9 @@ fn host_state_is_saved_once_per_run_ioctl_and_cpu() {
     let b = Bench::new();
     let m = machine(&b, 0);
     let (mut one, mut two) = (Svm::new(m, &ROOT).unwrap(), Svm::new(m, &ROOT).unwrap());
-    let bell = Doorbell::new();
+    let requests = VcpuRequests::new();
     let saves = |cpu: &mut Svm<Kernel>| {
-        cpu.enter(&bell, &mut Handler::none());
+        cpu.enter(&requests, &mut Handler::none());
         let trace = b.trace();
         (host_areas(&trace).len(), trace.contains(&Op::Call("guest_barrier")))
     };
@@ -118,20 +118,20 @@ fn host_state_is_saved_once_per_run_ioctl_and_cpu() {
 fn asids_follow_the_cpu_and_flush_when_they_run_out() {
     let b = Bench::new();
     let m = machine(&b, 0); // ASIDs 1 to 3.
-    let bell = Doorbell::new();
+    let requests = VcpuRequests::new();
     let mut cpus: Vec<_> = (0..4).map(|_| Svm::new(m, &ROOT).unwrap()).collect();
     let mut asids = Vec::new();
     for cpu in &mut cpus {
-        cpu.enter(&bell, &mut Handler::none());
+        cpu.enter(&requests, &mut Handler::none());
         asids.push((last_entry().1, last_entry().2));
     }
     assert_eq!(asids, [(FLUSH_ALL_ASID, 1), (DO_NOTHING, 2), (DO_NOTHING, 3), (FLUSH_ALL_ASID, 1)]);
-    cpus[3].enter(&bell, &mut Handler::none());
+    cpus[3].enter(&requests, &mut Handler::none());
     assert_eq!((last_entry().1, last_entry().2), (DO_NOTHING, 1), "TLB control is cleared after the run");
-    cpus[0].enter(&bell, &mut Handler::none());
+    cpus[0].enter(&requests, &mut Handler::none());
     assert_eq!(last_entry().2, 2, "its old ASID is another guest's now");
     b.move_to(1);
-    cpus[0].enter(&bell, &mut Handler::none());
+    cpus[0].enter(&requests, &mut Handler::none());
     assert_eq!((last_entry().1, last_entry().2), (FLUSH_ALL_ASID, 1), "the other CPU counts by itself");
 }
 
@@ -139,15 +139,15 @@ fn asids_follow_the_cpu_and_flush_when_they_run_out() {
 fn an_asid_of_one_cpu_says_nothing_on_another() {
     let b = Bench::new();
     let m = machine(&b, 0);
-    let bell = Doorbell::new();
+    let requests = VcpuRequests::new();
     let mut cpus = [Svm::new(m, &ROOT).unwrap(), Svm::new(m, &ROOT).unwrap()];
     for (n, cpu) in cpus.iter_mut().enumerate() {
         b.move_to(n as u64);
-        cpu.enter(&bell, &mut Handler::none());
+        cpu.enter(&requests, &mut Handler::none());
         assert_eq!(last_entry().2, 1);
     }
     // The same generation and number, but here it is the other guest's.
-    cpus[0].enter(&bell, &mut Handler::none());
+    cpus[0].enter(&requests, &mut Handler::none());
     assert_eq!(last_entry().2, 2);
 }
 
@@ -156,12 +156,12 @@ fn a_flush_takes_a_new_asid_or_flushes_the_one() {
     for (svm, how, asid) in [(0, DO_NOTHING, 2), (1 << 6, FLUSH_ASID, 1)] {
         let b = Bench::new();
         let mut cpu = Svm::new(machine(&b, svm), &ROOT).unwrap();
-        let bell = Doorbell::new();
-        cpu.enter(&bell, &mut Handler::none());
+        let requests = VcpuRequests::new();
+        cpu.enter(&requests, &mut Handler::none());
         cpu.flush_tlb();
-        cpu.enter(&bell, &mut Handler::none());
+        cpu.enter(&requests, &mut Handler::none());
         assert_eq!((last_entry().1, last_entry().2), (how, asid));
-        cpu.enter(&bell, &mut Handler::none());
+        cpu.enter(&requests, &mut Handler::none());
         assert_eq!((last_entry().1, last_entry().2), (DO_NOTHING, asid));
     }
 }
@@ -170,24 +170,24 @@ fn a_flush_takes_a_new_asid_or_flushes_the_one() {
 fn clean_bits_are_kept_on_one_cpu_and_only_where_they_exist() {
     let b = Bench::new();
     let mut cpu = Svm::new(machine(&b, 1 << 5), &ROOT).unwrap();
-    let bell = Doorbell::new();
-    cpu.enter(&bell, &mut Handler::none());
+    let requests = VcpuRequests::new();
+    cpu.enter(&requests, &mut Handler::none());
     assert_eq!(last_entry().0, CleanBits::empty());
-    cpu.enter(&bell, &mut Handler::none());
+    cpu.enter(&requests, &mut Handler::none());
     assert_eq!(last_entry().0, CleanBits::all());
     cpu.save_mut(CleanBits::SEG).cs.base = 5;
     cpu.set_intercept(Intercepts::VINTR, true);
-    cpu.enter(&bell, &mut Handler::none());
+    cpu.enter(&requests, &mut Handler::none());
     assert_eq!(last_entry().0, CleanBits::all() - CleanBits::SEG - CleanBits::I);
     b.move_to(1);
-    cpu.enter(&bell, &mut Handler::none());
+    cpu.enter(&requests, &mut Handler::none());
     assert_eq!(last_entry().0, CleanBits::empty());
     drop((cpu, b));
 
     let b = Bench::new();
     let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
-    cpu.enter(&bell, &mut Handler::none());
-    cpu.enter(&bell, &mut Handler::none());
+    cpu.enter(&requests, &mut Handler::none());
+    cpu.enter(&requests, &mut Handler::none());
     assert_eq!(last_entry().0, CleanBits::empty());
 }
 
@@ -197,10 +197,10 @@ fn spec_ctrl_is_read_back_only_if_the_guest_may_write_it() {
         let b = Bench::new();
         script(|s| s.cpuid.insert((0x8000_0008, 0), [48, 1 << 14, 0, 0]));
         let mut cpu = Svm::new(machine(&b, svm), &ROOT).unwrap();
-        let bell = Doorbell::new();
+        let requests = VcpuRequests::new();
         set_host_spec_ctrl(0, 1);
         cpu.extra_mut().spec_ctrl = 1;
-        cpu.enter(&bell, &mut Handler::none());
+        cpu.enter(&requests, &mut Handler::none());
         let touched =
             |t: &[Op]| t.iter().any(|o| matches!(o, Op::Rdmsr(msr::SPEC_CTRL) | Op::Wrmsr(msr::SPEC_CTRL, _)));
         assert!(!touched(&b.trace()));
@@ -209,7 +209,7 @@ fn spec_ctrl_is_read_back_only_if_the_guest_may_write_it() {
             vmcb.save.spec_ctrl = 4;
             hw().msrs.insert(msr::SPEC_CTRL, 4);
         });
-        cpu.enter(&bell, &mut Handler::none());
+        cpu.enter(&requests, &mut Handler::none());
         assert_eq!(cpu.extra().spec_ctrl, 4);
         assert_eq!(touched(&b.trace()), read_back, "virtualised: the hardware switches it");
     }
@@ -220,20 +220,20 @@ fn registers_outside_of_the_vmcb_are_switched_only_where_they_differ() {
     let b = Bench::new();
     hw().msrs.insert(msr::DEBUGCTL, 0x40);
     let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
-    let bell = Doorbell::new();
+    let requests = VcpuRequests::new();
     cpu.begin();
     cpu.save_mut(CleanBits::LBR).dbgctl = 0x40;
-    cpu.enter(&bell, &mut Handler::none());
+    cpu.enter(&requests, &mut Handler::none());
     assert!(!b.trace().iter().any(|o| matches!(o, Op::Wrmsr(..))));
     cpu.save_mut(CleanBits::LBR).dbgctl = 2;
     cpu.extra_mut().load_tsc_aux = true;
     cpu.extra_mut().tsc_aux = 9;
-    cpu.enter(&bell, &mut Handler::none());
+    cpu.enter(&requests, &mut Handler::none());
     let trace = b.trace();
     let writes: Vec<_> = trace.iter().filter(|o| matches!(o, Op::Wrmsr(..))).collect();
     assert_eq!(writes, [&Op::Wrmsr(msr::DEBUGCTL, 2), &Op::Wrmsr(msr::DEBUGCTL, 0x40)]);
     assert!(trace.contains(&Op::Call("set_user_return_tsc_aux")));
-    cpu.enter(&bell, &mut Handler::none());
+    cpu.enter(&requests, &mut Handler::none());
     assert!(!b.trace().contains(&Op::Call("set_user_return_tsc_aux")), "it is there already");
 }
 
@@ -241,8 +241,8 @@ fn registers_outside_of_the_vmcb_are_switched_only_where_they_differ() {
 fn debug_registers_are_loaded_and_read_back_on_request() {
     let b = Bench::new();
     let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
-    let bell = Doorbell::new();
-    cpu.enter(&bell, &mut Handler::none());
+    let requests = VcpuRequests::new();
+    cpu.enter(&requests, &mut Handler::none());
     let dr = |o: &Op| matches!(o, Op::ReadDr(_) | Op::WriteDr(..));
     assert!(!b.trace().iter().any(dr) && cpu.control().intercept_dr_write == u16::MAX);
     cpu.extra_mut().dr = [1, 2, 3, 4];
@@ -251,12 +251,12 @@ fn debug_registers_are_loaded_and_read_back_on_request() {
         assert_eq!(hw().dr, [1, 2, 3, 4]);
         hw().dr[2] = 7;
     });
-    cpu.enter(&bell, &mut Handler::none());
+    cpu.enter(&requests, &mut Handler::none());
     assert_eq!((cpu.extra().dr, cpu.control().intercept_dr_write), ([1, 2, 7, 4], 0));
     hw().guest = Box::new(|_, _| {});
     cpu.extra_mut().load_dr = false;
     b.trace();
-    cpu.enter(&bell, &mut Handler::none());
+    cpu.enter(&requests, &mut Handler::none());
     assert!(!b.trace().iter().any(dr) && cpu.control().intercept_dr_write == u16::MAX);
 }
 
@@ -264,15 +264,15 @@ fn debug_registers_are_loaded_and_read_back_on_request() {
 fn an_injected_event_is_injected_once() {
     let b = Bench::new();
     let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
-    let bell = Doorbell::new();
+    let requests = VcpuRequests::new();
     let event = EventInj::new(EventType::Intr, 0x30, None);
     cpu.set_event_inj(event);
-    bell.ring(Request::Kick);
-    cpu.enter(&bell, &mut Handler::none());
+    requests.make_request(Request::Kick);
+    cpu.enter(&requests, &mut Handler::none());
     assert_eq!(cpu.control().event_inj, event, "not entered: it still waits");
-    bell.take_all();
+    requests.take_all();
     hw().guest = Box::new(move |_, vmcb| assert_eq!(vmcb.control.event_inj, event));
-    cpu.enter(&bell, &mut Handler::none());
+    cpu.enter(&requests, &mut Handler::none());
     assert!(!cpu.control().event_inj.valid());
 }
 
@@ -280,14 +280,14 @@ fn an_injected_event_is_injected_once() {
 fn a_machine_check_in_the_guest_goes_to_the_host_and_a_refused_vmcb_is_reported() {
     let b = Bench::new();
     let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
-    let bell = Doorbell::new();
+    let requests = VcpuRequests::new();
     hw().guest = Box::new(|_, vmcb| vmcb.control.exit_code = code::EXCP0 + 18);
-    assert!(matches!(cpu.enter(&bell, &mut Handler::none()), Exit::Exception { vector: 18, .. }));
+    assert!(matches!(cpu.enter(&requests, &mut Handler::none()), Exit::Exception { vector: 18, .. }));
     let trace = b.trace();
     let at = |op: Op| trace.iter().position(|o| *o == op).unwrap();
     assert!(at(Op::Stgi) < at(Op::Call("machine_check")) && at(Op::Call("machine_check")) < at(Op::Call("guest_done")));
     hw().guest = Box::new(|_, vmcb| vmcb.control.exit_code = code::INVALID);
-    assert_eq!(cpu.enter(&bell, &mut Handler::none()), Exit::Invalid);
+    assert_eq!(cpu.enter(&requests, &mut Handler::none()), Exit::Invalid);
     assert!(cpu.broken().is_none() && hw().gif);
 }
 
@@ -297,11 +297,11 @@ fn without_svm_on_this_cpu_the_vcpu_is_broken() {
     let m = machine(&b, 0);
     let mut cpu = Svm::new(m, &ROOT).unwrap();
     m.disable();
-    assert_eq!((cpu.enter(&Doorbell::new(), &mut Handler::none()), cpu.broken()), (Exit::None, Some(Errno::EIO)));
+    assert_eq!((cpu.enter(&VcpuRequests::new(), &mut Handler::none()), cpu.broken()), (Exit::None, Some(Errno::EIO)));
     assert!(!b.trace().iter().any(|o| matches!(o, Op::Vmrun(_))));
     m.enable().unwrap();
     cpu.begin();
-    assert_eq!((cpu.enter(&Doorbell::new(), &mut Handler::none()), cpu.broken()), (Exit::Hlt, None));
+    assert_eq!((cpu.enter(&VcpuRequests::new(), &mut Handler::none()), cpu.broken()), (Exit::Hlt, None));
 }
 
 /// Runs `f` in a child process, which has the address space and its descriptor table to itself. The child's answer.
@@ -324,9 +324,9 @@ fn a_process_with_a_local_descriptor_table_has_it_saved_at_each_entry() {
     let b = Bench::new();
     let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
     assert!(in_child(move || {
-        let bell = Doorbell::new();
+        let requests = VcpuRequests::new();
         let mut saves = || {
-            cpu.enter(&bell, &mut Handler::none());
+            cpu.enter(&requests, &mut Handler::none());
             host_areas(&b.trace()).len()
         };
         let before = [saves(), saves()];
@@ -351,9 +351,9 @@ fn xcr0_is_switched_where_it_differs_and_the_guest_uses_it() {
     script(|s| s.cpuid.insert((1, 0), [0, 0, 1 << 27, 0]));
     let m = machine(&b, 0);
     let mut cpu = Svm::new(m, &ROOT).unwrap();
-    let bell = Doorbell::new();
+    let requests = VcpuRequests::new();
     let writes = |cpu: &mut Svm<Kernel>| {
-        cpu.enter(&bell, &mut Handler::none());
+        cpu.enter(&requests, &mut Handler::none());
         b.trace().into_iter().filter(|o| matches!(o, Op::Xsetbv(_) | Op::Vmrun(_))).collect::<Vec<_>>()
     };
     assert_eq!(writes(&mut cpu).len(), 1, "the guest has no OSXSAVE");
@@ -370,7 +370,7 @@ fn svm_that_goes_away_during_a_reboot_breaks_the_vcpu_and_not_the_machine() {
     let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
     crate::model::kernel::set_rebooting(true);
     hw().svm_off = true;
-    assert_eq!((cpu.enter(&Doorbell::new(), &mut Handler::none()), cpu.broken()), (Exit::None, Some(Errno::EIO)));
+    assert_eq!((cpu.enter(&VcpuRequests::new(), &mut Handler::none()), cpu.broken()), (Exit::None, Some(Errno::EIO)));
     let trace = b.trace();
     // VMSAVE of the host, CLGI, the four of the assembly, STGI.
     assert_eq!(trace.iter().filter(|o| **o == Op::Fixup).count(), 7);

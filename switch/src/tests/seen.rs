@@ -7,7 +7,7 @@ use crate::model::kernel::{Handler, Kernel};
 use arch::cr::Efer;
 use arch::{CleanBits, HostPa, SegmentAttr, exit::code};
 use core::ptr::NonNull;
-use host::{Cpu, Doorbell, SEEN_WORDS, SeenCode};
+use host::{Cpu, SEEN_WORDS, SeenCode, VcpuRequests};
 use std::boxed::Box;
 
 /// CPUID Fn8000_000A_EDX: next RIP is saved.
@@ -31,7 +31,7 @@ impl Words {
 /// A guest at [`RIP`] in 64-bit mode that exits with `exit`, and what NEXT_RIP is then.
 fn next_rip(cpu: &mut Svm<Kernel>, exit: u64) -> u64 {
     hw().guest = Box::new(move |_, vmcb| vmcb.control.exit_code = exit);
-    cpu.enter(&Doorbell::new(), &mut Handler::none());
+    cpu.enter(&VcpuRequests::new(), &mut Handler::none());
     cpu.control().next_rip
 }
 
@@ -113,7 +113,7 @@ fn a_processor_that_saves_it_is_believed() {
     let mut memory = Words(Box::new([1; SEEN_WORDS]));
     cpu.seen(&memory.code());
     hw().guest = Box::new(|_, vmcb| (vmcb.control.exit_code, vmcb.control.next_rip) = (code::CPUID, RIP + 9));
-    cpu.enter(&Doorbell::new(), &mut Handler::none());
+    cpu.enter(&VcpuRequests::new(), &mut Handler::none());
     assert_eq!(cpu.control().next_rip, RIP + 9);
 }
 

@@ -7,7 +7,7 @@ use crate::model::hardware::{Bench, FAULT, Op, hw};
 use crate::model::kernel::{Handler, script, set_host_spec_ctrl, set_mitigations, set_rebooting};
 use crate::{Svm, hsave_vcpu_run};
 use arch::{exit::code, msr::SPEC_CTRL};
-use host::{Cpu, Doorbell};
+use host::{Cpu, VcpuRequests};
 use std::{boxed::Box, vec, vec::Vec};
 
 /// CPUID Fn8000_000A_EDX: SPEC_CTRL is virtualised.
@@ -45,7 +45,7 @@ fn enter(processor: Processor, passed: bool, [host, guest, leaves]: [u64; 3]) ->
             (true, false) => drop(hw().msrs.insert(SPEC_CTRL, leaves)),
         }
     });
-    cpu.enter(&Doorbell::new(), &mut Handler::none());
+    cpu.enter(&VcpuRequests::new(), &mut Handler::none());
     assert_eq!(hw().msrs[&SPEC_CTRL], host, "the host's is back");
     let ops = b.trace().into_iter().filter(|op| matches!(op, Op::Rdmsr(SPEC_CTRL) | Op::Wrmsr(SPEC_CTRL, _)));
     (ops.collect(), cpu.extra().spec_ctrl)

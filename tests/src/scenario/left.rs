@@ -1,6 +1,6 @@
 //! Why KVM_RUN came back, read from the `kvm_run` page as a VMM reads it.
 
-use kvm::abi::run::{IO_IN, at, exit, reason};
+use abi::uapi::run::{IO_IN, at, exit, reason};
 use sim::host::PageCells;
 
 /// `kvm_run.exit_reason` with its part of the union.

@@ -10,9 +10,9 @@ pub use left::Left;
 pub use modes::{CODE, PML4, STACK};
 
 use crate::plain::Plain;
-use kvm::abi::ioctl::*;
-use kvm::abi::run::at;
-use kvm::{SystemReply, VcpuReply, VmReply};
+use abi::uapi::ioctl::*;
+use abi::uapi::run::at;
+use abi::{SystemReply, VcpuReply, VmReply};
 use kvm_bindings::*;
 use sim::alloc::{counted, uncounted};
 use sim::arch::exit::code;
@@ -69,7 +69,7 @@ impl Machine {
         if is_through_the_assembly() {
             sim.through_the_assembly();
         }
-        assert_eq!(counted(|| kvm::system_ioctl(&sim, KVM_CREATE_VM, 0)), Ok(SystemReply::NewVm));
+        assert_eq!(counted(|| abi::system_ioctl(&sim, KVM_CREATE_VM, 0)), Ok(SystemReply::NewVm));
         let vm = counted(|| Vm::new(sim.clone()))?;
         Ok(Self { sim, vm })
     }
@@ -109,7 +109,7 @@ impl Machine {
 
     /// KVM_CREATE_VCPU and KVM_SET_CPUID2 with what is supported.
     pub fn add_vcpu(&self, id: u64) -> Result<usize, Errno> {
-        let index = match counted(|| kvm::vm_ioctl(&self.vm, KVM_CREATE_VCPU, id))? {
+        let index = match counted(|| abi::vm_ioctl(&self.vm, KVM_CREATE_VCPU, id))? {
             VmReply::NewVcpu { index } => index,
             other => panic!("{other:?}"),
         };
@@ -121,7 +121,7 @@ impl Machine {
 
     /// An ioctl on /dev/kvm.
     pub fn system(&self, cmd: u32, arg: u64) -> Result<i64, Errno> {
-        match counted(|| kvm::system_ioctl(&self.sim, cmd, arg))? {
+        match counted(|| abi::system_ioctl(&self.sim, cmd, arg))? {
             SystemReply::Value(v) => Ok(v),
             other => panic!("{other:?}"),
         }
@@ -129,7 +129,7 @@ impl Machine {
 
     /// An ioctl on the VM; those that make something else than a number are not for this.
     pub fn vm(&self, cmd: u32, arg: u64) -> Result<i64, Errno> {
-        match counted(|| kvm::vm_ioctl(&self.vm, cmd, arg))? {
+        match counted(|| abi::vm_ioctl(&self.vm, cmd, arg))? {
             VmReply::Value(v) => Ok(v),
             VmReply::Stats => Ok(0),
             other => panic!("{other:?}"),
@@ -139,9 +139,9 @@ impl Machine {
     /// An ioctl on a vCPU.
     pub fn vcpu(&self, vcpu: usize, cmd: u32, arg: u64) -> Result<i64, Errno> {
         if cmd == KVM_RUN {
-            return counted(|| kvm::vcpu_run(&self.vm, self.cpu(vcpu), arg));
+            return counted(|| abi::vcpu_run(&self.vm, self.cpu(vcpu), arg));
         }
-        match counted(|| kvm::vcpu_ioctl(&self.vm, self.cpu(vcpu), cmd, arg))? {
+        match counted(|| abi::vcpu_ioctl(&self.vm, self.cpu(vcpu), cmd, arg))? {
             VcpuReply::Value(v) => Ok(v),
             VcpuReply::SignalMask(_) | VcpuReply::Stats => Ok(0),
         }

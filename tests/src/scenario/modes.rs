@@ -46,7 +46,7 @@ impl Machine {
 
     /// [`real`](Self::real), if user space has not broken too much before.
     pub fn try_real(&self, vcpu: usize, code: &[u8]) -> Result<i64, Errno> {
-        let mut s: kvm_sregs = self.vcpu_get(vcpu, kvm::abi::ioctl::KVM_GET_SREGS);
+        let mut s: kvm_sregs = self.vcpu_get(vcpu, abi::uapi::ioctl::KVM_GET_SREGS);
         let flat = |type_| kvm_segment { limit: 0xffff, type_, present: 1, s: 1, ..Default::default() };
         s.cs = flat(11);
         (s.ds, s.es, s.fs, s.gs, s.ss) = (flat(3), flat(3), flat(3), flat(3), flat(3));
@@ -56,7 +56,7 @@ impl Machine {
 
     /// [`protected`](Self::protected), likewise.
     pub fn try_protected(&self, vcpu: usize, code: &[u8]) -> Result<i64, Errno> {
-        let mut s: kvm_sregs = self.vcpu_get(vcpu, kvm::abi::ioctl::KVM_GET_SREGS);
+        let mut s: kvm_sregs = self.vcpu_get(vcpu, abi::uapi::ioctl::KVM_GET_SREGS);
         s.cs = segment(8, 11, 0, 1);
         let data = segment(16, 3, 0, 1);
         (s.ds, s.es, s.fs, s.gs, s.ss) = (data, data, data, data, data);
@@ -72,7 +72,7 @@ impl Machine {
             let entries: Vec<u8> = (0..512u64).flat_map(|n| (g << 30 | n << 21 | 0x87).to_le_bytes()).collect();
             self.write_ram(PD + 0x1000 * g, &entries);
         }
-        let mut s: kvm_sregs = self.vcpu_get(vcpu, kvm::abi::ioctl::KVM_GET_SREGS);
+        let mut s: kvm_sregs = self.vcpu_get(vcpu, abi::uapi::ioctl::KVM_GET_SREGS);
         s.cs = segment(8, 11, 1, 0);
         let data = segment(16, 3, 0, 1);
         (s.ds, s.es, s.fs, s.gs, s.ss) = (data, data, data, data, data);
@@ -88,9 +88,9 @@ impl Machine {
         for (at, bytes) in PARTS {
             self.write_ram(at, bytes);
         }
-        self.vcpu_with(vcpu, kvm::abi::ioctl::KVM_SET_SREGS, &s)?;
+        self.vcpu_with(vcpu, abi::uapi::ioctl::KVM_SET_SREGS, &s)?;
         let regs = kvm_regs { rip: CODE, rsp: STACK, rflags: 2, ..Default::default() };
-        self.vcpu_with(vcpu, kvm::abi::ioctl::KVM_SET_REGS, &regs)
+        self.vcpu_with(vcpu, abi::uapi::ioctl::KVM_SET_REGS, &regs)
     }
 
     /// The guest executes RDMSR.

@@ -1,7 +1,7 @@
 //! Guest memory that is mapped before the guest touches it.
 
 use crate::memory::faults;
-use kvm::abi::ioctl::*;
+use abi::uapi::ioctl::*;
 use sim::Page;
 use sim::host::{Errno, MapLevel};
 use tests::scenario::{DATA, Machine, RAM};

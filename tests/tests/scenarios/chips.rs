@@ -1,10 +1,10 @@
 //! The whole irqchip in the kernel: the 8259s, the IOAPIC and the PIT between user space, guest and local APIC.
 
-use kvm::abi::ioctl::*;
+use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::arch::EventType;
 use sim::arch::exit::code;
-use sim::host::{Alarm, Cpu, Errno, EventFd, Host};
+use sim::host::{Cpu, Errno, EventFd, Host, Hrtimer};
 use tests::plain::Plain;
 use tests::scenario::{DATA, Left, MMIO, Machine, PLAIN, RAM, RAM_HVA};
 
@@ -238,8 +238,8 @@ fn a_line_that_never_goes_low_cannot_stop_the_guest() {
     open(&m);
     assert_eq!(vectors(&m).len(), 10_000, "put off");
     m.sim.advance(10_000_000);
-    assert_eq!(m.vm.alarms.due(m.sim.now_ns()), Some(Alarm::Ioapic));
-    m.vm.alarm(Alarm::Ioapic);
+    assert_eq!(m.vm.hrtimers.due(m.sim.now_ns()), Some(Hrtimer::Ioapic));
+    m.vm.hrtimer_expired(Hrtimer::Ioapic);
     open(&m);
     assert_eq!(vectors(&m).len(), 10_001);
 }
@@ -275,8 +275,8 @@ fn the_pit_ticks_and_makes_up_for_what_the_guest_missed() {
     m.run_out(0);
     let tick = |ns: u64| {
         m.sim.advance(ns);
-        while let Some(which) = m.vm.alarms.due(m.sim.now_ns()) {
-            m.vm.alarm(which);
+        while let Some(which) = m.vm.hrtimers.due(m.sim.now_ns()) {
+            m.vm.hrtimer_expired(which);
         }
     };
     // Takes what is there, and ends it.
@@ -321,7 +321,7 @@ fn the_pits_state_can_be_moved() {
     assert_eq!(other.vm(KVM_GET_PIT, DATA + 0x1000), Ok(0));
     assert_eq!(other.get_at::<[u64; 1]>(DATA + 0x1000)[0], state[0]);
     other.sim.advance(11_000_000);
-    assert_eq!(other.vm.alarms.due(other.sim.now_ns()), Some(Alarm::Pit), "it runs there");
+    assert_eq!(other.vm.hrtimers.due(other.sim.now_ns()), Some(Hrtimer::Pit), "it runs there");
 }
 
 #[test]
@@ -347,8 +347,8 @@ fn the_pits_tick_is_an_nmi_where_lint0_says_so() {
     }
     m.run_out(0);
     m.sim.advance(20_000_000);
-    assert_eq!(m.vm.alarms.due(m.sim.now_ns()), Some(Alarm::Pit));
-    m.vm.alarm(Alarm::Pit);
+    assert_eq!(m.vm.hrtimers.due(m.sim.now_ns()), Some(Hrtimer::Pit));
+    m.vm.hrtimer_expired(Hrtimer::Pit);
     m.does(0, |_| {});
     m.run_out(0);
     assert_eq!(m.injected(0).iter().map(|e| e.kind()).collect::<Vec<_>>(), [Some(EventType::Nmi)]);

@@ -1,8 +1,8 @@
 //! The whole irqchip in the kernel, where it is easily wrong: who goes first, who is told, and what is forgotten.
 
 use crate::chips::{IOAPIC, entry_of, eoi, line, machine, open, out, redirect, set_up_pics, vectors};
-use kvm::abi::ioctl::*;
-use kvm::abi::run::at;
+use abi::uapi::ioctl::*;
+use abi::uapi::run::at;
 use kvm_bindings::*;
 use sim::host::{Errno, Host};
 use tests::scenario::{DATA, Machine, PLAIN, RAM, RAM_HVA};
@@ -36,8 +36,8 @@ fn only_unmasking_forgets_ticks_of_the_pit() {
     m.run_out(0);
     let late = |ns: u64| {
         m.sim.advance(ns);
-        while let Some(which) = m.vm.alarms.due(m.sim.now_ns()) {
-            m.vm.alarm(which);
+        while let Some(which) = m.vm.hrtimers.due(m.sim.now_ns()) {
+            m.vm.hrtimer_expired(which);
         }
     };
     let ticks_left = || {
@@ -92,8 +92,8 @@ fn masking_alone_keeps_ticks() {
     }
     m.run_out(0);
     m.sim.advance(40_004_000);
-    while let Some(which) = m.vm.alarms.due(m.sim.now_ns()) {
-        m.vm.alarm(which);
+    while let Some(which) = m.vm.hrtimers.due(m.sim.now_ns()) {
+        m.vm.hrtimer_expired(which);
     }
     out(&m, 0x21, 0xff);
     m.run_out(0);

@@ -1,6 +1,6 @@
 //! The paravirtual clock: what the guest computes from its page is what user space is told.
 
-use kvm::abi::ioctl::KVM_GET_CLOCK;
+use abi::uapi::ioctl::KVM_GET_CLOCK;
 use kvm_bindings::kvm_clock_data;
 use tests::scenario::Machine;
 

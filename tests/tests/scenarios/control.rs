@@ -1,6 +1,6 @@
 //! Control, debug and extended control registers; instructions that are intercepted and do little.
 
-use kvm::abi::ioctl::*;
+use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::arch::exit::code;
 use sim::arch::vmcb::int_ctl;

@@ -2,7 +2,7 @@
 //! tables: both pages have to be accessible before anything happens, #PF names the second, A and D are set like a
 //! processor does.
 
-use kvm::abi::run::exit::MMIO_DATA;
+use abi::uapi::run::exit::MMIO_DATA;
 use tests::scenario::{CODE, Left, MMIO, Machine};
 
 const P: u64 = 1;

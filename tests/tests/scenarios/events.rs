@@ -1,6 +1,6 @@
 //! Exceptions and NMIs: injection, delivery that is cut short, double and triple faults.
 
-use kvm::abi::ioctl::*;
+use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::arch::exit::code;
 use sim::arch::{EventInj, EventType};

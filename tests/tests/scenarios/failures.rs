@@ -1,6 +1,6 @@
 //! What cannot go on: shutdown, a VMCB that is refused, exits that nobody knows, instructions that cannot be emulated.
 
-use kvm::abi::ioctl::*;
+use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::arch::exit::code;
 use sim::host::{Cpu, Errno};
@@ -154,7 +154,7 @@ fn hypercalls() {
     m.exit(0, code::VMMCALL);
     let Ok(Left::Hypercall { nr: 12, args }) = m.run(0) else { panic!("stays in the kernel") };
     assert_eq!(args[..3], [0x1000, 1, 2]);
-    m.page(0).set_u64(kvm::abi::run::exit::HYPERCALL_RET, 5);
+    m.page(0).set_u64(abi::uapi::run::exit::HYPERCALL_RET, 5);
     m.run_out(0);
     assert_eq!((m.regs(0).rax, m.regs(0).rip), (5, CODE + 3));
     let _ = m.inside(0, |c| c.core.cpu.gpr(0));

@@ -71,9 +71,9 @@ fn what_cpuid_shows_of_the_processor_is_never_old() {
     let m = machine();
     let osxsave = |m: &Machine| cpuid(m, 1)[2] >> 27 & 1;
     assert_eq!([osxsave(&m), osxsave(&m), handled(&m) as u64], [0, 0, 1]);
-    let mut sregs: kvm_sregs = m.vcpu_get(0, kvm::abi::ioctl::KVM_GET_SREGS);
+    let mut sregs: kvm_sregs = m.vcpu_get(0, abi::uapi::ioctl::KVM_GET_SREGS);
     sregs.cr4 |= 1 << 18;
-    assert_eq!(m.vcpu_with(0, kvm::abi::ioctl::KVM_SET_SREGS, &sregs), Ok(0));
+    assert_eq!(m.vcpu_with(0, abi::uapi::ioctl::KVM_SET_SREGS, &sregs), Ok(0));
     assert_eq!([osxsave(&m), osxsave(&m), handled(&m) as u64], [1, 1, 2]);
     // The local APIC goes off: CPUID.1:EDX.APIC.
     let apic = |m: &Machine| cpuid(m, 1)[3] >> 9 & 1;
@@ -135,13 +135,13 @@ fn interrupt(m: &Machine, vector: u32, level: bool) {
     let msi =
         kvm_msi { address_lo: 0xfee0_0000, data: vector | u32::from(level) << 14 | 1 << 15, ..Default::default() };
     let msi = if level { msi } else { kvm_msi { data: vector, ..msi } };
-    assert_eq!(m.vm_with(kvm::abi::ioctl::KVM_SIGNAL_MSI, &msi), Ok(1));
+    assert_eq!(m.vm_with(abi::uapi::ioctl::KVM_SIGNAL_MSI, &msi), Ok(1));
     m.interrupt_flag(0, true);
     m.run_out(0);
 }
 
 fn in_service(m: &Machine, vector: u8) -> bool {
-    let state: kvm_lapic_state = m.vcpu_get(0, kvm::abi::ioctl::KVM_GET_LAPIC);
+    let state: kvm_lapic_state = m.vcpu_get(0, abi::uapi::ioctl::KVM_GET_LAPIC);
     state.regs[0x100 + 0x10 * usize::from(vector / 32) + usize::from(vector % 32 / 8)] as u8 >> (vector % 8) & 1 != 0
 }
 
@@ -167,13 +167,13 @@ fn an_interrupt_may_come_and_go_without_leaving_the_guest() {
     let m = machine();
     m.x2apic(0);
     let msi = |data| kvm_msi { address_lo: 0xfee0_0000, data, ..Default::default() };
-    assert_eq!(m.vm_with(kvm::abi::ioctl::KVM_SIGNAL_MSI, &msi(0x41)), Ok(1));
+    assert_eq!(m.vm_with(abi::uapi::ioctl::KVM_SIGNAL_MSI, &msi(0x41)), Ok(1));
     m.with_regs(0, |r| r.rflags |= 0x200);
     wrmsr(&m, X2APIC_EOI, 0);
     m.run_out(0);
     assert_eq!((handled(&m), m.taken(0), in_service(&m, 0x41)), (1, vec![0x41], false));
     // One that the guest has not taken is not what it ends.
-    assert_eq!(m.vm_with(kvm::abi::ioctl::KVM_SIGNAL_MSI, &msi(0x42)), Ok(1));
+    assert_eq!(m.vm_with(abi::uapi::ioctl::KVM_SIGNAL_MSI, &msi(0x42)), Ok(1));
     m.interrupt_flag(0, false);
     m.run_out(0);
     wrmsr(&m, X2APIC_EOI, 0);
@@ -197,7 +197,7 @@ fn the_end_that_somebody_waits_for_takes_the_ordinary_way() {
     m.interrupt_flag(0, false);
     m.run_out(0);
     let msi = kvm_msi { address_lo: 0xfee0_0000, data: 0x52, ..Default::default() };
-    assert_eq!(m.vm_with(kvm::abi::ioctl::KVM_SIGNAL_MSI, &msi), Ok(1));
+    assert_eq!(m.vm_with(abi::uapi::ioctl::KVM_SIGNAL_MSI, &msi), Ok(1));
     m.interrupt_flag(0, true);
     wrmsr(&m, X2APIC_EOI, 0);
     m.does(0, |_| ());
@@ -291,7 +291,7 @@ fn a_deadline_that_a_filter_denies_is_no_shortcut() {
     let mut filter = MsrFilter::default();
     filter.ranges[0] = MsrFilterRange { flags: 2, nmsrs: 1, base: TSC_DEADLINE, pad: 0, bitmap: DATA };
     m.put_at(DATA, &0u64);
-    assert_eq!(m.vm_with(kvm::abi::ioctl::KVM_X86_SET_MSR_FILTER, &filter), Ok(0));
+    assert_eq!(m.vm_with(abi::uapi::ioctl::KVM_X86_SET_MSR_FILTER, &filter), Ok(0));
     wrmsr(&m, TSC_DEADLINE, tsc + 3_000_000);
     m.does(0, |_| ());
     m.run_out(0);
@@ -304,7 +304,7 @@ fn each_exit_is_seen_where_a_debugger_or_a_step_needs_it() {
     let m = machine();
     cpuid(&m, 0);
     let debug = kvm_guest_debug { control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP, ..Default::default() };
-    assert_eq!(m.vcpu_with(0, kvm::abi::ioctl::KVM_SET_GUEST_DEBUG, &debug), Ok(0));
+    assert_eq!(m.vcpu_with(0, abi::uapi::ioctl::KVM_SET_GUEST_DEBUG, &debug), Ok(0));
     exits(&m, code::CPUID, false, [0; 3]);
     assert!(matches!(m.run(0), Ok(Left::Debug { .. })));
     assert_eq!(handled(&m), 0);
@@ -332,7 +332,7 @@ fn they_are_counted() {
 fn an_event_and_a_flush_come_once() {
     let m = machine();
     cpuid(&m, 0);
-    assert_eq!(m.vcpu(0, kvm::abi::ioctl::KVM_NMI, 0), Ok(0));
+    assert_eq!(m.vcpu(0, abi::uapi::ioctl::KVM_NMI, 0), Ok(0));
     let flushes = m.inside(0, |c| {
         c.core.cpu.flush_tlb();
         c.core.cpu.flushes

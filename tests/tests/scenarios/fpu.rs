@@ -1,7 +1,7 @@
 //! The guest's FPU state: in the registers when the guest uses it, and no sooner; the guest cannot tell.
 
-use kvm::abi::ioctl::*;
-use kvm::abi::run::exit::MMIO_DATA;
+use abi::uapi::ioctl::*;
+use abi::uapi::run::exit::MMIO_DATA;
 use kvm_bindings::*;
 use sim::SimCpu;
 use sim::arch::exit::code;

@@ -1,7 +1,7 @@
 //! Maskable interrupts: from the local APIC, left with the processor, and from user space, injected at once if possible.
 
-use kvm::abi::ioctl::*;
-use kvm::abi::run::at;
+use abi::uapi::ioctl::*;
+use abi::uapi::run::at;
 use kvm_bindings::*;
 use sim::arch::exit::code;
 use sim::arch::vmcb::int_ctl;

@@ -1,6 +1,6 @@
 //! Which ioctls there are, what bad pointers, counts and unknown numbers get, and what is said to be absent.
 
-use kvm::abi::ioctl::*;
+use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::host::Errno::{self, *};
 use tests::scenario::{ARG, DATA, Machine, NOWHERE};
@@ -281,7 +281,7 @@ fn what_is_not_implemented_is_0() {
         KVM_CAP_S390_UCONTROL,
         KVM_CAP_ARM_PSCI,
     ];
-    let present: Vec<u32> = kvm::abi::cap::ALL.iter().map(|(_, n)| *n).collect();
+    let present: Vec<u32> = abi::uapi::cap::ALL.iter().map(|(_, n)| *n).collect();
     let unknown = (0..400).filter(|n| !present.contains(n));
     for cap in unknown.chain(absent).map(u64::from).chain([1 << 32, 1 << 32 | 3, u64::MAX]) {
         assert_eq!(m.system(KVM_CHECK_EXTENSION, cap), Ok(0), "capability {cap}");

@@ -2,7 +2,7 @@
 //!
 //! Long because: a scenario after the other, and all share their helpers.
 
-use kvm::abi::ioctl::*;
+use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::host::{Errno, MapLevel};
 use sim::{Outcome, Page};

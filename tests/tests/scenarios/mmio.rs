@@ -1,7 +1,7 @@
 //! Accesses to addresses that are nobody's: through the emulator to user space and back.
 
-use kvm::abi::ioctl::{KVM_IOEVENTFD, KVM_SET_GUEST_DEBUG};
-use kvm::abi::run::exit::MMIO_DATA;
+use abi::uapi::ioctl::{KVM_IOEVENTFD, KVM_SET_GUEST_DEBUG};
+use abi::uapi::run::exit::MMIO_DATA;
 use kvm_bindings::{kvm_guest_debug, kvm_ioeventfd};
 use sim::Outcome;
 use sim::arch::exit::code;

@@ -1,6 +1,6 @@
 //! Plain loads and stores of devices, which need less than the whole emulator: every size, and what is not plain.
 
-use kvm::abi::run::exit::MMIO_DATA;
+use abi::uapi::run::exit::MMIO_DATA;
 use sim::host::Cpu;
 use tests::scenario::{CODE, Left, MMIO, Machine};
 

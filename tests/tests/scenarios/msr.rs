@@ -1,7 +1,7 @@
 //! RDMSR and WRMSR: in the kernel, refused, filtered, or user space's.
 
-use kvm::abi::ioctl::KVM_X86_SET_MSR_FILTER;
-use kvm::abi::run::exit::{MSR_DATA, MSR_ERROR};
+use abi::uapi::ioctl::KVM_X86_SET_MSR_FILTER;
+use abi::uapi::run::exit::{MSR_DATA, MSR_ERROR};
 use kvm_bindings::KVM_CAP_X86_USER_SPACE_MSR;
 use tests::plain::{MsrFilter, MsrFilterRange};
 use tests::scenario::{DATA, Left, Machine};

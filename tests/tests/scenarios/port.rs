@@ -1,6 +1,6 @@
 //! IN and OUT: through user space, with what the guest sees before and after.
 
-use kvm::abi::ioctl::KVM_IOEVENTFD;
+use abi::uapi::ioctl::KVM_IOEVENTFD;
 use kvm_bindings::kvm_ioeventfd;
 use sim::Outcome;
 use sim::arch::exit::code;

@@ -1,6 +1,6 @@
 //! What a guest that knows KVM shares with it: the end of interrupts, steal time, hypercalls for other vCPUs.
 
-use kvm::abi::ioctl::*;
+use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::arch::exit::code;
 use sim::host::{Command, Request, VcpuThread};
@@ -152,7 +152,7 @@ fn a_vcpu_that_lost_its_cpu_flushes_when_asked_to() {
     for (byte, flushes) in [(1, 0), (3, 1)] {
         let before = m.inside(0, |c| c.core.cpu.flushes);
         m.write_ram(PREEMPTED, &[byte]);
-        thread().bell().ring(Request::Scheduled);
+        thread().requests().make_request(Request::StealUpdate);
         m.does(0, |_| ());
         m.run_out(0);
         assert_eq!(m.read_ram::<u8>(PREEMPTED), 0, "it runs again");

@@ -1,6 +1,6 @@
 //! Quirks (KVM_CAP_DISABLE_QUIRKS2): on at first, and what goes when they are switched off.
 
-use kvm::abi::ioctl::*;
+use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::arch::exit::code;
 use sim::host::Errno;

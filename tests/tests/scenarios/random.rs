@@ -1,7 +1,7 @@
 //! Anything in any order: ioctls with random arguments, guests that do random things. Nothing panics, no invariant
 //! between the hypervisor's view and the processor breaks, nothing is left when the VM ends.
 
-use kvm::abi::ioctl::*;
+use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use proptest::prelude::*;
 use sim::Page;

@@ -1,6 +1,6 @@
 //! The guest's registers, wherever they are switched: it finds what user space set, and user space what the guest left.
 
-use kvm::abi::ioctl::*;
+use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::arch::exit::code;
 use sim::arch::msr;

@@ -1,6 +1,6 @@
 //! Several vCPUs: INIT and SIPI, interrupts between them, sleeping and waking across threads.
 
-use kvm::abi::ioctl::*;
+use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::host::{Cpu, CpuFeatures, Errno, Request, VcpuThread};
 use std::sync::atomic::Ordering::Relaxed;
@@ -294,7 +294,7 @@ fn a_spinning_guest_gives_its_processor_away() {
     assert_eq!(yields(), [1, 3], "who sleeps needs no processor");
     assert_eq!(filter(), (1, 6000), "and spins longer before the next exit");
     // One that is about to wake up can use it.
-    m.cpu(1).thread.bell().ring(Request::Kick);
+    m.cpu(1).thread.requests().make_request(Request::Kick);
     spin();
     assert_eq!(yields(), [2, 3]);
 }

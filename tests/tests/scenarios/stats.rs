@@ -1,7 +1,7 @@
 //! Statistics, read as user space reads them: through the header and the descriptors.
 
-use kvm::abi::ioctl::*;
-use kvm::{VcpuReply, VmReply};
+use abi::uapi::ioctl::*;
+use abi::{VcpuReply, VmReply};
 use sim::arch::exit::code;
 use sim::host::{Errno, MapLevel};
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ fn image(m: &Machine, vcpu: Option<usize>, step: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     loop {
         let vcpu = vcpu.map(|n| m.cpu(n));
-        let n = kvm::read_stats(&m.vm, vcpu, 77, DATA, step, bytes.len() as u64).expect("a readable file");
+        let n = abi::read_stats(&m.vm, vcpu, 77, DATA, step, bytes.len() as u64).expect("a readable file");
         assert!(n <= step);
         if n == 0 {
             return bytes;
@@ -106,7 +106,7 @@ fn any_part_of_the_file_can_be_read() {
         for step in [1, 7, 100, 2048] {
             assert_eq!(image(&m, vcpu, step), whole);
         }
-        let read = |to, len, pos| kvm::read_stats(&m.vm, vcpu.map(|n| m.cpu(n)), 77, to, len, pos);
+        let read = |to, len, pos| abi::read_stats(&m.vm, vcpu.map(|n| m.cpu(n)), 77, to, len, pos);
         assert_eq!(read(DATA, 100, whole.len() as u64), Ok(0));
         assert_eq!((read(DATA, u64::MAX, u64::MAX), read(DATA, 0, 0)), (Ok(0), Ok(0)));
         assert_eq!(read(DATA, 100, whole.len() as u64 - 3), Ok(3));
@@ -117,6 +117,6 @@ fn any_part_of_the_file_can_be_read() {
 #[test]
 fn the_ioctl_asks_for_a_file() {
     let m = Machine::new();
-    assert_eq!(kvm::vm_ioctl(&m.vm, KVM_GET_STATS_FD, 0), Ok(VmReply::Stats));
-    assert_eq!(kvm::vcpu_ioctl(&m.vm, m.cpu(0), KVM_GET_STATS_FD, 0), Ok(VcpuReply::Stats));
+    assert_eq!(abi::vm_ioctl(&m.vm, KVM_GET_STATS_FD, 0), Ok(VmReply::Stats));
+    assert_eq!(abi::vcpu_ioctl(&m.vm, m.cpu(0), KVM_GET_STATS_FD, 0), Ok(VcpuReply::Stats));
 }

@@ -1,6 +1,6 @@
 //! Structs that an ioctl takes and refuses: every rule with the errno that it is answered with.
 
-use kvm::abi::ioctl::*;
+use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::host::Errno::{self, *};
 use tests::plain::{MsrFilter, MsrFilterRange, Plain};

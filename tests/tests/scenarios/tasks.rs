@@ -1,6 +1,6 @@
 //! Hardware task switches, as the processor reports them, between tasks of 16 and 32 bits.
 
-use kvm::abi::ioctl::*;
+use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::SimCpu;
 use sim::arch::exit::code;

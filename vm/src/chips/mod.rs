@@ -12,7 +12,7 @@ mod state;
 
 use crate::{Ctx, Vcpu, Vm};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
-use host::{Alarm, Alarms, Errno, Host, Request, rank, try_box};
+use host::{Errno, Host, Hrtimer, Hrtimers, Request, rank, try_box};
 use irqchip::{
     Accept, Chip, ChipMode, Eoi, EoiPin, IOAPIC_PINS, Ioapic, IoapicWrite, Line, Lint0, Message, Pic, PinMessage,
     RoutingTable, Target,
@@ -239,18 +239,18 @@ impl<H: Host> Vm<H> {
                 }
                 EoiPin::Storm => {
                     chips.storm.fetch_or(1 << pin, AcqRel);
-                    self.alarms.arm(Alarm::Ioapic, self.host.now_ns().saturating_add(STORM_NS));
+                    self.hrtimers.arm(Hrtimer::Ioapic, self.host.now_ns().saturating_add(STORM_NS));
                 }
             }
         }
     }
 
     /// A timer of the devices expired. Any context.
-    pub fn alarm(&self, which: Alarm) {
+    pub fn hrtimer_expired(&self, which: Hrtimer) {
         let Some(chips) = self.chips() else { return };
         match which {
-            Alarm::Pit => self.pit_expired(chips),
-            Alarm::Ioapic => {
+            Hrtimer::Pit => self.pit_expired(chips),
+            Hrtimer::Ioapic => {
                 let pins = chips.storm.swap(0, AcqRel);
                 for pin in (0..IOAPIC_PINS as u8).filter(|pin| pins & 1 << pin != 0) {
                     let mut ioapic = chips.ioapic.lock();

@@ -2,7 +2,7 @@
 
 use super::{Chips, Source};
 use crate::Vm;
-use host::{Alarm, Alarms, Errno, Host, Request, rank, try_box};
+use host::{Errno, Host, Hrtimer, Hrtimers, Request, rank, try_box};
 use irqchip::{Pit, TimerEffect};
 use lock_api::Mutex;
 
@@ -40,8 +40,8 @@ impl<H: Host> Vm<H> {
     /// Sets the host's timer; under the PIT's lock, so that the last setting wins.
     pub(super) fn pit_timer(&self, effect: TimerEffect) {
         match effect {
-            TimerEffect::ArmNs(deadline) => self.alarms.arm(Alarm::Pit, deadline),
-            TimerEffect::Cancel => self.alarms.cancel(Alarm::Pit),
+            TimerEffect::ArmNs(deadline) => self.hrtimers.arm(Hrtimer::Pit, deadline),
+            TimerEffect::Cancel => self.hrtimers.cancel(Hrtimer::Pit),
             // The PIT knows no TSC.
             TimerEffect::Keep | TimerEffect::ArmTsc(_) => {}
         }

@@ -24,7 +24,7 @@ fn output<H: Host>(ctx: &mut Ctx<'_, H>, io: IoExit) -> Next {
     }
     ctx.me.pio_page().set_word(0, value);
     // A debugger's step ends when user space has seen the write.
-    ctx.core.traffic.step_ends = next != Next::Resume;
+    ctx.core.mmio_fragments.step_ends = next != Next::Resume;
     ctx.core.pending = Pending::PioOut;
     Next::User(UserExit::Io { input: false, size: io.size(), port: io.port(), count: 1 })
 }

@@ -40,7 +40,7 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, info1: u64, info2: u64) -> Next {
     let delivered = (cause == Cause::Gate).then(|| ctx.core.inject.take_delivered());
     // INT3 and INTO are exceptions whose gate is checked like that of INTn.
     let switch = TaskSwitch { selector: info1 as u16, cause, return_rip, software, error_code };
-    ctx.core.traffic.clear();
+    ctx.core.mmio_fragments.clear();
     match emulator::task_switch(ctx, &switch) {
         Ok(()) => {
             ctx.core.cpu.set_interrupt_shadow(false);

@@ -40,7 +40,7 @@ impl<H: Host> Vm<H> {
         use host::{Request, VcpuThread};
         for v in self.vcpus() {
             v.thread.note_preemption(None);
-            v.thread.bell().ring(Request::Scheduled);
+            v.thread.requests().make_request(Request::StealUpdate);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! MSR_KVM_STEAL_TIME: how long the vCPU's thread waited for a CPU, and that it has none at the moment.
 //!
 //! The thread itself notes in guest memory that it lost its CPU between two instructions of the guest; other vCPUs then
-//! need not wait for it, and may ask for a TLB flush by setting a bit beside. When the thread is back it rings for
-//! [`Request::Scheduled`], which is served here before the guest is entered again.
+//! need not wait for it, and may ask for a TLB flush by setting a bit beside. When the thread is back it requests
+//! [`Request::StealUpdate`], which is served here before the guest is entered again.
 
 use super::ENABLED;
 use crate::Ctx;
@@ -25,11 +25,11 @@ impl<H: Host> Ctx<'_, H> {
     pub(crate) fn look_at_steal_time(&mut self) {
         let enabled = self.core.msr.steal_time & ENABLED != 0;
         if enabled && self.vm.host.run_delay_ns() != Some(self.core.pv.waited) || enabled != self.core.pv.noted {
-            self.me.thread.bell().ring(Request::Scheduled);
+            self.me.thread.requests().make_request(Request::StealUpdate);
         }
     }
 
-    /// [`Request::Scheduled`]: accounts the time and takes back the note.
+    /// [`Request::StealUpdate`]: accounts the time and takes back the note.
     pub(crate) fn update_steal_time(&mut self) {
         let msr = self.core.msr.steal_time;
         self.core.pv.noted = msr & ENABLED != 0;

@@ -14,10 +14,10 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("emulator", &["arch"]),
     ("irqchip", &["arch"]),
     ("vm", &["arch", "host", "mmu", "emulator", "irqchip"]),
-    ("kvm", &["arch", "host", "vm"]),
-    ("linux", &["arch", "host", "switch", "kvm", "vm"]),
+    ("abi", &["arch", "host", "vm"]),
+    ("linux", &["arch", "host", "switch", "abi", "vm"]),
     ("sim", &["arch", "host", "switch"]),
-    ("tests", &["kvm", "sim", "vm"]),
+    ("tests", &["abi", "sim", "vm"]),
     ("verify", &["arch", "switch"]),
     ("xtask", &["verify"]),
 ];

@@ -12,7 +12,7 @@ use std::{fs, path::PathBuf};
 use walkdir::WalkDir;
 
 /// The crates that end up in the module.
-const MODULE_CRATES: &[&str] = &["arch", "host", "switch", "mmu", "emulator", "irqchip", "vm", "kvm", "linux"];
+const MODULE_CRATES: &[&str] = &["arch", "host", "switch", "mmu", "emulator", "irqchip", "vm", "abi", "linux"];
 
 /// One text file of the checkout.
 struct Source {

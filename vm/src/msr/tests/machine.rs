@@ -5,7 +5,7 @@ use crate::cpuid::tests::{FakeHost, generous};
 use crate::cpuid::{Caps, GuestCpuid};
 use crate::msr::{Clocks, MsrAccess, MsrEffect, MsrError, MsrState, PAT_RESET, VmMsrs};
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea, Zero, cr};
-use host::{Cpu, Doorbell, Errno, ExtraRegs, FastExits, SeenCode};
+use host::{Cpu, Errno, ExtraRegs, FastExits, SeenCode, VcpuRequests};
 use irqchip::Lapic;
 use std::boxed::Box;
 
@@ -56,7 +56,7 @@ impl Cpu for Registers {
     }
     fn begin(&mut self) {}
     fn end(&mut self) {}
-    fn enter<F: FastExits>(&mut self, _: &Doorbell, _: &mut F) -> Exit {
+    fn enter<F: FastExits>(&mut self, _: &VcpuRequests, _: &mut F) -> Exit {
         Exit::None
     }
     fn last_cpu(&self) -> u32 {

@@ -1,0 +1,102 @@
+//! Events and run state (KVM API document 4.31, 4.32, 4.38, 4.39).
+
+use crate::uapi::*;
+use core::sync::atomic::Ordering::Relaxed;
+use host::{Errno, Host};
+use vm::{Ctx, Events, MpState};
+
+/// KVM_GET_VCPU_EVENTS.
+pub fn get_events<H: Host>(ctx: &mut Ctx<'_, H>) -> kvm_vcpu_events {
+    let e = ctx.get_events();
+    let config = &ctx.vm.config;
+    let payloads = config.exception_payload.load(Relaxed);
+    let triple_faults = config.triple_fault_event.load(Relaxed);
+    // The SMM part is always valid and empty, as in a kernel built without SMM.
+    let mut flags = vcpuevent::VALID_NMI_PENDING | vcpuevent::VALID_SHADOW | vcpuevent::VALID_SMM;
+    if payloads {
+        flags |= vcpuevent::VALID_PAYLOAD;
+    }
+    if triple_faults {
+        flags |= vcpuevent::VALID_TRIPLE_FAULT;
+    }
+    kvm_vcpu_events {
+        exception: kvm_vcpu_events_exception {
+            injected: e.exception_injected.into(),
+            nr: e.exception_nr,
+            has_error_code: e.exception_error_code.is_some().into(),
+            pending: e.exception_pending.into(),
+            error_code: e.exception_error_code.unwrap_or(0),
+        },
+        interrupt: kvm_vcpu_events_interrupt {
+            injected: e.interrupt_injected.into(),
+            nr: e.interrupt_nr,
+            soft: e.interrupt_soft.into(),
+            shadow: e.shadow.unwrap_or(0),
+        },
+        nmi: kvm_vcpu_events_nmi {
+            injected: e.nmi_injected.into(),
+            pending: e.nmi_pending.unwrap_or(false).into(),
+            masked: e.nmi_masked.into(),
+            pad: 0,
+        },
+        flags,
+        triple_fault: kvm_vcpu_events_triple_fault { pending: (triple_faults && e.triple_fault == Some(true)).into() },
+        exception_has_payload: e.exception_payload.is_some().into(),
+        exception_payload: e.exception_payload.unwrap_or(0),
+        ..Default::default()
+    }
+}
+
+/// KVM_SET_VCPU_EVENTS. Errors: EINVAL (unknown flags, parts whose capability is not enabled, SMM, an exception that
+/// is none); nothing is changed then.
+pub fn set_events<H: Host>(ctx: &mut Ctx<'_, H>, e: &kvm_vcpu_events) -> Result<(), Errno> {
+    let config = &ctx.vm.config;
+    let valid = |flag| e.flags & flag != 0;
+    let payloads = valid(vcpuevent::VALID_PAYLOAD);
+    let smm = [e.smi.smm, e.smi.pending, e.smi.smm_inside_nmi, e.smi.latched_init] != [0; 4];
+    if e.flags & !vcpuevent::ALL != 0
+        || payloads && !config.exception_payload.load(Relaxed)
+        || valid(vcpuevent::VALID_TRIPLE_FAULT) && !config.triple_fault_event.load(Relaxed)
+        || valid(vcpuevent::VALID_SMM) && smm
+    {
+        return Err(Errno::EINVAL);
+    }
+    // Without the payload flag there is only "injected"; with it, "pending" goes before it.
+    let pending = payloads && e.exception.pending != 0;
+    let events = Events {
+        exception_injected: e.exception.injected != 0 && !pending,
+        exception_pending: pending,
+        exception_nr: e.exception.nr,
+        exception_error_code: (e.exception.has_error_code != 0).then_some(e.exception.error_code),
+        exception_payload: (pending && e.exception_has_payload != 0).then_some(e.exception_payload),
+        interrupt_injected: e.interrupt.injected != 0,
+        interrupt_nr: e.interrupt.nr,
+        interrupt_soft: e.interrupt.soft != 0,
+        shadow: valid(vcpuevent::VALID_SHADOW).then_some(e.interrupt.shadow),
+        nmi_injected: e.nmi.injected != 0,
+        nmi_pending: valid(vcpuevent::VALID_NMI_PENDING).then_some(e.nmi.pending != 0),
+        nmi_masked: e.nmi.masked != 0,
+        sipi_vector: valid(vcpuevent::VALID_SIPI_VECTOR).then_some(e.sipi_vector),
+        triple_fault: valid(vcpuevent::VALID_TRIPLE_FAULT).then_some(e.triple_fault.pending != 0),
+    };
+    ctx.set_events(&events)
+}
+
+/// KVM_GET_MP_STATE.
+pub fn get_mp_state<H: Host>(ctx: &mut Ctx<'_, H>) -> kvm_mp_state {
+    kvm_mp_state { mp_state: ctx.get_mp_state() as u32 }
+}
+
+/// KVM_SET_MP_STATE. Errors: EINVAL (a state that x86 does not have, or that needs an in-kernel local APIC).
+pub fn set_mp_state<H: Host>(ctx: &mut Ctx<'_, H>, s: &kvm_mp_state) -> Result<(), Errno> {
+    let state = match s.mp_state {
+        0 => MpState::Runnable,
+        1 => MpState::Uninitialized,
+        2 => MpState::InitReceived,
+        3 => MpState::Halted,
+        4 => MpState::SipiReceived,
+        9 => MpState::ApResetHold,
+        _ => return Err(Errno::EINVAL),
+    };
+    ctx.set_mp_state(state)
+}

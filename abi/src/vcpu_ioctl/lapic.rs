@@ -1,0 +1,31 @@
+//! The local APIC from outside (KVM API document 4.47, 4.48, 4.61, 4.62).
+
+use crate::codec::{read, write};
+use crate::uapi::*;
+use host::{Errno, Host};
+use vm::Ctx;
+
+/// KVM_GET_LAPIC. Errors: EINVAL (no in-kernel local APIC), EFAULT.
+#[inline(never)]
+pub fn get_lapic<H: Host>(ctx: &mut Ctx<'_, H>, arg: u64) -> Result<(), Errno> {
+    let mut state = [0; size_of::<kvm_lapic_state>()];
+    ctx.get_lapic(&mut state)?;
+    write(&ctx.vm.host, arg, &state)
+}
+
+/// KVM_SET_LAPIC. Errors: EINVAL (no in-kernel local APIC, or the ID of another vCPU), EFAULT.
+#[inline(never)]
+pub fn set_lapic<H: Host>(ctx: &mut Ctx<'_, H>, arg: u64) -> Result<(), Errno> {
+    if ctx.core.fast.lapic.is_none() {
+        return Err(Errno::EINVAL);
+    }
+    let mut state = [0; size_of::<kvm_lapic_state>()];
+    read(&ctx.vm.host, arg, &mut state)?;
+    ctx.set_lapic(&state)
+}
+
+/// KVM_SET_VAPIC_ADDR: where the guest wants its TPR mirrored. Nothing is mirrored here, so only address 0, which
+/// says so, is taken. Errors: EINVAL.
+pub fn set_vapic_addr<H: Host>(ctx: &mut Ctx<'_, H>, a: &kvm_vapic_addr) -> Result<(), Errno> {
+    if ctx.core.fast.lapic.is_none() || a.vapic_addr != 0 { Err(Errno::EINVAL) } else { Ok(()) }
+}
