@@ -225,26 +225,10 @@ fn with_nrips(
     table(&stock, &less(ours, &traced.1))
 }
 
+/// The page: how the figures came about, then the figures.
 fn page(release: &str, text: &str) -> String {
-    format!(
-        "# Host instructions per VM exit\n\nWritten by `./x bench`. Host kernel {release}, one processor emulated \
-         by QEMU's TCG (`-cpu {}`) with\n`-icount shift=0,sleep=off`, where virtual nanoseconds are instructions. \
-         Each figure is one round of a guest loop around that\nexit, less an empty round; it includes what the guest, \
-         and for exits to user space the client, does. Mitigations are as\nthe host kernel sets them, the same for both. \
-         These are instruction counts, not cycles. Where a thread sleeps (`create-`, `-hlt`), the time in which\nthe \
-         processor has nothing to do counts as well. `memory-` kinds are bytes of the kernel's memory: for a VM with one vCPU, \
-         and for a further vCPU, each\nafter it has run once, as the growth from 64 of them to the next 64; `-slab` is the \
-         part in small objects. `vcpu-migration` is measured with two processors, whose instructions are counted together: \
-         a thread moves\nitself to the other one and calls KVM_RUN, whose guest leaves with an OUT. What the move alone takes \
-         (`calibration-migration`) is taken off.\n`linux-boot` is a boot of Linux {guest} (bzImage, one vCPU, console on the serial port, a client without firmware) from \
-         the first KVM_RUN\nto the first word of its init: the host's instructions, of the client (a few devices in user space) and \
-         of the kernel (`linux-boot-kernel`), without\nthose that the guest executes (`calibration-linux-boot-guest`). A plugin \
-         of the emulator tells them apart by where VMRUN begins and #VMEXIT ends.\n\nThe guest of all kinds but `linux-boot` never uses its FPU. \
-         One that does pays for the swap of its state at each exit to user space (some 330\ninstructions), on a processor at some of \
-         them, in this emulation at each (docs/decisions/0009).\n\n{text}",
-        host::CPU,
-        guest = image::GUEST_KERNEL,
-    )
+    let about = include_str!("../scripts/performance.md").replace("@RELEASE@", release).replace("@CPU@", host::CPU);
+    format!("{}\n{text}", about.replace("@GUEST@", image::GUEST_KERNEL.name()))
 }
 
 #[cfg(test)]

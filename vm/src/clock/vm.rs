@@ -134,6 +134,13 @@ impl VmClock {
         changed
     }
 
+    /// Sets a vCPU's TSC to `value`, or puts it in step with the last one that was set.
+    ///
+    /// A VMM that starts or restores a VM writes the same value to one vCPU after the other, or values that it read one after the
+    /// other. What passes between two such writes is the VMM's own delay and not meant for the guest, so a value within a second
+    /// of what the last write has become counts as a request for the same offset (KVM has the same second in
+    /// `kvm_synchronize_tsc`): no VMM takes longer from one vCPU to the next, and nobody moves a clock by so little on purpose.
+    /// Before user space has written any TSC only zero, from creation, puts vCPUs in step.
     fn synchronize(&mut self, c: &mut VcpuClock, value: u64, now: TimePoint) -> bool {
         let elapsed = c.rate().to_cycles(now.boot_ns.wrapping_sub(self.last.ns));
         let together = if value == 0 {
