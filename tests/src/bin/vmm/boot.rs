@@ -58,7 +58,7 @@ pub fn load(config: &Config, memory: &GuestMemoryMmap, size: u64) -> Result<Entr
             zero_page.hdr.ramdisk_image = initrd_at as u32;
             zero_page.hdr.ramdisk_size = initrd.len() as u32;
             for (entry, (addr, size)) in zero_page.e820_table.iter_mut().zip(ram) {
-                *entry = boot_e820_entry { addr, size, r#type: 1 };
+                *entry = boot_e820_entry { addr, size, type_: 1 };
             }
             zero_page.e820_entries = ram.len() as u8;
             if config.acpi() {

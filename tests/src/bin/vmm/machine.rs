@@ -21,7 +21,7 @@ use std::{
     thread::JoinHandle,
     time::Duration,
 };
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::{
     eventfd::{EFD_NONBLOCK, EventFd},
     signal::Killable,
