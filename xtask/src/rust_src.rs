@@ -7,6 +7,8 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use std::{
+    fs,
+    io::Write,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -35,7 +37,12 @@ impl Rustc {
 
     /// Such as `1.85.1`.
     pub fn release(&self) -> Result<&str> {
-        let line = self.verbose_version.lines().find_map(|line| line.strip_prefix("release: "));
+        Self::release_in(&self.verbose_version)
+    }
+
+    /// The release that a compiler's `-vV` names.
+    pub fn release_in(verbose_version: &str) -> Result<&str> {
+        let line = verbose_version.lines().find_map(|line| line.strip_prefix("release: "));
         line.context("rustc does not tell its release")
     }
 }
@@ -86,7 +93,7 @@ fn from_debian(env: &Env, release: &str) -> Result<Option<PathBuf>> {
                 let whole = dir.join("whole");
                 suite.unpack(env, &[format!("{package}={version}")], &whole)?;
                 let source = proc::find_entry(&whole.join("usr/src"), |name| name.starts_with("rustc-"))?;
-                std::fs::rename(source.join("library"), dir.join("library"))?;
+                fs::rename(source.join("library"), dir.join("library"))?;
                 proc::remove_dir(&whole)
             })
         })?;
@@ -109,9 +116,10 @@ pub fn component(env: &Env, program: &str, component: &str, package: &str) -> Re
     }
     ui::step(&format!("installing {package}"), || {
         let mut apt = Command::new("apt-get");
-        proc::run(
-            apt.args(["install", "-y", "--no-install-recommends", package]).env("DEBIAN_FRONTEND", "noninteractive"),
-        )
+        apt.args(["install", "-y", "--no-install-recommends", package]).env("DEBIAN_FRONTEND", "noninteractive");
+        // As in the script `x`: what apt says is kept, and shown if it fails.
+        let said = proc::run(&mut apt)?;
+        let mut log = fs::File::options().create(true).append(true).open(env.cache.join("installed.log"))?;
+        Ok(log.write_all(said.as_bytes())?)
     })
-    .map(drop)
 }
