@@ -1,7 +1,6 @@
 //! The stock Debian kernels that hsave is built for and tested on, unpacked in the cache.
 
 use crate::{
-    compiler,
     debs::{self, Suite},
     env::{Env, key},
     proc, ui,
@@ -84,11 +83,6 @@ pub fn fetch(env: &Env, kernel: Kernel) -> Result<Unpacked> {
     })?;
     let root = env.cache.join(&name);
     let headers = proc::find_entry(&root.join("usr/src"), |name| name.ends_with("-cloud-amd64"))?;
-    let kbuild = proc::find_entry(&root.join("usr/lib"), |name| name.starts_with("linux-kbuild-"))?;
-    {
-        let _lock = env.lock(&name)?;
-        compiler::adopt_kbuild(env, &kbuild, compiler::major(&headers)?)?;
-    }
     let image = WalkDir::new(&root).into_iter().flatten().map(walkdir::DirEntry::into_path).find(|path| {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")) && path.is_file()
     });

@@ -41,6 +41,7 @@ pub fn build_with(env: &Env, kdir: &Path, out: &Path, object: &Path) -> Result<(
         .with_context(|| format!("{} does not look like a kernel's build directory", kdir.display()))?;
     let release = release.trim();
     let path = compiler::path(env, kdir)?;
+    let kdir = &compiler::runnable(env, kdir)?;
     // One directory per checkout and kernel.
     let build = env.cache.join("build").join(key(&[&env.root.to_string_lossy(), &kdir.to_string_lossy()]));
     let _lock = env.lock(&format!("build-{}", key(&[&build.to_string_lossy()])))?;
