@@ -11,10 +11,6 @@ pub struct Page {
     flags: i32,
 }
 
-/// linux/shim/kvm/user.c
-const WRITABLE: i32 = 1;
-const UNCOUNTED: i32 = 2;
-
 impl Page {
     /// See `Host::user_page`.
     pub fn get(hva: Hva, write: bool) -> Result<Self, Stop> {
@@ -39,11 +35,11 @@ impl UserPage for Page {
 
     fn plain(&self) -> bool {
         // Memory without a place in the kernel's own map (memfd_secret) has no reference to be had.
-        self.flags & UNCOUNTED == 0
+        self.flags & shim::PAGE_UNCOUNTED == 0
     }
 
     fn writable(&self) -> bool {
-        self.flags & WRITABLE != 0
+        self.flags & shim::PAGE_WRITABLE != 0
     }
 }
 

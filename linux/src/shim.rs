@@ -1,10 +1,13 @@
 //! The C shim, as Rust sees it (linux/shim/kvm/*.c). Types of the kernel are opaque.
+//!
+//! This file is the source of both sides: `xtask/src/border.rs` makes a C header of it, with which the C compiler checks
+//! the shim. It reads one function, constant or type at a time, in the form in which they stand here.
 
 use core::ffi::c_void;
 use switch::CpuData;
 
 macro_rules! opaque {
-    ($($(#[$doc:meta])* $name:ident)*) => {
+    ($($(#[$doc:meta])* $name:ident = $c:literal)*) => {
         $(
             $(#[$doc])*
             #[repr(C)]
@@ -15,24 +18,31 @@ macro_rules! opaque {
     };
 }
 opaque! {
-    /// `struct hsave_thread`: wait place, timer.
-    KThread
-    /// `struct fpu_guest`.
-    KFpu
-    /// `struct eventfd_ctx`.
-    KEventFd
-    /// `struct hsave_notifier`: an mmu notifier.
-    KNotifier
-    /// `struct hsave_hrtimers`: the timers of a VM's devices.
-    KHrtimers
-    /// `struct hsave_irqfd`.
-    KIrqfd
-    /// `struct mm_struct`.
-    KMm
+    /// A vCPU's thread: wait place, timer.
+    KThread = "struct hsave_thread"
+    /// The guest's FPU state.
+    KFpu = "struct fpu_guest"
+    /// An eventfd.
+    KEventFd = "struct eventfd_ctx"
+    /// An mmu notifier.
+    KNotifier = "struct hsave_notifier"
+    /// The timers of a VM's devices.
+    KHrtimers = "struct hsave_hrtimers"
+    /// An eventfd that raises an interrupt.
+    KIrqfd = "struct hsave_irqfd"
+    /// A process's address space.
+    KMm = "struct mm_struct"
 }
 
-// SAFETY: the signatures are those of the shim; `safe` are functions that may be called with any arguments, in the
-// contexts that their callers are called in.
+/// How many timers a VM's devices have.
+pub const HRTIMERS: usize = 2;
+/// Of `hsave_user_page`: the guest may write to the page.
+pub const PAGE_WRITABLE: i32 = 1;
+/// Of `hsave_user_page`: nobody counts references to the page.
+pub const PAGE_UNCOUNTED: i32 = 2;
+
+// SAFETY: the C compiler compares the signatures with the shim's; `safe` are functions that may be called with any
+// arguments, in the contexts that their callers are called in.
 #[rustfmt::skip]
 unsafe extern "C" {
     // memory.c

@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod border;
 mod breakdown;
 mod compare;
 mod compiler;

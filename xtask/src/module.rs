@@ -2,7 +2,7 @@
 //! build, with no warning from the compiler, objtool or modpost.
 
 use crate::{
-    compiler,
+    border, compiler,
     env::{Env, key},
     object, proc, ui,
 };
@@ -47,6 +47,7 @@ pub fn build_with(env: &Env, kdir: &Path, out: &Path, object: &Path) -> Result<(
     let _lock = env.lock(&format!("build-{}", key(&[&build.to_string_lossy()])))?;
     ui::step(&format!("kvm.ko and kvm-amd.ko for {release}"), || {
         sync(&env.root.join("linux/shim"), &build)?;
+        border::write(env, &build)?;
         proc::write_if_changed(&build.join("kvm/rust_core.o_shipped"), &fs::read(object)?)?;
         proc::write_if_changed(&build.join("kvm").join(ABI_CHECKS), abi_checks(env)?.as_bytes())?;
         let mut make = Command::new("make");
@@ -99,8 +100,8 @@ fn sync(from: &Path, to: &Path) -> Result<()> {
     for entry in WalkDir::new(to) {
         let path = entry?.into_path();
         let source = path.extension().is_some_and(|ext| ["c", "h", "S"].iter().any(|known| ext == *known));
-        let generated =
-            path.file_name().is_some_and(|name| name == ABI_CHECKS || name.to_string_lossy().ends_with(".mod.c"));
+        let generated = path.ends_with(border::HEADER)
+            || path.file_name().is_some_and(|name| name == ABI_CHECKS || name.to_string_lossy().ends_with(".mod.c"));
         if path.is_file() && source && !generated && !wanted.iter().any(|known| to.join(known) == path) {
             fs::remove_file(&path)?;
         }

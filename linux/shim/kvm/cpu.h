@@ -1,26 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Per-CPU data of the world switch: the first four fields are shared with switch/src/percpu.rs, the rest is its own.
+ * Per-CPU data of the world switch, which switch/src/percpu.rs declares (border.h), and the names of MSR accesses.
  */
 #ifndef HSAVE_CPU_H
 #define HSAVE_CPU_H
 
 #include <linux/percpu.h>
-#include <linux/types.h>
-
-struct hsave_cpu_data {
-	struct hsave_cpu_data *this;
-	u64 hsave_pa;
-	/* What MSR_TSC_AUX holds. */
-	u64 tsc_aux;
-	u32 number;
-	u8 rest[256 - 28];
-} __aligned(64);
-
-static_assert(sizeof(struct hsave_cpu_data) == 256);
-static_assert(offsetof(struct hsave_cpu_data, number) == 24);
+#include <hsave.h>
 
 DECLARE_PER_CPU_ALIGNED(struct hsave_cpu_data, hsave_cpu_data);
+
+/* cpu.c; the assembly looks at it. */
+extern u8 hsave_rebooting;
 
 /* tsc_aux.c; on the CPU itself, preemption off. */
 void hsave_tsc_aux_start(void);

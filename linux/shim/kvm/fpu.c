@@ -35,13 +35,13 @@ size_t hsave_fpu_user_size(const struct fpu_guest *fpu)
 	return fpu->uabi_size;
 }
 
-void hsave_fpu_get(struct fpu_guest *fpu, void *buf, unsigned int size, u64 xfeatures, u32 pkru)
+void hsave_fpu_get(struct fpu_guest *fpu, u8 *buf, unsigned int size, u64 xfeatures, u32 pkru)
 {
 	fpu_copy_guest_fpstate_to_uabi(fpu, buf, size, xfeatures, pkru);
 }
 
 /* buf holds at least uabi_size bytes. */
-int hsave_fpu_set(struct fpu_guest *fpu, const void *buf, u64 xcr0, u32 *pkru)
+int hsave_fpu_set(struct fpu_guest *fpu, const u8 *buf, u64 xcr0, u32 *pkru)
 {
 	return fpu_copy_uabi_to_guest_fpstate(fpu, buf, xcr0, pkru);
 }

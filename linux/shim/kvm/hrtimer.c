@@ -13,7 +13,7 @@ struct vm_hrtimer {
 
 struct hsave_hrtimers {
 	/* Set once, before a timer can be armed. */
-	void *vm;
+	const void *vm;
 	struct vm_hrtimer hrtimers[HSAVE_HRTIMERS];
 };
 
@@ -44,7 +44,7 @@ struct hsave_hrtimers *hsave_hrtimers_new(void)
 	return all;
 }
 
-void hsave_hrtimers_bind(struct hsave_hrtimers *all, void *vm)
+void hsave_hrtimers_bind(struct hsave_hrtimers *all, const void *vm)
 {
 	all->vm = vm;
 }

@@ -16,7 +16,7 @@ struct hsave_irqfd {
 	wait_queue_entry_t wait;
 	poll_table table;
 	struct eventfd_ctx *ctx;
-	void *vm;
+	const void *vm;
 	u32 gsi;
 	bool resample;
 	bool dead;
@@ -44,7 +44,7 @@ static void queue(struct file *file, wait_queue_head_t *head, poll_table *table)
 }
 
 /* Binds the eventfd to the VM's gsi; it raises from here on. An ERR_PTR: -EBADF, -EINVAL, -ENOMEM. */
-struct hsave_irqfd *hsave_irqfd_new(int fd, void *vm, u32 gsi, bool resample)
+struct hsave_irqfd *hsave_irqfd_new(int fd, const void *vm, u32 gsi, bool resample)
 {
 	struct hsave_irqfd *i;
 	struct file *file = fget(fd);
@@ -86,7 +86,7 @@ void hsave_irqfd_free(struct hsave_irqfd *i)
 	kfree(i);
 }
 
-struct eventfd_ctx *hsave_irqfd_event(const struct hsave_irqfd *i)
+const struct eventfd_ctx *hsave_irqfd_event(const struct hsave_irqfd *i)
 {
 	return i->ctx;
 }

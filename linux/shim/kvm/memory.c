@@ -12,20 +12,20 @@
 /* Nothing that we allocate comes near it; keeps the allocator's own size checks from warning. */
 #define HEAP_MAX (1UL << 30)
 
-void *hsave_heap_alloc(size_t size, bool zeroed)
+u8 *hsave_heap_alloc(size_t size, bool zeroed)
 {
 	if (size > HEAP_MAX)
 		return NULL;
 	return kvmalloc(size, zeroed ? GFP_KERNEL_ACCOUNT | __GFP_ZERO : GFP_KERNEL_ACCOUNT);
 }
 
-void hsave_heap_free(void *p)
+void hsave_heap_free(u8 *p)
 {
 	kvfree(p);
 }
 
 /* 1 << order zeroed pages; NULL without memory. */
-void *hsave_pages_alloc(unsigned int order, u64 *pa)
+u8 *hsave_pages_alloc(unsigned int order, u64 *pa)
 {
 	struct page *page = alloc_pages(GFP_KERNEL_ACCOUNT | __GFP_ZERO, order);
 
@@ -35,7 +35,7 @@ void *hsave_pages_alloc(unsigned int order, u64 *pa)
 	return page_address(page);
 }
 
-void hsave_pages_free(void *va, unsigned int order)
+void hsave_pages_free(u8 *va, unsigned int order)
 {
 	free_pages((unsigned long)va, order);
 }
@@ -84,7 +84,7 @@ void hsave_table_free(u64 pa)
 }
 
 /* A zeroed page that user space may map: whoever maps it holds a reference of its own. */
-void *hsave_shared_alloc(u64 *pa)
+u8 *hsave_shared_alloc(u64 *pa)
 {
 	return hsave_pages_alloc(0, pa);
 }

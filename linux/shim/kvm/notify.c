@@ -13,7 +13,7 @@ struct hsave_notifier {
 	struct mmu_notifier mn;
 	struct mm_struct *mm;
 	/* NULL when the VM is going: whoever comes later finds nothing to do. */
-	void *vm;
+	const void *vm;
 	/* Calls that may have seen vm. */
 	atomic_t active;
 };
@@ -29,7 +29,7 @@ typedef int young_t;
  * The VM, which stays until leave(); NULL if it is going. enter() counts and looks, hsave_notifier_free() clears and
  * counts, both with a full barrier in between: one of them sees the other.
  */
-static void *enter(struct mmu_notifier *mn)
+static const void *enter(struct mmu_notifier *mn)
 {
 	struct hsave_notifier *n = container_of(mn, struct hsave_notifier, mn);
 
@@ -48,7 +48,7 @@ static void leave(struct mmu_notifier *mn)
 
 static int invalidate_start(struct mmu_notifier *mn, const struct mmu_notifier_range *range)
 {
-	void *vm = enter(mn);
+	const void *vm = enter(mn);
 
 	if (vm)
 		hsave_invalidate_start(vm, range->start, range->end, mmu_notifier_range_blockable(range));
@@ -58,7 +58,7 @@ static int invalidate_start(struct mmu_notifier *mn, const struct mmu_notifier_r
 
 static void invalidate_end(struct mmu_notifier *mn, const struct mmu_notifier_range *range)
 {
-	void *vm = enter(mn);
+	const void *vm = enter(mn);
 
 	if (vm)
 		hsave_invalidate_end(vm, range->start, range->end);
@@ -67,7 +67,7 @@ static void invalidate_end(struct mmu_notifier *mn, const struct mmu_notifier_ra
 
 static young_t clear_flush_young(struct mmu_notifier *mn, struct mm_struct *mm, unsigned long start, unsigned long end)
 {
-	void *vm = enter(mn);
+	const void *vm = enter(mn);
 	bool young = vm && hsave_age(vm, start, end);
 
 	leave(mn);
@@ -76,7 +76,7 @@ static young_t clear_flush_young(struct mmu_notifier *mn, struct mm_struct *mm, 
 
 static young_t test_young(struct mmu_notifier *mn, struct mm_struct *mm, unsigned long address)
 {
-	void *vm = enter(mn);
+	const void *vm = enter(mn);
 	bool young = vm && hsave_test_young(vm, address, address + 1);
 
 	leave(mn);
@@ -85,7 +85,7 @@ static young_t test_young(struct mmu_notifier *mn, struct mm_struct *mm, unsigne
 
 static void release(struct mmu_notifier *mn, struct mm_struct *mm)
 {
-	void *vm = enter(mn);
+	const void *vm = enter(mn);
 
 	if (vm)
 		hsave_mm_release(vm);
@@ -112,7 +112,7 @@ static const struct mmu_notifier_ops ops = {
 };
 
 /* Binds vm, which has its final address, to the current process; calls may come from here on. NULL: no memory. */
-struct hsave_notifier *hsave_notifier_new(void *vm)
+struct hsave_notifier *hsave_notifier_new(const void *vm)
 {
 	struct hsave_notifier *n = kzalloc(sizeof(*n), GFP_KERNEL_ACCOUNT);
 
@@ -147,7 +147,7 @@ void hsave_notifiers_settle(void)
 	mmu_notifier_synchronize();
 }
 
-struct mm_struct *hsave_notifier_mm(const struct hsave_notifier *n)
+const struct mm_struct *hsave_notifier_mm(const struct hsave_notifier *n)
 {
 	return n->mm;
 }

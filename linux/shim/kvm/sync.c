@@ -17,16 +17,17 @@
  * Sleeps until *word is no longer value. TASK_IDLE: the holder may be in a guest for as long as it likes, which is no
  * hung task.
  */
-void hsave_wait_word(u32 *word, u32 value)
+void hsave_wait_word(const u32 *word, u32 value)
 {
 	might_sleep();
-	___wait_var_event(word, READ_ONCE(*word) != value, TASK_IDLE, 0, 0, schedule());
+	/* The kernel only looks at the address. */
+	___wait_var_event((u32 *)word, READ_ONCE(*word) != value, TASK_IDLE, 0, 0, schedule());
 }
 
 /* Wakes who sleeps on word. The store to *word before it was a locked instruction, the barrier that this needs. */
-void hsave_wake_word(u32 *word)
+void hsave_wake_word(const u32 *word)
 {
-	wake_up_var(word);
+	wake_up_var((u32 *)word);
 }
 
 void hsave_preempt_disable(void)

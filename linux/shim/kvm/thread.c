@@ -29,7 +29,7 @@ struct hsave_thread {
 	/* The task in KVM_RUN; set and cleared by that task itself, so it lives while RCU readers see it here. */
 	struct task_struct __rcu *runner;
 	struct hrtimer timer;
-	void *owner;
+	const void *owner;
 };
 
 static enum hrtimer_restart expired(struct hrtimer *timer)
@@ -64,7 +64,7 @@ static void sched_out(struct preempt_notifier *notifier, struct task_struct *nex
 
 static struct preempt_ops preempt_ops = { .sched_in = sched_in, .sched_out = sched_out };
 
-struct hsave_thread *hsave_thread_new(void *owner)
+struct hsave_thread *hsave_thread_new(const void *owner)
 {
 	struct hsave_thread *t = kzalloc(sizeof(*t), GFP_KERNEL_ACCOUNT);
 
@@ -110,7 +110,7 @@ void hsave_thread_run(struct hsave_thread *t, bool running)
 }
 
 /* Where to note that the runner lost its CPU; 0: nowhere. Nothing is written to the old place when this returns. */
-void hsave_thread_note(struct hsave_thread *t, unsigned long at)
+void hsave_thread_note(struct hsave_thread *t, u64 at)
 {
 	unsigned long flags;
 

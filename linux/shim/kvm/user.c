@@ -10,12 +10,6 @@
 #include <linux/uaccess.h>
 #include <hsave.h>
 
-/* linux/src/page.rs */
-#define PAGE_WRITABLE 1
-
-/* linux/src/page.rs: nobody counts references to it */
-#define PAGE_UNCOUNTED 2
-
 /* What the host maps at hva without struct page, or with one that is not counted: device memory, /dev/mem. */
 static int follow(struct vm_area_struct *vma, unsigned long hva, bool *writable, unsigned long *pfn)
 {
@@ -73,14 +67,14 @@ static int uncounted_page(unsigned long hva, bool write, u64 *pa)
 	if (err)
 		return err == -EINTR ? -EINTR : -EFAULT;
 	*pa = (u64)pfn << PAGE_SHIFT;
-	return PAGE_UNCOUNTED | (writable ? PAGE_WRITABLE : 0);
+	return HSAVE_PAGE_UNCOUNTED | (writable ? HSAVE_PAGE_WRITABLE : 0);
 }
 
 /*
  * Takes a reference to the page at hva, faulting it in. Returns flags, or a negative errno: -EFAULT, -EHWPOISON,
  * -EINTR (fatal signal), -ENOMEM. May sleep.
  */
-int hsave_user_page(unsigned long hva, bool write, u64 *pa)
+int hsave_user_page(u64 hva, bool write, u64 *pa)
 {
 	struct page *page, *again;
 	long n;
@@ -102,7 +96,7 @@ int hsave_user_page(unsigned long hva, bool write, u64 *pa)
 		}
 	}
 	*pa = page_to_phys(page);
-	return write ? PAGE_WRITABLE : 0;
+	return write ? HSAVE_PAGE_WRITABLE : 0;
 }
 
 /* The guest may have used the page through a nested mapping that the host's page tables know nothing of. */
@@ -110,11 +104,11 @@ void hsave_user_page_put(u64 pa, int flags)
 {
 	struct page *page;
 
-	if (flags & PAGE_UNCOUNTED)
+	if (flags & HSAVE_PAGE_UNCOUNTED)
 		return;
 	page = pfn_to_page(pa >> PAGE_SHIFT);
 	if (!PageReserved(page)) {
-		if (flags & PAGE_WRITABLE)
+		if (flags & HSAVE_PAGE_WRITABLE)
 			SetPageDirty(page);
 		mark_page_accessed(page);
 	}
@@ -160,7 +154,7 @@ static __always_inline int host_entry(unsigned long hva, pmd_t *pmd, pte_t *pte)
 }
 
 /* Level of the entry that maps hva; 1 if there is none. */
-int hsave_user_level(unsigned long hva)
+int hsave_user_level(u64 hva)
 {
 	unsigned long flags;
 	pmd_t pmd;
@@ -178,7 +172,7 @@ int hsave_user_level(unsigned long hva)
  * the page is needed, for whoever takes any of this back tells the mmu notifier first. Anonymous memory only; what files
  * allow is for get_user_pages to say. Returns the level, 0 if it is not so.
  */
-int hsave_mapped_page(unsigned long hva, u64 *pa)
+int hsave_mapped_page(u64 hva, u64 *pa)
 {
 	unsigned long flags, pfn = 0;
 	int level;
@@ -207,7 +201,7 @@ int hsave_mapped_page(unsigned long hva, u64 *pa)
 	return pfn ? level : 0;
 }
 
-bool hsave_user_range_ok(unsigned long hva, unsigned long len)
+bool hsave_user_range_ok(u64 hva, u64 len)
 {
 	return access_ok((void __user *)hva, len);
 }
@@ -219,7 +213,7 @@ bool hsave_user_range_ok(unsigned long hva, unsigned long len)
  * what the copy touches (hardened usercopy) has nothing to add, and short copies are what an emulated instruction is
  * made of.
  */
-unsigned long hsave_copy_from_user(void *to, unsigned long from, unsigned long n)
+unsigned long hsave_copy_from_user(u8 *to, u64 from, unsigned long n)
 {
 	const void __user *user = (const void __user *)from;
 
@@ -235,18 +229,18 @@ unsigned long hsave_copy_from_user(void *to, unsigned long from, unsigned long n
 }
 
 /* 0 or -EFAULT. */
-int hsave_read_user_u64(unsigned long from, u64 *value)
+int hsave_read_user_u64(u64 from, u64 *value)
 {
 	return get_user(*value, (const u64 __user *)from);
 }
 
-unsigned long hsave_copy_to_user(unsigned long to, const void *from, unsigned long n)
+unsigned long hsave_copy_to_user(u64 to, const u8 *from, unsigned long n)
 {
 	return copy_to_user((void __user *)to, from, n);
 }
 
 /* 0 exchanged, 1 the value was another, -EFAULT. at is naturally aligned to size. */
-int hsave_cmpxchg_user(unsigned long at, u64 old, u64 new, unsigned int size)
+int hsave_cmpxchg_user(u64 at, u64 old, u64 new, unsigned int size)
 {
 	void __user *p = (void __user *)at;
 
