@@ -1,7 +1,7 @@
 //! One virtual processor, as the world switch offers it to the run loop.
 
 use crate::{Errno, FastExits, VcpuRequests};
-use arch::{CleanBits, ControlArea, EventInj, Exit, HostPa, Intercepts, NestedRoot, SaveArea};
+use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea};
 
 /// What the processor under us can do beyond what every SVM processor with nested paging can (APM 15, CPUID
 /// Fn8000_000A_EDX), after the module's own parameters.
@@ -50,29 +50,6 @@ pub struct CpuConfig {
     pub root: NestedRoot,
 }
 
-/// Words of guest memory that a [`SeenCode`] has: a page-table entry per level of long mode, and two of code.
-pub const SEEN_WORDS: usize = 6;
-
-/// An instruction that was looked at: the words of guest memory that say where it is and what it is. As long as none of
-/// them changes, the instruction at the same RIP under the same CR3 is the same.
-#[derive(Clone, Copy, Debug)]
-pub struct SeenCode {
-    /// Where an aligned word is, and what it holds. Memory that the nested tables map, and that the kernel reaches by its
-    /// physical address. What is not needed repeats another.
-    pub words: [(HostPa, u64); SEEN_WORDS],
-    /// Length of the instruction in bytes, 1 to 15.
-    pub len: u8,
-    /// The instruction, as those words have it.
-    pub code: [u8; 15],
-}
-
-impl SeenCode {
-    /// Its bytes.
-    pub fn bytes(&self) -> &[u8] {
-        self.code.get(..self.len.into()).unwrap_or(&self.code)
-    }
-}
-
 /// One virtual processor. The world switch owns the VMCB: nested CR3, ASID, permission maps and the mandatory
 /// intercepts are written there from typed handles; the run loop gets the guest's save area, injection and the
 /// optional intercepts.
@@ -110,8 +87,8 @@ pub trait Cpu {
     /// Exceptions to intercept, a bit per vector (#MC and the mandatory ones stay set).
     fn set_exception_intercepts(&mut self, mask: u32);
     /// Intercepts (true) or passes through accesses to one MSR. MSRs outside of the permission map are always
-    /// intercepted; so are those that the world switch switches itself until [`pass_msr`](Self::set_msr_intercept)
-    /// clears them.
+    /// intercepted; so are those that the world switch switches itself until this passes them
+    /// through.
     fn set_msr_intercept(&mut self, msr: u32, read: bool, write: bool);
     /// PAUSEs before an exit (APM 15.14.4), where the processor counts them.
     fn set_pause_filter(&mut self, count: u16);
@@ -123,15 +100,6 @@ pub trait Cpu {
     fn set_root(&mut self, root: NestedRoot);
     /// The next entry flushes this guest's translations (its ASID, APM 15.16).
     fn flush_tlb(&mut self);
-    /// The same where the guest itself asked for it: what the nested tables map is what it was, and so is the number of
-    /// levels of the guest's own.
-    fn flush_guest_tlb(&mut self);
-
-    /// On a processor that does not save the next RIP: the instruction at RIP, in 64-bit mode, is this one. Later exits
-    /// from there have [`ControlArea::next_rip`] filled in while it is; [`flush_tlb`](Self::flush_tlb) forgets it. 0
-    /// there: not known.
-    fn seen(&mut self, code: &SeenCode);
-
     /// Guest values of registers that the world switch swaps outside of the VMCB, to be read and written freely
     /// between entries.
     fn extra(&self) -> &ExtraRegs;
@@ -179,9 +147,6 @@ pub struct ExtraRegs {
     pub load_dr: bool,
     /// The guest's TSC_AUX has to be loaded (it has RDTSCP or RDPID).
     pub load_tsc_aux: bool,
-    /// With [`load_dr`](Self::load_dr): the guest reads and writes debug registers without exits, and `dr` is read
-    /// back after each run. Otherwise every access to a debug register exits.
-    pub pass_dr: bool,
     /// TSC ratio (APM 15.30.5: 8.32 fixed point), where the processor has it; 0 stands for 1.0.
     pub tsc_ratio: u64,
 }

@@ -21,7 +21,7 @@ pub mod requests;
 mod thread;
 
 pub use cells::{PAGE_SIZE, PageCells, TableCells};
-pub use cpu::{Cpu, CpuConfig, CpuFeatures, ExtraRegs, SEEN_WORDS, SeenCode};
+pub use cpu::{Cpu, CpuConfig, CpuFeatures, ExtraRegs};
 pub use errno::Errno;
 pub use fallible::{OneBox, take_at, try_box, try_filled, try_insert, try_push};
 pub use fast::{FastExit, FastExits};

@@ -19,8 +19,6 @@ pub enum MapLevel {
 pub trait UserPage {
     /// Physical address of the 4 KiB page.
     fn pa(&self) -> HostPa;
-    /// Is it memory of the kernel's, which the kernel reaches by its physical address (no device memory)?
-    fn plain(&self) -> bool;
     /// May the guest write it (the host maps it writable and copy-on-write is broken)?
     fn writable(&self) -> bool;
 }

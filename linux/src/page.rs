@@ -33,11 +33,6 @@ impl UserPage for Page {
         self.pa
     }
 
-    fn plain(&self) -> bool {
-        // Memory without a place in the kernel's own map (memfd_secret) has no reference to be had.
-        self.flags & shim::PAGE_UNCOUNTED == 0
-    }
-
     fn writable(&self) -> bool {
         self.flags & shim::PAGE_WRITABLE != 0
     }

@@ -27,11 +27,6 @@ unsafe impl Platform for Kernel {
         unsafe { shim::hsave_pages_free(pages.va.as_ptr(), order) }
     }
 
-    fn kernel_address(pa: HostPa) -> NonNull<u64> {
-        // The kernel maps all of its memory at addresses other than 0.
-        NonNull::new(shim::hsave_kernel_address(pa.0).cast()).unwrap_or(NonNull::dangling())
-    }
-
     #[inline(always)]
     fn cpu_data() -> NonNull<CpuData> {
         let this: *mut CpuData;

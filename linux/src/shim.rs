@@ -50,7 +50,6 @@ unsafe extern "C" {
     pub fn hsave_heap_free(p: *mut u8);
     pub fn hsave_pages_alloc(order: u32, pa: *mut u64) -> *mut u8;
     pub fn hsave_pages_free(va: *mut u8, order: u32);
-    pub safe fn hsave_kernel_address(pa: u64) -> *mut c_void;
     pub safe fn hsave_table_alloc() -> u64;
     pub safe fn hsave_table(pa: u64) -> *mut c_void;
     pub safe fn hsave_table_free(pa: u64);

@@ -33,7 +33,6 @@ mod memory;
 mod notifier;
 mod npt;
 mod paging;
-mod seen;
 mod slot;
 #[cfg(test)]
 mod tests;

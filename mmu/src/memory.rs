@@ -128,11 +128,6 @@ impl<H: Host> Memory<'_, H> {
         self.writable(gpa).ok().map(|(hva, ..)| hva)
     }
 
-    /// The VMM's address of a byte that may be read, good as long as this value lives; None without memory.
-    pub(crate) fn read_address(&self, gpa: Gpa) -> Option<Hva> {
-        self.readable(gpa).ok().map(|(hva, _)| hva)
-    }
-
     /// Reads an aligned 64-bit entry of a table.
     #[inline]
     pub(crate) fn entry64(&self, gpa: Gpa) -> Result<u64, PhysError> {

@@ -157,22 +157,6 @@ impl Tree {
         }
     }
 
-    /// The 4 KiB page that a frame is mapped to. The lock is held at least for reading.
-    pub fn page<H: Host>(&self, host: &H, gfn: u64) -> Option<HostPa> {
-        let (mut table, mut level) = (self.root, self.levels);
-        loop {
-            let entry = Self::cell(host, table, gfn, level)?.load(Acquire);
-            match child(entry) {
-                Some(below) if level > 1 => (table, level) = (below, level - 1),
-                _ => {
-                    let within = pages(level).wrapping_sub(1);
-                    let first = entry & ADDR & !(within << 12);
-                    return (entry & P != 0).then_some(HostPa(first | (gfn & within) << 12));
-                }
-            }
-        }
-    }
-
     /// Unmaps the frames `[start, end)`, and whole large pages that reach into them. True if anything was mapped; then
     /// a flush is due before `list` is freed. Bounded: at most two partly covered tables per level are looked into.
     pub fn zap<H: Host>(&mut self, host: &H, start: u64, end: u64, list: &mut FreeList) -> bool {

@@ -54,18 +54,6 @@ impl<H: Host> Mmu<H> {
         self.descend(&self.memory(), p, linear, Kind::SystemRead, |_, _| ()).ok().map(|f| f.0)
     }
 
-    /// Where a linear address leads, for an access that has just been made; `note` gets where each entry is.
-    pub(crate) fn note_walk(
-        &self,
-        memory: &Memory<'_, H>,
-        p: &Paging,
-        linear: u64,
-        kind: Kind,
-        mut note: impl FnMut(Gpa),
-    ) -> Option<Translation> {
-        self.descend(memory, p, linear, kind, |gpa, _| note(gpa)).ok().map(|f| f.0)
-    }
-
     /// Instruction bytes from a linear address on, at most `buf.len()` (15 are enough
     /// for any instruction, two pages are the most); how many there are. Fewer (or 0) if a page
     /// cannot be fetched from: [`walk`](Self::walk) then says why. Leaves A bits alone, since the processor has just

@@ -10,7 +10,7 @@ use arch::vmcb::{INT_SHADOW, int_ctl};
 use arch::{
     CleanBits, ControlArea, EventInj, EventType, Exit, HostPa, Intercepts, NestedRoot, SaveArea, SegmentAttr, Zero,
 };
-use host::{Cpu, CpuFeatures, Errno, ExtraRegs, FastExit, FastExits, SeenCode, VcpuRequests};
+use host::{Cpu, CpuFeatures, Errno, ExtraRegs, FastExit, FastExits, VcpuRequests};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -54,8 +54,6 @@ pub struct SimCpu {
     pub vmruns: usize,
     /// Exits that were handled without leaving the guest.
     pub handled_fast: usize,
-    /// Instructions that it was told of, in order.
-    pub seen: Vec<SeenCode>,
     /// MSR intercepts as they were set: (read, write).
     pub msr_intercepts: HashMap<u32, (bool, bool)>,
     /// The nested root.
@@ -96,7 +94,6 @@ impl SimCpu {
             tlb: Tlb::default(),
             vmruns: 0,
             handled_fast: 0,
-            seen: Vec::new(),
             msr_intercepts: HashMap::new(),
             root: root.pa(),
             lost: false,
@@ -341,12 +338,6 @@ impl Cpu for SimCpu {
     }
     fn flush_tlb(&mut self) {
         self.flush = true;
-    }
-    fn flush_guest_tlb(&mut self) {
-        self.flush = true;
-    }
-    fn seen(&mut self, code: &SeenCode) {
-        uncounted(|| self.seen.push(*code));
     }
     fn extra(&self) -> &ExtraRegs {
         &self.extra

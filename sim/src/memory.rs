@@ -147,9 +147,6 @@ impl UserPage for SimUserPage {
     fn pa(&self) -> HostPa {
         self.pa
     }
-    fn plain(&self) -> bool {
-        true
-    }
     fn writable(&self) -> bool {
         self.writable
     }

@@ -7,8 +7,8 @@
 use crate::SimCpu;
 use crate::alloc::uncounted;
 use crate::vmrun::Loaded;
-use arch::{CleanBits, ControlArea, EventInj, Exit, HostPa, Intercepts, NestedRoot, SaveArea};
-use host::{Cpu, CpuConfig, CpuFeatures, Errno, ExtraRegs, FastExits, SeenCode, VcpuRequests};
+use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea};
+use host::{Cpu, CpuConfig, CpuFeatures, Errno, ExtraRegs, FastExits, VcpuRequests};
 use std::ops::{Deref, DerefMut};
 use switch::Svm;
 use switch::model::{self, Kernel};
@@ -135,21 +135,6 @@ impl Cpu for SimVcpu {
     }
     fn flush_tlb(&mut self) {
         either!(&mut self.flush_tlb())
-    }
-    fn flush_guest_tlb(&mut self) {
-        either!(&mut self.flush_guest_tlb())
-    }
-    fn seen(&mut self, code: &SeenCode) {
-        self.cpu.seen(code);
-        if let Some(through) = &mut self.through {
-            // The kernel of the model sees memory at the addresses of this process.
-            let memory = &self.cpu.shared.memory;
-            let at = |pa: HostPa| {
-                let page = memory.guest_cells(pa, false).0.as_ptr().expose_provenance() as u64;
-                HostPa(page + (pa.0 & 0xfff))
-            };
-            through.svm.seen(&SeenCode { words: code.words.map(|(pa, value)| (at(pa), value)), ..*code });
-        }
     }
     fn extra(&self) -> &ExtraRegs {
         either!(&self.extra())

@@ -179,14 +179,3 @@ pub unsafe fn set_debug_addresses(dr: &[u64; 4]) {
              options(nostack, preserves_flags));
     }
 }
-
-/// Reads DR0..DR3.
-pub fn debug_addresses() -> [u64; 4] {
-    let (a, b, c, d): (u64, u64, u64, u64);
-    // SAFETY: reads registers.
-    unsafe {
-        asm!("mov {0}, dr0", "mov {1}, dr1", "mov {2}, dr2", "mov {3}, dr3",
-             out(reg) a, out(reg) b, out(reg) c, out(reg) d, options(nostack, nomem, preserves_flags));
-    }
-    [a, b, c, d]
-}

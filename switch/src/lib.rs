@@ -27,7 +27,6 @@ mod pages;
 mod percpu;
 mod platform;
 mod run;
-mod seen;
 mod svm;
 
 #[cfg(any(test, feature = "model"))]
@@ -38,7 +37,7 @@ mod tests;
 pub use asid::{AsidGeneration, Asids};
 pub use ctx::{SPEC_CTRL_NOT_INTERCEPTED, VcpuCtx};
 pub use entry::hsave_vcpu_run;
-pub use fast::{find_length, handle_fast};
+pub use fast::handle_fast;
 pub use machine::{Machine, Unsupported};
 pub use percpu::{CPU_DATA_SIZE, CpuData};
 pub use platform::{Pages, Platform};

@@ -35,9 +35,6 @@ pub unsafe trait Platform: 'static {
     /// `pages` came from there, is freed once and nobody, no processor either, uses it any more.
     unsafe fn free_pages(pages: Pages, order: u32);
 
-    /// Where the kernel sees the 64-bit word of memory at `pa`, which is a multiple of 8. Valid as long as the memory is.
-    fn kernel_address(pa: HostPa) -> NonNull<u64>;
-
     /// This CPU's data: [`CpuData`] in the shim's per-CPU variable `hsave_cpu_data`. Interrupts or preemption are
     /// off. The same CPU always gives the same address.
     fn cpu_data() -> NonNull<CpuData>;

@@ -66,12 +66,9 @@ impl<P: Platform> Svm<P> {
             insn::clgi();
             P::guest_enter();
             insn::sti();
-            (*this).ctx.link = Link::new(this, fast);
+            (*this).ctx.link = Link::new(this, (*this).machine.features.nrips, fast);
             hsave_vcpu_run(&raw mut (*this).ctx, (*this).flags);
             insn::cli();
-            if self.dr_passed {
-                self.extra.dr = insn::debug_addresses();
-            }
             P::guest_exit();
             insn::stgi();
         }
@@ -217,8 +214,10 @@ impl<P: Platform> Svm<P> {
                 changed.pkru = Some(host);
             }
         }
-        if self.extra.load_dr || self.dr_passed {
-            self.load_debug_registers();
+        // DR6 and DR7 are in the VMCB; DR0 to DR3 are not.
+        if self.extra.load_dr {
+            // SAFETY: `guest_exit` gives the host its breakpoints back.
+            unsafe { insn::set_debug_addresses(&self.extra.dr) };
         }
         // VMRUN switches DEBUGCTL only with LBR virtualization, which is off (APM 15.23). The host's is read once per
         // KVM_RUN: it seldom has one, and then hardly ever another one meanwhile.
@@ -227,23 +226,6 @@ impl<P: Platform> Svm<P> {
             // SAFETY: the value is what the run loop lets a guest have; the host's is given back after the exit.
             unsafe { insn::wrmsr(msr::DEBUGCTL, guest_debugctl) };
             changed.debugctl = Some(host);
-        }
-    }
-
-    /// DR6 and DR7 are in the VMCB; DR0..DR3 are not.
-    #[cold]
-    fn load_debug_registers(&mut self) {
-        let pass = self.extra.load_dr && self.extra.pass_dr;
-        if pass != self.dr_passed {
-            self.dr_passed = pass;
-            self.clean = self.clean.difference(CleanBits::I);
-            let c = &mut self.vmcb_mut().control;
-            c.intercept_dr_read = if pass { 0 } else { u16::MAX };
-            c.intercept_dr_write = c.intercept_dr_read;
-        }
-        if self.extra.load_dr {
-            // SAFETY: `guest_exit` gives the host its breakpoints back.
-            unsafe { insn::set_debug_addresses(&self.extra.dr) };
         }
     }
 

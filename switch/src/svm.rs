@@ -5,11 +5,10 @@ use crate::{
     ctx::{SPEC_CTRL_NOT_INTERCEPTED, VcpuCtx},
     msrpm::Msrpm,
     pages::Block,
-    seen::Seen,
 };
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea, Vmcb, cr, msr, vmcb::*};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use host::{Cpu, CpuConfig, Errno, ExtraRegs, FastExits, OneBox, SeenCode, VcpuRequests, try_box};
+use host::{Cpu, CpuConfig, Errno, ExtraRegs, FastExits, VcpuRequests};
 
 /// Intercepts that are set whatever the run loop asks for: without one of them the guest could reach the host
 /// (APM 15.9), or see instructions that a guest does not have.
@@ -76,12 +75,8 @@ pub struct Svm<P: Platform> {
     pub(crate) host_debugctl: u64,
     /// VIRT_SPEC_CTRL as the task of this KVM_RUN has it, as of `loaded`; 0 where the kernel has no such thing.
     pub(crate) host_virt_spec_ctrl: u64,
-    /// Accesses to debug registers are not intercepted.
-    pub(crate) dr_passed: bool,
     /// The next entry flushes.
     pub(crate) flush: bool,
-    /// Instructions that were looked at; None where the processor saves the next RIP.
-    pub(crate) seen: Option<OneBox<Seen>>,
     /// The next entry only injects.
     pub(crate) exit_at_once: bool,
     /// SVM is off on the CPU of the last entry.
@@ -97,7 +92,6 @@ impl<P: Platform> Svm<P> {
     pub fn new(machine: &'static Machine<P>, config: &CpuConfig) -> Result<Self, Errno> {
         let vmcb = Block::new()?;
         let msrpm = Msrpm::new()?;
-        let seen = if machine.features.nrips { None } else { Some(try_box(Seen::new)?) };
         let ctx = VcpuCtx { vmcb01: vmcb.pa(), vmcb: vmcb.pa(), ..Default::default() };
         let mut svm = Self {
             machine,
@@ -113,9 +107,7 @@ impl<P: Platform> Svm<P> {
             loaded: false,
             host_debugctl: 0,
             host_virt_spec_ctrl: 0,
-            dr_passed: false,
             flush: false,
-            seen,
             exit_at_once: false,
             broken: None,
         };
@@ -162,14 +154,6 @@ impl<P: Platform> Svm<P> {
 
     fn dirty(&mut self, touched: CleanBits) {
         self.clean = self.clean.difference(touched);
-    }
-
-    /// The nested tables may have changed, or the levels of the guest's own: nothing is known of the guest's code.
-    #[inline]
-    fn forget_seen(&mut self) {
-        if let Some(seen) = &mut self.seen {
-            seen.forget();
-        }
     }
 }
 
@@ -300,22 +284,6 @@ impl<P: Platform> Cpu for Svm<P> {
     #[inline]
     fn flush_tlb(&mut self) {
         self.flush = true;
-        self.forget_seen();
-    }
-
-    #[inline]
-    fn flush_guest_tlb(&mut self) {
-        self.flush = true;
-    }
-
-    fn seen(&mut self, code: &SeenCode) {
-        let (rip, cr3) = (self.vmcb().save.rip, self.vmcb().save.cr3);
-        if let Some(seen) = &mut self.seen {
-            let words = code.words.map(|(pa, value)| (P::kernel_address(pa), value));
-            // SAFETY: memory that the nested tables map (contract of `SeenCode`) stays until a flush, which forgets it
-            // and which waits for a vCPU that is in the guest.
-            unsafe { seen.put(rip, cr3, code.len, words) }
-        }
     }
 
     #[inline]

@@ -29,12 +29,9 @@ impl<H: Host> Ctx<'_, H> {
     pub(crate) fn emulate_access(&mut self, faulted: Option<Faulted>) -> Next {
         self.me.stats.insn_emulation.count();
         self.core.mmio_fragments.clear();
-        let insn = match self.known_insn() {
-            Some(insn) => *insn,
-            None => match self.decode() {
-                Ok(insn) => insn,
-                Err(stop) => return self.stopped(stop),
-            },
+        let insn = match self.decode() {
+            Ok(insn) => insn,
+            Err(stop) => return self.stopped(stop),
         };
         if let Some(next) = faulted.and_then(|f| self.plain_move(&insn, f)) {
             return next;
@@ -348,7 +345,7 @@ impl<H: Host> Machine for Ctx<'_, H> {
     }
     fn invlpg(&mut self, _linear: u64) {
         // One page's guest translations cannot be dropped from here without INVLPGA in the guest's ASID.
-        self.core.cpu.flush_guest_tlb();
+        self.core.cpu.flush_tlb();
     }
     fn commit(&mut self) {
         self.core.mmio_fragments.forget();

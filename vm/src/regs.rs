@@ -86,7 +86,7 @@ impl<H: Host> Core<H> {
         }
         self.load_cr0(new.bits());
         if (old ^ new.bits()) & (Cr0::PG | Cr0::WP | Cr0::PE).bits() != 0 {
-            self.cpu.flush_guest_tlb();
+            self.cpu.flush_tlb();
         }
         Ok(())
     }
@@ -114,7 +114,7 @@ impl<H: Host> Core<H> {
         if changed.contains(Cr4::LA57) {
             self.cpu.flush_tlb();
         } else if changed.intersects(Cr4::PSE | Cr4::PAE | Cr4::PGE | Cr4::PCIDE | Cr4::SMEP | Cr4::SMAP | Cr4::PKE) {
-            self.cpu.flush_guest_tlb();
+            self.cpu.flush_tlb();
         }
         Ok(())
     }
@@ -129,7 +129,7 @@ impl<H: Host> Core<H> {
         let no_flush = value >> 63 != 0 && self.guest_cr4 & Cr4::PCIDE.bits() != 0;
         self.cpu.save_mut(CleanBits::CRX).cr3 = value & !(1 << 63);
         if !no_flush {
-            self.cpu.flush_guest_tlb();
+            self.cpu.flush_tlb();
         }
         Ok(())
     }

@@ -137,10 +137,6 @@ pub struct Core<H: Host> {
     pub features: CpuFeatures,
     /// RIP after the IN that user space answers.
     pub(crate) io_next_rip: u64,
-    /// How often the length of an instruction had to be looked for.
-    pub(crate) lookups: u8,
-    /// Those that were decoded.
-    pub(crate) decoded: OneBox<crate::code::Decoded>,
     /// CR0 is intercepted.
     pub(crate) cr0_exits: bool,
     /// Reads of CR4 are intercepted.

@@ -6,7 +6,6 @@ use crate::apics::Apics;
 use crate::chips::{Chips, Resampler, RtcMark};
 use crate::clock::{VcpuClock, VmClock};
 use crate::coalesced::Coalesced;
-use crate::code::Decoded;
 use crate::debug::DebugState;
 use crate::fast::Fast;
 use crate::fpu::FpuUse;
@@ -215,7 +214,6 @@ impl<H: Host> Vm<H> {
         let cpuid = try_box(|| GuestCpuid::new(&self.caps))?;
         let msr = try_box(|| MsrState::new(host, &self.caps))?;
         let mmio_fragments = try_box(MmioFragments::default)?;
-        let decoded = try_box(Decoded::default)?;
         let thread = host.new_thread()?;
         let pages = [host.new_shared_page()?, host.new_shared_page()?];
         let mut core = try_box(|| Core {
@@ -245,8 +243,6 @@ impl<H: Host> Vm<H> {
             debug: DebugState::default(),
             exit_words: [0; 8],
             io_next_rip: 0,
-            lookups: 0,
-            decoded,
             cr0_exits: false,
             cr4_read_exits: true,
             cr8_exits: false,

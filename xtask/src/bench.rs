@@ -54,7 +54,7 @@ const COSTLY: &str = "## Costly operations per exit\n\nCounted in a trace of the
      emulator's trace cannot show a TLB flush that VMRUN does (TLB_CONTROL).\n\n";
 const NRIPS: &str = "## An estimate with next-RIP saving\n\nThe emulated processor does not say how long an intercepted \
      instruction is, so both hypervisors have to look at it. Without the instructions that this takes, on both \
-     sides:\n\n";
+     sides. Exits that hsave handles before the guest is left, where the processor says it, are not handled so here:\n\n";
 
 /// What is wanted beside the first table.
 pub struct Options {

@@ -40,12 +40,6 @@ void hsave_pages_free(u8 *va, unsigned int order)
 	free_pages((unsigned long)va, order);
 }
 
-/* Where the kernel has its memory at pa. */
-void *hsave_kernel_address(u64 pa)
-{
-	return phys_to_virt(pa);
-}
-
 /* Marks a live page-table page in page->private, so that a wild address is not taken for one. */
 #define TABLE_MAGIC 0x6873617665ul
 

@@ -194,9 +194,6 @@ impl UserPage for FakePage {
     fn pa(&self) -> HostPa {
         HostPa(self.0.pfn << 12)
     }
-    fn plain(&self) -> bool {
-        true
-    }
     fn writable(&self) -> bool {
         self.0.writable
     }

@@ -7,7 +7,6 @@ mod faults;
 mod memory;
 mod never;
 mod notifier;
-mod seen;
 mod slots;
 mod stress;
 mod walk;

@@ -32,8 +32,6 @@ never! {
         fn exit_after_injection(&mut self);
         fn set_tsc_offset(&mut self, _: u64);
         fn set_root(&mut self, _: NestedRoot);
-        fn seen(&mut self, _: &host::SeenCode);
-        fn flush_guest_tlb(&mut self);
         fn flush_tlb(&mut self);
         fn extra(&self) -> &ExtraRegs;
         fn extra_mut(&mut self) -> &mut ExtraRegs;

@@ -32,7 +32,6 @@ pub enum Op {
     Xsetbv(u64),
     /// VERW, where it faults.
     Verw,
-    ReadDr(u8),
     WriteDr(u8, u64),
     /// A mitigation piece of the shim was passed.
     Piece(&'static str),
@@ -343,8 +342,8 @@ extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context:
             hw.interrupts = false;
             1
         }
-        [0x0f, op @ (0x21 | 0x23), modrm, ..] => 3 + move_dr(hw, regs, *op, *modrm, 0),
-        [rex @ 0x40..=0x4f, 0x0f, op @ (0x21 | 0x23), modrm] => 4 + move_dr(hw, regs, *op, *modrm, rex & 1),
+        [0x0f, 0x23, modrm, ..] => 3 + write_dr(hw, regs, *modrm, 0),
+        [rex @ 0x40..=0x4f, 0x0f, 0x23, modrm] => 4 + write_dr(hw, regs, *modrm, rex & 1),
         [0x0f, 0x0b, ..] => {
             // UD2: a test that expects it runs in a child process.
             // SAFETY: ends the process.
@@ -358,18 +357,12 @@ extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context:
 /// Exit status of a process that met UD2.
 pub const BUG: libc::c_int = 77;
 
-/// MOV to or from DRn; returns 0, for the caller's sum.
-fn move_dr(hw: &mut Hardware, regs: &mut [i64], op: u8, modrm: u8, rex_b: u8) -> i64 {
+/// MOV to DRn; returns 0, for the caller's sum.
+fn write_dr(hw: &mut Hardware, regs: &mut [i64], modrm: u8, rex_b: u8) -> i64 {
     let (n, gpr) = (modrm >> 3 & 7, GPRS[(modrm & 7 | rex_b << 3) as usize] as usize);
-    let known = hw.dr.get_mut(n as usize);
-    if op == 0x21 {
-        hw.trace.push(Op::ReadDr(n));
-        regs[gpr] = known.map_or(0, |v| *v) as i64;
-    } else {
-        hw.trace.push(Op::WriteDr(n, regs[gpr] as u64));
-        if let Some(v) = known {
-            *v = regs[gpr] as u64;
-        }
+    hw.trace.push(Op::WriteDr(n, regs[gpr] as u64));
+    if let Some(v) = hw.dr.get_mut(n as usize) {
+        *v = regs[gpr] as u64;
     }
     0
 }

@@ -250,7 +250,7 @@ impl FastExits for Handler {
 unsafe extern "C" fn hsave_fast(vcpu: *mut VcpuCtx) -> ! {
     // SAFETY: the assembly jumped here with its argument.
     unsafe {
-        if crate::find_length::<Kernel>(vcpu) && crate::handle_fast::<Kernel>(vcpu) {
+        if crate::handle_fast::<Kernel>(vcpu) {
             asm!("jmp hsave_fast_again", in("rdi") vcpu, options(noreturn))
         }
         asm!("jmp hsave_fast_leave", in("rdi") vcpu, options(noreturn))
@@ -277,10 +277,6 @@ unsafe impl Platform for Kernel {
         script(|s| s.held -= 1 << order);
         // SAFETY: allocated above with this layout.
         unsafe { std::alloc::dealloc(pages.va.as_ptr(), layout(order)) }
-    }
-    fn kernel_address(pa: HostPa) -> NonNull<u64> {
-        // As `alloc_pages` has it: addresses of the process are physical ones.
-        NonNull::new(std::ptr::with_exposed_provenance_mut(pa.0 as usize)).expect("memory")
     }
     fn cpu_data() -> NonNull<CpuData> {
         NonNull::new(cpu_data(hw().cpu)).expect("an address")

@@ -8,5 +8,4 @@ mod fast;
 mod life;
 mod matrix;
 mod run;
-mod seen;
 mod spec_ctrl;

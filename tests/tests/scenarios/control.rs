@@ -5,7 +5,7 @@ use kvm_bindings::*;
 use sim::arch::exit::code;
 use sim::arch::vmcb::int_ctl;
 use sim::host::{Cpu, CpuFeatures};
-use tests::scenario::{CODE, Left, Machine, PLAIN, RAM, RAM_HVA, is_through_the_assembly};
+use tests::scenario::{CODE, Left, Machine, PLAIN, RAM, RAM_HVA};
 
 const CR0_SEL_WRITE: u64 = code::CR0_SEL_WRITE;
 const CR4_WRITE: u64 = 0x14;
@@ -69,61 +69,6 @@ fn illegal_values_fault_and_change_nothing() {
     }
     assert_eq!((vectors(&m), m.regs(0).rip), (vec![13; 6], CODE));
     assert_eq!((sregs(&m).cr0, sregs(&m).cr4), (0x8005_0033, 0x620));
-}
-
-/// Where the processor knows that the instruction is what it was, its operand is known without reading it again.
-#[test]
-fn a_move_that_comes_back_is_not_read_again() {
-    const PGE: u64 = 1 << 7;
-    let m = machine(MOV_CR4_RAX);
-    for gpa in (0..0x1_0000).step_by(0x1000).chain([CODE]) {
-        m.tries(0, gpa, false);
-    }
-    m.run_out(0);
-    let writes = |next: u64, rax: u64| {
-        m.with_regs(0, |r| (r.rip, r.rax) = (CODE, rax));
-        m.sim.step(0, move |c| {
-            c.vmcb().next_rip = next;
-            (CR4_WRITE, 0, 0)
-        });
-        m.does(0, |_| ());
-        m.run_out(0);
-        (sregs(&m).cr4, m.regs(0).rip)
-    };
-    let changed = (0x620 | PGE, CODE + 3);
-    for _ in 0..4 {
-        assert_eq!((writes(0, 0x620 | PGE), writes(0, 0x620)), (changed, (0x620, CODE + 3)));
-    }
-    assert!(m.inside(0, |c| c.core.cpu.seen.iter().any(|s| s.bytes() == MOV_CR4_RAX)));
-    let emulated = |m: &Machine| m.inside(0, |c| c.me.stats.insn_emulation.get());
-    let before = emulated(&m);
-    if is_through_the_assembly() {
-        // The world switch does not take the script's word for it.
-        assert_eq!((writes(0, 0x620 | PGE), writes(0, 0x620)), (changed, (0x620, CODE + 3)));
-        assert_eq!(emulated(&m), before, "it is what it was");
-        m.write_ram(CODE, &[0x90; 3]);
-        assert_eq!(writes(CODE + 3, 0x620 | PGE), (0x620, CODE + 1), "a NOP");
-        return m.end();
-    }
-    m.write_ram(CODE, &[0x90; 3]);
-    assert_eq!(writes(CODE + 3, 0x620 | PGE), changed, "what is in memory is not looked at");
-    assert_eq!(emulated(&m), before);
-    // A value that is refused.
-    assert_eq!(writes(CODE + 3, 0), (0x620 | PGE, CODE));
-    assert_eq!(vectors(&m), [13]);
-    // The processor saw that it is not what it was.
-    assert_eq!(writes(0, 0x620), (0x620 | PGE, CODE + 1), "a NOP");
-    // Another instruction of the same length from there: it is not that which is known.
-    m.write_ram(CODE, MOV_CR4_RAX);
-    m.with_regs(0, |r| (r.rip, r.rax) = (CODE, 7));
-    m.sim.step(0, |c| {
-        c.vmcb().next_rip = CODE + 2;
-        (CR4_WRITE, 0, 0)
-    });
-    m.does(0, |_| ());
-    m.run_out(0);
-    assert_eq!(vectors(&m), [13, 13], "read again");
-    m.end();
 }
 
 #[test]

@@ -6,7 +6,7 @@ use kvm_bindings::{kvm_guest_debug, kvm_ioeventfd};
 use sim::Outcome;
 use sim::arch::exit::code;
 use sim::host::{Cpu, CpuFeatures};
-use tests::scenario::{CODE, Left, MMIO, Machine, PLAIN, RAM, RAM_HVA, is_through_the_assembly};
+use tests::scenario::{CODE, Left, MMIO, Machine, PLAIN, RAM, RAM_HVA};
 
 /// mov rax, [rbx]
 const LOAD: [u8; 3] = [0x48, 0x8b, 0x03];
@@ -208,44 +208,6 @@ fn the_processors_own_walk_is_believed_for_its_access_only() {
     assert_eq!(faults(&LOAD, MMIO + 16, FINAL), 1);
     assert_eq!(faults(&[0xff, 0x33], MMIO + 8, FINAL), 1, "push [rbx]");
     assert_eq!(faults(&LOAD, MMIO + 8, 1 << 33 | 4), 1);
-}
-
-/// Where the processor knows that the instruction is what it was, it is neither fetched nor decoded.
-#[test]
-fn an_instruction_that_comes_back_stays_decoded() {
-    let m = machine(&STORE, MMIO);
-    let stores = |m: &Machine, next: u64| {
-        m.sim.step(0, move |c| {
-            (c.guest().rip, c.vmcb().next_rip) = (CODE, next);
-            (code::NPF, 1 << 32 | 6, MMIO)
-        });
-        assert_eq!(m.run(0), Ok(write(MMIO, &[0; 8])));
-        m.run_out(0);
-        m.regs(0).rip
-    };
-    // Its page is mapped for the guest as soon as it runs there, and so are the tables.
-    for gpa in (0..0x1_0000).step_by(0x1000).chain([CODE]) {
-        m.tries(0, gpa, false);
-    }
-    m.run_out(0);
-    for _ in 0..8 {
-        assert_eq!(stores(&m, 0), CODE + 3);
-    }
-    assert!(m.inside(0, |c| c.core.cpu.seen.iter().any(|s| s.bytes() == STORE)));
-    m.write_ram(CODE, &[0x90, 0x90, 0x90]);
-    if is_through_the_assembly() {
-        // The world switch does not take the script's word for it.
-        m.with_regs(0, |r| r.rip = CODE);
-        m.npf(0, MMIO, true);
-        m.run_out(0);
-        assert_eq!(m.regs(0).rip, CODE + 1, "a NOP");
-        return m.end();
-    }
-    // What is in memory is not looked at.
-    assert_eq!(stores(&m, CODE + 3), CODE + 3);
-    m.write_ram(CODE, &STORE);
-    assert_eq!(stores(&m, CODE + 2), CODE + 3, "of another length");
-    m.end();
 }
 
 #[test]

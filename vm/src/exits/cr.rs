@@ -1,5 +1,4 @@
-//! Control and debug registers (APM 15.8). Without decode assists the instruction is read from memory, if it is not known
-//! already (docs/decisions/0013).
+//! Control and debug registers (APM 15.8). Without decode assists the instruction is emulated.
 
 use crate::Ctx;
 use crate::run::Next;
@@ -7,32 +6,20 @@ use crate::vcpu::Core;
 use arch::Exception;
 use arch::cr::{Cr4, DR6_BD, DR7_GD};
 use arch::event::vector;
-use emulator::{Op, Operand};
 use host::{Cpu, Host};
 
-/// Numbers of the control or debug register and the general register of a MOV between them, and RIP behind it: from the
-/// processor (`n`, `gpr`), or from an instruction that is known. None: it has to be read first, or is another one (LMSW,
-/// SMSW, CLTS).
+/// RIP behind a MOV between a control or debug register and a general register, and the latter's number `gpr`, which decode
+/// assists give. None: the instruction has to be read, or is another one (LMSW, SMSW, CLTS).
 #[inline]
-fn operands<H: Host>(ctx: &Ctx<'_, H>, op: Op, n: u8, gpr: Option<u8>) -> Option<(u8, u8, u64)> {
+fn operand<H: Host>(ctx: &Ctx<'_, H>, gpr: Option<u8>) -> Option<(u8, u64)> {
     let next = ctx.core.cpu.control().next_rip;
-    if ctx.core.features.nrips {
-        return gpr.filter(|_| next != 0).map(|gpr| (n, gpr, next));
-    }
-    let insn = ctx.known_insn().filter(|i| i.op == op)?;
-    // QEMU calls an intercepted read of any control register one of CR0: the instruction knows better.
-    match insn.operands {
-        [Operand::Gpr { index, .. }, Operand::Cr(n) | Operand::Dr(n), _]
-        | [Operand::Cr(n) | Operand::Dr(n), Operand::Gpr { index, .. }, _] => Some((n, index, next)),
-        _ => None,
-    }
+    gpr.filter(|_| ctx.core.features.nrips && next != 0).map(|gpr| (gpr, next))
 }
 
 /// MOV to or from CRn; LMSW, SMSW and CLTS come without a register number.
 #[cold]
 pub fn cr<H: Host>(ctx: &mut Ctx<'_, H>, n: u8, gpr: Option<u8>, write: bool) -> Next {
-    let op = if write { Op::MovToCr } else { Op::MovFromCr };
-    let Some((n, gpr, next_rip)) = operands(ctx, op, n, gpr) else { return ctx.emulate() };
+    let Some((gpr, next_rip)) = operand(ctx, gpr) else { return ctx.emulate() };
     let long = ctx.in_64bit_mode();
     if !write {
         let value = match n {
@@ -59,8 +46,7 @@ pub fn dr<H: Host>(ctx: &mut Ctx<'_, H>, n: u8, gpr: Option<u8>, write: bool) ->
     if dr7 & DR7_GD != 0 {
         return ctx.fault(Exception { vector: vector::DB, error_code: None, payload: Some(DR6_BD) });
     }
-    let op = if write { Op::MovToDr } else { Op::MovFromDr };
-    let Some((n, gpr, next_rip)) = operands(ctx, op, n, gpr) else { return ctx.emulate() };
+    let Some((gpr, next_rip)) = operand(ctx, gpr) else { return ctx.emulate() };
     if matches!(n, 4 | 5) && ctx.core.guest_cr4 & Cr4::DE.bits() != 0 {
         return ctx.fault(Exception::UD);
     }

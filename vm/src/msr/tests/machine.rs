@@ -5,7 +5,7 @@ use crate::cpuid::tests::{FakeHost, generous};
 use crate::cpuid::{Caps, GuestCpuid};
 use crate::msr::{Clocks, MsrAccess, MsrEffect, MsrError, MsrState, PAT_RESET, VmMsrs};
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea, Zero, cr};
-use host::{Cpu, Errno, ExtraRegs, FastExits, SeenCode, VcpuRequests};
+use host::{Cpu, Errno, ExtraRegs, FastExits, VcpuRequests};
 use irqchip::Lapic;
 use std::boxed::Box;
 
@@ -46,8 +46,6 @@ impl Cpu for Registers {
     fn set_tsc_offset(&mut self, _: u64) {}
     fn set_root(&mut self, _: NestedRoot) {}
     fn flush_tlb(&mut self) {}
-    fn flush_guest_tlb(&mut self) {}
-    fn seen(&mut self, _: &SeenCode) {}
     fn extra(&self) -> &ExtraRegs {
         &self.extra
     }
