@@ -205,8 +205,8 @@ impl Tree {
         }
     }
 
-    /// Takes write permission from the frames `[start, end)`. Large pages are unmapped instead: they come back small.
-    /// True if a flush is due. The caller bounds the range.
+    /// Write-protects the frames `[start, end)`. Large pages that reach into them are unmapped instead, whether they may
+    /// be written or not: they come back small. True if a flush is due. The caller bounds the range.
     pub fn protect<H: Host>(&mut self, host: &H, start: u64, end: u64) -> bool {
         let mut changed = false;
         self.visit(host, start, end, &mut |cell, entry, _| {
@@ -214,7 +214,7 @@ impl Tree {
                 return true;
             }
             let before = if entry & PS != 0 { cell.swap(0, AcqRel) } else { cell.fetch_and(!(RW | D), AcqRel) };
-            changed |= before & RW != 0;
+            changed |= before & (PS | RW) != 0;
             false
         });
         changed

@@ -70,6 +70,20 @@ fn read_only_slots_that_log() {
     vm.end();
 }
 
+/// The large pages of a read-only slot make way for small ones when the log begins. TLBs may hold them: when the host
+/// takes the memory back, it finds nothing in the tables that would make it flush.
+#[test]
+fn read_only_slots_whose_log_begins() {
+    let mut vm = Vm::new().checked();
+    vm.host.map_as(HVA, 512, true, Page2M);
+    vm.set(0, 0, 512, HVA, READONLY).unwrap();
+    vm.fault(0x5000, false).unwrap();
+    assert_eq!(vm.look(0x5000).map(|f| (f.level, f.write)), Some((2, false)));
+    vm.set(0, 0, 512, HVA, READONLY | LOG_DIRTY_PAGES).unwrap();
+    assert_eq!((vm.look(0x5000), vm.flush_count()), (None, 1));
+    vm.end();
+}
+
 #[test]
 fn errors() {
     let vm = logging(130);

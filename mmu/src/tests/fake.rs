@@ -51,6 +51,8 @@ pub struct Machine {
     hook: RwLock<Option<Hook>>,
     pub space: Mutex<Space>,
     pub warnings: AtomicU64,
+    /// Tables that a processor may be walking: they must not be freed.
+    pub walked: Mutex<BTreeSet<u64>>,
 }
 
 #[derive(Default)]
@@ -101,6 +103,7 @@ impl Fake {
             hook: RwLock::new(None),
             space: Mutex::new(Space::default()),
             warnings: AtomicU64::new(0),
+            walked: Mutex::default(),
         }))
     }
 
@@ -241,6 +244,8 @@ impl Host for Fake {
     }
     fn free_table(&self, pa: HostPa) {
         let n = number(pa).unwrap();
+        let walked = !std::thread::panicking() && self.0.walked.lock().unwrap().contains(&pa.0);
+        assert!(!walked, "freed while a processor may be walking it");
         assert!(self.0.used[n].swap(false, SeqCst), "freed twice");
         self.0.live.fetch_sub(1, SeqCst);
     }

@@ -1,10 +1,12 @@
 //! Tests of the mmu on a fake machine: an address space that tests rearrange, table pages that are counted and can run
 //! out, and a hook at every point where the real kernel could let others in.
 
+mod any_order;
 mod dirty;
 mod fake;
 mod faults;
 mod memory;
+mod model_tlb;
 mod never;
 mod notifier;
 mod slots;

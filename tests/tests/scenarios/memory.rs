@@ -275,6 +275,30 @@ fn large_pages_are_logged_in_small_ones() {
     assert_eq!((faults(&m, 0x1000), faults(&m, 0x8000)), (1, 0));
 }
 
+/// The large page of a read-only slot makes way for small ones when the log begins. No vCPU may go on using it: when the
+/// host takes the memory back it finds nothing mapped, and so flushes nothing.
+#[test]
+fn a_large_read_only_page_is_flushed_when_the_log_begins() {
+    for manual in [0, 3] {
+        let m = Machine::new();
+        assert_eq!(m.enable(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, manual), Ok(0));
+        m.sim.set_level(MapLevel::Page2M);
+        assert_eq!(m.region(1, KVM_MEM_READONLY, HIGH, 0x20_0000, RAM_HVA), Ok(0));
+        m.load(0, HIGH + 0x9000, 0);
+        m.run_out(0);
+        let flags = KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES;
+        assert_eq!(m.region(1, flags, HIGH, 0x20_0000, RAM_HVA), Ok(0));
+        // With all bits set at first, pages are protected as their bits are cleared.
+        m.put_at(DATA, &[u64::MAX]);
+        let mut clear = kvm_clear_dirty_log { slot: 1, num_pages: 64, first_page: 0, ..Default::default() };
+        clear.__bindgen_anon_1.dirty_bitmap = DATA as *mut _;
+        assert_eq!(m.vm_with(KVM_CLEAR_DIRTY_LOG, &clear), Ok(0));
+        m.host_changes(0x9000, 1, Page::Absent);
+        m.load(0, HIGH + 0x9000, 0);
+        assert_eq!(m.run(0), efault());
+    }
+}
+
 #[test]
 fn the_dirty_log_cleared_by_hand() {
     let m = Machine::new();
