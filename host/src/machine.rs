@@ -67,7 +67,7 @@ impl Hrtimer {
 
 /// A reference to an eventfd, dropped with the value.
 pub trait EventFd {
-    /// Adds one to the counter; any context.
+    /// Adds one to the counter. Task context without a spin lock held: on PREEMPT_RT it may sleep.
     fn signal(&self);
     /// Do both name the same eventfd?
     fn same(&self, other: &Self) -> bool;

@@ -9,7 +9,7 @@ pub const SHAPE: u8 = 2;
 pub const SLOT_CHANGES: u8 = 3;
 /// The memslots.
 pub const SLOTS: u8 = 4;
-/// `Vm::ioevents`, `Vm::msr_filter`, and the zones of the coalesced ring.
+/// `Vm::ioevents`, `Vm::resamplers`, `Vm::msr_filter`, and the zones of the coalesced ring.
 pub const TABLES: u8 = 5;
 /// The nested page tables. Nothing from here on sleeps or allocates.
 pub const MMU: u8 = 7;
@@ -17,9 +17,7 @@ pub const MMU: u8 = 7;
 pub const CLOCK: u8 = 8;
 /// Who rebuilds the tables of local APICs.
 pub const APICS: u8 = 9;
-/// `Vm::resamplers`. From here on interrupts are off.
-pub const RESAMPLERS: u8 = 10;
-/// The PIT.
+/// The PIT. From here on interrupts are off.
 pub const PIT: u8 = 11;
 /// The IOAPIC, or the 8259s.
 pub const CONTROLLERS: u8 = 12;

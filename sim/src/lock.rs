@@ -28,6 +28,13 @@ fn gone(rank: u8) {
     HELD.set(HELD.get() & !(1 << rank));
 }
 
+/// What follows sleeps, at least on some kernels: no spin lock may be held.
+pub fn may_sleep() {
+    if HELD.get() >> host::rank::MMU != 0 && !std::thread::panicking() {
+        panic!("something that may sleep is done while a spin lock is held (host::rank)");
+    }
+}
+
 /// Does what another thread does meanwhile: whatever this one holds is no concern of that.
 pub fn as_another_thread(f: impl FnOnce()) {
     let held = HELD.replace(0);

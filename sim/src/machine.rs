@@ -262,6 +262,8 @@ pub struct Event(Arc<AtomicU64>);
 
 impl EventFd for Event {
     fn signal(&self) {
+        // The kernel's lock of an eventfd sleeps on PREEMPT_RT.
+        lock::may_sleep();
         self.0.fetch_add(1, SeqCst);
     }
     fn same(&self, other: &Self) -> bool {

@@ -110,7 +110,7 @@ impl<H: Host> Ctx<'_, H> {
     pub(crate) fn publish_address(&mut self) {
         if let Some(lapic) = &self.core.fast.lapic {
             self.vm.publish(self.me, lapic.address());
-            self.me.lint0.store(lapic.lint0() as u8, Relaxed);
+            self.vm.publish_lint0(self.me, lapic.lint0());
         }
         // Destinations of userspace IOAPIC routes are matched against the address.
         self.scan_ioapic();

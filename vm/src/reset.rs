@@ -83,7 +83,7 @@ impl<H: Host> Ctx<'_, H> {
             lapic.config_mut().lint0_reenabled = self.vm.config.has_quirk(crate::quirks::LINT0_REENABLED);
             let effect = lapic.init();
             self.vm.publish(self.me, lapic.address());
-            self.me.lint0.store(lapic.lint0() as u8, core::sync::atomic::Ordering::Relaxed);
+            self.vm.publish_lint0(self.me, lapic.lint0());
             self.apply_timer(effect);
         }
         self.core.mp_state = if self.vm.is_bsp(self.me.id) { MpState::Runnable } else { MpState::InitReceived };

@@ -106,8 +106,11 @@ pub struct Vm<H: Host> {
     /// The interrupt controllers beside the local APICs.
     pub(crate) chips: OnceBox<[Chips<H>; 1]>,
     /// Eventfds that are told of the end of interrupts.
-    pub(crate) resamplers: Mutex<H::RawSpinIrq<{ rank::RESAMPLERS }>, Vec<Resampler<H::EventFd>>>,
+    pub(crate) resamplers: RwLock<H::RawRwSem<{ rank::TABLES }>, Vec<Resampler<H::EventFd>>>,
     pub(crate) resamplers_used: AtomicBool,
+    /// How many vCPUs have the 8259s' interrupts come as NMI. While there is none, a tick of the PIT, which comes in a hard
+    /// interrupt, need not look at the vCPUs.
+    pub(crate) vapics_in_nmi_mode: AtomicUsize,
     /// Coalesced MMIO and PIO.
     pub coalesced: Coalesced<H>,
     /// What guests can be offered: vCPUs need not ask the processor again.
@@ -140,8 +143,9 @@ impl<H: Host> Vm<H> {
             chip: AtomicU8::new(0),
             reserved_pins: AtomicU32::new(0),
             chips: OnceBox::new(),
-            resamplers: Mutex::new(Vec::new()),
+            resamplers: RwLock::new(Vec::new()),
             resamplers_used: AtomicBool::new(false),
+            vapics_in_nmi_mode: AtomicUsize::new(0),
             coalesced,
             hrtimers,
             caps: Caps::new(&host),

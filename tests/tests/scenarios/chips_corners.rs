@@ -4,7 +4,7 @@ use crate::chips::{IOAPIC, entry_of, eoi, line, machine, open, out, redirect, se
 use abi::uapi::ioctl::*;
 use abi::uapi::run::at;
 use kvm_bindings::*;
-use sim::host::{Errno, Host};
+use sim::host::{Errno, Host, Hrtimer};
 use tests::scenario::{DATA, Machine, PLAIN, RAM, RAM_HVA};
 
 const LEVEL: u64 = 1 << 15;
@@ -322,4 +322,27 @@ fn the_clocks_vector_changes_meanwhile() {
     m.run_out(0);
     assert_eq!((line(&m, 8, 1), line(&m, 8, 0)), (1, 1));
     m.end();
+}
+
+#[test]
+fn the_pits_tick_is_no_nmi_any_more_where_lint0_said_so_once() {
+    const NMI: u64 = 0x400;
+    const MASKED: u64 = 0x1_0400;
+    // Said twice each: what is counted must not go below zero, nor stay.
+    for (lvts, nmis) in [(&[NMI, NMI, MASKED, MASKED][..], 0), (&[NMI, MASKED, MASKED, NMI], 1)] {
+        let m = machine(true);
+        for (port, value) in [(0x43, 0x34), (0x40, 0), (0x40, 0x10)] {
+            out(&m, port, value);
+        }
+        m.run_out(0);
+        for lvt in lvts {
+            m.set_msr(0, 0x835, *lvt).unwrap();
+        }
+        m.sim.advance(20_000_000);
+        m.vm.hrtimer_expired(Hrtimer::Pit);
+        m.does(0, |_| {});
+        m.run_out(0);
+        let injected = m.injected(0);
+        assert!(injected.len() == nmis && injected.iter().all(|e| e.kind() == Some(sim::arch::EventType::Nmi)));
+    }
 }

@@ -10,12 +10,12 @@ mod resample;
 mod rtc;
 mod state;
 
-use crate::{Ctx, Vcpu, Vm};
+use crate::{Ctx, Vm};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 use host::{Errno, Host, Hrtimer, Hrtimers, Request, rank, try_box};
 use irqchip::{
-    Accept, Chip, ChipMode, Eoi, EoiPin, IOAPIC_PINS, Ioapic, IoapicWrite, Line, Lint0, Message, Pic, PinMessage,
-    RoutingTable, Target,
+    Chip, ChipMode, Eoi, EoiPin, IOAPIC_PINS, Ioapic, IoapicWrite, Line, Lint0, Message, Pic, PinMessage, RoutingTable,
+    Target,
 };
 use lock_api::Mutex;
 use once_cell::race::OnceBox;
@@ -281,10 +281,11 @@ impl<H: Host> Vm<H> {
     /// Pins of the IOAPIC whose interrupt's end somebody waits for.
     fn notified_pins(&self, chips: &Chips<H>) -> u32 {
         let mut pins = 1 << rtc::PIN;
+        let resamplers = self.resamplers.read();
         for pin in 0..IOAPIC_PINS as u8 {
             let Some(gsi) = self.routing.lock().gsi_of(Chip::Ioapic, pin) else { continue };
             let pit = gsi == pit::GSI && chips.pit().is_some();
-            if pit || self.resamplers.lock().iter().any(|r| r.gsi == gsi) {
+            if pit || resamplers.iter().any(|r| r.gsi == gsi) {
                 pins |= 1 << pin;
             }
         }
@@ -327,15 +328,6 @@ impl<H: Host> Vm<H> {
             if let Some(device) = chips.pit() {
                 device.pit.lock().reset_reinject();
             }
-        }
-    }
-}
-
-impl<H: Host> Vcpu<H> {
-    /// LINT0 has the 8259s' interrupts come as NMI: the PIT's tick is one.
-    fn nmi_watchdog_tick(&self) {
-        if self.lint0.load(Relaxed) == Lint0::Nmi as u8 {
-            self.deliver(Accept::Nmi);
         }
     }
 }

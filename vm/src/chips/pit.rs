@@ -1,9 +1,10 @@
 //! The PIT as a device: its host timer, the interrupt of channel 0, and what its interrupt's end brings about.
 
 use super::{Chips, Source};
-use crate::Vm;
+use crate::{Vcpu, Vm};
+use core::sync::atomic::Ordering::Relaxed;
 use host::{Errno, Host, Hrtimer, Hrtimers, Request, rank, try_box};
-use irqchip::{Pit, TimerEffect};
+use irqchip::{Accept, Lint0, Pit, TimerEffect};
 use lock_api::Mutex;
 
 /// KVM_PIT_SPEAKER_DUMMY: port 0x61 is in the kernel too.
@@ -70,8 +71,29 @@ impl<H: Host> Vm<H> {
     fn pit_tick(&self) {
         self.drive_gsi(GSI, Source::Pit, true);
         self.drive_gsi(GSI, Source::Pit, false);
-        for v in self.vcpus() {
-            v.nmi_watchdog_tick();
+        if self.vapics_in_nmi_mode.load(Relaxed) > 0 {
+            for v in self.vcpus() {
+                v.nmi_watchdog_tick();
+            }
+        }
+    }
+
+    /// Lets other threads know what LINT0 of a vCPU's local APIC takes.
+    pub(crate) fn publish_lint0(&self, v: &Vcpu<H>, now: Lint0) {
+        let before = v.lint0.swap(now as u8, Relaxed);
+        match (before == Lint0::Nmi as u8, now == Lint0::Nmi) {
+            (false, true) => self.vapics_in_nmi_mode.fetch_add(1, Relaxed),
+            (true, false) => self.vapics_in_nmi_mode.fetch_sub(1, Relaxed),
+            _ => 0,
+        };
+    }
+}
+
+impl<H: Host> Vcpu<H> {
+    /// LINT0 has the 8259s' interrupts come as NMI: the PIT's tick is one.
+    fn nmi_watchdog_tick(&self) {
+        if self.lint0.load(Relaxed) == Lint0::Nmi as u8 {
+            self.deliver(Accept::Nmi);
         }
     }
 }
