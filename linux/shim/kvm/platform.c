@@ -38,6 +38,11 @@ noinstr void hsave_guest_enter(void)
 	guest_timing_enter_irqoff();
 	instrumentation_end();
 	context_tracking_guest_enter();
+	/*
+	 * X86_BUG_DIV0: on Zen 1 a division that faults forwards the quotient of the last one on this core, which would be
+	 * the host's.
+	 */
+	amd_clear_divider();
 }
 
 noinstr void hsave_guest_exit(void)
