@@ -18,6 +18,7 @@ mod foreign;
 mod host;
 mod i386;
 mod image;
+mod imports;
 mod job;
 mod kernels;
 mod miri;

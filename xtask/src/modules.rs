@@ -57,6 +57,12 @@ impl Modules {
     }
 }
 
+/// The content of one of the kernel's own modules.
+pub fn stock(tools: &Tools, kernel: &Unpacked, name: &str) -> Result<Vec<u8>> {
+    let path = find(kernel, name).with_context(|| format!("{} has no module {name}", kernel.release))?;
+    read(tools, &path)
+}
+
 fn find(kernel: &Unpacked, name: &str) -> Option<PathBuf> {
     let wanted = name.replace('_', "-");
     WalkDir::new(&kernel.modules).into_iter().flatten().map(walkdir::DirEntry::into_path).find(|path| {

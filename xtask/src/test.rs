@@ -3,7 +3,7 @@
 use crate::{
     env::Env,
     host::Machine,
-    i386,
+    i386, imports,
     job::{self, Job},
     kernels::{self, Kernel},
     miri, mitigations, module, object, panics, payload, proc, rust_src, scenarios, selftests, tidy, ui, verify,
@@ -169,6 +169,9 @@ fn modules(env: &Env, selection: &Selection, tally: &mut Tally) -> BTreeMap<Kern
             }
             built.insert(kernel, out);
         }
+    }
+    if selection.wants("imports") {
+        tally.check("imports", || imports::check(env, &built));
     }
     built
 }
