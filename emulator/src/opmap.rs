@@ -240,10 +240,11 @@ const fn table(build_two: bool) -> [Lookup; 256] {
 static ONE: [Lookup; 256] = table(false);
 static TWO: [Lookup; 256] = table(true);
 
-/// The row of a one-byte opcode, with the two that F3 changes.
+/// The row of a one-byte opcode, with those that F3 and REX.B change. REX.B makes 90 an XCHG of RAX and R8, with F3 as well:
+/// only without it is F3 90 PAUSE (seen on AMD's processors; Intel's see PAUSE in both).
 pub(crate) fn lookup_one(p: &Prefixes) -> Lookup {
     match (p.opcode, p.rep, p.b) {
-        (0x90, Rep::Rep, _) => return plain(Op::Pause),
+        (0x90, Rep::Rep, 0) => return plain(Op::Pause),
         (0x90, _, 0) => return plain(Op::Nop),
         _ => {}
     }

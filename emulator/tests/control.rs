@@ -336,3 +336,14 @@ fn alignment_checks() {
     m.gpr[4] = 0x2001;
     assert_eq!(fault(&mut m, &[0x50]), Exception::AC);
 }
+
+/// PAUSE is F3 90 without REX.B; with it AMD's processors exchange RAX and R8.
+#[test]
+fn rex_b_makes_pause_an_exchange() {
+    let mut m = long();
+    for (bytes, after) in [(&[0xf3, 0x90, 0], (1, 2)), (&[0xf3, 0x4e, 0x90], (1, 2)), (&[0xf3, 0x4f, 0x90], (2, 1))] {
+        (m.gpr[0], m.gpr[8]) = (1, 2);
+        ok(&mut m, bytes);
+        assert_eq!((m.gpr[0], m.gpr[8]), after, "{bytes:02x?}");
+    }
+}
