@@ -35,7 +35,8 @@ pub const fn index(addr: u64, level: u8) -> usize {
 pub struct NestedRoot(HostPa);
 
 impl NestedRoot {
-    /// `pa` is the page of the top-level table, page aligned.
+    /// `pa` is the page of the top-level table, page aligned. **Memory safety hangs on it**: a guest reaches what the
+    /// tables from there on name. The mmu makes it, for the tree that it owns; nobody else does.
     pub const fn new(pa: HostPa) -> Self {
         Self(HostPa(pa.0 & ADDR))
     }

@@ -15,6 +15,7 @@ mod cpu;
 mod errno;
 mod fallible;
 mod fast;
+mod frames;
 mod machine;
 pub mod rank;
 pub mod requests;
@@ -25,6 +26,7 @@ pub use cpu::{Cpu, CpuConfig, CpuFeatures, ExtraRegs};
 pub use errno::Errno;
 pub use fallible::{OneBox, take_at, try_box, try_filled, try_insert, try_push};
 pub use fast::{FastExit, FastExits};
+pub use frames::{Pfn, TablePage};
 pub use machine::{
     Command, EventFd, Fpu, Host, Hrtimer, Hrtimers, MapLevel, PollParameters, SharedPage, Stop, TimePoint, UserPage,
     Work,

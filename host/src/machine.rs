@@ -1,6 +1,6 @@
 //! The kernel under the hypervisor.
 
-use crate::{Cpu, CpuConfig, CpuFeatures, Errno, PageCells, TableCells, VcpuThread};
+use crate::{Cpu, CpuConfig, CpuFeatures, Errno, PageCells, Pfn, TableCells, TablePage, VcpuThread};
 use arch::{HostPa, Hva};
 
 /// Size of a host mapping, as the level of the page-table entry that maps it.
@@ -17,8 +17,8 @@ pub enum MapLevel {
 
 /// A page of user memory with a reference held until drop, so that it can be looked at before it is mapped.
 pub trait UserPage {
-    /// Physical address of the 4 KiB page.
-    fn pa(&self) -> HostPa;
+    /// The 4 KiB page. What it may be mapped for ends with the next invalidation, whatever the reference says.
+    fn pfn(&self) -> Pfn;
     /// May the guest write it (the host maps it writable and copy-on-write is broken)?
     fn writable(&self) -> bool;
 }
@@ -196,12 +196,12 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn new_shared_page(&self) -> Result<Self::SharedPage, Errno>;
 
     /// A zeroed page-table page, accounted to the caller's memory cgroup. Errors: ENOMEM.
-    fn alloc_table(&self) -> Result<HostPa, Errno>;
+    fn alloc_table(&self) -> Result<TablePage, Errno>;
     /// The page-table page at `pa`, which came from [`alloc_table`](Self::alloc_table) and was not freed; None if
     /// `pa` is no page-table page.
     fn table(&self, pa: HostPa) -> Option<&TableCells>;
-    /// Frees a page-table page that no CPU can reach any more.
-    fn free_table(&self, pa: HostPa);
+    /// Frees a page-table page, which no CPU can reach: the value says that it is in no tree.
+    fn free_table(&self, page: TablePage);
 
     /// Levels of the nested page tables: as many as the host's own paging has while it runs guests, because VMRUN
     /// walks them in the host's mode (APM 15.25.3). 4, or 5 where the kernel uses CR4.LA57.
@@ -211,12 +211,14 @@ pub trait Host: Clone + Send + Sync + 'static {
 
     /// The user page at `hva` (page aligned) of the current task's memory, faulted in; may sleep. With `write` the
     /// page is writable or the call fails. Without it, the result says whether it happens to be writable.
+    ///
+    /// **Memory safety hangs on the answer**, and on those of the next two: a guest gets what they say.
     fn user_page(&self, hva: Hva, write: bool) -> Result<Self::UserPage, Stop>;
     /// The 4 KiB page at `hva`, and the size of its mapping, if the current task's memory has it mapped in a way that
     /// leaves nothing to be done before a guest writes it: anonymous memory, writable, marked accessed and dirty. Any
     /// context, never sleeps, takes no reference: true until the next invalidation, which the caller holds off.
     #[inline]
-    fn mapped_page(&self, _hva: Hva) -> Option<(HostPa, MapLevel)> {
+    fn mapped_page(&self, _hva: Hva) -> Option<(Pfn, MapLevel)> {
         None
     }
     /// Size of the host's own mapping at `hva`; any context, never sleeps. The caller holds off invalidation.

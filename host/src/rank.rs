@@ -13,13 +13,15 @@ pub const SLOTS: u8 = 4;
 pub const TABLES: u8 = 5;
 /// The nested page tables. Nothing from here on sleeps or allocates.
 pub const MMU: u8 = 7;
+/// The invalidations that are in progress.
+pub const INVALIDATIONS: u8 = 8;
 /// `Vm::clock`.
-pub const CLOCK: u8 = 8;
+pub const CLOCK: u8 = 9;
 /// Who rebuilds the tables of local APICs.
-pub const APICS: u8 = 9;
+pub const APICS: u8 = 10;
 /// The PIT. From here on interrupts are off.
-pub const PIT: u8 = 11;
+pub const PIT: u8 = 12;
 /// The IOAPIC, or the 8259s.
-pub const CONTROLLERS: u8 = 12;
+pub const CONTROLLERS: u8 = 13;
 /// `Vm::routing`.
-pub const ROUTING: u8 = 13;
+pub const ROUTING: u8 = 14;

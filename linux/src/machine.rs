@@ -6,7 +6,10 @@ use crate::{
 };
 use arch::{HostPa, Hva};
 use core::ptr::NonNull;
-use host::{Command, CpuConfig, CpuFeatures, Errno, Host, MapLevel, PollParameters, Stop, TableCells, TimePoint, Work};
+use host::{
+    Command, CpuConfig, CpuFeatures, Errno, Host, MapLevel, Pfn, PollParameters, Stop, TableCells, TablePage,
+    TimePoint, Work,
+};
 use switch::{Platform, Svm};
 
 /// The Linux kernel.
@@ -46,10 +49,10 @@ impl Host for Linux {
         KernelPage::new()
     }
 
-    fn alloc_table(&self) -> Result<HostPa, Errno> {
+    fn alloc_table(&self) -> Result<TablePage, Errno> {
         match shim::hsave_table_alloc() {
             0 => Err(Errno::ENOMEM),
-            pa => Ok(HostPa(pa)),
+            pa => Ok(TablePage::from_host(HostPa(pa))),
         }
     }
 
@@ -59,8 +62,8 @@ impl Host for Linux {
         Some(unsafe { table.as_ref() })
     }
 
-    fn free_table(&self, pa: HostPa) {
-        shim::hsave_table_free(pa.0);
+    fn free_table(&self, page: TablePage) {
+        shim::hsave_table_free(page.pa().0);
     }
 
     fn nested_levels(&self) -> u8 {
@@ -72,12 +75,12 @@ impl Host for Linux {
     }
 
     #[inline]
-    fn mapped_page(&self, hva: Hva) -> Option<(HostPa, MapLevel)> {
+    fn mapped_page(&self, hva: Hva) -> Option<(Pfn, MapLevel)> {
         let mut pa = 0;
         // SAFETY: any address may be asked for; `pa` is ours.
         match unsafe { shim::hsave_mapped_page(hva.0, &mut pa) } {
             0 => None,
-            n => Some((HostPa(pa), level(n))),
+            n => Some((Pfn::from_host(HostPa(pa)), level(n))),
         }
     }
 

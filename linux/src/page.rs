@@ -3,7 +3,7 @@
 use crate::{errno::from_kernel, shim};
 use arch::{HostPa, Hva};
 use core::ptr::NonNull;
-use host::{Errno, PAGE_SIZE, PageCells, SharedPage, Stop, UserPage};
+use host::{Errno, PAGE_SIZE, PageCells, Pfn, SharedPage, Stop, UserPage};
 
 /// A page of user memory, referenced where it has a count; else the mmu notifier alone tells when it goes.
 pub struct Page {
@@ -29,8 +29,8 @@ impl Page {
 }
 
 impl UserPage for Page {
-    fn pa(&self) -> HostPa {
-        self.pa
+    fn pfn(&self) -> Pfn {
+        Pfn::from_host(self.pa)
     }
 
     fn writable(&self) -> bool {

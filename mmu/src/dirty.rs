@@ -1,14 +1,14 @@
 //! The dirty log as user space reads it: KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG and
 //! KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (KVM API document, 4.8, 4.117 and 7.13).
 //!
-//! Taking a bit and write-protecting its page happen under the lock for writing, marking and making writable under the
-//! lock for reading: a write is either in what was taken or faults again. User space gets the bits after the flush.
+//! Clearing a bit and write-protecting its page happen under the lock for writing, marking and making writable under the
+//! lock for reading: a write is either in what was read or faults again. User space gets the bits after the flush.
 
 use crate::Mmu;
 use crate::bitmap::WORD;
-use crate::cache::FreeList;
 use crate::maps::Maps;
-use crate::slot::{ADDRESS_SPACES, Slot, USER_SLOTS};
+use crate::npt::Stale;
+use crate::slot::{ADDRESS_SPACES, Memslot, USER_SLOTS};
 use alloc::vec::Vec;
 use arch::Hva;
 use host::{Errno, Host, Stop};
@@ -25,14 +25,14 @@ const BATCH: u64 = 64;
 
 /// What changes of slots and readers of logs share, one of them at a time.
 #[derive(Default)]
-pub struct Admin {
+pub struct SlotsLock {
     /// [`MANUAL`] and [`INITIALLY_SET`].
     pub manual: u64,
     /// A log on its way to or from user space; large enough for every slot that logs.
     scratch: Vec<u8>,
 }
 
-impl Admin {
+impl SlotsLock {
     /// Room for the log of a slot of `pages` pages. Errors: ENOMEM.
     pub fn reserve(&mut self, pages: u64) -> Result<(), Errno> {
         let bytes = bytes_of(pages)?;
@@ -54,7 +54,7 @@ impl<H: Host> Mmu<H> {
         if bits & !MANUAL_DIRTY_LOG_BITS != 0 || bits == INITIALLY_SET {
             return Err(Errno::EINVAL);
         }
-        self.admin.lock().manual = bits;
+        self.slots_lock.lock().manual = bits;
         Ok(())
     }
 
@@ -62,27 +62,30 @@ impl<H: Host> Mmu<H> {
     /// manually, it starts anew. Sleeps. Errors: EINVAL (slot out of range), ENOENT (no such slot, or it does not
     /// log), EFAULT (the bits are lost).
     pub fn get_dirty_log(&self, slot: u32, bitmap: Hva, flush: &dyn Fn()) -> Result<(), Errno> {
-        let mut admin = self.admin.lock();
+        let mut lock = self.slots_lock.lock();
         let slot = self.logging_slot(slot)?;
-        let clear = admin.manual & MANUAL == 0;
-        let out = admin.scratch.get_mut(..bytes_of(slot.pages)?).ok_or(Errno::ENOENT)?;
+        let clear = lock.manual & MANUAL == 0;
+        let out = lock.scratch.get_mut(..bytes_of(slot.pages)?).ok_or(Errno::ENOENT)?;
+        let mut stale = Stale::nothing();
         for (batch, chunk) in out.chunks_mut(BATCH as usize * 8).enumerate() {
             let first = batch as u64 * BATCH;
             let words = (first..).zip(chunk.chunks_exact_mut(8));
             if clear {
-                let mut maps = self.maps.write();
+                let mut maps = self.mmu_lock.write();
                 for (n, word) in words {
-                    word.copy_from_slice(&self.take(&mut maps, &slot, n, u64::MAX).to_le_bytes());
+                    let dirty;
+                    (dirty, stale) = self.clear_dirty(&mut maps, &slot, n, u64::MAX, stale);
+                    word.copy_from_slice(&dirty.to_le_bytes());
                 }
             } else {
-                let maps = self.maps.read();
+                let maps = self.mmu_lock.read();
                 for (n, word) in words {
-                    word.copy_from_slice(&maps.dirty(&slot).map_or(0, |d| d.get(n)).to_le_bytes());
+                    word.copy_from_slice(&maps.dirty_bitmap(&slot).map_or(0, |d| d.get(n)).to_le_bytes());
                 }
             }
             self.host.cond_resched();
         }
-        self.settle(FreeList::default(), flush, true);
+        self.flush_remote_tlbs(stale, flush, true);
         self.host.write_user(bitmap, out).map_err(errno)
     }
 
@@ -97,7 +100,7 @@ impl<H: Host> Mmu<H> {
         bitmap: Hva,
         flush: &dyn Fn(),
     ) -> Result<(), Errno> {
-        let mut admin = self.admin.lock();
+        let mut lock = self.slots_lock.lock();
         if first_page % WORD != 0 {
             return Err(Errno::EINVAL);
         }
@@ -106,41 +109,41 @@ impl<H: Host> Mmu<H> {
         if num_pages > left || num_pages < left && num_pages % WORD != 0 {
             return Err(Errno::EINVAL);
         }
-        let asked = admin.scratch.get_mut(..bytes_of(num_pages)?).ok_or(Errno::EINVAL)?;
+        let asked = lock.scratch.get_mut(..bytes_of(num_pages)?).ok_or(Errno::EINVAL)?;
         self.host.read_user(bitmap, asked).map_err(errno)?;
+        let mut stale = Stale::nothing();
         for (batch, chunk) in asked.chunks(BATCH as usize * 8).enumerate() {
             let first = first_page / WORD + batch as u64 * BATCH;
-            let mut maps = self.maps.write();
+            let mut maps = self.mmu_lock.write();
             for (n, word) in (first..).zip(chunk.chunks_exact(8)) {
                 let mask = word.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b));
-                self.take(&mut maps, &slot, n, mask);
+                (_, stale) = self.clear_dirty(&mut maps, &slot, n, mask, stale);
             }
             drop(maps);
             self.host.cond_resched();
         }
-        self.settle(FreeList::default(), flush, true);
+        self.flush_remote_tlbs(stale, flush, true);
         Ok(())
     }
 
-    /// Takes bits of a word of the log and protects the pages that they stand for.
-    fn take(&self, maps: &mut Maps, slot: &Slot, n: u64, mask: u64) -> u64 {
-        let taken = maps.dirty(slot).map_or(0, |d| d.take(n, mask));
+    /// Clears those bits of a word of the log that are in `mask`, and write-protects the pages that they stand for.
+    /// Returns the bits that were set.
+    fn clear_dirty(&self, maps: &mut Maps, slot: &Memslot, n: u64, mask: u64, mut stale: Stale) -> (u64, Stale) {
+        let cleared = maps.dirty_bitmap(slot).map_or(0, |bitmap| bitmap.take(n, mask));
         let first = slot.base.wrapping_add(n * WORD);
-        let mut rest = taken;
+        let mut rest = cleared;
         while rest != 0 {
             // A run of written pages: from its lowest bit up to the next one clear.
             let from = rest.trailing_zeros();
             let len = (rest >> from).trailing_ones();
             let start = first.wrapping_add(from.into());
-            if maps.tree.protect(&self.host, start, start.wrapping_add(len.into())) {
-                self.note_removal();
-            }
+            stale = maps.tree.write_protect(&self.host, start, start.wrapping_add(len.into()), stale);
             rest &= (u64::MAX << from).checked_shl(len).unwrap_or(0);
         }
-        taken
+        (cleared, stale)
     }
 
-    fn logging_slot(&self, slot: u32) -> Result<Slot, Errno> {
+    fn logging_slot(&self, slot: u32) -> Result<Memslot, Errno> {
         let (space, id) = (slot >> 16, slot as u16);
         if space >= ADDRESS_SPACES || id >= USER_SLOTS {
             return Err(Errno::EINVAL);

@@ -1,12 +1,12 @@
 //! Nested page faults: from a guest address that has no mapping to one that has.
 
 use crate::Mmu;
-use crate::cache::TableCache;
+use crate::cache::MemoryCache;
 use crate::maps::{Maps, Region};
 use crate::npt::{Installed, Leaf, pages};
-use crate::slot::Slot;
-use arch::{Gpa, HostPa, NpfCode};
-use host::{Errno, Host, MapLevel, Stop, UserPage};
+use crate::slot::Memslot;
+use arch::{Gpa, NpfCode};
+use host::{Errno, Host, MapLevel, Pfn, Stop, UserPage};
 
 /// How often a fault starts over when the address space changes under it, before it lets the guest try again.
 const TRIES: u32 = 4;
@@ -27,7 +27,7 @@ pub enum Mapped {
 
 /// A page of the host's.
 struct Found {
-    pa: HostPa,
+    pfn: Pfn,
     /// May the guest write it?
     writable: bool,
     /// Size of the host's mapping, if that is known already.
@@ -47,7 +47,7 @@ impl<H: Host> Mmu<H> {
     /// Errors: [`Stop::Fault`] (the VMM has nothing usable mapped there: EFAULT), [`Stop::Poison`], and
     /// [`Stop::Errno`] with ENOMEM, with EINTR (fatal signal), or with EIO (the VMM's address space is gone, or the
     /// tables are broken).
-    pub fn handle_fault(&self, cache: &mut TableCache<H>, gpa: Gpa, code: NpfCode) -> Result<Mapped, Stop> {
+    pub fn handle_fault(&self, cache: &mut MemoryCache<H>, gpa: Gpa, code: NpfCode) -> Result<Mapped, Stop> {
         if code.reserved() {
             self.host.warn("mmu: reserved bit in a nested page table, guest frame", gpa.gfn().0);
             return Err(Stop::Errno(Errno::EIO));
@@ -66,34 +66,34 @@ impl<H: Host> Mmu<H> {
     /// Where the mapping that a frame is part of ends; that of its page if it is not mapped.
     pub fn mapping_end(&self, gpa: Gpa) -> Gpa {
         let gfn = gpa.gfn().0;
-        let size = pages(self.maps.read().tree.level(&self.host, gfn).unwrap_or(1));
+        let size = pages(self.mmu_lock.read().tree.level(&self.host, gfn).unwrap_or(1));
         Gpa((gfn & !(size - 1)).wrapping_add(size) << 12)
     }
 
     /// Where the host has the page mapped already there is nothing to ask for: it is looked up and installed under one
     /// hold of the lock, which an invalidation of the page has to wait for. None: it takes more than that.
     #[inline]
-    fn quick(&self, cache: &mut TableCache<H>, gfn: u64, write: bool) -> Option<Mapped> {
-        let maps = self.maps.read();
+    fn quick(&self, cache: &mut MemoryCache<H>, gfn: u64, write: bool) -> Option<Mapped> {
+        let maps = self.mmu_lock.read();
         let Some(region) = maps.region(gfn) else {
             return (!maps.released).then_some(Mapped::Mmio);
         };
         let slot = &region.slot;
         let hva = slot.hva_of(gfn);
-        if region.retiring
+        if region.invalid
             || maps.released
-            || maps.blocked(hva.0)
+            || self.invalidation_in_progress(hva)
             || write && slot.read_only()
             || gfn >= maps.tree.limit()
         {
             return None;
         }
-        let (pa, level) = self.host.mapped_page(hva)?;
-        let leaf = self.leaf(&maps, region, gfn, &Found { pa, writable: true, level: Some(level) }, write);
+        let (pfn, level) = self.host.mapped_page(hva)?;
+        let leaf = self.leaf(&maps, region, gfn, &Found { pfn, writable: true, level: Some(level) }, write);
         if leaf.write && slot.logs() {
-            maps.mark_dirty(gfn);
+            maps.mark_page_dirty(gfn);
         }
-        match maps.tree.install(&self.host, cache, gfn, leaf) {
+        match maps.tree.map(&self.host, cache, gfn, leaf) {
             Installed::Done => Some(Mapped::Done),
             Installed::NoTable | Installed::Conflict => None,
         }
@@ -105,7 +105,7 @@ impl<H: Host> Mmu<H> {
         let (mut counts, mut at) = ([0; 3], 0);
         loop {
             {
-                let maps = self.maps.read();
+                let maps = self.mmu_lock.read();
                 let Some((start, end)) = maps.next(at) else { return counts };
                 at = end.min(start.saturating_add(COUNTED));
                 maps.tree.count(&self.host, start, at, &mut counts);
@@ -114,37 +114,37 @@ impl<H: Host> Mmu<H> {
         }
     }
 
-    fn try_fault(&self, cache: &mut TableCache<H>, gfn: u64, write: bool) -> Result<Attempt, Stop> {
+    fn try_fault(&self, cache: &mut MemoryCache<H>, gfn: u64, write: bool) -> Result<Attempt, Stop> {
         let (slot, seq, tables) = {
-            let maps = self.maps.read();
+            let maps = self.mmu_lock.read();
             if maps.released {
                 return Err(Stop::Errno(Errno::EIO));
             }
             let Some(region) = maps.region(gfn) else { return Ok(Attempt::Ends(Mapped::Mmio)) };
-            if region.retiring || maps.blocked(region.slot.hva_of(gfn).0) {
+            if region.invalid || self.invalidation_in_progress(region.slot.hva_of(gfn)) {
                 return Ok(Attempt::Ends(Mapped::Retry));
             }
             if write && region.slot.read_only() || gfn >= maps.tree.limit() {
                 return Ok(Attempt::Ends(Mapped::Mmio));
             }
-            (region.slot, maps.seq, maps.tree.missing(&self.host, gfn))
+            (region.slot, maps.invalidate_seq, maps.tree.missing(&self.host, gfn))
         };
         // Before the spin lock: neither of these may be done while it is held.
-        cache.fill(tables).map_err(Stop::Errno)?;
+        cache.topup(tables).map_err(Stop::Errno)?;
         let page = self.host.user_page(slot.hva_of(gfn), write)?;
 
-        let maps = self.maps.read();
-        if maps.seq != seq || maps.blocked(slot.hva_of(gfn).0) {
+        let maps = self.mmu_lock.read();
+        if maps.invalidate_seq != seq {
             return Ok(Attempt::Again);
         }
-        let found = Found { pa: page.pa(), writable: page.writable(), level: None };
+        let found = Found { pfn: page.pfn(), writable: page.writable(), level: None };
         let Some(region) = maps.region(gfn) else { return Ok(Attempt::Again) };
         let leaf = self.leaf(&maps, region, gfn, &found, write);
         if leaf.write && slot.logs() {
             // With the lock held: reading the log cannot fall between the bit and the entry that it stands for.
-            maps.mark_dirty(gfn);
+            maps.mark_page_dirty(gfn);
         }
-        match maps.tree.install(&self.host, cache, gfn, leaf) {
+        match maps.tree.map(&self.host, cache, gfn, leaf) {
             Installed::Done => Ok(Attempt::Ends(Mapped::Done)),
             Installed::NoTable => Ok(Attempt::Again),
             Installed::Conflict => {
@@ -159,21 +159,21 @@ impl<H: Host> Mmu<H> {
     /// it was copied.
     #[inline]
     fn leaf(&self, maps: &Maps, region: &Region, gfn: u64, page: &Found, write: bool) -> Leaf {
-        let (pa, slot) = (page.pa, &region.slot);
+        let (pfn, slot) = (page.pfn, &region.slot);
         let writable = page.writable && !slot.read_only();
         if slot.logs() {
             // 4 KiB pages, and who makes one writable marks it. As on stock, the first read of a page does: clients
             // count on it. Where the log came later that cannot be told from the first read since then.
-            return Leaf { pa, write: writable && (write || region.always_logged), level: 1 };
+            return Leaf { pfn, write: writable && (write || region.always_logged), level: 1 };
         }
         let write = writable;
         if page.level == Some(MapLevel::Page4K) {
-            return Leaf { pa, write, level: 1 };
+            return Leaf { pfn, write, level: 1 };
         }
         // A large page has one permission for all of it. Memory that is only readable so far becomes writable page by
         // page, so it is mapped in small ones, unless it will never be writable.
         // The host's own tables are looked at only where the page's place allows a large one at all.
-        let whole = (write || slot.read_only()) && fits(maps, slot, gfn, pa.0 >> 12, MapLevel::Page2M as u8);
+        let whole = (write || slot.read_only()) && fits(maps, slot, gfn, pfn.number(), MapLevel::Page2M as u8);
         let mut level = match page.level {
             _ if !whole => 1,
             Some(level) => level as u8,
@@ -182,16 +182,16 @@ impl<H: Host> Mmu<H> {
         if level >= MapLevel::Page1G as u8 && !self.page_1g {
             level = MapLevel::Page2M as u8;
         }
-        while level > 1 && !fits(maps, slot, gfn, pa.0 >> 12, level) {
+        while level > 1 && !fits(maps, slot, gfn, pfn.number(), level) {
             level -= 1;
         }
-        Leaf { pa, write, level: level.max(1) }
+        Leaf { pfn, write, level: level.max(1) }
     }
 }
 
 /// May an entry of `level` map the frame: does all of it lie in the slot, and are guest address, user address and
 /// physical address congruent?
-fn fits(maps: &Maps, slot: &Slot, gfn: u64, pfn: u64, level: u8) -> bool {
+fn fits(maps: &Maps, slot: &Memslot, gfn: u64, pfn: u64, level: u8) -> bool {
     let size = pages(level);
     let mask = size - 1;
     let first = gfn & !mask;

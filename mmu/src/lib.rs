@@ -4,21 +4,30 @@
 //! guest's business, the nested ones below them follow the VMM's address space.
 //!
 //! # Locks, in this order
-//! 1. `admin`, sleeping: one change of the slots, or reading of a dirty log, at a time.
+//! 1. `slots_lock`, sleeping: one change of the slots, or reading of a dirty log, at a time.
 //! 2. `slots`, sleeping, read-write: accesses to guest memory through the VMM's addresses hold it for reading, so that
 //!    once a change of the slots has returned nobody uses the old ones. Such an access may fault and wait for the
 //!    kernel's lock of the address space, and the kernel may call the notifier with that one held: so nothing the
 //!    notifier does takes this lock, and no fault of the guest does.
-//! 3. `maps`, spinning, read-write: the nested tables and a copy of the slots ([`maps`]).
+//! 3. `mmu_lock`, spinning, read-write: the nested tables and a copy of the slots ([`maps`]).
+//! 4. `invalidations`, spinning, for a few instructions: the ranges that the kernel is changing.
 //!
 //! # How a page gets mapped and unmapped
-//! A fault notes a sequence number under `maps`, asks the host for the page without any lock, takes `maps` again and
-//! installs the entry if the number still holds and the page is not being invalidated. The notifier announces the
-//! range, removes entries and flushes ([`notifier`]); a change of a slot advances the number, removes and flushes.
-//! Whoever removes entries counts it, and a flush remembers up to which count it reached: nobody returns while an entry
-//! that somebody else removed may still be in a TLB.
+//! A fault notes a sequence number under `mmu_lock`, unless the page is being invalidated, asks the host for the page
+//! without any lock, takes `mmu_lock` again and maps the page if the number still holds. The notifier announces the
+//! range, and where it touches a slot advances the number, removes entries and flushes ([`notifier`]); so does a change
+//! of a slot. Whatever takes something away from the nested tables returns a [`npt::Stale`], which only
+//! [`Mmu::flush_remote_tlbs`] takes. Removals are counted, and a flush remembers up to which count it reached: nobody
+//! returns while an entry that somebody else removed may still be in a TLB.
+//!
+//! # What is trusted
+//! What the nested tables map, a guest reads and writes, so a mistake here is one in the kernel's memory safety, although
+//! there is no `unsafe`. It hangs on [`npt`], which alone makes and changes entries; on [`fault`], which decides what
+//! of the host's a guest frame is (`fits` above all); and on [`notifier`] with [`maps`], which find all frames that a
+//! page of the host's is mapped at.
 #![no_std]
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::let_underscore_must_use))]
 
 extern crate alloc;
 #[cfg(test)]
@@ -28,6 +37,7 @@ mod bitmap;
 mod cache;
 mod dirty;
 mod fault;
+mod hva_tree;
 mod maps;
 mod memory;
 mod notifier;
@@ -39,37 +49,37 @@ mod tests;
 mod update;
 mod walk;
 
-pub use cache::TableCache;
+pub use cache::MemoryCache;
 pub use dirty::MANUAL_DIRTY_LOG_BITS;
 pub use fault::Mapped;
 pub use memory::{Memory, PhysError};
 pub use paging::{Kind, Paging, Translation, WalkError};
 pub use slot::{ADDRESS_SPACES, LOG_DIRTY_PAGES, READONLY, USER_SLOTS, UserRegion};
 
-use arch::{HostPa, NestedRoot};
-use cache::FreeList;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
-use dirty::Admin;
+use arch::NestedRoot;
+use core::sync::atomic::{AtomicU32, AtomicUsize};
+use dirty::SlotsLock;
 use host::{Errno, Host, rank};
 use lock_api::{Mutex, RwLock};
 use maps::Maps;
-use npt::Tree;
-use slot::SlotTable;
+use notifier::Invalidations;
+use npt::{Flushes, Stale, Tree};
+use slot::Memslots;
 
 /// The memory of one VM.
 pub struct Mmu<H: Host> {
     host: H,
     root: NestedRoot,
     page_1g: bool,
-    admin: Mutex<H::RawMutex<{ rank::SLOT_CHANGES }>, Admin>,
-    slots: RwLock<H::RawRwSem<{ rank::SLOTS }>, SlotTable>,
-    maps: RwLock<H::RawRwSpin<{ rank::MMU }>, Maps>,
+    slots_lock: Mutex<H::RawMutex<{ rank::SLOT_CHANGES }>, SlotsLock>,
+    slots: RwLock<H::RawRwSem<{ rank::SLOTS }>, Memslots>,
+    mmu_lock: RwLock<H::RawRwSpin<{ rank::MMU }>, Maps>,
+    invalidations: Mutex<H::RawSpin<{ rank::INVALIDATIONS }>, Invalidations>,
+    /// How many they are: nearly always none, and a fault sees it without the lock.
+    invalidations_in_progress: AtomicU32,
     /// Place of the slot that was last found: most accesses go where the one before went.
     last: AtomicUsize,
-    /// How often entries were removed, or made read-only, so that TLBs may be stale.
-    removals: AtomicU64,
-    /// Removals up to this one have been flushed.
-    flushed: AtomicU64,
+    flushes: Flushes,
 }
 
 impl<H: Host> Mmu<H> {
@@ -80,12 +90,13 @@ impl<H: Host> Mmu<H> {
         Ok(Self {
             root: tree.root(),
             page_1g: host.features().page_1g,
-            admin: Mutex::new(Admin::default()),
-            slots: RwLock::new(SlotTable::default()),
-            maps: RwLock::new(Maps::new(tree)),
+            slots_lock: Mutex::new(SlotsLock::default()),
+            slots: RwLock::new(Memslots::default()),
+            mmu_lock: RwLock::new(Maps::new(tree)),
+            invalidations: Mutex::new(Invalidations::default()),
+            invalidations_in_progress: AtomicU32::new(0),
             last: AtomicUsize::new(0),
-            removals: AtomicU64::new(0),
-            flushed: AtomicU64::new(0),
+            flushes: Flushes::default(),
             host,
         })
     }
@@ -95,31 +106,15 @@ impl<H: Host> Mmu<H> {
         self.root
     }
 
-    /// Notes, with `maps` held for writing, that entries were removed or lost permission.
-    fn note_removal(&self) {
-        self.removals.fetch_add(1, Relaxed);
-    }
-
-    /// Flushes if anything that was removed up to now may still be in a TLB, whoever removed it; then frees the tables
-    /// of `list`. No lock of ours but `admin` or `slots` may be held.
-    fn settle(&self, list: FreeList, flush: &dyn Fn(), may_block: bool) {
-        // What this thread waits for was counted under `maps`, which it held after.
-        let target = self.removals.load(Acquire);
-        if self.flushed.load(Acquire) < target {
-            flush();
-            self.flushed.fetch_max(target, AcqRel);
-        }
-        if !list.is_empty() {
-            list.free(&self.host, may_block);
-        }
+    /// Flushes if anything that was taken away up to now may still be in a TLB, whoever did it; then frees the tables
+    /// that were unlinked. No lock of ours but `slots_lock` or `slots` may be held.
+    fn flush_remote_tlbs(&self, stale: Stale, flush: &dyn Fn(), may_block: bool) {
+        stale.flush(&self.host, &self.flushes, flush, may_block);
     }
 }
 
 impl<H: Host> Drop for Mmu<H> {
     fn drop(&mut self) {
-        // No vCPU is left: nothing can be in a TLB that anybody will use (ASIDs are flushed before they are reused).
-        let mut list = FreeList::default();
-        list.push(&self.host, HostPa(self.root.pa().0));
-        list.free(&self.host, true);
+        self.mmu_lock.get_mut().tree.destroy(&self.host).free_unused(&self.host);
     }
 }

@@ -1,7 +1,7 @@
 //! Guest memory by guest physical address, through the VMM's mapping of it.
 
 use crate::Mmu;
-use crate::slot::{Slot, SlotTable};
+use crate::slot::{Memslot, Memslots};
 use arch::{Gpa, Hva};
 use core::cell::Cell;
 use core::sync::atomic::Ordering::Relaxed;
@@ -30,7 +30,7 @@ pub enum PhysError {
 /// a second reader may have to wait for a writer that waits for this one.
 pub struct Memory<'a, H: Host> {
     mmu: &'a Mmu<H>,
-    slots: RwLockReadGuard<'a, H::RawRwSem<{ rank::SLOTS }>, SlotTable>,
+    slots: RwLockReadGuard<'a, H::RawRwSem<{ rank::SLOTS }>, Memslots>,
     window: Cell<Window>,
 }
 
@@ -43,7 +43,7 @@ struct Window {
 }
 
 impl Window {
-    fn of(slot: Option<&Slot>) -> Self {
+    fn of(slot: Option<&Memslot>) -> Self {
         slot.map_or(Self::default(), |s| Self { gpa: s.base << 12, len: s.pages << 12, hva: s.hva })
     }
 }
@@ -117,7 +117,7 @@ impl<H: Host> Memory<'_, H> {
     }
 
     /// The same for writing, and the slot.
-    fn writable(&self, gpa: Gpa) -> Result<(Hva, u64, &Slot), PhysError> {
+    fn writable(&self, gpa: Gpa) -> Result<(Hva, u64, &Memslot), PhysError> {
         let (_, slot) = self.slots.find(gpa.gfn().0).filter(|f| !f.1.read_only()).ok_or(PhysError::NoSlot(gpa))?;
         let offset = gpa.0.wrapping_sub(slot.base << 12);
         Ok((Hva(slot.hva.wrapping_add(offset)), (slot.pages << 12).wrapping_sub(offset), slot))
@@ -186,7 +186,7 @@ impl<H: Host> Memory<'_, H> {
     /// Marks the pages of `[gpa, gpa + len)` as written; the write has happened, so whoever takes a bit after this
     /// sees its page as it is.
     #[inline]
-    fn mark(&self, slot: &Slot, gpa: Gpa, len: usize) {
+    fn mark(&self, slot: &Memslot, gpa: Gpa, len: usize) {
         if slot.logs() {
             self.mark_pages(gpa, len);
         }
@@ -194,10 +194,10 @@ impl<H: Host> Memory<'_, H> {
 
     #[cold]
     fn mark_pages(&self, gpa: Gpa, len: usize) {
-        let maps = self.mmu.maps.read();
+        let maps = self.mmu.mmu_lock.read();
         let end = gpa.offset().wrapping_add(len).div_ceil(PAGE_SIZE) as u64;
         for page in 0..end {
-            maps.mark_dirty(gpa.gfn().0.wrapping_add(page));
+            maps.mark_page_dirty(gpa.gfn().0.wrapping_add(page));
         }
     }
 }

@@ -1,57 +1,125 @@
 //! What the kernel tells about the VMM's address space (mmu notifier): pages that go away, pages to be aged.
 //!
-//! Between [`invalidate_start`](Mmu::invalidate_start) and [`invalidate_end`](Mmu::invalidate_end) nothing of the range
-//! can be mapped, and when the first returns nothing of it is mapped or in a TLB. Slots may come and go in between: the
-//! range is kept in the VMM's addresses, so the two stay paired whatever the slots do.
+//! Between [`invalidate_range_start`](Mmu::invalidate_range_start) and
+//! [`invalidate_range_end`](Mmu::invalidate_range_end) nothing of the range can be mapped, and when the first returns
+//! nothing of it is mapped or in a TLB. Slots may come and go in between: the range is kept in the VMM's addresses, so
+//! the two stay paired whatever the slots do.
+//!
+//! The kernel calls for all of the VMM's memory, most of which is in no slot. Such a call takes the mmu's lock for
+//! reading, so that it holds no fault up, and costs the logarithm of the number of slots.
 
 use crate::Mmu;
-use crate::cache::FreeList;
+use crate::npt::Stale;
 use arch::Hva;
+use core::sync::atomic::Ordering::*;
 use host::Host;
 
+/// Ranges that are kept one by one.
+const SINGLE: usize = 8;
+
+/// The invalidations that have begun and not ended. A list, because one range around them all would hold up faults on
+/// guest memory that lies between two of them; what does not fit has one around it.
+#[derive(Default)]
+pub struct Invalidations {
+    ranges: [(u64, u64); SINGLE],
+    len: usize,
+    more: u32,
+    around: (u64, u64),
+}
+
+impl Invalidations {
+    fn add(&mut self, start: u64, end: u64) {
+        if let Some(place) = self.ranges.get_mut(self.len) {
+            *place = (start, end);
+            self.len += 1;
+            return;
+        }
+        self.around = match self.more {
+            0 => (start, end),
+            _ => (self.around.0.min(start), self.around.1.max(end)),
+        };
+        self.more = self.more.saturating_add(1);
+    }
+
+    /// Of two with the same range either may end first.
+    fn remove(&mut self, start: u64, end: u64) {
+        let ranges = self.ranges.get_mut(..self.len).unwrap_or(&mut []);
+        match (ranges.iter().position(|r| *r == (start, end)), ranges.len().checked_sub(1)) {
+            (Some(n), Some(last)) => {
+                if let (Some(moved), Some(place)) = (ranges.get(last).copied(), ranges.get_mut(n)) {
+                    *place = moved;
+                }
+                self.len = last;
+            }
+            _ => self.more = self.more.saturating_sub(1),
+        }
+    }
+
+    fn count(&self) -> u32 {
+        (self.len as u32).saturating_add(self.more)
+    }
+
+    fn cover(&self, hva: u64) -> bool {
+        let inside = |r: &(u64, u64)| hva >= r.0 && hva < r.1;
+        self.ranges.iter().take(self.len).any(inside) || self.more != 0 && inside(&self.around)
+    }
+}
+
 impl<H: Host> Mmu<H> {
-    /// `[start, end)` of the VMM's memory is about to change. Paired with [`invalidate_end`](Self::invalidate_end).
+    /// `[start, end)` of the VMM's memory is about to change. Paired with
+    /// [`invalidate_range_end`](Self::invalidate_range_end) for the same range.
     ///
     /// `flush` returns when every vCPU has left the guest at least once since it was called, and will flush before it
     /// enters again; it is called without a lock of ours held, and only if something was mapped. Without `may_block`
     /// nothing here sleeps.
-    pub fn invalidate_start(&self, start: Hva, end: Hva, may_block: bool, flush: &dyn Fn()) {
-        let mut list = FreeList::default();
+    pub fn invalidate_range_start(&self, start: Hva, end: Hva, may_block: bool, flush: &dyn Fn()) {
         {
-            let mut maps = self.maps.write();
-            maps.begin(start.0, end.0);
-            let maps = &mut *maps;
-            let mut removed = false;
-            let (tree, gfns) = maps.split(start.0, end.0);
-            for (first, last) in gfns {
-                removed |= tree.zap(&self.host, first, last, &mut list);
-            }
-            if removed {
-                self.note_removal();
-            }
+            let mut invalidations = self.invalidations.lock();
+            invalidations.add(start.0, end.0);
+            self.invalidations_in_progress.store(invalidations.count(), Relaxed);
         }
-        self.settle(list, flush, may_block);
+        // A slot that comes after this look is not in it; a fault on it takes the lock later than we do here, and so
+        // sees that the invalidation is in progress.
+        if self.mmu_lock.read().gfns(start.0, end.0).next().is_none() {
+            return;
+        }
+        let stale = {
+            let mut maps = self.mmu_lock.write();
+            // A fault that has its page already asks again, and then finds the invalidation in progress, or ended.
+            maps.invalidate_seq = maps.invalidate_seq.wrapping_add(1);
+            maps.unmap_hva_range(&self.host, start.0, end.0)
+        };
+        self.flush_remote_tlbs(stale, flush, may_block);
     }
 
-    /// The change that [`invalidate_start`](Self::invalidate_start) announced is done.
-    pub fn invalidate_end(&self, _start: Hva, _end: Hva) {
-        self.maps.write().end();
+    /// The change that [`invalidate_range_start`](Self::invalidate_range_start) announced is done.
+    pub fn invalidate_range_end(&self, start: Hva, end: Hva) {
+        let mut invalidations = self.invalidations.lock();
+        invalidations.remove(start.0, end.0);
+        // Release: a fault that sees it sees what the kernel has changed.
+        self.invalidations_in_progress.store(invalidations.count(), Release);
+    }
+
+    /// Is the page at `hva` being invalidated? The mmu's lock is held at least for reading.
+    #[inline]
+    pub(crate) fn invalidation_in_progress(&self, hva: Hva) -> bool {
+        self.invalidations_in_progress.load(Acquire) != 0 && self.invalidations.lock().cover(hva.0)
     }
 
     /// Did the guest use `[start, end)` since the last call? Forgets that it did. TLBs are not flushed: a page that is
     /// used from there alone looks old a little early, which costs less than the flush (the kernel does the same with
     /// its own tables).
     pub fn age(&self, start: Hva, end: Hva) -> bool {
-        self.look(start, end, true)
+        self.age_hva_range(start, end, true)
     }
 
     /// As [`age`](Self::age), and changes nothing.
     pub fn test_young(&self, start: Hva, end: Hva) -> bool {
-        self.look(start, end, false)
+        self.age_hva_range(start, end, false)
     }
 
-    fn look(&self, start: Hva, end: Hva, clear: bool) -> bool {
-        let maps = self.maps.read();
+    fn age_hva_range(&self, start: Hva, end: Hva, clear: bool) -> bool {
+        let maps = self.mmu_lock.read();
         let mut young = false;
         for (first, last) in maps.gfns(start.0, end.0) {
             young |= maps.tree.age(&self.host, first, last, clear);
@@ -61,15 +129,12 @@ impl<H: Host> Mmu<H> {
 
     /// The address space is going away: unmaps all. Later faults fail with EIO.
     pub fn release(&self, flush: &dyn Fn()) {
-        let mut list = FreeList::default();
-        {
-            let mut maps = self.maps.write();
+        let stale = {
+            let mut maps = self.mmu_lock.write();
             maps.released = true;
-            maps.seq = maps.seq.wrapping_add(1);
-            if maps.tree.clear(&self.host, &mut list) {
-                self.note_removal();
-            }
-        }
-        self.settle(list, flush, true);
+            maps.invalidate_seq = maps.invalidate_seq.wrapping_add(1);
+            maps.tree.zap_all(&self.host, Stale::nothing())
+        };
+        self.flush_remote_tlbs(stale, flush, true);
     }
 }

@@ -38,7 +38,7 @@ pub struct UserRegion {
 
 /// A range of guest memory and the VMM's memory behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot {
+pub struct Memslot {
     /// User space's name for it, below [`USER_SLOTS`].
     pub id: u16,
     /// [`LOG_DIRTY_PAGES`], [`READONLY`].
@@ -51,7 +51,7 @@ pub struct Slot {
     pub hva: u64,
 }
 
-impl Slot {
+impl Memslot {
     /// The frame after its last one.
     pub const fn end(&self) -> u64 {
         self.base.wrapping_add(self.pages)
@@ -65,14 +65,6 @@ impl Slot {
     #[inline]
     pub const fn hva_of(&self, gfn: u64) -> Hva {
         Hva(self.hva.wrapping_add(gfn.wrapping_sub(self.base) << 12))
-    }
-    /// The frames behind `[start, end)` of the VMM's memory, touched pages included; None if it has none.
-    pub fn gfns(&self, start: u64, end: u64) -> Option<(u64, u64)> {
-        let len = self.pages << 12;
-        let from = start.saturating_sub(self.hva).min(len);
-        let to = end.saturating_sub(self.hva).min(len);
-        let (first, last) = (from >> 12, to.div_ceil(PAGE));
-        (to > from).then(|| (self.base.wrapping_add(first), self.base.wrapping_add(last)))
     }
     /// May the guest not write it?
     pub const fn read_only(&self) -> bool {
@@ -90,27 +82,27 @@ pub enum Change {
     /// It is that way already.
     Nothing,
     /// A new slot.
-    Create(Slot),
+    Create(Memslot),
     /// The slot goes away.
-    Delete(Slot),
+    Delete(Memslot),
     /// Same memory at another guest address; `flags` may change with it.
-    Move { from: Slot, to: Slot },
+    Move { from: Memslot, to: Memslot },
     /// Only `flags` change.
-    Flags { from: Slot, to: Slot },
+    Flags { from: Memslot, to: Memslot },
 }
 
 /// The slots of a VM, ordered by guest address; they never overlap.
 #[derive(Default)]
-pub struct SlotTable {
-    by_gfn: Vec<Slot>,
+pub struct Memslots {
+    by_gfn: Vec<Memslot>,
     /// Id and first frame, ordered by id.
     by_id: Vec<(u16, u64)>,
 }
 
-impl SlotTable {
+impl Memslots {
     /// The slot that holds a frame, and its place for [`at`](Self::at).
     #[inline]
-    pub fn find(&self, gfn: u64) -> Option<(usize, &Slot)> {
+    pub fn find(&self, gfn: u64) -> Option<(usize, &Memslot)> {
         let n = self.by_gfn.partition_point(|s| s.base <= gfn).checked_sub(1)?;
         let slot = self.by_gfn.get(n)?;
         slot.holds(gfn).then_some((n, slot))
@@ -118,12 +110,12 @@ impl SlotTable {
 
     /// The slot at a place that [`find`](Self::find) told, if there still is one.
     #[inline]
-    pub fn at(&self, place: usize) -> Option<&Slot> {
+    pub fn at(&self, place: usize) -> Option<&Memslot> {
         self.by_gfn.get(place)
     }
 
     /// The slot with an id.
-    pub fn by_id(&self, id: u16) -> Option<&Slot> {
+    pub fn by_id(&self, id: u16) -> Option<&Memslot> {
         let n = self.by_id.binary_search_by_key(&id, |e| e.0).ok()?;
         let (_, base) = self.by_id.get(n)?;
         self.find(*base).map(|f| f.1)
@@ -148,14 +140,14 @@ impl SlotTable {
         }
     }
 
-    fn insert(&mut self, s: Slot) {
+    fn insert(&mut self, s: Memslot) {
         let at = self.by_gfn.partition_point(|o| o.base < s.base);
         insert_reserved(&mut self.by_gfn, at, s);
         let at = self.by_id.partition_point(|o| o.0 < s.id);
         insert_reserved(&mut self.by_id, at, (s.id, s.base));
     }
 
-    fn remove(&mut self, s: &Slot) {
+    fn remove(&mut self, s: &Memslot) {
         self.by_gfn.retain(|o| o.id != s.id);
         self.by_id.retain(|o| o.0 != s.id);
     }
@@ -163,12 +155,12 @@ impl SlotTable {
     /// Checks a request against the rules and the slots there are.
     ///
     /// Errors: EINVAL (unknown flag, unaligned or wrapping range, slot or address space out of range, too large,
-    /// memory that is no user memory, deletion of what is not there, other size, user address or read-only flag for
+    /// memory that is no user memory, frames beyond the processor's physical addresses, deletion of what is not there, other size, user address or read-only flag for
     /// an existing slot), EEXIST (overlap with another slot).
     pub fn plan<H: Host>(&self, host: &H, r: &UserRegion) -> Result<Change, Errno> {
         let (space, id) = (r.slot >> 16, r.slot as u16);
         let aligned = (r.gpa | r.size | r.hva) & (PAGE - 1) == 0;
-        let to = Slot { id, flags: r.flags, base: r.gpa >> 12, pages: r.size >> 12, hva: r.hva };
+        let to = Memslot { id, flags: r.flags, base: r.gpa >> 12, pages: r.size >> 12, hva: r.hva };
         if r.flags & !(LOG_DIRTY_PAGES | READONLY) != 0
             || !aligned
             || space >= ADDRESS_SPACES
@@ -198,7 +190,7 @@ impl SlotTable {
     }
 
     /// May a slot lie there? Its own old place does not count.
-    fn place(&self, s: &Slot) -> Result<(), Errno> {
+    fn place(&self, s: &Memslot) -> Result<(), Errno> {
         let after = self.by_gfn.partition_point(|o| o.base < s.end());
         let mut before = self.by_gfn.get(..after).unwrap_or(&[]).iter().rev().filter(|o| o.id != s.id);
         if before.next().is_some_and(|o| o.end() > s.base) {

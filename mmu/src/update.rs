@@ -1,15 +1,15 @@
 //! Changing the slots: KVM_SET_USER_MEMORY_REGION (KVM API document, 4.35).
 //!
 //! Everything that can fail happens first. Then accesses through the VMM's addresses are shut out (`slots` held for
-//! writing), a slot that goes away is retired (nothing new is mapped from it, the notifier still sees it), its entries
+//! writing), a slot that goes away becomes invalid (nothing new is mapped from it, the notifier still sees it), its entries
 //! are removed and flushed, and only then does it disappear.
 
 use crate::Mmu;
 use crate::bitmap::Bitmap;
-use crate::cache::FreeList;
-use crate::dirty::{Admin, INITIALLY_SET};
-use crate::maps::{Region, roomier};
-use crate::slot::{Change, Slot, UserRegion};
+use crate::dirty::{INITIALLY_SET, SlotsLock};
+use crate::maps::{Region, Regions};
+use crate::npt::Stale;
+use crate::slot::{Change, Memslot, UserRegion};
 use host::{Errno, Host};
 
 /// Pages that are write-protected without letting go of the lock.
@@ -18,66 +18,67 @@ const BATCH: u64 = 4096;
 impl<H: Host> Mmu<H> {
     /// Creates, deletes, moves a slot or changes its flags. Sleeps.
     ///
-    /// `flush` as for [`invalidate_start`](Self::invalidate_start).
+    /// `flush` as for [`invalidate_range_start`](Self::invalidate_range_start).
     ///
-    /// Errors: EINVAL (unknown flag, unaligned, wrapping or too large range, slot id or address space out of range,
+    /// Errors: EINVAL (unknown flag, unaligned, wrapping or too large range, slot id or address space out of range, beyond
+    /// the processor's physical addresses,
     /// not user memory, deletion of what is not there, other size, user address or read-only flag for an existing
     /// slot), EEXIST (overlap), ENOMEM. After an error nothing has changed.
-    pub fn set_user_region(&self, r: &UserRegion, flush: &dyn Fn()) -> Result<(), Errno> {
-        let mut admin = self.admin.lock();
+    pub fn set_memory_region(&self, r: &UserRegion, flush: &dyn Fn()) -> Result<(), Errno> {
+        let mut lock = self.slots_lock.lock();
         let change = self.slots.read().plan(&self.host, r)?;
         match change {
             Change::Nothing => Ok(()),
-            Change::Create(slot) => self.create(&mut admin, slot),
-            Change::Delete(slot) => self.delete(slot, flush),
-            Change::Move { from, to } => self.relocate(&mut admin, from, to, flush),
-            Change::Flags { from, to } if to.logs() => self.start_log(&mut admin, from, to, flush),
+            Change::Create(slot) => self.create_memslot(&mut lock, slot),
+            Change::Delete(slot) => self.delete_memslot(slot, flush),
+            Change::Move { from, to } => self.move_memslot(&mut lock, from, to, flush),
+            Change::Flags { from, to } if to.logs() => self.start_log(&mut lock, from, to, flush),
             Change::Flags { from, to } => self.stop_log(from, to, flush),
         }
     }
 
     /// A bitmap for a slot that logs, with room to read it out. Errors: ENOMEM.
-    fn new_log(&self, admin: &mut Admin, slot: &Slot) -> Result<Option<Bitmap>, Errno> {
+    fn alloc_dirty_bitmap(&self, lock: &mut SlotsLock, slot: &Memslot) -> Result<Option<Bitmap>, Errno> {
         if !slot.logs() {
             return Ok(None);
         }
-        admin.reserve(slot.pages)?;
-        Bitmap::new(slot.pages, admin.manual & INITIALLY_SET != 0).map(Some)
+        lock.reserve(slot.pages)?;
+        Bitmap::new(slot.pages, lock.manual & INITIALLY_SET != 0).map(Some)
     }
 
-    fn create(&self, admin: &mut Admin, slot: Slot) -> Result<(), Errno> {
-        let dirty = self.new_log(admin, &slot)?;
-        let (capacity, len) = self.maps.read().room();
+    fn create_memslot(&self, lock: &mut SlotsLock, slot: Memslot) -> Result<(), Errno> {
+        let dirty = self.alloc_dirty_bitmap(lock, &slot)?;
+        let (capacity, len) = self.mmu_lock.read().room();
         if len == capacity {
-            let fresh = roomier(len)?;
-            let _old = self.maps.write().rehouse(fresh);
+            let fresh = Regions::roomier(len)?;
+            let _old = self.mmu_lock.write().rehouse(fresh);
         }
         let mut slots = self.slots.write();
         slots.reserve()?;
-        let left = self.maps.write().insert(Region::new(slot, dirty));
+        let left = self.mmu_lock.write().insert(Region::new(slot, dirty));
         left.map_err(|_| Errno::ENOMEM)?;
         slots.apply(&Change::Create(slot));
         Ok(())
     }
 
-    fn delete(&self, slot: Slot, flush: &dyn Fn()) -> Result<(), Errno> {
+    fn delete_memslot(&self, slot: Memslot, flush: &dyn Fn()) -> Result<(), Errno> {
         let mut slots = self.slots.write();
-        self.retire(&slot, flush);
-        let gone = self.maps.write().remove(&slot);
+        self.invalidate_memslot(&slot, flush);
+        let removed = self.mmu_lock.write().remove(&slot);
         slots.apply(&Change::Delete(slot));
         drop(slots);
-        drop(gone); // The bitmap, with no lock held.
+        drop(removed); // The bitmap, with no lock held.
         Ok(())
     }
 
-    fn relocate(&self, admin: &mut Admin, from: Slot, to: Slot, flush: &dyn Fn()) -> Result<(), Errno> {
-        let fresh = if from.logs() { None } else { self.new_log(admin, &to)? };
+    fn move_memslot(&self, lock: &mut SlotsLock, from: Memslot, to: Memslot, flush: &dyn Fn()) -> Result<(), Errno> {
+        let fresh = if from.logs() { None } else { self.alloc_dirty_bitmap(lock, &to)? };
         let mut slots = self.slots.write();
         slots.reserve()?;
-        self.retire(&from, flush);
+        self.invalidate_memslot(&from, flush);
         let (left, old) = {
-            let mut maps = self.maps.write();
-            let mut old = maps.remove(&from).and_then(|r| r.dirty);
+            let mut maps = self.mmu_lock.write();
+            let mut old = maps.remove(&from).and_then(|r| r.dirty_bitmap);
             // The log goes with the slot, unless it ends here.
             let dirty = if to.logs() { fresh.or_else(|| old.take()) } else { None };
             (maps.insert(Region::new(to, dirty)), old)
@@ -89,68 +90,54 @@ impl<H: Host> Mmu<H> {
     }
 
     /// Nothing new is mapped from the slot, and nothing of it is mapped or in a TLB when this returns.
-    fn retire(&self, slot: &Slot, flush: &dyn Fn()) {
-        let mut list = FreeList::default();
-        {
-            let mut maps = self.maps.write();
-            maps.seq = maps.seq.wrapping_add(1);
-            if let Some(r) = maps.of_mut(slot) {
-                r.retiring = true;
+    fn invalidate_memslot(&self, slot: &Memslot, flush: &dyn Fn()) {
+        let stale = {
+            let mut maps = self.mmu_lock.write();
+            maps.invalidate_seq = maps.invalidate_seq.wrapping_add(1);
+            if let Some(r) = maps.region_mut(slot) {
+                r.invalid = true;
             }
-            if maps.tree.zap(&self.host, slot.base, slot.end(), &mut list) {
-                self.note_removal();
-            }
-        }
-        self.settle(list, flush, true);
+            maps.tree.zap(&self.host, slot.base, slot.end(), Stale::nothing())
+        };
+        self.flush_remote_tlbs(stale, flush, true);
     }
 
-    fn start_log(&self, admin: &mut Admin, from: Slot, to: Slot, flush: &dyn Fn()) -> Result<(), Errno> {
-        let dirty = self.new_log(admin, &to)?;
-        self.set_flags(from, to, dirty);
-        if admin.manual & INITIALLY_SET != 0 {
+    fn start_log(&self, lock: &mut SlotsLock, from: Memslot, to: Memslot, flush: &dyn Fn()) -> Result<(), Errno> {
+        let dirty = self.alloc_dirty_bitmap(lock, &to)?;
+        self.update_flags_memslot(from, to, dirty);
+        if lock.manual & INITIALLY_SET != 0 {
             // All pages count as written; they are protected piece by piece as user space clears its log.
             return Ok(());
         }
-        let mut at = to.base;
+        let (mut at, mut stale) = (to.base, Stale::nothing());
         while at < to.end() {
             let next = at.wrapping_add(BATCH).min(to.end());
-            {
-                let mut maps = self.maps.write();
-                if maps.tree.protect(&self.host, at, next) {
-                    self.note_removal();
-                }
-            }
+            stale = self.mmu_lock.write().tree.write_protect(&self.host, at, next, stale);
             self.host.cond_resched();
             at = next;
         }
-        self.settle(FreeList::default(), flush, true);
+        self.flush_remote_tlbs(stale, flush, true);
         Ok(())
     }
 
-    fn stop_log(&self, from: Slot, to: Slot, flush: &dyn Fn()) -> Result<(), Errno> {
-        self.set_flags(from, to, None);
+    fn stop_log(&self, from: Memslot, to: Memslot, flush: &dyn Fn()) -> Result<(), Errno> {
+        self.update_flags_memslot(from, to, None);
         // What was mapped in small, read-only pages comes back as large as it can be.
-        let mut list = FreeList::default();
-        {
-            let mut maps = self.maps.write();
-            if maps.tree.zap(&self.host, to.base, to.end(), &mut list) {
-                self.note_removal();
-            }
-        }
-        self.settle(list, flush, true);
+        let stale = self.mmu_lock.write().tree.zap(&self.host, to.base, to.end(), Stale::nothing());
+        self.flush_remote_tlbs(stale, flush, true);
         Ok(())
     }
 
     /// New flags and log for a slot that stays; faults that are under way start over.
-    fn set_flags(&self, from: Slot, to: Slot, mut dirty: Option<Bitmap>) {
+    fn update_flags_memslot(&self, from: Memslot, to: Memslot, mut dirty: Option<Bitmap>) {
         let mut slots = self.slots.write();
         {
-            let mut maps = self.maps.write();
-            maps.seq = maps.seq.wrapping_add(1);
-            if let Some(r) = maps.of_mut(&from) {
+            let mut maps = self.mmu_lock.write();
+            maps.invalidate_seq = maps.invalidate_seq.wrapping_add(1);
+            if let Some(r) = maps.region_mut(&from) {
                 r.slot = to;
                 r.always_logged = false;
-                core::mem::swap(&mut r.dirty, &mut dirty);
+                core::mem::swap(&mut r.dirty_bitmap, &mut dirty);
             }
         }
         slots.apply(&Change::Flags { from, to });

@@ -11,7 +11,7 @@ use crate::{Outcome, SimCpu, SimFpu, SimThread, SimVcpu, thread};
 use arch::{HostPa, Hva};
 use host::{
     Command, CpuConfig, CpuFeatures, Errno, EventFd, Host, Hrtimer, Hrtimers, MapLevel, PollParameters, Stop,
-    TableCells, TimePoint, Work,
+    TableCells, TablePage, TimePoint, Work,
 };
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, OnceLock, Weak};
@@ -317,7 +317,7 @@ impl Host for Sim {
         Ok(uncounted(|| SimPage(zeroed_page())))
     }
 
-    fn alloc_table(&self) -> Result<HostPa, Errno> {
+    fn alloc_table(&self) -> Result<TablePage, Errno> {
         may_fail()?;
         uncounted(|| {
             for (n, slot) in self.0.tables.iter().enumerate() {
@@ -325,7 +325,7 @@ impl Host for Sim {
                     let cells = slot.cells.get_or_init(|| Box::new(TableCells([const { AtomicU64::new(0) }; 512])));
                     cells.0.iter().for_each(|e| e.store(0, SeqCst));
                     self.0.tables_live.fetch_add(1, SeqCst);
-                    return Ok(HostPa(TABLE_BASE + n as u64 * 4096));
+                    return Ok(TablePage::from_host(HostPa(TABLE_BASE + n as u64 * 4096)));
                 }
             }
             Err(Errno::ENOMEM)
@@ -334,8 +334,8 @@ impl Host for Sim {
     fn table(&self, pa: HostPa) -> Option<&TableCells> {
         self.0.table(pa)
     }
-    fn free_table(&self, pa: HostPa) {
-        let slot = &self.0.tables[((pa.0 - TABLE_BASE) / 4096) as usize];
+    fn free_table(&self, page: TablePage) {
+        let slot = &self.0.tables[((page.pa().0 - TABLE_BASE) / 4096) as usize];
         assert!(slot.live.swap(false, SeqCst), "a page table is freed twice");
         self.0.tables_live.fetch_sub(1, SeqCst);
     }

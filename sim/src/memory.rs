@@ -2,7 +2,7 @@
 
 use crate::alloc::uncounted;
 use arch::{HostPa, Hva};
-use host::{MapLevel, PageCells, SharedPage, Stop, UserPage};
+use host::{MapLevel, PageCells, Pfn, SharedPage, Stop, UserPage};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::*};
 use std::sync::{Arc, OnceLock};
 
@@ -144,8 +144,8 @@ pub struct SimUserPage {
 }
 
 impl UserPage for SimUserPage {
-    fn pa(&self) -> HostPa {
-        self.pa
+    fn pfn(&self) -> Pfn {
+        Pfn::from_host(self.pa)
     }
     fn writable(&self) -> bool {
         self.writable

@@ -8,7 +8,7 @@ use host::{Errno, Host};
 impl<H: Host> Vm<H> {
     /// mmu notifier: the host is about to change `[start, end)` of the VMM's memory.
     pub fn mmu_invalidate_start(&self, start: Hva, end: Hva, may_block: bool) {
-        self.mmu.invalidate_start(start, end, may_block, &|| self.flush_all());
+        self.mmu.invalidate_range_start(start, end, may_block, &|| self.flush_all());
     }
 
     /// mmu notifier: has the guest used `[start, end)` since the last call? Forgets it.
@@ -29,7 +29,7 @@ impl<H: Host> Vm<H> {
 
     /// KVM_SET_USER_MEMORY_REGION. Errors: EINVAL, EEXIST, ENOMEM (KVM API document, 4.35).
     pub fn set_user_region(&self, r: &mmu::UserRegion) -> Result<(), Errno> {
-        self.mmu.set_user_region(r, &|| self.flush_all())?;
+        self.mmu.set_memory_region(r, &|| self.flush_all())?;
         self.forget_noted();
         Ok(())
     }
@@ -46,6 +46,6 @@ impl<H: Host> Vm<H> {
 
     /// mmu notifier: the host has changed it.
     pub fn mmu_invalidate_end(&self, start: Hva, end: Hva) {
-        self.mmu.invalidate_end(start, end);
+        self.mmu.invalidate_range_end(start, end);
     }
 }

@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::*};
 use host::{CpuFeatures, Host, OneBox, rank};
 use irqchip::{AddressCell, Pir};
 use lock_api::Mutex;
-use mmu::TableCache;
+use mmu::MemoryCache;
 
 /// A vCPU. Lives in its VM until the VM ends, whatever happens to its file.
 pub struct Vcpu<H: Host> {
@@ -118,7 +118,7 @@ pub struct Core<H: Host> {
     /// What the last exit to user space waits for.
     pub pending: Pending,
     /// Table pages put aside for nested faults.
-    pub tables: TableCache<H>,
+    pub tables: MemoryCache<H>,
     /// IA32_APIC_BASE without in-kernel local APIC.
     pub apic_base: u64,
     /// CR8 without in-kernel local APIC.

@@ -30,7 +30,7 @@ use alloc::{boxed::Box, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use host::{CpuConfig, Errno, Host, OneBox, Request, VcpuThread, rank, try_box};
 use lock_api::{Mutex, RwLock};
-use mmu::{Mmu, TableCache};
+use mmu::{MemoryCache, Mmu};
 use once_cell::race::OnceBox;
 
 /// Most vCPUs of a VM (KVM_CAP_MAX_VCPUS, as stock Debian kernels).
@@ -237,7 +237,7 @@ impl<H: Host> Vm<H> {
             pauses: 0,
             poll: HaltPoll::default(),
             pending: Pending::None,
-            tables: TableCache::new(host),
+            tables: MemoryCache::new(host),
             apic_base: 0xfee0_0800 | if bsp { 0x100 } else { 0 },
             cr8: 0,
             vtpr: 0,
@@ -398,7 +398,8 @@ impl<H: Host> Vm<H> {
         }
     }
 
-    /// Makes every vCPU drop its nested translations, and returns when none of them can use an old one.
+    /// Makes every vCPU drop its nested translations, and returns when none of them can use an old one. **Memory safety
+    /// hangs on it**: the host takes pages back as soon as this returns.
     pub fn flush_all(&self) {
         self.stats.remote_tlb_flush_requests.count_shared();
         if self.vcpus().any(|v| v.thread.requests().needs_ipi()) {

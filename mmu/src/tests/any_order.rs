@@ -8,7 +8,7 @@ use super::fake::{Fake, PAGE};
 use super::model_tlb::{ModelTlb, read};
 use super::npf;
 use crate::paging::{Kind, Paging};
-use crate::{LOG_DIRTY_PAGES, MANUAL_DIRTY_LOG_BITS, Mmu, READONLY, TableCache, UserRegion};
+use crate::{LOG_DIRTY_PAGES, MANUAL_DIRTY_LOG_BITS, MemoryCache, Mmu, READONLY, UserRegion};
 use arch::{Gpa, Hva};
 use host::MapLevel::{self, Page2M, Page4K};
 use proptest::prelude::*;
@@ -192,7 +192,7 @@ impl Machine {
         let weak = Arc::downgrade(&m);
         m.host.hook(move |p| {
             if let Some(m) = weak.upgrade() {
-                assert!(m.mmu.maps.try_write().is_some(), "at {p:?} with the spin lock held");
+                assert!(m.mmu.mmu_lock.try_write().is_some(), "at {p:?} with the spin lock held");
                 m.others();
             }
         });
@@ -204,13 +204,13 @@ impl Machine {
         self.tlb.fill(&self.mmu, &self.host);
         if self.during.lock().unwrap().is_some() && self.countdown.fetch_sub(1, SeqCst) == 0 {
             let op = self.during.lock().unwrap().take();
-            self.run(&op.unwrap(), &mut TableCache::new(&self.host));
+            self.run(&op.unwrap(), &mut MemoryCache::new(&self.host));
             self.tlb.fill(&self.mmu, &self.host);
         }
     }
 
     fn flush(&self) {
-        assert!(self.mmu.maps.try_write().is_some(), "flushed with the spin lock held");
+        assert!(self.mmu.mmu_lock.try_write().is_some(), "flushed with the spin lock held");
         self.others();
         self.tlb.flush(&self.mmu, &self.host);
     }
@@ -218,7 +218,7 @@ impl Machine {
     fn start(&self, start: u64, end: u64, may_block: bool) {
         let of = |hva: u64| self.host.pte(hva).map(|p| p.pfn);
         let pfns: BTreeSet<u64> = (start..end).step_by(PAGE as usize).filter_map(of).collect();
-        self.mmu.invalidate_start(Hva(start), Hva(end), may_block, &|| self.flush());
+        self.mmu.invalidate_range_start(Hva(start), Hva(end), may_block, &|| self.flush());
         // Whatever else is under way.
         assert!(!self.tlb.reaches(&pfns), "a page that the host takes away is in a TLB");
     }
@@ -259,7 +259,7 @@ impl Machine {
                 self.host.0.space.lock().unwrap().poisoned.extend((start..end).step_by(PAGE as usize));
             }
         }
-        self.mmu.invalidate_end(Hva(start), Hva(end));
+        self.mmu.invalidate_range_end(Hva(start), Hva(end));
     }
 
     fn set_slot(&self, id: u32, flags: u32, base: u64, pages: u64, at: u64) {
@@ -276,10 +276,10 @@ impl Machine {
             Some(s) if pages == u64::MAX => UserRegion { flags: r.flags & !READONLY | s.flags & READONLY, ..r },
             _ => r,
         };
-        let _ = self.mmu.set_user_region(&r, &|| self.flush());
+        let _ = self.mmu.set_memory_region(&r, &|| self.flush());
     }
 
-    fn run(&self, op: &Op, cache: &mut TableCache<Fake>) {
+    fn run(&self, op: &Op, cache: &mut MemoryCache<Fake>) {
         let gpa = |gfn: u64| Gpa(gfn << 12);
         match *op {
             Op::Slot { id, flags, base, pages, at } => self.set_slot(id, flags, base, pages, at),
@@ -305,7 +305,7 @@ impl Machine {
                 let mut open = self.open.lock().unwrap();
                 if !open.is_empty() {
                     let (start, end) = open.remove(0);
-                    self.mmu.invalidate_end(Hva(start), Hva(end));
+                    self.mmu.invalidate_range_end(Hva(start), Hva(end));
                 }
             }
             Op::Age { at, pages, clear } => {
@@ -345,7 +345,7 @@ impl Machine {
         let now = read(&self.host, self.mmu.root().pa());
         let stale = self.tlb.stale(&now);
         assert!(stale.is_empty(), "in a TLB, but no longer in the tables or with fewer rights: {stale:x?}");
-        let (slots, maps, open) = (self.mmu.slots.read(), self.mmu.maps.read(), self.open.lock().unwrap());
+        let (slots, maps, open) = (self.mmu.slots.read(), self.mmu.mmu_lock.read(), self.open.lock().unwrap());
         for t in now.leaves.values() {
             for n in 0..t.pages() {
                 let (_, slot) = slots.find(t.gfn + n).expect("mapped without a slot");
@@ -354,7 +354,7 @@ impl Machine {
                 assert_eq!(pte.pfn, t.pfn + n, "another page is mapped");
                 assert!(!t.write || pte.writable && !slot.read_only(), "writable and must not be");
                 assert!(!open.iter().any(|(start, end)| hva >= *start && hva < *end), "mapped while it is invalidated");
-                if let (true, Some(log)) = (t.write, maps.dirty(slot)) {
+                if let (true, Some(log)) = (t.write, maps.dirty_bitmap(slot)) {
                     let page = t.gfn + n - slot.base;
                     assert!(log.get(page / 64) & 1 << (page % 64) != 0, "writable and not in the log");
                 }
@@ -377,7 +377,7 @@ fn nothing_stays_in_a_tlb() {
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let result = runner.run(&history(), |ops| {
         let m = Machine::new();
-        let mut cache = TableCache::new(&m.host);
+        let mut cache = MemoryCache::new(&m.host);
         for op in &ops {
             m.run(op, &mut cache);
             m.tlb.fill(&m.mmu, &m.host);

@@ -256,7 +256,7 @@ proptest! {
                 }
                 Op::Invalidate(n) => {
                     vm.invalidate(HVA + n * PAGE, HVA + n * PAGE + 3 * PAGE);
-                    vm.invalidate_end(0, 0);
+                    vm.invalidate_end(HVA + n * PAGE, HVA + n * PAGE + 3 * PAGE);
                 }
                 Op::Get => {
                     prop_assert_eq!(log(&vm, 3, 200), written.iter().copied().collect::<Vec<_>>());

@@ -2,7 +2,9 @@
 
 use super::never::Never;
 use arch::{HostPa, Hva};
-use host::{CpuConfig, CpuFeatures, Errno, Host, MapLevel, Stop, TableCells, TimePoint, UserPage, Work};
+use host::{
+    CpuConfig, CpuFeatures, Errno, Host, MapLevel, Pfn, Stop, TableCells, TablePage, TimePoint, UserPage, Work,
+};
 use std::boxed::Box;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -194,8 +196,8 @@ impl Fake {
 pub struct FakePage(Pte);
 
 impl UserPage for FakePage {
-    fn pa(&self) -> HostPa {
-        HostPa(self.0.pfn << 12)
+    fn pfn(&self) -> Pfn {
+        Pfn::from_host(HostPa(self.0.pfn << 12))
     }
     fn writable(&self) -> bool {
         self.0.writable
@@ -220,7 +222,7 @@ impl Host for Fake {
     type Hrtimers = Never;
     type Fpu = Never;
 
-    fn alloc_table(&self) -> Result<HostPa, Errno> {
+    fn alloc_table(&self) -> Result<TablePage, Errno> {
         self.at(Point::Alloc);
         self.0.allocs.fetch_add(1, SeqCst);
         if self.0.fail_in.fetch_sub(1, SeqCst) <= 0 {
@@ -232,7 +234,7 @@ impl Host for Fake {
                 let table = self.0.tables[n].get_or_init(|| Box::new(TableCells([const { AtomicU64::new(0) }; 512])));
                 table.0.iter().for_each(|c| c.store(0, SeqCst));
                 self.0.live.fetch_add(1, SeqCst);
-                return Ok(HostPa((n as u64 + 1) << 12));
+                return Ok(TablePage::from_host(HostPa((n as u64 + 1) << 12)));
             }
         }
         panic!("the tests use more than {TABLES} tables");
@@ -242,7 +244,8 @@ impl Host for Fake {
         assert!(self.0.used[n].load(SeqCst), "use of a freed table");
         self.0.tables.get(n)?.get().map(|t| &**t)
     }
-    fn free_table(&self, pa: HostPa) {
+    fn free_table(&self, page: TablePage) {
+        let pa = page.pa();
         let n = number(pa).unwrap();
         let walked = !std::thread::panicking() && self.0.walked.lock().unwrap().contains(&pa.0);
         assert!(!walked, "freed while a processor may be walking it");
@@ -266,14 +269,14 @@ impl Host for Fake {
         self.at(Point::AfterPage(hva.0));
         page.map(FakePage).ok_or(Stop::Fault)
     }
-    fn mapped_page(&self, hva: Hva) -> Option<(HostPa, MapLevel)> {
+    fn mapped_page(&self, hva: Hva) -> Option<(Pfn, MapLevel)> {
         assert_eq!(hva.0 % PAGE, 0);
         if !self.0.mapped.load(SeqCst) {
             return None;
         }
         let space = self.0.space.lock().unwrap();
         let pte = space.pages.get(&hva.0).filter(|p| p.writable && !space.poisoned.contains(&hva.0))?;
-        Some((HostPa(pte.pfn << 12), pte.level))
+        Some((Pfn::from_host(HostPa(pte.pfn << 12)), pte.level))
     }
     fn user_level(&self, hva: Hva) -> MapLevel {
         self.pte(hva.0).map_or(MapLevel::Page4K, |p| p.level)
@@ -310,7 +313,11 @@ impl Host for Fake {
         2
     }
     fn features(&self) -> CpuFeatures {
-        CpuFeatures { page_1g: self.0.page_1g.load(SeqCst), phys_bits: 48, ..Default::default() }
+        CpuFeatures {
+            page_1g: self.0.page_1g.load(SeqCst),
+            phys_bits: if self.five_levels() { 52 } else { 48 },
+            ..Default::default()
+        }
     }
     fn run_delay_ns(&self) -> Option<u64> {
         None

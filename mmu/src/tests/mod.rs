@@ -5,6 +5,7 @@ mod any_order;
 mod dirty;
 mod fake;
 mod faults;
+mod hva_tree;
 mod memory;
 mod model_tlb;
 mod never;
@@ -14,7 +15,7 @@ mod stress;
 mod walk;
 mod walk_model;
 
-use crate::{Mapped, Mmu, TableCache, UserRegion};
+use crate::{Mapped, MemoryCache, Mmu, UserRegion};
 use arch::{Gpa, NpfCode};
 use fake::{Fake, PAGE};
 use host::Stop;
@@ -25,7 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 struct Vm {
     host: Fake,
     mmu: Arc<Mmu<Fake>>,
-    cache: TableCache<Fake>,
+    cache: MemoryCache<Fake>,
     flushes: AtomicU64,
 }
 
@@ -36,7 +37,7 @@ impl Vm {
 
     fn on(host: Fake) -> Self {
         let mmu = Arc::new(Mmu::new(host.clone()).unwrap());
-        Self { cache: TableCache::new(&host), mmu, host, flushes: AtomicU64::new(0) }
+        Self { cache: MemoryCache::new(&host), mmu, host, flushes: AtomicU64::new(0) }
     }
 
     /// The machine checks at each sleeping call that this thread holds no spin lock.
@@ -44,7 +45,7 @@ impl Vm {
         let mmu = Arc::downgrade(&self.mmu);
         self.host.hook(move |_| {
             if let Some(mmu) = mmu.upgrade() {
-                assert!(mmu.maps.try_write().is_some(), "slept with the spin lock held");
+                assert!(mmu.mmu_lock.try_write().is_some(), "slept with the spin lock held");
             }
         });
         self
@@ -52,13 +53,13 @@ impl Vm {
 
     /// A flush that checks that it may wait.
     fn flush(&self) {
-        assert!(self.mmu.maps.try_write().is_some(), "flushed with the spin lock held");
+        assert!(self.mmu.mmu_lock.try_write().is_some(), "flushed with the spin lock held");
         self.flushes.fetch_add(1, SeqCst);
     }
 
     fn set(&self, slot: u32, gpa: u64, pages: u64, hva: u64, flags: u32) -> Result<(), host::Errno> {
         let r = UserRegion { slot, flags, gpa, size: pages * PAGE, hva };
-        self.mmu.set_user_region(&r, &|| self.flush())
+        self.mmu.set_memory_region(&r, &|| self.flush())
     }
 
     fn fault(&mut self, gpa: u64, write: bool) -> Result<Mapped, Stop> {
@@ -66,11 +67,11 @@ impl Vm {
     }
 
     fn invalidate(&self, start: u64, end: u64) {
-        self.mmu.invalidate_start(arch::Hva(start), arch::Hva(end), true, &|| self.flush());
+        self.mmu.invalidate_range_start(arch::Hva(start), arch::Hva(end), true, &|| self.flush());
     }
 
     fn invalidate_end(&self, start: u64, end: u64) {
-        self.mmu.invalidate_end(arch::Hva(start), arch::Hva(end));
+        self.mmu.invalidate_range_end(arch::Hva(start), arch::Hva(end));
     }
 
     fn flush_count(&self) -> u64 {

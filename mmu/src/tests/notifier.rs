@@ -41,9 +41,10 @@ fn unmaps_and_flushes_once() {
     vm.invalidate(HVA + 0x5000, HVA + 0x6000);
     vm.invalidate(HVA - 0x10000, HVA);
     assert_eq!(vm.flush_count(), 1);
-    for _ in 0..3 {
-        vm.invalidate_end(0, 0);
+    for (start, end) in [(0x2000, 0x3000), (0x5000, 0x6000)] {
+        vm.invalidate_end(HVA + start, HVA + end);
     }
+    vm.invalidate_end(HVA - 0x10000, HVA);
     vm.end();
 }
 
@@ -56,10 +57,11 @@ fn nothing_is_mapped_while_it_is_being_invalidated() {
     assert_eq!(vm.fault(0x2000, true), Ok(Retry));
     assert_eq!(vm.fault(0x3000, false), Ok(Retry));
     assert_eq!(vm.fault(0x4000, true), Ok(Done)); // outside of the range
-    // A second one overlaps in time: both ranges stay closed until both have ended.
+    // A second one overlaps in time: each range stays closed until its own invalidation has ended.
     vm.invalidate(HVA, HVA + 0x1000);
     vm.invalidate_end(HVA + 0x2000, HVA + 0x4000);
-    assert_eq!(vm.fault(0x2000, true), Ok(Retry));
+    assert_eq!(vm.fault(0x2000, true), Ok(Done));
+    assert_eq!(vm.fault(0, true), Ok(Retry));
     // A slot that appears now is closed as well.
     vm.set(1, 0x10_0000, 8, HVA, 0).unwrap();
     assert_eq!(vm.fault(0x10_0000, true), Ok(Retry));
@@ -79,9 +81,9 @@ fn a_page_replaced_during_the_fault() {
     let told = new.clone();
     once(&vm, after_page, move || {
         let mmu = mmu.upgrade().unwrap();
-        mmu.invalidate_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {});
+        mmu.invalidate_range_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {});
         told.store(host.map(HVA, 1, true), SeqCst);
-        mmu.invalidate_end(Hva(HVA), Hva(HVA + PAGE));
+        mmu.invalidate_range_end(Hva(HVA), Hva(HVA + PAGE));
     });
     assert_eq!(vm.fault(0, true), Ok(Done));
     let new = new.load(SeqCst);
@@ -98,7 +100,7 @@ fn an_invalidation_that_begins_during_the_fault() {
     vm.set(0, 0, 1, HVA, 0).unwrap();
     let mmu = Arc::downgrade(&vm.mmu);
     once(&vm, after_page, move || {
-        mmu.upgrade().unwrap().invalidate_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {});
+        mmu.upgrade().unwrap().invalidate_range_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {});
     });
     assert_eq!(vm.fault(0, true), Ok(Retry));
     assert_eq!(vm.look(0), None);
@@ -117,8 +119,8 @@ fn a_fault_gives_up_in_the_end() {
     vm.host.hook(move |p| {
         if after_page(p) {
             let mmu = mmu.upgrade().unwrap();
-            mmu.invalidate_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {});
-            mmu.invalidate_end(Hva(HVA), Hva(HVA + PAGE));
+            mmu.invalidate_range_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {});
+            mmu.invalidate_range_end(Hva(HVA), Hva(HVA + PAGE));
         }
     });
     assert_eq!(vm.fault(0, true), Ok(Retry));
@@ -154,9 +156,9 @@ fn slots_that_change_during_the_fault() {
     for (change, then) in changes {
         let mut vm = Vm::new();
         vm.host.map_as(HVA, 512, true, Page2M);
-        vm.mmu.set_user_region(&base, &|| {}).unwrap();
+        vm.mmu.set_memory_region(&base, &|| {}).unwrap();
         let mmu = Arc::downgrade(&vm.mmu);
-        once(&vm, after_page, move || mmu.upgrade().unwrap().set_user_region(&change, &|| {}).unwrap());
+        once(&vm, after_page, move || mmu.upgrade().unwrap().set_memory_region(&change, &|| {}).unwrap());
         then(&mut vm);
         vm.end();
     }
@@ -176,9 +178,9 @@ fn notifier_inside_an_access() {
         if matches!(p, Point::ReadUser(_) | Point::WriteUser(_) | Point::Cmpxchg(_)) {
             let mmu = mmu.upgrade().unwrap();
             assert!(mmu.slots.try_write().is_none(), "accesses hold the lock of the slots");
-            mmu.invalidate_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {});
+            mmu.invalidate_range_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {});
             mmu.age(Hva(HVA), Hva(HVA + PAGE));
-            mmu.invalidate_end(Hva(HVA), Hva(HVA + PAGE));
+            mmu.invalidate_range_end(Hva(HVA), Hva(HVA + PAGE));
             count.fetch_add(1, SeqCst);
         }
     });
@@ -201,11 +203,11 @@ fn nobody_returns_before_the_flush() {
     vm.set(0, 0, 1, HVA, 0).unwrap();
     vm.fault(0, true).unwrap();
     let (outer, inner) = (AtomicU32::new(0), AtomicU32::new(0));
-    vm.mmu.invalidate_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {
+    vm.mmu.invalidate_range_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {
         // The second thread comes here, before the first has flushed.
         outer.fetch_add(1, SeqCst);
         assert_eq!(vm.look(0), None);
-        vm.mmu.invalidate_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {
+        vm.mmu.invalidate_range_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {
             inner.fetch_add(1, SeqCst);
         });
     });
@@ -228,17 +230,17 @@ fn a_slot_on_its_way_out() {
     vm.set(0, 0, 2, HVA, 0).unwrap();
     vm.fault(0, true).unwrap();
     let mmu = vm.mmu.clone();
-    let cache = std::sync::Mutex::new(crate::TableCache::new(&vm.host));
+    let cache = std::sync::Mutex::new(crate::MemoryCache::new(&vm.host));
     let flushed = AtomicU32::new(0);
     let gone = UserRegion { slot: 0, ..Default::default() };
-    mmu.set_user_region(&gone, &|| {
+    mmu.set_memory_region(&gone, &|| {
         if flushed.fetch_add(1, SeqCst) == 0 {
             let mut cache = cache.lock().unwrap();
             assert_eq!(mmu.handle_fault(&mut cache, Gpa(0x1000), super::npf(true)), Ok(Retry));
-            mmu.invalidate_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {
+            mmu.invalidate_range_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {
                 flushed.fetch_add(1, SeqCst);
             });
-            mmu.invalidate_end(Hva(HVA), Hva(HVA + PAGE));
+            mmu.invalidate_range_end(Hva(HVA), Hva(HVA + PAGE));
         }
     })
     .unwrap();
@@ -279,9 +281,82 @@ fn no_sleep_without_leave() {
         vm.fault(u64::from(n) << 30, true).unwrap();
     }
     vm.host.hook(|p| panic!("slept at {p:?}"));
-    vm.mmu.invalidate_start(Hva(HVA), Hva(HVA + 300 * PAGE), false, &|| vm.flush());
+    vm.mmu.invalidate_range_start(Hva(HVA), Hva(HVA + 300 * PAGE), false, &|| vm.flush());
     assert_eq!(vm.flush_count(), 1);
-    vm.invalidate_end(0, 0);
+    vm.invalidate_end(HVA, HVA + 300 * PAGE);
     vm.host.hook(|_| {});
+    vm.end();
+}
+
+/// The range was in no slot when its invalidation began, and one that has it comes before the end: nothing is mapped
+/// from there.
+#[test]
+fn a_slot_that_comes_during_an_invalidation() {
+    let mut vm = Vm::new().checked();
+    vm.host.map(HVA, 8, true);
+    vm.set(0, 0, 4, HVA, 0).unwrap();
+    for again in [false, true] {
+        vm.invalidate(HVA + 4 * PAGE, HVA + 6 * PAGE);
+        if again {
+            vm.set(1, 0x10_0000, 0, 0, 0).unwrap();
+        }
+        vm.set(1, 0x10_0000, 4, HVA + 4 * PAGE, 0).unwrap();
+        assert_eq!(vm.fault(0x10_1000, true), Ok(Retry));
+        assert_eq!(vm.fault(0x10_2000, true), Ok(Done));
+        assert_eq!(vm.fault(0, true), Ok(Done));
+        vm.invalidate_end(HVA + 4 * PAGE, HVA + 6 * PAGE);
+        assert_eq!(vm.fault(0x10_1000, true), Ok(Done));
+    }
+    vm.end();
+}
+
+/// More invalidations at once than are kept one by one, some of the same range, which end in another order.
+#[test]
+fn many_invalidations_at_once() {
+    let mut vm = Vm::new().checked();
+    vm.host.map(HVA, 64, true);
+    vm.set(0, 0, 64, HVA, 0).unwrap();
+    let range = |n: u64| (HVA + n % 30 * PAGE, HVA + (n % 30 + 1) * PAGE);
+    for n in 0..40 {
+        let (start, end) = range(n);
+        vm.invalidate(start, end);
+    }
+    for n in 0..40 {
+        for m in n..40 {
+            assert_eq!(vm.fault(m % 30 * PAGE, true), Ok(Retry), "{n} {m}");
+        }
+        assert_eq!(vm.fault(50 * PAGE, true), Ok(Done));
+        let (start, end) = range(n);
+        vm.invalidate_end(start, end);
+    }
+    for n in 0..40 {
+        assert_eq!(vm.fault(n % 30 * PAGE, true), Ok(Done));
+    }
+    vm.end();
+}
+
+/// The VMM works with memory that is in no slot: faults that are under way go on, and nothing is flushed, though there
+/// is much to do for the guest's own memory.
+#[test]
+fn memory_outside_of_all_slots_holds_nobody_up() {
+    let mut vm = Vm::new();
+    vm.host.map(HVA, 2, true);
+    vm.set(0, 0, 2, HVA, 0).unwrap();
+    let (mmu, asked) = (Arc::downgrade(&vm.mmu), Arc::new(AtomicU32::new(0)));
+    let count = asked.clone();
+    vm.host.hook(move |p| {
+        if after_page(p) {
+            count.fetch_add(1, SeqCst);
+            let mmu = mmu.upgrade().unwrap();
+            // As the page is about to be mapped, and with a lock that any number of faults hold.
+            let _fault = mmu.mmu_lock.read();
+            mmu.invalidate_range_start(Hva(HVA + 2 * PAGE), Hva(HVA + 9 * PAGE), true, &|| panic!("nothing to flush"));
+            assert!(!mmu.age(Hva(HVA + 2 * PAGE), Hva(HVA + 9 * PAGE)));
+            assert!(!mmu.test_young(Hva(HVA), Hva(HVA + PAGE)));
+            mmu.invalidate_range_end(Hva(HVA + 2 * PAGE), Hva(HVA + 9 * PAGE));
+        }
+    });
+    assert_eq!(vm.fault(0, true), Ok(Done));
+    assert_eq!(asked.load(SeqCst), 1, "asked for the page once");
     vm.end();
 }

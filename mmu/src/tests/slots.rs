@@ -2,7 +2,7 @@
 
 use super::Vm;
 use super::fake::{PAGE, USER_END};
-use crate::slot::{Change, Slot, SlotTable};
+use crate::slot::{Change, Memslots};
 use crate::{LOG_DIRTY_PAGES, Mapped, READONLY, USER_SLOTS, UserRegion};
 use arch::Gpa;
 use host::Errno::{self, *};
@@ -15,7 +15,7 @@ const HVA: u64 = 0x7000_0000_0000;
 fn each_rule() {
     let vm = Vm::new().checked();
     let set = |slot, flags, gpa, size, hva| {
-        vm.mmu.set_user_region(&UserRegion { slot, flags, gpa, size, hva }, &|| vm.flush())
+        vm.mmu.set_memory_region(&UserRegion { slot, flags, gpa, size, hva }, &|| vm.flush())
     };
     assert_eq!(set(0, 0, 0x1000, 0x4000, HVA), Ok(()));
     for (slot, flags, gpa, size, hva, want) in [
@@ -65,19 +65,6 @@ fn all_slots_can_be_used() {
     vm.end();
 }
 
-/// The user address range of a slot, in frames.
-#[test]
-fn frames_behind_user_memory() {
-    let s = Slot { id: 0, flags: 0, base: 0x100, pages: 4, hva: 0x8000 };
-    assert_eq!(s.gfns(0, 0x8000), None);
-    assert_eq!(s.gfns(0xc000, 0xd000), None);
-    assert_eq!(s.gfns(0x7fff, 0x8001), Some((0x100, 0x101)));
-    assert_eq!(s.gfns(0x9001, 0xa001), Some((0x101, 0x103)));
-    assert_eq!(s.gfns(0, u64::MAX), Some((0x100, 0x104)));
-    assert_eq!(s.gfns(0x9000, 0x9000), None);
-    assert_eq!(s.gfns(0x9000, 0x8000), None);
-}
-
 /// What the API document says, in the plainest form.
 fn model(slots: &BTreeMap<u32, UserRegion>, r: &UserRegion) -> Result<(), Errno> {
     if r.size == 0 {
@@ -114,7 +101,7 @@ proptest! {
         let mut slots = BTreeMap::<u32, UserRegion>::new();
         for r in requests {
             let want = model(&slots, &r);
-            prop_assert_eq!(vm.mmu.set_user_region(&r, &|| vm.flush()), want, "{:?} {:?}", r, slots);
+            prop_assert_eq!(vm.mmu.set_memory_region(&r, &|| vm.flush()), want, "{:?} {:?}", r, slots);
             if want.is_ok() {
                 if r.size == 0 { slots.remove(&r.slot); } else { slots.insert(r.slot, r); }
             }
@@ -142,7 +129,7 @@ proptest! {
     #[test]
     fn table_stays_ordered(ops in prop::collection::vec((0..12u16, 0..60u64, 1..6u64), 1..60)) {
         let host = super::fake::Fake::new();
-        let mut t = SlotTable::default();
+        let mut t = Memslots::default();
         let mut all = BTreeMap::<u16, (u64, u64)>::new();
         for (id, base, pages) in ops {
             let r = UserRegion { slot: id.into(), flags: 0, gpa: base << 12, size: pages << 12, hva: HVA };

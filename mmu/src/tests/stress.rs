@@ -6,7 +6,7 @@
 
 use super::fake::{Fake, PAGE};
 use super::{look, npf};
-use crate::{LOG_DIRTY_PAGES, Mmu, TableCache, UserRegion};
+use crate::{LOG_DIRTY_PAGES, MemoryCache, Mmu, UserRegion};
 use arch::{Gpa, Hva};
 use host::{Request, VcpuRequests};
 use std::collections::BTreeMap;
@@ -46,7 +46,7 @@ impl Machine {
     }
 
     fn vcpu(&self, n: usize, mut seed: u64) {
-        let mut cache = TableCache::new(&self.host);
+        let mut cache = MemoryCache::new(&self.host);
         let mut tlb = BTreeMap::<u64, (u64, bool)>::new();
         while !self.stop.load(SeqCst) {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -96,14 +96,14 @@ impl Machine {
                 self.mmu.age(start, end);
                 continue;
             }
-            self.mmu.invalidate_start(start, end, true, &|| self.flush());
+            self.mmu.invalidate_range_start(start, end, true, &|| self.flush());
             let old: Vec<u64> = (0..count).filter_map(|n| Some(self.host.pte(start.0 + n * PAGE)?.pfn)).collect();
             self.host.map(start.0, count, true);
             let mut gone = self.gone.lock().unwrap();
             gone.extend(old);
             gone.sort_unstable();
             drop(gone);
-            self.mmu.invalidate_end(start, end);
+            self.mmu.invalidate_range_end(start, end);
         }
     }
 
@@ -115,7 +115,7 @@ impl Machine {
             let (gpa, flags) = (n % 3 * 8 * PAGE, if n % 5 < 2 { LOG_DIRTY_PAGES } else { 0 });
             let size = if n % 7 == 0 { 0 } else { PAGES * PAGE };
             let r = UserRegion { slot: 0, flags, gpa, size, hva: HVA };
-            let _ = self.mmu.set_user_region(&r, &|| self.flush());
+            let _ = self.mmu.set_memory_region(&r, &|| self.flush());
             let _ = self.mmu.write_phys(Gpa(gpa + 123), &[1; 5000]);
             std::thread::sleep(Duration::from_micros(200));
         }
@@ -136,7 +136,7 @@ fn run(slots: bool) {
         host: host.clone(),
     };
     let all = UserRegion { slot: 0, flags: 0, gpa: 0, size: PAGES * PAGE, hva: HVA };
-    m.mmu.set_user_region(&all, &|| {}).unwrap();
+    m.mmu.set_memory_region(&all, &|| {}).unwrap();
     std::thread::scope(|s| {
         let m = &m;
         let vcpus: Vec<_> = (0..VCPUS).map(|n| s.spawn(move || m.vcpu(n, n as u64 + 1))).collect();
