@@ -16,8 +16,6 @@ pub const READONLY: u32 = 1 << 1;
 
 /// Most pages of a slot; the API has their number in 31 bits.
 const MAX_PAGES: u64 = (1 << 31) - 1;
-/// Guest frames are below this: physical addresses have at most 52 bits.
-const MAX_GFN: u64 = 1 << 40;
 /// Bytes in a page.
 const PAGE: u64 = host::PAGE_SIZE as u64;
 
@@ -175,7 +173,7 @@ impl Memslots {
             if to.pages == 0 {
                 return Err(Errno::EINVAL);
             }
-            return self.place(&to).map(|()| Change::Create(to));
+            return self.place(host, &to).map(|()| Change::Create(to));
         };
         if to.pages == 0 {
             return Ok(Change::Delete(from));
@@ -184,20 +182,27 @@ impl Memslots {
             return Err(Errno::EINVAL);
         }
         if to.base != from.base {
-            return self.place(&to).map(|()| Change::Move { from, to });
+            return self.place(host, &to).map(|()| Change::Move { from, to });
         }
         Ok(if to.flags == from.flags { Change::Nothing } else { Change::Flags { from, to } })
     }
 
-    /// May a slot lie there? Its own old place does not count.
-    fn place(&self, s: &Memslot) -> Result<(), Errno> {
+    /// May a slot lie there? Its own old place does not count. Overlaps are looked for first, as on stock.
+    fn place<H: Host>(&self, host: &H, s: &Memslot) -> Result<(), Errno> {
         let after = self.by_gfn.partition_point(|o| o.base < s.end());
         let mut before = self.by_gfn.get(..after).unwrap_or(&[]).iter().rev().filter(|o| o.id != s.id);
         if before.next().is_some_and(|o| o.end() > s.base) {
             return Err(Errno::EEXIST);
         }
-        if s.end() > MAX_GFN { Err(Errno::EINVAL) } else { Ok(()) }
+        if s.end() > max_gfn(host) { Err(Errno::EINVAL) } else { Ok(()) }
     }
+}
+
+/// Guest frames are below this one (KVM's `kvm_mmu_max_gfn`): with nested paging a guest's physical addresses have as
+/// many bits as the processor's own. Nested tables of four levels do not reach as far on all of them; what lies beyond
+/// can be a slot nevertheless, as on stock.
+fn max_gfn<H: Host>(host: &H) -> u64 {
+    1 << u32::from(host.features().phys_bits.clamp(36, 52)).saturating_sub(12)
 }
 
 /// `Vec::insert` where there is room: never allocates, never panics.

@@ -29,9 +29,11 @@ fn each_rule() {
         (1, 0, 0x10_0000, 1 << 43, HVA, EINVAL),      // too many pages
         (1, 0, 0x10_0000, 0x2000, USER_END - 0x1000, EINVAL), // not user memory
         (1, 0, 0x10_0000, 0x1000, !0xfff, EINVAL),
-        (1, 0, (1 << 52) - 0x1000, 0x2000, HVA, EINVAL), // beyond 52 bits
-        (1, 0, 0x10_0000, 0, HVA, EINVAL),               // nothing to delete
-        (1, 0, 0x0000, 0x2000, HVA, EEXIST),             // overlaps
+        (1, 0, (1 << 48) - 0x1000, 0x2000, HVA, EINVAL), // beyond the processor's 48 bits
+        (1, 0, 1 << 48, 0x1000, HVA, EINVAL),
+        (1, 0, 1 << 51, 0x1000, HVA, EINVAL),
+        (1, 0, 0x10_0000, 0, HVA, EINVAL),   // nothing to delete
+        (1, 0, 0x0000, 0x2000, HVA, EEXIST), // overlaps
         (1, 0, 0x4000, 0x1000, HVA, EEXIST),
         (1, 0, 0x0000, 0x10_0000, HVA, EEXIST),
         (0, 0, 0x1000, 0x3000, HVA, EINVAL),        // other size
@@ -50,7 +52,8 @@ fn each_rule() {
     assert_eq!(set(0, LOG_DIRTY_PAGES, 0x10_1000, 0x4000, HVA), Ok(()));
     assert_eq!(set(0, LOG_DIRTY_PAGES, 0, 0, 0), Ok(())); // deletion looks at the size only
     assert_eq!(set(0, 0, 0, 0, 0), Err(EINVAL));
-    assert_eq!(set(3, 0, (1 << 52) - 0x1000, 0x1000, HVA), Ok(()));
+    assert_eq!(set(3, 0, (1 << 48) - 0x1000, 0x1000, HVA), Ok(()));
+    assert_eq!(set(3, 0, 1 << 48, 0x1000, HVA), Err(EINVAL)); // moves too far
     vm.end();
 }
 

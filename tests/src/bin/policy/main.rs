@@ -1,8 +1,9 @@
-//! Prints what KVM offers and what it lets one do: capabilities, CPUID, MSRs, clocks. The same program runs on stock
+//! Prints what KVM offers and what it lets one do: capabilities, CPUID, MSRs, clocks, memslots. The same program runs on stock
 //! kvm-amd and on ours, and every line is compared; so nothing here depends on the time or on the run. `policy
 //! guest-reads` prints that part alone.
 
 mod calls;
+mod memslots;
 mod msrs;
 mod offered;
 mod time;
@@ -23,5 +24,6 @@ fn main() -> Result<()> {
     time::steps()?;
     calls::cpuid_checks()?;
     calls::machine_checks()?;
-    calls::paravirtual()
+    calls::paravirtual()?;
+    memslots::limits()
 }
