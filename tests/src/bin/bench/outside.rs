@@ -3,6 +3,7 @@
 use crate::{Kind, window};
 use anyhow::{Context, Result, ensure};
 use kvm_ioctls::Kvm;
+use memmap2::{MmapOptions, UncheckedAdvice};
 use std::time::Instant;
 use tests::client::{Client, assemble};
 
@@ -10,6 +11,8 @@ const MEMORY: usize = 2 << 20;
 /// VMs are dear, on stock above all.
 const VMS: u32 = 30;
 const VCPUS: u32 = 30;
+/// As many as a VM can have.
+const SLOTS: u32 = 32764;
 
 pub fn all() -> Vec<Kind> {
     vec![
@@ -17,6 +20,8 @@ pub fn all() -> Vec<Kind> {
         Kind { name: "create-vcpu", measure: Box::new(|rounds| create_vcpu(rounds.min(VCPUS))) },
         Kind { name: "set-user-memory-region", measure: Box::new(set_memory) },
         Kind { name: "run-immediate-exit", measure: Box::new(immediate_exit) },
+        Kind { name: "madvise-outside-1-slot", measure: Box::new(|rounds| drop_outside(rounds, 1)) },
+        Kind { name: "madvise-outside-32764-slots", measure: Box::new(|rounds| drop_outside(rounds, SLOTS)) },
     ]
 }
 
@@ -58,6 +63,22 @@ fn set_memory(rounds: u32) -> Result<f64> {
     each(rounds.min(500), |_| {
         client.map(1, 1 << 30, hva, MEMORY as u64)?;
         client.map(1, 0, 0, 0)
+    })
+}
+
+/// Memory of the VMM's that is in none of the slots is dropped and touched again.
+fn drop_outside(rounds: u32, slots: u32) -> Result<f64> {
+    let mut client = Client::new(MEMORY, true)?;
+    let hva = client.memory().as_ptr() as u64;
+    for slot in 1..slots {
+        let page = u64::from(slot) << 12;
+        client.map(slot, (1 << 30) + 2 * page, hva + page % MEMORY as u64, 4096)?;
+    }
+    let mut page = MmapOptions::new().len(4096).map_anon().context("a page")?;
+    each(rounds.min(500), |n| {
+        page[0] = n as u8;
+        // SAFETY: nobody refers to the page, and what it holds is not needed.
+        unsafe { page.unchecked_advise(UncheckedAdvice::DontNeed) }.context("MADV_DONTNEED")
     })
 }
 
