@@ -102,14 +102,26 @@ fn from_debian(env: &Env, release: &str) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Sees to a tool of the Rust toolchain: rustup's component, or Debian's package installed by root.
-pub fn component(env: &Env, program: &str, component: &str, package: &str) -> Result<()> {
-    if proc::output(Command::new(program).arg("--version")).is_ok_and(|output| output.status.success()) {
-        return Ok(());
-    }
+/// Sees to a tool that belongs to the compiler in use: rustup's component, or Debian's package installed by root. False where there
+/// is none: Debian 12 has one for its own Rust only, and not for the newer one that `x` installs there.
+pub fn component(env: &Env, program: &str, component: &str, package: &str) -> Result<bool> {
+    let there = proc::output(Command::new(program).arg("--version")).is_ok_and(|output| output.status.success());
     if proc::which("rustup").is_some() {
-        let add = || proc::run(Command::new("rustup").args(["component", "add", component]).current_dir(&env.root));
-        return ui::step(&format!("rustup component add {component}"), add).map(drop);
+        if !there {
+            let add = || proc::run(Command::new("rustup").args(["component", "add", component]).current_dir(&env.root));
+            ui::step(&format!("rustup component add {component}"), add)?;
+        }
+        return Ok(true);
+    }
+    let rustc = Rustc::new(env)?;
+    let release = rustc.release()?;
+    let policy = proc::run(Command::new("apt-cache").args(["policy", package])).unwrap_or_default();
+    match (there, package_version(&policy, "Installed"), package_version(&policy, "Candidate")) {
+        // Neither rustup's nor Debian's.
+        (true, None, _) => return Ok(true),
+        (_, Some(installed), _) => return Ok(is_of(installed, release)),
+        (_, _, Some(candidate)) if is_of(candidate, release) => {}
+        _ => return Ok(false),
     }
     if !proc::is_root() {
         bail!("{program} is missing; as root: apt-get install {package}");
@@ -121,5 +133,32 @@ pub fn component(env: &Env, program: &str, component: &str, package: &str) -> Re
         let said = proc::run(&mut apt)?;
         let mut log = fs::File::options().create(true).append(true).open(env.cache.join("installed.log"))?;
         Ok(log.write_all(said.as_bytes())?)
-    })
+    })?;
+    Ok(true)
+}
+
+/// A version in what `apt-cache policy` says: of the package that is installed, or of the one that would be.
+fn package_version<'a>(policy: &'a str, which: &str) -> Option<&'a str> {
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix(which)?.strip_prefix(": "))?;
+    (version != "(none)").then_some(version)
+}
+
+/// Is a package's version one of this release of Rust?
+fn is_of(version: &str, release: &str) -> bool {
+    version.strip_prefix(release).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tool_is_of_the_compilers_release() {
+        let policy =
+            "rustfmt:\n  Installed: (none)\n  Candidate: 1.63.0+dfsg1-2\n  Version table:\n     1.63.0+dfsg1-2 500\n";
+        assert_eq!(package_version(policy, "Installed"), None);
+        assert_eq!(package_version(policy, "Candidate"), Some("1.63.0+dfsg1-2"));
+        assert!(is_of("1.85.1+dfsg1-1+deb13u1", "1.85.1"));
+        assert!(!is_of("1.63.0+dfsg1-2", "1.96.0") && !is_of("1.85.10-1", "1.85.1"));
+    }
 }

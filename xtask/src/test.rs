@@ -114,9 +114,16 @@ fn cheap(env: &Env, selection: &Selection, tally: &mut Tally) {
     if selection.wants("tidy") {
         tally.check("tidy", || tidy::run(env));
     }
-    if selection.wants("clippy") {
+    let clippy = if selection.wants("clippy") {
+        rust_src::component(env, "cargo-clippy", "clippy", "rust-clippy")
+    } else {
+        Ok(false)
+    };
+    if selection.wants("clippy") && matches!(clippy, Ok(false)) {
+        ui::note("clippy is not run: there is none of this compiler's release");
+    } else if selection.wants("clippy") {
         tally.check("clippy", || {
-            rust_src::component(env, "cargo-clippy", "clippy", "rust-clippy")?;
+            clippy?;
             let lints = lints(env)?;
             cargo(&[&["clippy", "--quiet", "--all-targets", "--"], lints].concat())?;
             object::clippy(env, lints)?;
