@@ -44,7 +44,8 @@ pub fn run<H: Host>(ctx: &mut Ctx<'_, H>) -> Result<i64, Errno> {
 /// User space's reply to the last exit.
 fn answer(page: &PageCells, pending: Pending) -> Answer {
     match pending {
-        Pending::None | Pending::MmioWrite | Pending::PioIn { .. } | Pending::PioOut => Answer::Done,
+        Pending::None | Pending::MmioWrite => Answer::Done,
+        Pending::PioIn { .. } | Pending::PioOut | Pending::FastPioIn { .. } | Pending::FastPioOut => Answer::Done,
         Pending::MmioRead { .. } => {
             let mut data = [0; 8];
             page.read(exit::MMIO_DATA, &mut data);
@@ -96,6 +97,7 @@ fn report_rare(page: &PageCells, why: &UserExit, words: &[u64; 8]) -> u32 {
         UserExit::Io { .. } | UserExit::Mmio { .. } | UserExit::Unchanged => reason::UNKNOWN,
         UserExit::Hlt => reason::HLT,
         UserExit::IrqWindowOpen => reason::IRQ_WINDOW_OPEN,
+        UserExit::SetTpr => reason::SET_TPR,
         UserExit::Shutdown => reason::SHUTDOWN,
         UserExit::Interrupted => reason::INTR,
         UserExit::FailEntry { reason: hardware, cpu } => {
@@ -237,6 +239,7 @@ mod tests {
         let rare = [
             (UserExit::Hlt, 5),
             (UserExit::IrqWindowOpen, 7),
+            (UserExit::SetTpr, 11),
             (UserExit::Shutdown, 8),
             (UserExit::FailEntry { reason: 1 << 40, cpu: 3 }, 9),
             (UserExit::Interrupted, 10),

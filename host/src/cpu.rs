@@ -71,6 +71,9 @@ pub trait Cpu {
 
     /// Sets the event that the next entry injects (EVENTINJ, APM 15.20).
     fn set_event_inj(&mut self, e: EventInj);
+    /// Sets the return address of a software interrupt or of #BP or #OF that the next entry injects (VMCB offset C8h, APM
+    /// 15.20). It has a meaning only where the processor saves the next RIP (CPUID Fn8000_000A_EDX\[NRIPS\]).
+    fn set_next_rip(&mut self, rip: u64);
     /// Sets the virtual interrupt fields: V_IRQ with vector, priority and V_IGN_TPR (APM 15.21.4).
     fn set_virq(&mut self, vector: u8, priority: u8, ignore_tpr: bool);
     /// Takes the virtual interrupt request back.

@@ -42,8 +42,8 @@ pub struct SimCpu {
     pub(crate) script: Script,
     pub(crate) shared: Arc<Shared>,
     features: CpuFeatures,
-    /// Events that entries injected, in order.
-    pub injected: Vec<EventInj>,
+    /// Events that entries injected, in order, and the return addresses that they pushed.
+    pub injected: Vec<(EventInj, u64)>,
     /// Virtual interrupts that were taken, in order.
     pub taken: Vec<u8>,
     /// Flushes that entries carried out.
@@ -141,12 +141,14 @@ impl SimCpu {
             || e.valid() && bad_event
     }
 
-    /// Delivers what EVENTINJ holds. Interrupts and NMIs go through gates that clear RFLAGS.IF.
-    fn deliver(&mut self) {
+    /// Delivers what EVENTINJ holds; interrupts and NMIs through gates that clear RFLAGS.IF.
+    fn deliver(&mut self, next_rip: u64) {
         let e = std::mem::take(&mut self.control.event_inj);
         self.rflags_before = self.save.rflags;
         if e.valid() {
-            self.injected.push(e);
+            let trap = e.kind() == Some(EventType::Exception) && matches!(e.vector(), 3 | 4);
+            let software = trap || e.kind() == Some(EventType::Soft);
+            self.injected.push((e, if software && self.features.nrips { next_rip } else { self.save.rip }));
             self.delivered = e;
             self.save.rflags &= !Rflags::TF.bits();
             if e.kind() != Some(EventType::Exception) {
@@ -208,14 +210,14 @@ impl SimCpu {
     /// Runs the guest until it exits.
     pub(crate) fn guest_runs(&mut self) -> (u64, u64, u64) {
         self.control.exit_int_info = EventInj::NONE;
-        self.control.next_rip = 0;
+        let next_rip = std::mem::take(&mut self.control.next_rip);
         if self.refused() {
             return (code::INVALID, 0, 0);
         }
         if std::mem::take(&mut self.flush) {
             self.flushes += 1;
         }
-        self.deliver();
+        self.deliver(next_rip);
         if std::mem::take(&mut self.exit_at_once) {
             return (code::INTR, 0, 0);
         }
@@ -287,6 +289,9 @@ impl Cpu for SimCpu {
     }
     fn set_event_inj(&mut self, e: EventInj) {
         self.control.event_inj = e;
+    }
+    fn set_next_rip(&mut self, rip: u64) {
+        self.control.next_rip = rip;
     }
     fn set_virq(&mut self, vector: u8, priority: u8, ignore_tpr: bool) {
         self.control.int_vector = vector.into();

@@ -94,6 +94,9 @@ impl Cpu for SimVcpu {
     fn set_event_inj(&mut self, e: EventInj) {
         either!(&mut self.set_event_inj(e))
     }
+    fn set_next_rip(&mut self, rip: u64) {
+        either!(&mut self.set_next_rip(rip))
+    }
     fn set_virq(&mut self, vector: u8, priority: u8, ignore_tpr: bool) {
         either!(&mut self.set_virq(vector, priority, ignore_tpr))
     }

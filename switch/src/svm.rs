@@ -201,6 +201,10 @@ impl<P: Platform> Cpu for Svm<P> {
         self.vmcb_mut().control.event_inj = e;
     }
 
+    fn set_next_rip(&mut self, rip: u64) {
+        self.vmcb_mut().control.next_rip = rip;
+    }
+
     fn set_virq(&mut self, vector: u8, priority: u8, ignore_tpr: bool) {
         self.dirty(CleanBits::TPR);
         let c = &mut self.vmcb_mut().control;

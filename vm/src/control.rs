@@ -92,7 +92,7 @@ impl<H: Host> Ctx<'_, H> {
         let pending_events = &self.me.pending_events;
         let nmi = pending_events.nmi_queued.swap(0, AcqRel);
         // One may be latched while a handler runs, two before the first is taken (APM 8.1.9 allows one pending).
-        let limit = if self.core.inject.nmi_masked { 1 } else { 2 };
+        let limit = if self.core.inject.nmi_masked || self.core.inject.nmi_injected { 1 } else { 2 };
         self.core.inject.nmi_pending = (u32::from(self.core.inject.nmi_pending).saturating_add(nmi)).min(limit) as u8;
         let (init, sipi) = pending_events.init_sipi.take();
         if init {

@@ -3,7 +3,7 @@
 
 use crate::Ctx;
 use crate::vcpu::Core;
-use arch::cr::{DR7_ENABLED, DR7_RESET, Rflags};
+use arch::cr::{DR6_RESET, DR7_ENABLED, DR7_RESET, Rflags};
 use arch::event::vector;
 use arch::{CleanBits, Exception};
 use host::{Cpu, Errno, Host};
@@ -25,11 +25,20 @@ pub const BLOCKIRQ: u32 = 0x10_0000;
 /// Every control bit that is known.
 pub const ALL: u32 = ENABLE | SINGLESTEP | USE_SW_BP | USE_HW_BP | INJECT_DB | INJECT_BP | BLOCKIRQ;
 
+/// Bits 16 and 11 of DR6 are ones unless #DB clears them; the others of DR6_RESET are ones always (APM 13.1.1.3).
+const DR6_RTM: u64 = 1 << 16;
+const DR6_FIXED: u64 = DR6_RESET & !(DR6_RTM | 1 << 11);
+/// A bit of the payload that DR6 does not have.
+const DR6_ENABLED_BREAKPOINT: u64 = 1 << 12;
+
 /// Debug state of one vCPU.
 #[derive(Clone, Copy, Debug)]
 pub struct DebugState {
     /// The guest's DR0 to DR3.
     pub dr: [u64; 4],
+    /// The guest's DR6. The processor's is DR6_RESET whenever the guest runs (MOV from and to DR6 exit), so that it tells
+    /// what this #DB is about and nothing else: a debugger's exceptions leave no trace in the guest's.
+    pub dr6: u64,
     /// The guest's DR7.
     pub dr7: u64,
     /// KVM_SET_GUEST_DEBUG control bits.
@@ -42,7 +51,7 @@ pub struct DebugState {
 
 impl Default for DebugState {
     fn default() -> Self {
-        Self { dr: [0; 4], dr7: DR7_RESET, control: 0, debugger_dr: [0; 4], debugger_dr7: DR7_RESET }
+        Self { dr: [0; 4], dr6: DR6_RESET, dr7: DR7_RESET, control: 0, debugger_dr: [0; 4], debugger_dr7: DR7_RESET }
     }
 }
 
@@ -50,6 +59,14 @@ impl DebugState {
     /// Sets the guest's DR7; reserved bits keep their fixed values (APM 13.1.1.4).
     pub fn set_dr7(&mut self, value: u64) {
         self.dr7 = value & 0xffff_2bff | DR7_RESET;
+    }
+
+    /// What a #DB does to the guest's DR6 (APM 13.1.1.3). `payload` has the bits that it sets, and as ones those that it
+    /// clears of the bits that are otherwise set.
+    pub fn deliver(&mut self, payload: u64) {
+        let raised = self.dr6 & !0xf | DR6_RTM;
+        let dr6 = raised & !(payload & DR6_RESET) | payload & !DR6_RESET;
+        self.dr6 = dr6 & !DR6_ENABLED_BREAKPOINT & 0xffff_ffff | DR6_FIXED;
     }
 
     /// Does the debugger step through single instructions?
@@ -92,12 +109,9 @@ impl<H: Host> Core<H> {
 }
 
 impl<H: Host> Ctx<'_, H> {
-    /// KVM_SET_GUEST_DEBUG. `dr` are DR0 to DR7. Errors: EINVAL (unknown control bits), EBUSY (an exception waits
-    /// already, so that none can be injected).
+    /// KVM_SET_GUEST_DEBUG. `dr` are DR0 to DR7. Unknown control bits mean nothing, as on stock. Errors: EBUSY (an exception
+    /// waits already or is being delivered, so that none can be injected).
     pub fn set_guest_debug(&mut self, control: u32, dr: &[u64; 8]) -> Result<(), Errno> {
-        if control & !ALL != 0 {
-            return Err(Errno::EINVAL);
-        }
         if control & (INJECT_DB | INJECT_BP) != 0 {
             if self.core.inject.exception.is_some() {
                 return Err(Errno::EBUSY);
@@ -118,5 +132,27 @@ impl<H: Host> Ctx<'_, H> {
         self.core.load_debug();
         self.core.arm_single_step();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_debug_exception_in_dr6() {
+        let after = |dr6, payload| {
+            let mut d = DebugState { dr6, ..Default::default() };
+            d.deliver(payload);
+            d.dr6
+        };
+        assert_eq!(after(DR6_RESET, 1 << 14), 0xffff_4ff0, "a step");
+        assert_eq!(
+            after(0xffff_4ff1, 2),
+            0xffff_4ff2,
+            "which breakpoint is always anew, the rest is the guest's to clear"
+        );
+        assert_eq!(after(DR6_RESET, 1 << 16 | 1 << 12 | 1), 0xfffe_0ff1, "as VMX has it: inside a transaction");
+        assert_eq!(after(0, 0), 0xffff_07f0 & !(1 << 11), "user space may have set anything");
     }
 }

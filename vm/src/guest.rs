@@ -1,10 +1,10 @@
 //! The vCPU as the emulator sees it (`emulator::Machine`), and the ways in which emulation ends.
 
+use crate::Ctx;
 use crate::exits::internal_error;
 use crate::mmio::{Faulted, Target, Wanted};
 use crate::run::Next;
-use crate::user::{Answer, Pending, UserExit, suberror};
-use crate::{Ctx, exits};
+use crate::user::{Pending, UserExit, suberror};
 use arch::cr::{Cr0, Cr4, Efer, Rflags};
 use arch::event::vector;
 use arch::{CleanBits, SegmentAttr};
@@ -18,6 +18,12 @@ impl<H: Host> Ctx<'_, H> {
     pub(crate) fn in_64bit_mode(&self) -> bool {
         let save = self.core.cpu.save();
         save.efer & Efer::LMA.bits() != 0 && save.cs.attrib.has(SegmentAttr::L)
+    }
+
+    /// The linear address of the instruction at RIP.
+    pub(crate) fn linear_rip(&self) -> u64 {
+        let save = self.core.cpu.save();
+        if self.in_64bit_mode() { save.rip } else { save.cs.base.wrapping_add(save.rip) & 0xffff_ffff }
     }
 
     /// Carries out the instruction at RIP.
@@ -41,7 +47,7 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     /// One call of the emulator, and what follows from its result.
-    fn step(&mut self, insn: Insn) -> Next {
+    pub(crate) fn step(&mut self, insn: Insn) -> Next {
         self.core.mmio_fragments.rewind();
         self.core.mmio_fragments.insn = Some(insn);
         match emulator::emulate(self, &insn) {
@@ -74,7 +80,7 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     /// Sends the next posted write to user space. When all are out: Resume, or the debugger's step ends.
-    fn flush_writes(&mut self) -> Next {
+    pub(crate) fn flush_writes(&mut self) -> Next {
         let Some(p) = self.core.mmio_fragments.next_write() else {
             let step_ends = core::mem::take(&mut self.core.mmio_fragments.step_ends);
             // It may have been called off meanwhile.
@@ -120,72 +126,34 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     /// KVM_INTERNAL_ERROR_EMULATION: flags, instruction bytes, then the exit that led here (KVM API document, section
-    /// 5, `emulation_failure`). User code of the guest gets #UD instead, so that it cannot end its own VM.
-    fn unhandleable(&mut self) -> Next {
+    /// 5, `emulation_failure`). User code of the guest gets #UD and no more, so that it cannot end its own VM.
+    pub(crate) fn unhandleable(&mut self) -> Next {
         self.me.stats.insn_emulation_fail.count();
-        let save = self.core.cpu.save();
-        if save.cpl != 0 && !self.vm.config.exit_on_emulation_error.load(Relaxed) {
-            return self.fault(arch::Exception::UD);
+        if !self.vm.config.exit_on_emulation_error.load(Relaxed) {
+            // The guest's kernel finds it, too, if user space goes on.
+            let next = self.fault(arch::Exception::UD);
+            if self.core.cpu.save().cpl != 0 || next != Next::Resume {
+                return next;
+            }
         }
-        let mut bytes = [0u8; 16];
-        let linear = if self.in_64bit_mode() { save.rip } else { save.cs.base.wrapping_add(save.rip) & 0xffff_ffff };
+        let info = self.core.cpu.control().exit_info();
+        let code_of = info.int_info.error_code().unwrap_or(0).into();
+        let info = [info.code & 0xffff_ffff, info.info1, info.info2, info.int_info.0 & 0xffff_ffff, code_of];
         let mut code = [0u8; 15];
-        let got = self.fetch_code(linear, &mut code);
+        let got = self.fetch_code(self.linear_rip(), &mut code);
+        let [a, b, c, d, e] = info;
+        if got == 0 {
+            return internal_error(self, suberror::EMULATION, [0, a, b, c, d, e]);
+        }
+        // What could not be fetched is filled up with NOPs, as on stock.
+        let mut bytes = [0x90u8; 16];
         bytes[0] = got as u8;
         for (d, s) in bytes.iter_mut().skip(1).zip(code.iter().take(got)) {
             *d = *s;
         }
         let (low, high) = bytes.split_at(8);
         let word = |b: &[u8]| b.iter().rev().fold(0u64, |w, x| w << 8 | u64::from(*x));
-        let info = self.core.cpu.control().exit_info();
-        let flags = u64::from(got > 0);
-        let words = [flags, word(low), word(high), info.code, info.info1, info.info2, info.int_info.0, 0];
-        internal_error(self, suberror::EMULATION, words)
-    }
-
-    /// User space came back: finishes what the last exit left open. Err: leave again.
-    pub(crate) fn complete(&mut self, answer: Answer) -> Result<(), Next> {
-        let next = match (core::mem::take(&mut self.core.pending), answer) {
-            (Pending::None, _) => return Ok(()),
-            (Pending::MmioRead { .. }, Answer::Mmio(data)) => {
-                let load = self.core.mmio_fragments.load.take();
-                if let Some(next) = load.and_then(|load| self.answered_load(load, data)) {
-                    next
-                } else if self.core.mmio_fragments.answer(data) {
-                    self.resume_instruction()
-                } else {
-                    self.core.mmio_fragments.clear();
-                    self.unhandleable()
-                }
-            }
-            (Pending::PioIn { size, .. }, _) if self.core.mmio_fragments.insn.is_none() => {
-                exits::complete_input(self, size)
-            }
-            (Pending::PioIn { .. }, _) => {
-                self.core.mmio_fragments.port_answered = self.core.mmio_fragments.wanted.take();
-                self.resume_instruction()
-            }
-            (Pending::MmioWrite | Pending::PioOut, _) => self.flush_writes(),
-            (Pending::Rdmsr, Answer::Msr { data, error }) => exits::complete_msr(self, false, data, error),
-            (Pending::Wrmsr, Answer::Msr { data, error }) => exits::complete_msr(self, true, data, error),
-            (Pending::Hypercall, Answer::Hypercall { ret }) => exits::complete_hypercall(self, ret),
-            // The answer does not fit the question: only a caller that mixes them up gets here.
-            (Pending::MmioRead { .. } | Pending::Rdmsr | Pending::Wrmsr | Pending::Hypercall, _) => {
-                self.core.mmio_fragments.clear();
-                Next::Resume
-            }
-        };
-        match next {
-            Next::Resume => Ok(()),
-            leave => Err(leave),
-        }
-    }
-
-    fn resume_instruction(&mut self) -> Next {
-        match self.core.mmio_fragments.insn {
-            Some(insn) => self.step(insn),
-            None => Next::Resume,
-        }
+        internal_error(self, suberror::EMULATION, [1, word(low), word(high), a, b, c, d, e])
     }
 }
 

@@ -4,10 +4,34 @@
 //! local APIC, and others that the guest cannot take yet, are left with the processor as a virtual interrupt (V_IRQ), which
 //! delivers it without an exit as soon as RFLAGS.IF, the shadow and V_TPR allow. After the exit a cleared V_IRQ tells that
 //! it was taken (docs/decisions/0017).
+//!
+//! An event goes through these states; KVM's names are in brackets. It *waits* (`pending`) until an entry injects it, it *is
+//! being delivered* (`injected`) from then on, and the next exit tells what came of that: EXITINTINFO holds the event if the
+//! exit cut its delivery short, and then the next entry injects it again; otherwise the handler has begun.
+//!
+//! | what waits | goes into EVENTINJ when | else |
+//! |---|---|---|
+//! | an exception | always, before all others | |
+//! | what was cut short: NMI, interrupt | no exception waits | |
+//! | an NMI | nothing of the above, not masked, no shadow | see below |
+//! | an interrupt of a PIC | nothing of the above, RFLAGS.IF, no shadow | V_IRQ |
+//! | one of the local APIC | never | V_IRQ |
+//!
+//! For an NMI that waits, the entry sees to an exit at the right time. (The guest's GIF is always set: CLGI is not offered.)
+//!
+//! | masked | another event goes first | shadow | this entry |
+//! |---|---|---|---|
+//! | no | no | no | injects the NMI |
+//! | no | no | yes | runs one instruction (RFLAGS.TF), which ends the shadow |
+//! | no | yes | | exits right after the injection of the other one |
+//! | by a handler | | | intercepts the IRET that ends it |
+//! | by a handler at its IRET | no | | runs one instruction, the IRET |
+//! | by a handler at its IRET | yes | | exits right after the injection of the other one |
 
 use crate::fast::Armed;
+use crate::software::{Software, is_software};
 use crate::vcpu::Core;
-use arch::cr::DR6_BS;
+use arch::cr::{DR6_BS, DR6_RESET, DR7_GD};
 use arch::event::vector;
 use arch::exit::code;
 use arch::vmcb::INT_SHADOW;
@@ -22,7 +46,9 @@ pub struct Injection {
     /// The exception was already being delivered when the guest exited.
     pub exception_reinjected: bool,
     /// An interrupt that was acknowledged but whose delivery was cut short.
-    pub interrupt: Option<u8>,
+    pub interrupt: Option<QueuedInterrupt>,
+    /// The instruction whose event waits or is being delivered: INTn, INT3 or INTO.
+    pub(crate) software: Option<Software>,
     /// A vector from the userspace PIC (KVM_INTERRUPT), not acknowledged by the guest yet.
     pub external: Option<u8>,
     /// An NMI whose delivery was cut short.
@@ -41,12 +67,20 @@ pub struct Injection {
     pub triple_fault: bool,
 }
 
+/// An interrupt that is past the interrupt controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuedInterrupt {
+    /// 0 to 255.
+    pub vector: u8,
+    /// It comes from an INTn instruction (`interrupt.soft` of KVM_SET_VCPU_EVENTS).
+    pub soft: bool,
+}
+
 /// The guest before it was made to trap after one instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NmiStep {
     /// It traps anyway.
     trap_flag: bool,
-    dr6: u64,
 }
 
 /// Classes of exceptions for double-fault detection (APM 8.2.9).
@@ -78,6 +112,7 @@ impl Injection {
     }
 
     /// Is an event queued that goes into the next EVENTINJ whatever the guest's interrupt flag says?
+    #[inline]
     pub fn busy(&self) -> bool {
         self.exception.is_some() || self.interrupt.is_some() || self.nmi_injected
     }
@@ -85,6 +120,7 @@ impl Injection {
     /// The event that was being delivered at the exit has been delivered in another way. The exception, if it was one.
     pub(crate) fn take_delivered(&mut self) -> Option<Exception> {
         self.interrupt = None;
+        self.software = None;
         self.nmi_injected = false;
         self.exception.take()
     }
@@ -129,7 +165,7 @@ impl<H: Host> Core<H> {
             self.inject_nmi();
         } else if self.interruptible() {
             if let Some(v) = self.inject.external.take() {
-                self.inject.interrupt = Some(v);
+                self.inject.interrupt = Some(QueuedInterrupt { vector: v, soft: false });
                 self.cpu.set_event_inj(EventInj::new(EventType::Intr, v, None));
             }
         }
@@ -141,18 +177,16 @@ impl<H: Host> Core<H> {
 
     fn inject_exception(&mut self) -> bool {
         let Some(e) = self.inject.exception else { return false };
-        match (e.vector, e.payload) {
-            (vector::PF, Some(cr2)) => self.cpu.save_mut(CleanBits::CR2).cr2 = cr2,
-            (vector::DB, Some(bits)) => {
-                self.debug.dr7 &= !arch::cr::DR7_GD;
-                let save = self.cpu.save_mut(CleanBits::DRX);
-                save.dr6 = save.dr6 & !15 | bits;
-                save.dr7 &= !arch::cr::DR7_GD;
-            }
-            _ => {}
+        self.deliver_payload(e.vector, e.payload);
+        if e.vector == vector::DB && !self.inject.exception_reinjected && self.debug.dr7 & DR7_GD != 0 {
+            self.debug.dr7 &= !DR7_GD;
+            self.load_debug();
         }
         if !self.inject.exception_reinjected && is_fault(e.vector) {
             self.cpu.save_mut(CleanBits::empty()).rflags |= Rflags::RF.bits();
+        }
+        if is_software(e.vector) {
+            self.set_return_address();
         }
         let code = if Exception::pushes_error_code(e.vector) { e.error_code.or(Some(0)) } else { None };
         let code = if self.cpu.save().cr0 & 1 == 0 { None } else { code };
@@ -164,15 +198,35 @@ impl<H: Host> Core<H> {
         true
     }
 
+    /// What an exception brings along reaches CR2 or DR6.
+    pub(crate) fn deliver_payload(&mut self, vector: u8, payload: Option<u64>) {
+        match (vector, payload) {
+            (vector::PF, Some(cr2)) => self.cpu.save_mut(CleanBits::CR2).cr2 = cr2,
+            (vector::DB, Some(bits)) => self.debug.deliver(bits),
+            _ => {}
+        }
+    }
+
     fn inject_reinjected(&mut self) -> bool {
         if self.inject.nmi_injected {
             self.inject_nmi();
-        } else if let Some(v) = self.inject.interrupt {
-            self.cpu.set_event_inj(EventInj::new(EventType::Intr, v, None));
+        } else if let Some(QueuedInterrupt { vector, soft }) = self.inject.interrupt {
+            if soft {
+                self.set_return_address();
+            }
+            let kind = if soft { EventType::Soft } else { EventType::Intr };
+            self.cpu.set_event_inj(EventInj::new(kind, vector, None));
         } else {
             return false;
         }
         true
+    }
+
+    /// The processor was not entered, or refused the guest: what was about to be injected still waits.
+    pub(crate) fn cancel_injection(&mut self) {
+        self.cpu.set_event_inj(EventInj::NONE);
+        self.end_step();
+        self.take_back_rip(false);
     }
 
     fn inject_nmi(&mut self) {
@@ -228,7 +282,7 @@ impl<H: Host> Core<H> {
             self.cpu.exit_after_injection();
         } else {
             let save = self.cpu.save_mut(CleanBits::empty());
-            self.inject.step = Some(NmiStep { trap_flag: save.rflags & Rflags::TF.bits() != 0, dr6: save.dr6 });
+            self.inject.step = Some(NmiStep { trap_flag: save.rflags & Rflags::TF.bits() != 0 });
             save.rflags |= Rflags::TF.bits();
         }
     }
@@ -246,78 +300,19 @@ impl<H: Host> Core<H> {
         }
     }
 
-    /// A #DB was intercepted: takes out of DR6 what our own step has put there. False: nothing of it is the guest's.
-    pub(crate) fn debug_is_guests(&mut self) -> bool {
-        let Some(step) = self.inject.stepped.take().filter(|s| !s.trap_flag) else { return true };
-        let watches = self.debug.dr7 & arch::cr::DR7_ENABLED != 0;
+    /// A #DB was intercepted: what it is about, as DR6 has it; without what our own step has put there. None: nothing of it
+    /// is anybody else's.
+    pub(crate) fn take_debug_status(&mut self) -> Option<u64> {
+        let ours = self.inject.stepped.take().is_some_and(|s| !s.trap_flag);
         let save = self.cpu.save_mut(CleanBits::DRX);
-        save.dr6 = save.dr6 & !DR6_BS | step.dr6 & DR6_BS;
-        watches && save.dr6 & 15 != 0
-    }
-
-    /// After an exit: what became of the events that were handed over.
-    #[inline]
-    pub fn collect_events(&mut self) {
-        if self.inject.step.is_some() {
-            self.end_step();
+        let dr6 = core::mem::replace(&mut save.dr6, DR6_RESET);
+        // The processor reports breakpoints that are not enabled as well: they alone cause no exception.
+        let watches = save.dr7 & arch::cr::DR7_ENABLED != 0;
+        match ours {
+            true if self.debug.steps() => Some(dr6),
+            true => Some(dr6 & !DR6_BS).filter(|dr6| watches && dr6 & 15 != 0),
+            false => Some(dr6),
         }
-        let tpr = (self.cpu.control().int_ctl & 0xf) as u8;
-        if tpr != self.vtpr {
-            self.vtpr = tpr;
-            match &mut self.fast.lapic {
-                Some(lapic) => lapic.set_cr8(tpr),
-                None => self.cr8 = tpr.into(),
-            }
-        }
-        match self.fast.taken(self.cpu.control()) {
-            None | Some(Armed::Apic(_)) => {}
-            Some(Armed::External(_)) => self.inject.external = None,
-            Some(Armed::Window) => self.cpu.set_intercept(Intercepts::VINTR, false),
-        }
-        let info = self.cpu.control().exit_int_info;
-        if info.valid() || self.inject.busy() {
-            self.requeue(info);
-        }
-        if let Some(rip) = self.inject.iret_rip {
-            if self.cpu.save().rip != rip {
-                self.inject.iret_rip = None;
-                self.inject.nmi_masked = false;
-            }
-        }
-    }
-
-    /// The event in EXITINTINFO was being delivered when the guest exited; it is delivered again. Software
-    /// interrupts and #BP/#OF are left out: RIP still points at their instruction, which runs again.
-    fn requeue(&mut self, info: EventInj) {
-        self.inject.exception = None;
-        self.inject.interrupt = None;
-        self.inject.nmi_injected = false;
-        if !info.valid() {
-            return;
-        }
-        let v = info.vector();
-        match info.kind() {
-            Some(EventType::Nmi) => self.inject.nmi_injected = true,
-            // No exception has such a vector (APM 8.2). QEMU's emulation says so of a virtual interrupt whose delivery
-            // met a nested fault, and has V_IRQ still set: then it comes again by itself. VMRUN would refuse it.
-            Some(EventType::Exception) if v >= 32 => {
-                if self.fast.armed.is_none() {
-                    self.inject.interrupt = Some(v);
-                }
-            }
-            Some(EventType::Exception) if v != vector::BP && v != vector::OF => {
-                self.inject.exception = Some(Exception { vector: v, error_code: info.error_code(), payload: None });
-                self.inject.exception_reinjected = true;
-            }
-            Some(EventType::Intr) => self.inject.interrupt = Some(v),
-            Some(EventType::Soft) | Some(EventType::Exception) | None => {}
-        }
-    }
-
-    /// IRET of an NMI handler is about to run: it ends the mask once it has.
-    pub fn on_iret(&mut self) {
-        self.cpu.set_intercept(Intercepts::IRET, false);
-        self.inject.iret_rip = Some(self.cpu.save().rip);
     }
 }
 

@@ -172,9 +172,13 @@ impl<H: Host> Ctx<'_, H> {
 
     /// IA32_APIC_BASE, from the guest or (`host`) user space. Errors: EINVAL (an illegal value or transition).
     pub(crate) fn set_apic_base(&mut self, value: u64, host: bool) -> Result<(), Errno> {
-        let reserved = self.core.cpuid.flags().reserved_gpa_bits;
+        let flags = self.core.cpuid.flags();
+        let (reserved, x2apic) = (flags.reserved_gpa_bits, flags.x2apic);
         let Some(lapic) = &mut self.core.fast.lapic else {
+            let old = self.core.apic_base;
+            irqchip::checked_base(old, value, host, x2apic, reserved).map_err(|_| Errno::EINVAL)?;
             self.core.apic_base = value;
+            self.update_cpuid();
             return Ok(());
         };
         if lapic.base() == value {

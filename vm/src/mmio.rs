@@ -1,6 +1,7 @@
 //! Accesses of the instruction that is being emulated which go to user space: the log of reads that it answered, the
 //! access it is asked for, and the queue of posted writes (the contract is in the documentation of `emulator`).
 
+use crate::Regs;
 use crate::moves::Load;
 use arch::{Gpa, NpfCode};
 use emulator::Insn;
@@ -76,6 +77,8 @@ impl Faulted {
 pub struct MmioFragments {
     /// The instruction that waits for an answer.
     pub insn: Option<Insn>,
+    /// The registers that it began with, if user space has set others.
+    pub(crate) begun: Option<Regs>,
     /// The read that user space is to answer.
     pub wanted: Option<Wanted>,
     /// That is a plain load, and this is it.
@@ -150,7 +153,7 @@ impl MmioFragments {
     /// Forgets all, the queue of writes too.
     pub fn clear(&mut self) {
         self.forget();
-        self.insn = None;
+        (self.insn, self.begun) = (None, None);
         self.step_ends = false;
         self.queue.len = 0;
         self.sent = 0;

@@ -2,7 +2,7 @@
 
 use crate::clock::{ClockData, Frequency, GuestMemory, write_wall_clock};
 use crate::cpuid::Runtime;
-use crate::msr::{MachineCheck, MceOutcome, MsrEffect, MsrError, passthrough};
+use crate::msr::{MachineCheck, MceOutcome, MsrEffect, MsrError, is_fixed_once_run, passthrough};
 use crate::quirks::MISC_ENABLE_NO_MWAIT;
 use crate::run::Next;
 use crate::spin::DISABLE_HLT;
@@ -115,8 +115,12 @@ impl<H: Host> Ctx<'_, H> {
         self.core.msrs(&self.vm.host, &self.vm.msrs).read(index, true)
     }
 
-    /// KVM_SET_MSRS, one MSR.
+    /// KVM_SET_MSRS, one MSR. What describes the processor is fixed once the vCPU has run, as its CPUID is; to write the
+    /// same again is no change.
     pub fn set_msr(&mut self, index: u32, value: u64) -> Result<(), MsrError> {
+        if self.core.has_run && is_fixed_once_run(index) && self.get_msr(index)? != value {
+            return Err(MsrError::Invalid);
+        }
         self.write_msr(index, value, true).map(|_| ())
     }
 

@@ -1,6 +1,7 @@
 //! Behaviour that KVM has always had and that user space may switch off (KVM_CAP_DISABLE_QUIRKS2, KVM API document
 //! 7.30). Everything is on at first.
 
+use crate::fast_calls::FastCall;
 use crate::run::Next;
 use crate::{Config, Ctx, Vm};
 use core::sync::atomic::Ordering::Relaxed;
@@ -11,6 +12,9 @@ use host::{Cpu, Errno, Host};
 pub const LINT0_REENABLED: u64 = 1 << 0;
 /// KVM_X86_QUIRK_LAPIC_MMIO_HOLE: the page of a local APIC that is not in xAPIC mode reads as ones, and swallows writes.
 pub const LAPIC_MMIO_HOLE: u64 = 1 << 2;
+/// KVM_X86_QUIRK_OUT_7E_INC_RIP: at the exit of an OUT to port 7e RIP is behind it, as QEMU's `kvmvapic` expects, which looks at
+/// the guest's code there.
+pub const OUT_7E_INC_RIP: u64 = 1 << 3;
 /// KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT: MISC_ENABLE bit 18 does not show in CPUID.
 pub const MISC_ENABLE_NO_MWAIT: u64 = 1 << 4;
 /// KVM_X86_QUIRK_FIX_HYPERCALL_INSN: VMCALL in the guest's code becomes VMMCALL.
@@ -18,8 +22,12 @@ pub const FIX_HYPERCALL_INSN: u64 = 1 << 5;
 /// KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS: MONITOR and MWAIT do nothing in a guest that does not have them.
 pub const MWAIT_NEVER_UD_FAULTS: u64 = 1 << 6;
 /// Those that can be switched off.
-pub const ALL: u64 =
-    LINT0_REENABLED | LAPIC_MMIO_HOLE | MISC_ENABLE_NO_MWAIT | FIX_HYPERCALL_INSN | MWAIT_NEVER_UD_FAULTS;
+pub const ALL: u64 = LINT0_REENABLED
+    | LAPIC_MMIO_HOLE
+    | OUT_7E_INC_RIP
+    | MISC_ENABLE_NO_MWAIT
+    | FIX_HYPERCALL_INSN
+    | MWAIT_NEVER_UD_FAULTS;
 
 const VMCALL: [u8; 3] = [0x0f, 0x01, 0xc1];
 /// VMMCALL is 0f 01 d9.
@@ -49,14 +57,28 @@ impl<H: Host> Vm<H> {
 
 impl<H: Host> Ctx<'_, H> {
     /// #UD, which is intercepted: VMCALL of a guest that takes this processor for Intel's is made the instruction that
-    /// it has, and runs again. Everything else is the guest's exception.
+    /// it has, and runs again; SYSENTER and SYSEXIT are done here. Everything else is the guest's exception.
     pub(crate) fn undefined(&mut self) -> Next {
-        let rip = self.core.cpu.save().rip;
-        let cs = self.core.cpu.save().cs.base;
-        let linear = if self.in_64bit_mode() { rip } else { cs.wrapping_add(rip) & 0xffff_ffff };
+        let linear = self.linear_rip();
         let mut code = [0; 15];
         let got = self.fetch_code(linear, &mut code);
-        if !code.get(..got).is_some_and(|c| c.starts_with(&VMCALL)) || !self.vm.config.has_quirk(FIX_HYPERCALL_INSN) {
+        let code = code.get(..got).unwrap_or(&[]);
+        if code.starts_with(&VMCALL) {
+            return self.vmcall(linear);
+        }
+        match FastCall::of(code).filter(|_| self.lacks_fast_calls()) {
+            Some(FastCall::Enter) => self.sysenter(),
+            Some(FastCall::Exit { to_64bit }) => self.sysexit(to_64bit),
+            None => self.fault(arch::Exception::UD),
+        }
+    }
+
+    /// VMCALL is privileged, as it would have to be to be carried out.
+    fn vmcall(&mut self, linear: u64) -> Next {
+        if self.core.cpu.save().cpl != 0 {
+            return self.fault(arch::Exception::gp(0));
+        }
+        if !self.vm.config.has_quirk(FIX_HYPERCALL_INSN) {
             return self.fault(arch::Exception::UD);
         }
         // Only the last byte differs: another vCPU sees the one or the other.

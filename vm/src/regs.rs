@@ -2,15 +2,14 @@
 
 use crate::state::{DebugRegs, Regs, Sregs};
 use crate::vcpu::Core;
-use crate::{Ctx, Events, MpState};
-use arch::cr::{Cr0, Cr4, DR6_RESET, Efer};
-use arch::event::vector;
-use arch::vmcb::INT_SHADOW;
+use crate::{Ctx, MpState};
+use arch::cr::{Cr0, Cr4, Efer};
 use arch::{CleanBits, Exception, Segment, SegmentAttr};
 use core::sync::atomic::Ordering::Relaxed;
 use host::{Cpu, Errno, Host};
 
-/// Writable bits of CR0 (APM 3.1.1).
+/// Writable bits of CR0 (APM 3.1.1). User space may set others of the lower half: it reads them back, and the processor
+/// does not see them.
 const CR0_BITS: u64 = 0xe005_003f;
 /// Bits of CR0 that the hardware runs without, whatever the guest sets: caching is the host's business.
 const CR0_MASKED: Cr0 = Cr0::CD.union(Cr0::NW);
@@ -28,9 +27,8 @@ impl<H: Host> Core<H> {
 
     /// Puts a CR0 that has been checked into the hardware.
     pub(crate) fn load_cr0(&mut self, value: u64) {
-        let value = value | Cr0::ET.bits();
         self.guest_cr0 = value;
-        let hw = value & !CR0_MASKED.bits() | self.fpu_use.forced();
+        let hw = (value | Cr0::ET.bits()) & CR0_BITS & !CR0_MASKED.bits() | self.fpu_use.forced();
         self.cpu.save_mut(CleanBits::CRX).cr0 = hw;
         // Reads must be answered with the guest's value only while it differs from the hardware's, and then every
         // write has to be seen as well.
@@ -134,6 +132,21 @@ impl<H: Host> Core<H> {
         Ok(())
     }
 
+    /// The general registers, RIP and RFLAGS, as the processor has them.
+    pub(crate) fn regs(&self) -> Regs {
+        let save = self.cpu.save();
+        Regs { gpr: core::array::from_fn(|n| self.cpu.gpr(n as u8)), rip: save.rip, rflags: save.rflags }
+    }
+
+    /// Loads them.
+    pub(crate) fn load_regs(&mut self, r: &Regs) {
+        for (n, v) in r.gpr.iter().enumerate() {
+            self.cpu.set_gpr(n as u8, *v);
+        }
+        let save = self.cpu.save_mut(CleanBits::empty());
+        (save.rip, save.rflags) = (r.rip, r.rflags);
+    }
+
     /// A segment register by the number that ModRM.reg uses (0 ES .. 5 GS), 6 LDTR, 7 TR.
     pub(crate) fn segment(&self, n: u8) -> Segment {
         let save = self.cpu.save();
@@ -171,28 +184,26 @@ impl<H: Host> Core<H> {
 impl<H: Host> Ctx<'_, H> {
     /// KVM_GET_REGS.
     pub fn get_regs(&self) -> Regs {
-        let save = self.core.cpu.save();
-        Regs {
-            gpr: core::array::from_fn(|n| self.core.cpu.gpr(n as u8)),
-            rip: save.rip,
-            rflags: self.core.visible_rflags(),
-        }
+        Regs { rflags: self.core.visible_rflags(), ..self.core.regs() }
     }
 
-    /// KVM_SET_REGS. Forgets an exception that waits, as an instruction that has not begun cannot have caused it.
+    /// KVM_SET_REGS. Forgets an exception that waits, as an instruction that has not begun cannot have caused it; not one whose
+    /// delivery has begun.
     pub fn set_regs(&mut self, r: &Regs) {
-        for (n, v) in r.gpr.iter().enumerate() {
-            self.core.cpu.set_gpr(n as u8, *v);
+        let fragments = &self.core.mmio_fragments;
+        if fragments.insn.is_some() && fragments.begun.is_none() {
+            self.core.mmio_fragments.begun = Some(self.core.regs());
         }
-        let save = self.core.cpu.save_mut(CleanBits::empty());
-        save.rip = r.rip;
-        save.rflags = r.rflags | 2;
+        self.core.load_regs(&Regs { rflags: r.rflags | 2, ..*r });
         self.core.arm_single_step();
-        self.core.inject.exception = None;
+        if !self.core.inject.exception_reinjected {
+            self.core.inject.exception = None;
+        }
     }
 
     /// KVM_GET_SREGS(2).
-    pub fn get_sregs(&self) -> Sregs {
+    pub fn get_sregs(&mut self) -> Sregs {
+        self.deliver_payload_early();
         let save = self.core.cpu.save();
         Sregs {
             seg: [save.es, save.cs, save.ss, save.ds, save.fs, save.gs],
@@ -207,7 +218,7 @@ impl<H: Host> Ctx<'_, H> {
             cr8: self.cr8(),
             efer: save.efer & !Efer::SVME.bits(),
             apic_base: self.apic_base(),
-            interrupt: self.core.inject.interrupt,
+            interrupt: self.hard_interrupt(),
             pdptrs: None,
         }
     }
@@ -230,7 +241,9 @@ impl<H: Host> Ctx<'_, H> {
         self.update_cpuid();
         self.set_cr8(s.cr8);
         self.core.cpu.flush_tlb();
-        self.core.inject.interrupt = s.interrupt.or(self.core.inject.interrupt);
+        if s.interrupt.is_some() {
+            self.queue_interrupt(s.interrupt);
+        }
         // Older user space starts the bootstrap processor by its registers alone.
         if self.core.mp_state == MpState::Halted
             && self.vm.is_bsp(self.me.id)
@@ -246,7 +259,7 @@ impl<H: Host> Ctx<'_, H> {
         let cr0 = Cr0::from_bits_retain(s.cr0);
         let efer = Efer::from_bits_retain(s.efer);
         let paging = cr0.contains(Cr0::PG);
-        let bad = s.cr0 & !CR0_BITS != 0
+        let bad = s.cr0 >> 32 != 0
             || paging && !cr0.contains(Cr0::PE)
             || cr0.contains(Cr0::NW) && !cr0.contains(Cr0::CD)
             || !self.core.cpuid.cr4_valid(s.cr4)
@@ -259,90 +272,27 @@ impl<H: Host> Ctx<'_, H> {
         if bad || long_bad { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
-    /// CR8 of the guest (the local APIC's task priority class); bits above 3 are ignored.
+    /// CR8 of the guest (the local APIC's task priority class); a value above 15 changes nothing.
     pub(crate) fn set_cr8(&mut self, value: u64) {
         match &mut self.core.fast.lapic {
-            Some(lapic) => lapic.set_cr8(value as u8 & 15),
-            None => self.core.cr8 = value & 15,
+            _ if value > 15 => {}
+            Some(lapic) => lapic.set_cr8(value as u8),
+            None => self.core.cr8 = value,
         }
-    }
-
-    /// KVM_GET_VCPU_EVENTS.
-    pub fn get_events(&mut self) -> Events {
-        self.process_pending_events();
-        let inject = &self.core.inject;
-        let payloads = self.vm.config.exception_payload.load(Relaxed);
-        let exception = inject.exception;
-        let waiting = exception.is_some() && !inject.exception_reinjected;
-        Events {
-            exception_injected: exception.is_some() && (inject.exception_reinjected || !payloads),
-            // Without the capability it is reported as both, and comes back as injected.
-            exception_pending: waiting,
-            exception_nr: exception.map_or(0, |e| e.vector),
-            exception_error_code: exception.and_then(|e| e.error_code),
-            exception_payload: exception.and_then(|e| e.payload).filter(|_| waiting && payloads),
-            interrupt_injected: inject.interrupt.is_some(),
-            interrupt_nr: inject.interrupt.unwrap_or(0),
-            interrupt_soft: false,
-            shadow: Some(if self.core.cpu.control().int_state & INT_SHADOW != 0 { 3 } else { 0 }),
-            nmi_injected: inject.nmi_injected,
-            nmi_pending: Some(inject.nmi_pending != 0),
-            nmi_masked: inject.nmi_masked,
-            sipi_vector: None,
-            triple_fault: Some(inject.triple_fault),
-        }
-    }
-
-    /// KVM_SET_VCPU_EVENTS. Errors: EINVAL (vector out of range, NMI as exception, a payload without its capability).
-    pub fn set_events(&mut self, e: &Events) -> Result<(), Errno> {
-        let payloads = self.vm.config.exception_payload.load(Relaxed);
-        let has_exception = e.exception_injected || e.exception_pending;
-        if has_exception && (e.exception_nr > 31 || e.exception_nr == vector::NMI)
-            || e.exception_pending && (!payloads || e.exception_injected)
-        {
-            return Err(Errno::EINVAL);
-        }
-        self.process_pending_events();
-        let inject = &mut self.core.inject;
-        inject.exception = has_exception.then_some(Exception {
-            vector: e.exception_nr,
-            error_code: e.exception_error_code,
-            payload: e.exception_payload,
-        });
-        inject.exception_reinjected = e.exception_injected;
-        inject.interrupt = e.interrupt_injected.then_some(e.interrupt_nr);
-        inject.nmi_injected = e.nmi_injected;
-        inject.nmi_masked = e.nmi_masked;
-        if let Some(pending) = e.nmi_pending {
-            inject.nmi_pending = pending.into();
-        }
-        if let Some(triple) = e.triple_fault {
-            inject.triple_fault = triple;
-        }
-        if let Some(shadow) = e.shadow {
-            self.core.cpu.set_interrupt_shadow(shadow != 0);
-        }
-        self.core.cpu.set_intercept(arch::Intercepts::IRET, e.nmi_masked);
-        if let (Some(v), true) = (e.sipi_vector, self.core.fast.lapic.is_some()) {
-            self.core.sipi_vector = v as u8;
-        }
-        self.me.thread_ring_event();
-        Ok(())
     }
 
     /// KVM_GET_DEBUGREGS.
-    pub fn get_debugregs(&self) -> DebugRegs {
-        DebugRegs { db: self.core.debug.dr, dr6: self.core.cpu.save().dr6, dr7: self.core.debug.dr7 }
+    pub fn get_debugregs(&mut self) -> DebugRegs {
+        self.deliver_payload_early();
+        DebugRegs { db: self.core.debug.dr, dr6: self.core.debug.dr6, dr7: self.core.debug.dr7 }
     }
 
-    /// KVM_SET_DEBUGREGS. Errors: EINVAL (DR6 or DR7 beyond 32 bits).
+    /// KVM_SET_DEBUGREGS. They are kept as they are given, fixed bits included, as on stock. Errors: EINVAL (DR6 or DR7 beyond 32 bits).
     pub fn set_debugregs(&mut self, d: &DebugRegs) -> Result<(), Errno> {
         if d.dr6 >> 32 != 0 || d.dr7 >> 32 != 0 {
             return Err(Errno::EINVAL);
         }
-        self.core.debug.dr = d.db;
-        self.core.cpu.save_mut(CleanBits::DRX).dr6 = d.dr6 | DR6_RESET;
-        self.core.debug.set_dr7(d.dr7);
+        (self.core.debug.dr, self.core.debug.dr6, self.core.debug.dr7) = (d.db, d.dr6, d.dr7);
         self.core.load_debug();
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The state of a processor after power-on, INIT and SIPI (APM 14.1.3, table 14-1).
 
+use crate::msr::PAT_RESET;
 use crate::vcpu::Core;
 use crate::{Ctx, MpState};
 use arch::cr::{Cr0, DR6_RESET, DR7_RESET, Efer};
@@ -43,7 +44,7 @@ impl<H: Host> Core<H> {
         save.dr6 = DR6_RESET;
         save.efer = Efer::SVME.bits();
         if !init {
-            save.g_pat = 0x0007_0406_0007_0406;
+            save.g_pat = PAT_RESET;
             (save.star, save.lstar, save.cstar, save.sfmask) = (0, 0, 0, 0);
             (save.kernel_gs_base, save.sysenter_cs, save.sysenter_esp, save.sysenter_eip) = (0, 0, 0, 0);
             self.cpu.extra_mut().xcr0 = 1;
@@ -51,7 +52,7 @@ impl<H: Host> Core<H> {
         }
         let extra = self.cpu.extra_mut();
         (extra.spec_ctrl, extra.virt_spec_ctrl) = (0, 0);
-        (self.debug.dr, self.debug.dr7) = ([0; 4], DR7_RESET);
+        (self.debug.dr, self.debug.dr6, self.debug.dr7) = ([0; 4], DR6_RESET, DR7_RESET);
         self.load_debug();
         self.cpu.set_interrupt_shadow(false);
         self.load_cr0(Cr0::ET.bits() | kept);

@@ -2,7 +2,7 @@
 
 use crate::user::{Answer, RunRequest, UserExit};
 use crate::{Ctx, MpState, exits};
-use arch::{EventInj, Exit};
+use arch::Exit;
 use core::convert::Infallible;
 use host::{Cpu, Errno, Host, Request, VcpuThread, Work};
 
@@ -21,8 +21,11 @@ impl<H: Host> Ctx<'_, H> {
     /// One KVM_RUN (KVM API document, 4.10). `answer` is user space's reply to [`pending`](Self::pending).
     ///
     /// Never [`Next::Resume`]. The errno with which it fails: EINTR (signal or `immediate_exit`), EAGAIN (an application
-    /// processor that nobody has started), EFAULT or EHWPOISON (guest memory), EIO (the VM is dead).
+    /// processor that has just got INIT), EFAULT or EHWPOISON (guest memory), EIO (the VM is dead).
     pub fn run(&mut self, req: RunRequest, answer: Answer) -> Next {
+        if self.core.fast.lapic.is_none() {
+            self.core.cr8 = req.cr8 & 15;
+        }
         self.core.has_run = true;
         self.core.arm_single_step();
         self.core.shrink_pause_filter();
@@ -55,19 +58,33 @@ impl<H: Host> Ctx<'_, H> {
             // User space still reads the exit whose completion it came for.
             return Err(Next::Fail(Errno::EINTR, UserExit::Unchanged));
         }
-        if self.core.fast.lapic.is_none() {
-            self.core.cr8 = req.cr8 & 15;
-        }
         if self.core.mp_state == MpState::Uninitialized {
-            // A processor that waits for INIT and SIPI: sleep, then let user space look.
-            self.me.thread.block();
-            self.service_requests()?;
-            return Err(match self.vm.host.do_work() {
-                Work::Signal => INTERRUPTED,
-                Work::None => Next::Fail(Errno::EAGAIN, UserExit::Unchanged),
-            });
+            return Err(self.wait_for_init());
+        }
+        if self.core.inject.busy() {
+            self.find_software_event();
         }
         Ok(())
+    }
+
+    /// A processor that nobody has started sleeps until INIT comes, and lets user space look then.
+    #[cold]
+    fn wait_for_init(&mut self) -> Next {
+        loop {
+            if let Err(leave) = self.service_requests() {
+                return leave;
+            }
+            if self.core.mp_state != MpState::Uninitialized {
+                return Next::Fail(Errno::EAGAIN, UserExit::Unchanged);
+            }
+            self.me.thread.preemptible(true);
+            self.me.thread.block();
+            let work = self.vm.host.do_work();
+            self.me.thread.preemptible(false);
+            if work == Work::Signal {
+                return INTERRUPTED;
+            }
+        }
     }
 
     /// The loop. Only returns with a reason to leave. `fast`: not every exit has to come here.
@@ -94,7 +111,7 @@ impl<H: Host> Ctx<'_, H> {
                     self.core.fast.exits = 0;
                     if exit == Exit::Invalid {
                         // Nothing was injected: what was about to be is kept.
-                        self.core.end_step();
+                        self.core.cancel_injection();
                     } else {
                         self.core.collect_events();
                     }
@@ -114,8 +131,7 @@ impl<H: Host> Ctx<'_, H> {
     /// The processor was not entered: somebody wants something first.
     #[cold]
     fn not_entered(&mut self) -> Result<(), Next> {
-        self.core.cpu.set_event_inj(EventInj::NONE);
-        self.core.end_step();
+        self.core.cancel_injection();
         self.collect_eoi();
         if let Some(errno) = self.core.cpu.broken() {
             return Err(Next::Fail(errno, UserExit::Shutdown));

@@ -69,12 +69,14 @@ pub struct Events {
     pub shadow: Option<u8>,
     /// `nmi.injected`.
     pub nmi_injected: bool,
-    /// `nmi.pending`.
-    pub nmi_pending: Option<bool>,
+    /// `nmi.pending`: how many; at most 2 count, or 1 while NMIs are masked.
+    pub nmi_pending: Option<u8>,
     /// `nmi.masked`.
     pub nmi_masked: bool,
     /// `sipi_vector`.
     pub sipi_vector: Option<u32>,
+    /// `smi.latched_init`: INIT arrived and has not had its effect. Never shown, because it has by then.
+    pub latched_init: Option<bool>,
     /// `triple_fault.pending` (KVM_CAP_X86_TRIPLE_FAULT_EVENT).
     pub triple_fault: Option<bool>,
 }

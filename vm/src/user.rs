@@ -9,6 +9,8 @@ pub enum UserExit {
     Mmio { gpa: u64, data: [u8; 8], len: u8, write: bool },
     /// KVM_EXIT_HLT: only without in-kernel local APIC.
     Hlt,
+    /// KVM_EXIT_SET_TPR: the guest has lowered CR8, without in-kernel local APIC.
+    SetTpr,
     /// KVM_EXIT_IRQ_WINDOW_OPEN.
     IrqWindowOpen,
     /// KVM_EXIT_SHUTDOWN: triple fault.
@@ -45,10 +47,14 @@ pub enum Pending {
     MmioRead { len: u8 },
     /// An MMIO write was reported; more fragments or nothing may follow.
     MmioWrite,
-    /// A port read: `size * count` bytes of the PIO page.
+    /// INS: `size * count` bytes of the PIO page.
     PioIn { size: u8, count: u32 },
-    /// A port write was reported.
+    /// A port write was reported, and its instruction is complete.
     PioOut,
+    /// IN, whose answer is the first bytes of the PIO page.
+    FastPioIn { size: u8 },
+    /// OUT, which is complete once user space has seen it.
+    FastPioOut,
     /// KVM_EXIT_X86_RDMSR.
     Rdmsr,
     /// KVM_EXIT_X86_WRMSR.

@@ -1,6 +1,7 @@
 //! One vCPU: the part that other threads reach, and the core that only its own thread (under the vCPU's mutex) does.
 
 use crate::chips::RtcMark;
+use crate::exits::Pio;
 use crate::fast::Fast;
 use crate::halt::HaltPoll;
 use crate::pv::Pv;
@@ -135,8 +136,8 @@ pub struct Core<H: Host> {
     pub vtpr: u8,
     /// The processor's features.
     pub features: CpuFeatures,
-    /// RIP after the IN that user space answers.
-    pub(crate) io_next_rip: u64,
+    /// The IN or OUT that user space serves.
+    pub(crate) pio: Pio,
     /// CR0 is intercepted.
     pub(crate) cr0_exits: bool,
     /// Reads of CR4 are intercepted.

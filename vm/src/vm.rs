@@ -213,6 +213,7 @@ impl<H: Host> Vm<H> {
         if self.clock.lock().vcpu_created(&mut clock, host.time_point()) {
             self.ring_all(Request::ClockUpdate);
         }
+        let without_lapic = lapic.is_none();
         let fast = Fast::new(lapic)?;
         let fpu = host.new_fpu()?;
         let cpuid = try_box(|| GuestCpuid::new(&self.caps))?;
@@ -246,10 +247,10 @@ impl<H: Host> Vm<H> {
             guest_cr4: 0,
             debug: DebugState::default(),
             exit_words: [0; 8],
-            io_next_rip: 0,
+            pio: crate::exits::Pio::default(),
             cr0_exits: false,
             cr4_read_exits: true,
-            cr8_exits: false,
+            cr8_exits: without_lapic,
             host_stop: None,
             device_exit: Next::Resume,
         })?;

@@ -31,7 +31,7 @@ fn bad_addresses() {
 #[test]
 fn unknown_ioctls() {
     let bed = Bed::new();
-    // Nested state, one register, another driver's number.
+    // Something like nested state, one register, another driver's number.
     for cmd in [iowr::<u64>(0xbe), iow::<[u64; 2]>(0xab), 0x5401] {
         assert_eq!(bed.vcpu(cmd, ARG), Err(Errno::EINVAL), "{cmd:#x}");
     }
@@ -260,7 +260,7 @@ fn debug_registers() {
         assert_eq!(bed.vcpu_with(KVM_SET_DEBUGREGS, &bad), Err(Errno::EINVAL));
     }
     let unknown = kvm_guest_debug { control: 1 << 30, ..Default::default() };
-    assert_eq!(bed.vcpu_with(KVM_SET_GUEST_DEBUG, &unknown), Err(Errno::EINVAL));
+    assert_eq!(bed.vcpu_with(KVM_SET_GUEST_DEBUG, &unknown), Ok(0), "as on stock: they mean nothing");
 }
 
 #[test]

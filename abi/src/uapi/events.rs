@@ -95,6 +95,14 @@ abi! {
         8 => reserved: [u32; 8],
     }
 
+    /// The header of KVM_GET/SET_NESTED_STATE; what follows it is for a vCPU that runs a guest of its own.
+    struct kvm_nested_state: 128 {
+        0 => flags: u16,
+        2 => format: u16,
+        4 => size: u32,
+        8 => hdr: [u64; 15],
+    }
+
     /// KVM_SET_VAPIC_ADDR.
     struct kvm_vapic_addr: 8 {
         0 => vapic_addr: u64,
@@ -112,6 +120,11 @@ pub mod vcpuevent {
     pub const VALID_TRIPLE_FAULT: u32 = 0x20;
     pub const ALL: u32 = 0x3f;
 }
+
+/// `kvm_nested_state.flags`: global interrupts are on (APM 15.17).
+pub const KVM_STATE_NESTED_GIF_SET: u16 = 0x100;
+/// `kvm_nested_state.format`.
+pub const KVM_STATE_NESTED_FORMAT_SVM: u16 = 1;
 
 /// `kvm_guest_debug.control` bits that exist on x86 (KVM_CAP_SET_GUEST_DEBUG2): ENABLE, SINGLESTEP, USE_SW_BP,
 /// USE_HW_BP, INJECT_DB, INJECT_BP, BLOCKIRQ.

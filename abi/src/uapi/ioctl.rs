@@ -125,6 +125,8 @@ numbers! {
     KVM_SET_XCRS = iow::<kvm_xcrs>(0xa7);
     KVM_KVMCLOCK_CTRL = io(0xad);
     KVM_SMI = io(0xb7);
+    KVM_GET_NESTED_STATE = iowr::<kvm_nested_state>(0xbe);
+    KVM_SET_NESTED_STATE = iow::<kvm_nested_state>(0xbf);
     KVM_GET_SREGS2 = ior::<kvm_sregs2>(0xcc);
     KVM_SET_SREGS2 = iow::<kvm_sregs2>(0xcd);
     KVM_PRE_FAULT_MEMORY = iowr::<kvm_pre_fault_memory>(0xd5);

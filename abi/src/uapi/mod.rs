@@ -49,6 +49,7 @@ pub const LAYOUTS: &[Layout] = &[
     kvm_x86_mce::LAYOUT,
     kvm_tpr_access_ctl::LAYOUT,
     kvm_vapic_addr::LAYOUT,
+    kvm_nested_state::LAYOUT,
     kvm_cpuid_entry::LAYOUT,
     kvm_cpuid_entry2::LAYOUT,
     kvm_cpuid::LAYOUT,

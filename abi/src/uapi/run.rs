@@ -77,6 +77,7 @@ pub mod reason {
     pub const SHUTDOWN: u32 = 8;
     pub const FAIL_ENTRY: u32 = 9;
     pub const INTR: u32 = 10;
+    pub const SET_TPR: u32 = 11;
     pub const INTERNAL_ERROR: u32 = 17;
     pub const SYSTEM_EVENT: u32 = 24;
     pub const IOAPIC_EOI: u32 = 26;
@@ -170,6 +171,7 @@ mod tests {
             (reason::SHUTDOWN, KVM_EXIT_SHUTDOWN),
             (reason::FAIL_ENTRY, KVM_EXIT_FAIL_ENTRY),
             (reason::INTR, KVM_EXIT_INTR),
+            (reason::SET_TPR, KVM_EXIT_SET_TPR),
             (reason::INTERNAL_ERROR, KVM_EXIT_INTERNAL_ERROR),
             (reason::SYSTEM_EVENT, KVM_EXIT_SYSTEM_EVENT),
             (reason::IOAPIC_EOI, KVM_EXIT_IOAPIC_EOI),

@@ -5,7 +5,7 @@ use host::{Errno, Host};
 use vm::{Ctx, DebugRegs};
 
 /// KVM_GET_DEBUGREGS.
-pub fn get_debugregs<H: Host>(ctx: &Ctx<'_, H>) -> kvm_debugregs {
+pub fn get_debugregs<H: Host>(ctx: &mut Ctx<'_, H>) -> kvm_debugregs {
     let DebugRegs { db, dr6, dr7 } = ctx.get_debugregs();
     kvm_debugregs { db, dr6, dr7, flags: 0, reserved: [0; 9] }
 }
@@ -18,11 +18,7 @@ pub fn set_debugregs<H: Host>(ctx: &mut Ctx<'_, H>, d: &kvm_debugregs) -> Result
     ctx.set_debugregs(&DebugRegs { db: d.db, dr6: d.dr6, dr7: d.dr7 })
 }
 
-/// KVM_SET_GUEST_DEBUG. Errors: EINVAL (bits that KVM_CAP_SET_GUEST_DEBUG2 does not list), EBUSY (an exception to be
-/// injected while another one waits).
+/// KVM_SET_GUEST_DEBUG. Errors: EBUSY (an exception to be injected while another one waits).
 pub fn set_guest_debug<H: Host>(ctx: &mut Ctx<'_, H>, d: &kvm_guest_debug) -> Result<(), Errno> {
-    if d.control & !KVM_GUESTDBG_VALID_MASK != 0 {
-        return Err(Errno::EINVAL);
-    }
     ctx.set_guest_debug(d.control, &d.arch.debugreg)
 }

@@ -1,5 +1,6 @@
 //! Events and run state (KVM API document 4.31, 4.32, 4.38, 4.39).
 
+use crate::codec::{Field, get, put};
 use crate::uapi::*;
 use core::sync::atomic::Ordering::Relaxed;
 use host::{Errno, Host};
@@ -35,7 +36,7 @@ pub fn get_events<H: Host>(ctx: &mut Ctx<'_, H>) -> kvm_vcpu_events {
         },
         nmi: kvm_vcpu_events_nmi {
             injected: e.nmi_injected.into(),
-            pending: e.nmi_pending.unwrap_or(false).into(),
+            pending: e.nmi_pending.unwrap_or(0),
             masked: e.nmi_masked.into(),
             pad: 0,
         },
@@ -53,7 +54,7 @@ pub fn set_events<H: Host>(ctx: &mut Ctx<'_, H>, e: &kvm_vcpu_events) -> Result<
     let config = &ctx.vm.config;
     let valid = |flag| e.flags & flag != 0;
     let payloads = valid(vcpuevent::VALID_PAYLOAD);
-    let smm = [e.smi.smm, e.smi.pending, e.smi.smm_inside_nmi, e.smi.latched_init] != [0; 4];
+    let smm = [e.smi.smm, e.smi.pending, e.smi.smm_inside_nmi] != [0; 3];
     if e.flags & !vcpuevent::ALL != 0
         || payloads && !config.exception_payload.load(Relaxed)
         || valid(vcpuevent::VALID_TRIPLE_FAULT) && !config.triple_fault_event.load(Relaxed)
@@ -74,9 +75,10 @@ pub fn set_events<H: Host>(ctx: &mut Ctx<'_, H>, e: &kvm_vcpu_events) -> Result<
         interrupt_soft: e.interrupt.soft != 0,
         shadow: valid(vcpuevent::VALID_SHADOW).then_some(e.interrupt.shadow),
         nmi_injected: e.nmi.injected != 0,
-        nmi_pending: valid(vcpuevent::VALID_NMI_PENDING).then_some(e.nmi.pending != 0),
+        nmi_pending: valid(vcpuevent::VALID_NMI_PENDING).then_some(e.nmi.pending),
         nmi_masked: e.nmi.masked != 0,
         sipi_vector: valid(vcpuevent::VALID_SIPI_VECTOR).then_some(e.sipi_vector),
+        latched_init: valid(vcpuevent::VALID_SMM).then_some(e.smi.latched_init != 0),
         triple_fault: valid(vcpuevent::VALID_TRIPLE_FAULT).then_some(e.triple_fault.pending != 0),
     };
     ctx.set_events(&events)
@@ -99,4 +101,23 @@ pub fn set_mp_state<H: Host>(ctx: &mut Ctx<'_, H>, s: &kvm_mp_state) -> Result<(
         _ => return Err(Errno::EINVAL),
     };
     ctx.set_mp_state(state)
+}
+
+/// KVM_GET_NESTED_STATE. Clients that save a vCPU ask for it whether there is nested virtualisation or not; a vCPU that runs no
+/// guest of its own has the header alone, with GIF set. Errors: E2BIG (not enough room; `size` says how much), EFAULT.
+pub fn get_nested_state<H: Host>(host: &H, arg: u64) -> Result<(), Errno> {
+    const SIZE: u32 = kvm_nested_state::SIZE as u32;
+    let at = arg.wrapping_add(core::mem::offset_of!(kvm_nested_state, size) as u64);
+    if get::<H, u32>(host, at)? < SIZE {
+        put(host, at, &SIZE)?;
+        return Err(Errno::E2BIG);
+    }
+    let (flags, format) = (KVM_STATE_NESTED_GIF_SET, KVM_STATE_NESTED_FORMAT_SVM);
+    put(host, arg, &kvm_nested_state { flags, format, size: SIZE, hdr: [0; 15] })
+}
+
+/// KVM_SET_NESTED_STATE: what [`get_nested_state`] gives. Errors: EINVAL (anything else).
+pub fn set_nested_state(s: &kvm_nested_state) -> Result<(), Errno> {
+    let known = s.format == KVM_STATE_NESTED_FORMAT_SVM && s.flags == KVM_STATE_NESTED_GIF_SET;
+    if known && s.size as usize >= kvm_nested_state::SIZE { Ok(()) } else { Err(Errno::EINVAL) }
 }

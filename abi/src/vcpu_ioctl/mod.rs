@@ -92,6 +92,8 @@ fn dispatch<H: Host>(ctx: &mut Ctx<'_, H>, cmd: u32, arg: u64) -> Result<i64, Er
         KVM_SET_MP_STATE => take(ctx, arg, events::set_mp_state),
         KVM_GET_VCPU_EVENTS => give(ctx, arg, events::get_events),
         KVM_SET_VCPU_EVENTS => take(ctx, arg, events::set_events),
+        KVM_GET_NESTED_STATE => events::get_nested_state(&ctx.vm.host, arg),
+        KVM_SET_NESTED_STATE => take(ctx, arg, |_, s| events::set_nested_state(s)),
         KVM_GET_DEBUGREGS => give(ctx, arg, |c| debug::get_debugregs(c)),
         KVM_SET_DEBUGREGS => take(ctx, arg, debug::set_debugregs),
         KVM_SET_GUEST_DEBUG => take(ctx, arg, debug::set_guest_debug),

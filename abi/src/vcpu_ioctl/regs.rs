@@ -55,8 +55,9 @@ fn table((base, limit): (u64, u16)) -> kvm_dtable {
 }
 
 /// KVM_GET_SREGS.
-pub fn get_sregs<H: Host>(ctx: &Ctx<'_, H>) -> kvm_sregs {
-    to_sregs(ctx, &ctx.get_sregs())
+pub fn get_sregs<H: Host>(ctx: &mut Ctx<'_, H>) -> kvm_sregs {
+    let s = ctx.get_sregs();
+    to_sregs(ctx, &s)
 }
 
 fn to_sregs<H: Host>(ctx: &Ctx<'_, H>, s: &Sregs) -> kvm_sregs {
@@ -97,7 +98,7 @@ fn to_sregs<H: Host>(ctx: &Ctx<'_, H>, s: &Sregs) -> kvm_sregs {
 }
 
 /// KVM_GET_SREGS2.
-pub fn get_sregs2<H: Host>(ctx: &Ctx<'_, H>) -> kvm_sregs2 {
+pub fn get_sregs2<H: Host>(ctx: &mut Ctx<'_, H>) -> kvm_sregs2 {
     let s = ctx.get_sregs();
     let kvm_sregs { cs, ds, es, fs, gs, ss, tr, ldt, gdt, idt, cr0, cr2, cr3, cr4, cr8, efer, apic_base, .. } =
         to_sregs(ctx, &s);

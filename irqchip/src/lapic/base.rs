@@ -34,6 +34,25 @@ impl Mode {
     }
 }
 
+/// May IA32_APIC_BASE become `value` where it is `old`? Ok: the new mode. Errors and arguments: see [`Lapic::set_base`]; also for
+/// a processor whose local APIC is elsewhere.
+pub fn checked_base(old: u64, value: u64, host: bool, x2apic: bool, reserved_gpa_bits: u64) -> Result<Mode, Gp> {
+    let new = Mode::of(value).ok_or(Gp)?;
+    if value == old {
+        // Always legal, even if CPUID has changed since.
+        return Ok(new);
+    }
+    let extd = if x2apic { 0 } else { EXTD };
+    if value & (RESERVED | reserved_gpa_bits | extd) != 0 {
+        return Err(Gp);
+    }
+    let transition = (Mode::of(old).unwrap_or(Mode::Disabled), new);
+    if !host && matches!(transition, (Mode::X2Apic, Mode::XApic) | (Mode::Disabled, Mode::X2Apic)) {
+        return Err(Gp);
+    }
+    Ok(new)
+}
+
 impl Lapic {
     /// IA32_APIC_BASE.
     pub fn base(&self) -> u64 {
@@ -55,19 +74,8 @@ impl Lapic {
     /// userspace, which may change between any two modes; the guest may not go from x2APIC to xAPIC nor from disabled
     /// to x2APIC. Publish [`address`](Self::address) afterwards and update CPUID.1:EDX.APIC.
     pub fn set_base(&mut self, value: u64, host: bool, reserved_gpa_bits: u64) -> Result<(), Gp> {
-        if value == self.apic_base {
-            // Always legal, even if CPUID has changed since.
-            return Ok(());
-        }
-        let extd = if self.features.x2apic { 0 } else { EXTD };
-        if value & (RESERVED | reserved_gpa_bits | extd) != 0 {
-            return Err(Gp);
-        }
         let old = self.mode();
-        let new = Mode::of(value).ok_or(Gp)?;
-        if !host && matches!((old, new), (Mode::X2Apic, Mode::XApic) | (Mode::Disabled, Mode::X2Apic)) {
-            return Err(Gp);
-        }
+        let new = checked_base(self.apic_base, value, host, self.features.x2apic, reserved_gpa_bits)?;
         self.apic_base = value;
         self.hw_enabled = new != Mode::Disabled;
         if new != old {

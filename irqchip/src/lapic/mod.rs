@@ -20,7 +20,7 @@ use crate::address::{Address, Parts};
 use crate::bits::Bits256;
 use crate::message::Message;
 
-pub use base::Mode;
+pub use base::{Mode, checked_base};
 pub use deliver::Lint0;
 pub use regs::Lvt;
 use regs::{LVT_ENTRIES, LVT_MASKED};

@@ -304,7 +304,12 @@ impl Machine {
 
     /// Events that EVENTINJ carried into the guest so far.
     pub fn injected(&self, vcpu: usize) -> Vec<EventInj> {
-        self.inside(vcpu, |c| c.core.cpu.injected.clone())
+        self.inside(vcpu, |c| c.core.cpu.injected.iter().map(|(e, _)| *e).collect())
+    }
+
+    /// The return addresses that they pushed.
+    pub fn returns(&self, vcpu: usize) -> Vec<u64> {
+        self.inside(vcpu, |c| c.core.cpu.injected.iter().map(|(_, rip)| *rip).collect())
     }
 
     /// Virtual interrupts that the guest took so far.

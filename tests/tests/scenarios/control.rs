@@ -169,6 +169,9 @@ fn debug_registers() {
 #[test]
 fn xsetbv() {
     let m = machine(&[0x0f, 0x01, 0xd1]);
+    let mut s = sregs(&m);
+    s.cr4 |= 1 << 18;
+    assert_eq!(m.vcpu_with(0, KVM_SET_SREGS, &s), Ok(0));
     m.with_regs(0, |r| r.rcx = 0);
     exit(&m, code::XSETBV, 7);
     let x: kvm_xcrs = m.vcpu_get(0, KVM_GET_XCRS);

@@ -37,7 +37,7 @@ fn a_refused_vmcb_is_told_with_the_hardwares_reason() {
     assert_eq!(m.vcpu_with(0, KVM_SET_SREGS, &s), Ok(0));
     assert_eq!(m.vcpu(0, KVM_NMI, 0), Ok(0));
     m.does(0, |_| panic!("the guest runs"));
-    assert_eq!(m.run(0), Ok(Left::FailEntry { reason: u64::MAX }));
+    assert_eq!(m.run(0), Ok(Left::FailEntry { reason: u32::MAX.into() }));
     assert!(!m.inside(0, |c| c.core.cpu.control().event_inj.valid()), "an event stays in the VMCB");
     s.cs.db = 0;
     assert_eq!(m.vcpu_with(0, KVM_SET_SREGS, &s), Ok(0));

@@ -121,3 +121,23 @@ fn a_filtered_msr_does_not_pass_through() {
     m.does(0, |c| assert_eq!(c.msr_intercepts[&KERNEL_GS_BASE], (false, true)));
     m.run_out(0);
 }
+
+/// What describes the processor is fixed once the vCPU has run, as its CPUID is.
+#[test]
+fn feature_msrs_are_fixed_by_the_first_run() {
+    const DE_CFG: u32 = 0xc001_1029;
+    const UCODE_REV: u32 = 0x8b;
+    for index in [DE_CFG, 0x10a, UCODE_REV] {
+        let m = Machine::new();
+        m.long(0, &[]);
+        let first = m.msr(0, index);
+        let other = if index == DE_CFG { 0 } else { first ^ 2 };
+        assert_eq!((m.set_msr(0, index, other), m.msr(0, index)), (Ok(1), other));
+        m.does(0, |_| ());
+        m.run_out(0);
+        let third = if index == DE_CFG { 2 } else { other ^ 4 };
+        let taken = i64::from(index == UCODE_REV);
+        assert_eq!(m.set_msr(0, index, third), Ok(taken), "{index:x}");
+        assert_eq!(m.set_msr(0, index, m.msr(0, index)), Ok(1), "the same again is no change");
+    }
+}

@@ -35,7 +35,7 @@ fn out_shows_the_data_and_is_over() {
         let mut seen = [0; 4];
         m.port_data(0).read(0, &mut seen[..size as usize]);
         assert_eq!(seen, bytes);
-        assert_eq!(m.regs(0).rip, CODE + 2);
+        assert_eq!(m.regs(0).rip, CODE, "whoever looks sees the instruction that is served");
         m.run_out(0);
         assert_eq!(m.regs(0).rip, CODE + 2);
     }

@@ -80,3 +80,87 @@ fn unknown_quirks() {
     }
     assert_eq!(m.enable(KVM_CAP_DISABLE_QUIRKS2, all), Ok(0));
 }
+
+/// A guest's vendor string becomes Intel's.
+fn intel(m: &Machine) {
+    let mut cpuid: [u8; 8 + 40 * 256] = [0; 8 + 40 * 256];
+    m.put_at(tests::scenario::DATA, &[256u32, 0]);
+    assert_eq!(m.vcpu(0, KVM_GET_CPUID2, tests::scenario::DATA), Ok(0));
+    let n = m.get_at::<u32>(tests::scenario::DATA) as usize;
+    for (at, byte) in cpuid.iter_mut().enumerate() {
+        *byte = m.get_at(tests::scenario::DATA + at as u64);
+    }
+    for entry in cpuid[8..8 + 40 * n].chunks_mut(40) {
+        if entry[..4] == [0; 4] || entry[..4] == 0x8000_0000u32.to_le_bytes() {
+            entry[16..20].copy_from_slice(b"Genu");
+            entry[20..24].copy_from_slice(b"ntel");
+            entry[24..28].copy_from_slice(b"ineI");
+        }
+    }
+    m.put_at(tests::scenario::DATA, &cpuid);
+    assert_eq!(m.vcpu(0, KVM_SET_CPUID2, tests::scenario::DATA), Ok(0));
+}
+
+/// 32-bit programs under a 64-bit kernel that takes the processor for one of Intel's.
+#[test]
+fn sysenter_and_sysexit_in_long_mode() {
+    const SYSENTER: &[u8] = &[0x0f, 0x34];
+    const SYSEXIT: &[u8] = &[0x0f, 0x35];
+    const SYSEXIT64: &[u8] = &[0x48, 0x0f, 0x35];
+    const ENTRY: u64 = 0xffff_8000_0001_0000;
+    let ready = |bytes: &[u8], user: bool, vendor: bool, selector: u64| {
+        let m = machine(0, bytes);
+        if vendor {
+            intel(&m);
+        }
+        for (msr, value) in [(0x174, selector), (0x175, 0xffff_8000_0002_0000), (0x176, ENTRY)] {
+            assert_eq!(m.set_msr(0, msr, value), Ok(1));
+        }
+        let mut s: kvm_sregs = m.vcpu_get(0, KVM_GET_SREGS);
+        if user {
+            (s.cs.l, s.cs.db, s.cs.dpl, s.cs.selector, s.ss.dpl, s.ss.selector) = (0, 1, 3, 0x23, 3, 0x2b);
+        }
+        assert_eq!(m.vcpu_with(0, KVM_SET_SREGS, &s), Ok(0));
+        m.with_regs(0, |r| (r.rcx, r.rdx, r.rflags) = (0x1_0000_5000, 0x1_0000_6000, 0x202));
+        m.exit(0, UD);
+        m.does(0, |_| ());
+        m.run_out(0);
+        m
+    };
+    let state = |m: &Machine| {
+        let (r, s) = (m.regs(0), m.vcpu_get::<kvm_sregs>(0, KVM_GET_SREGS));
+        (r.rip, r.rsp, [s.cs.selector, s.ss.selector], [s.cs.l, s.cs.db, s.cs.dpl, s.ss.dpl], r.rflags)
+    };
+    let m = ready(SYSENTER, true, true, 0x10);
+    assert_eq!(state(&m), (ENTRY, 0xffff_8000_0002_0000, [0x10, 0x18], [1, 0, 0, 0], 2));
+    let m = ready(SYSEXIT, false, true, 0x10);
+    assert_eq!(state(&m), (0x6000, 0x5000, [0x23, 0x2b], [0, 1, 3, 3], 0x202));
+    let m = ready(SYSEXIT64, false, true, 0x10);
+    assert_eq!(state(&m), (0x1_0000_6000, 0x1_0000_5000, [0x33, 0x3b], [1, 0, 3, 3], 0x202));
+    // No selector, or no privilege; and AMD's own do not have them at all.
+    for (bytes, user, vendor, selector, vector) in [
+        (SYSENTER, true, true, 0, 13),
+        (SYSEXIT, false, true, 0, 13),
+        (SYSEXIT, true, true, 0x10, 13),
+        (SYSENTER, true, false, 0x10, 6),
+        (SYSEXIT, false, false, 0x10, 6),
+    ] {
+        let m = ready(bytes, user, vendor, selector);
+        assert_eq!((vectors(&m), m.regs(0).rip), (vec![vector], CODE), "{bytes:x?} {user} {vendor} {selector}");
+    }
+}
+
+/// VMCALL is privileged: user code is neither changed nor served.
+#[test]
+fn a_hypercall_of_the_other_maker_in_user_code() {
+    for off in [0, u64::from(KVM_X86_QUIRK_FIX_HYPERCALL_INSN)] {
+        let m = machine(off, VMCALL);
+        let mut s: kvm_sregs = m.vcpu_get(0, KVM_GET_SREGS);
+        (s.cs.dpl, s.cs.selector, s.ss.dpl, s.ss.selector) = (3, 0x23, 3, 0x2b);
+        assert_eq!(m.vcpu_with(0, KVM_SET_SREGS, &s), Ok(0));
+        m.exit(0, UD);
+        m.does(0, |_| ());
+        m.run_out(0);
+        assert_eq!((vectors(&m), m.read_ram::<u32>(CODE) & 0xff_ffff), (vec![13], 0xc1_010f));
+    }
+}

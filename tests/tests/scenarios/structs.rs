@@ -142,7 +142,6 @@ fn vcpu_structs() {
     vcpu(&m, KVM_SET_DEBUGREGS, kvm_debugregs { dr6: 1 << 32, ..Default::default() }, EINVAL, "DR6");
     vcpu(&m, KVM_SET_DEBUGREGS, kvm_debugregs { dr7: 1 << 32, ..Default::default() }, EINVAL, "DR7");
     vcpu(&m, KVM_SET_DEBUGREGS, kvm_debugregs { flags: 1, ..Default::default() }, EINVAL, "flags");
-    vcpu(&m, KVM_SET_GUEST_DEBUG, kvm_guest_debug { control: 4, ..Default::default() }, EINVAL, "control");
     vcpu(&m, KVM_INTERRUPT, kvm_interrupt { irq: 256 }, EINVAL, "vector");
     let xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
     vcpu(&m, KVM_SET_XCRS, xcrs, EINVAL, "XCR0 without x87");

@@ -10,6 +10,7 @@ mod resample;
 mod rtc;
 mod state;
 
+use crate::inject::QueuedInterrupt;
 use crate::{Ctx, Vm};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 use host::{Errno, Host, Hrtimer, Hrtimers, Request, rank, try_box};
@@ -380,7 +381,7 @@ impl<H: Host> Ctx<'_, H> {
         let ack = pic.ack();
         self.vm.publish_intr(chips, &pic);
         drop(pic);
-        self.core.inject.interrupt = Some(ack.vector);
+        self.core.inject.interrupt = Some(QueuedInterrupt { vector: ack.vector, soft: false });
         self.vm.interrupts_ended(chips, ack.ended);
         chips.intr.load(Relaxed)
     }

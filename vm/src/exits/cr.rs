@@ -2,6 +2,7 @@
 
 use crate::Ctx;
 use crate::run::Next;
+use crate::user::UserExit;
 use crate::vcpu::Core;
 use arch::Exception;
 use arch::cr::{Cr4, DR6_BD, DR7_GD};
@@ -34,7 +35,13 @@ pub fn cr<H: Host>(ctx: &mut Ctx<'_, H>, n: u8, gpr: Option<u8>, write: bool) ->
     let value = ctx.core.cpu.gpr(gpr);
     let value = if long { value } else { value & 0xffff_ffff };
     match ctx.write_cr(n, value) {
-        Ok(()) => ctx.advance(next_rip),
+        Ok(()) => {
+            let tells = core::mem::replace(&mut ctx.core.device_exit, Next::Resume);
+            match ctx.advance(next_rip) {
+                Next::Resume => tells,
+                leave => leave,
+            }
+        }
         Err(e) => ctx.fault(e),
     }
 }
@@ -83,7 +90,12 @@ impl<H: Host> Ctx<'_, H> {
                 Ok(())
             }
             8 if value >> 4 == 0 => {
+                let old = self.cr8();
                 self.set_cr8(value);
+                if self.core.fast.lapic.is_none() && value < old {
+                    // User space has the local APIC, which may have an interrupt that was held back.
+                    self.core.device_exit = Next::User(UserExit::SetTpr);
+                }
                 // The processor does it by itself again, unless the interrupt waits still.
                 let armed = self.core.fast.armed.is_some();
                 self.core.set_cr8_exits(armed);
@@ -98,7 +110,7 @@ impl<H: Host> Ctx<'_, H> {
     pub(crate) fn read_dr(&self, n: u8) -> u64 {
         match n {
             0..=3 => self.core.debug.dr.get(usize::from(n)).copied().unwrap_or(0),
-            4 | 6 => self.core.cpu.save().dr6,
+            4 | 6 => self.core.debug.dr6,
             _ => self.core.debug.dr7,
         }
     }
@@ -116,8 +128,7 @@ impl<H: Host> Ctx<'_, H> {
                 self.core.load_debug();
             }
             4 | 6 => {
-                let fixed = arch::cr::DR6_RESET;
-                self.core.cpu.save_mut(arch::CleanBits::DRX).dr6 = value & 0xe00f | fixed;
+                self.core.debug.dr6 = value & 0xe00f | arch::cr::DR6_RESET;
             }
             _ => {
                 self.core.debug.set_dr7(value);
@@ -129,8 +140,9 @@ impl<H: Host> Ctx<'_, H> {
 }
 
 impl<H: Host> Core<H> {
-    /// Writes of CR8 exit, too, or no more.
+    /// Writes of CR8 exit, too, or no more; always without a local APIC in the kernel.
     pub(crate) fn set_cr8_exits(&mut self, on: bool) {
+        let on = on || self.fast.lapic.is_none();
         if self.cr8_exits != on {
             self.cr8_exits = on;
             self.load_cr_intercepts();

@@ -3,6 +3,7 @@
 use super::unexpected;
 use crate::cpuid::{KVM_PV_SCHED_YIELD, KVM_PV_SEND_IPI, KVM_PV_UNHALT};
 use crate::debug::{SINGLESTEP, USE_HW_BP, USE_SW_BP};
+use crate::msr::PAT_RESET;
 use crate::quirks::MWAIT_NEVER_UD_FAULTS;
 use crate::run::Next;
 use crate::user::{Pending, UserExit};
@@ -55,9 +56,12 @@ pub fn rdpmc<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     ctx.fault(Exception::gp(0))
 }
 
-/// XSETBV (APM 11.5.2).
+/// XSETBV (APM 11.5.2). It is #UD without CR4.OSXSAVE before it is intercepted; but QEMU's emulation intercepts it first.
 #[cold]
 pub fn xsetbv<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
+    if ctx.core.guest_cr4 & cr::Cr4::OSXSAVE.bits() == 0 {
+        return ctx.fault(Exception::UD);
+    }
     let cpu = &ctx.core.cpu;
     let index = cpu.gpr(1) as u32;
     let value = cpu.gpr(0) & 0xffff_ffff | cpu.gpr(2) << 32;
@@ -123,9 +127,13 @@ pub fn complete_hypercall<H: Host>(ctx: &mut Ctx<'_, H>, ret: u64) -> Next {
     ctx.skip(Known::Vmmcall)
 }
 
-/// Triple fault: the registers are undefined afterwards, so they are put into a defined state (APM 15.14.3).
+/// Triple fault: the save area is undefined afterwards (APM 15.14.3), also what INIT leaves alone and what nothing here ever
+/// looks at, but the processor does. So all of it is put into a defined state.
 #[cold]
 pub fn shutdown<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
+    let save = ctx.core.cpu.save_mut(arch::CleanBits::all());
+    *save = arch::Zero::ZERO;
+    save.g_pat = PAT_RESET;
     ctx.core.reset_registers(true);
     ctx.update_cpuid();
     Next::User(UserExit::Shutdown)
@@ -134,9 +142,9 @@ pub fn shutdown<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
 /// VMRUN refused the VMCB.
 #[cold]
 pub fn invalid<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
-    // The event may be what it refused; it is offered again.
-    ctx.core.cpu.set_event_inj(arch::EventInj::NONE);
-    Next::User(UserExit::FailEntry { reason: arch::exit::code::INVALID, cpu: ctx.core.cpu.last_cpu() })
+    // User space has always been shown the low half of this exit code, -1.
+    let reason = arch::exit::code::INVALID & 0xffff_ffff;
+    Next::User(UserExit::FailEntry { reason, cpu: ctx.core.cpu.last_cpu() })
 }
 
 /// An exit code that nobody asked for.
@@ -159,14 +167,11 @@ pub fn exception<H: Host>(ctx: &mut Ctx<'_, H>, v: u8, error_code: u32) -> Next 
         }
         vector::MC => Next::Resume, // The world switch handed it to the host.
         vector::DB => {
-            if !ctx.core.debug_is_guests() && debug & SINGLESTEP == 0 {
-                return Next::Resume;
-            }
-            let dr6 = ctx.core.cpu.save().dr6;
+            let Some(dr6) = ctx.core.take_debug_status() else { return Next::Resume };
             if debug & (SINGLESTEP | USE_HW_BP) != 0 {
                 return debug_exit(ctx, vector::DB, dr6);
             }
-            ctx.fault(Exception { vector: v, error_code: None, payload: Some(dr6 & !cr::DR6_RESET & 0xe00f) })
+            ctx.fault(Exception { vector: v, error_code: None, payload: Some(dr6 ^ cr::DR6_RESET) })
         }
         vector::UD => ctx.undefined(),
         vector::BP if debug & USE_SW_BP != 0 => debug_exit(ctx, vector::BP, 0),

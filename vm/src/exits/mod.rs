@@ -8,7 +8,7 @@ mod msr;
 mod npf;
 mod task;
 
-pub(crate) use io::complete_input;
+pub(crate) use io::{Pio, complete_input, complete_output};
 pub(crate) use misc::complete_hypercall;
 pub(crate) use msr::complete as complete_msr;
 

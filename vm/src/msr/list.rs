@@ -87,6 +87,12 @@ pub(super) fn is_advertised(msr: u32) -> bool {
     SAVED.contains(&msr) || EMULATED.contains(&msr)
 }
 
+/// Does it describe the processor, so that it is fixed once the vCPU has run? The microcode's revision may change under a
+/// running guest, and a range is VMX's.
+pub fn is_fixed_once_run(msr: u32) -> bool {
+    msr != BIOS_SIGN_ID && FEATURES.contains(&msr) || matches!(msr, 0x480..=0x491)
+}
+
 /// MSRs of which [`feature_msr`] knows a value.
 pub fn feature_index_list(host: &impl HostInfo, each: &mut impl FnMut(u32)) {
     FEATURES.into_iter().filter(|&msr| feature_msr(host, msr).is_some()).for_each(each);

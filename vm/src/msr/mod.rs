@@ -20,7 +20,7 @@ mod write;
 
 pub use access::{Clocks, MsrAccess, MsrEffect, MsrError, VmMsrs};
 pub use filter::{FilterRange, MsrFilter};
-pub use list::{feature_index_list, feature_msr, msr_index_list};
+pub use list::{feature_index_list, feature_msr, is_fixed_once_run, msr_index_list};
 pub use mce::{MCE_CAP_SUPPORTED, MachineCheck, Mce, MceOutcome};
 pub use mtrr::Mtrr;
 pub use passthrough::passthrough;

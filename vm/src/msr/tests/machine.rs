@@ -33,6 +33,7 @@ impl Cpu for Registers {
         &self.control
     }
     fn set_event_inj(&mut self, _: EventInj) {}
+    fn set_next_rip(&mut self, _rip: u64) {}
     fn set_virq(&mut self, _: u8, _: u8, _: bool) {}
     fn clear_virq(&mut self) {}
     fn set_vtpr(&mut self, _: u8) {}
