@@ -85,6 +85,11 @@ pub const EMULATED: &[Expected] = expected! {
     "FXSAVE and FXRSTOR at a device, which stock makes a page fault": "0fae - /0", "0fae - /1";
 };
 
+/// What user space sees and sets of a vCPU.
+pub const STATE: &[Expected] = expected! {
+    "system management mode": "checks, smm";
+};
+
 /// Tests of the crate `kvm-ioctls`.
 pub const CRATE_TESTS: &[Expected] = expected! {
     "nested virtualisation": "ioctls::vcpu::tests::test_get_and_set_nested_state:";

@@ -190,6 +190,14 @@ pub const ALL: &[Scenario] = &[
         timeout: Duration::from_secs(600),
         ..program("emulated", &["emulated"], "/payload/emulated")
     },
+    // What user space sees and sets of a vCPU at each kind of exit, with events on their way, under a debugger: as on stock.
+    Scenario {
+        compare: true,
+        expected: expected::STATE,
+        kernels: &[Kernel::V6_12],
+        timeout: Duration::from_secs(600),
+        ..program("state", &["state"], "/payload/state")
+    },
     // Test by test, each in a process of its own: what came of it.
     Scenario {
         compare: true,
