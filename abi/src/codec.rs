@@ -54,6 +54,7 @@ impl<T: Field, const N: usize> Field for [T; N] {
     const SIZE: usize = T::SIZE * N;
     #[inline]
     fn take(b: &[u8]) -> Self {
+        // INDEX: the number of the element, of an array whose size is a constant.
         core::array::from_fn(|i| T::take(b.get(i * T::SIZE..).unwrap_or(&[])))
     }
     #[inline]

@@ -4,7 +4,7 @@
 //! section is cited where the fact is declared. Layouts are declared through [`layout!`], which asserts the offset
 //! of every field.
 #![no_std]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 #[macro_use]
 mod layout;
@@ -17,6 +17,7 @@ pub mod ghcb;
 pub mod iopm;
 pub mod msr;
 pub mod msrpm;
+pub mod nospec;
 pub mod npt;
 pub mod segment;
 pub mod vmcb;
@@ -26,6 +27,7 @@ pub use addr::{Gfn, Gpa, HostPa, Hva, PAGE};
 pub use event::{EventInj, EventType, Exception};
 pub use exit::{Exit, ExitInfo, IoExit, NpfCode};
 pub use layout::{Layout, Zero};
+pub use nospec::{GuestIndexed, array_index_nospec};
 pub use npt::NestedRoot;
 pub use segment::{Segment, SegmentAttr};
 pub use vmcb::{CleanBits, ControlArea, Intercepts, SaveArea, Vmcb};

@@ -27,6 +27,7 @@ impl Bits256 {
     /// Adds `vector`.
     #[inline]
     pub fn set(&mut self, vector: u8) {
+        // INDEX: a vector has 8 bits, so this is below 4.
         if let Some(word) = self.0.get_mut(usize::from(vector >> 6)) {
             *word |= 1 << (vector & 63);
         }
@@ -35,6 +36,7 @@ impl Bits256 {
     /// Removes `vector`.
     #[inline(always)]
     pub fn clear(&mut self, vector: u8) {
+        // INDEX: a vector has 8 bits, so this is below 4.
         if let Some(word) = self.0.get_mut(usize::from(vector >> 6)) {
             *word &= !(1 << (vector & 63));
         }
@@ -68,20 +70,21 @@ impl Bits256 {
 
     /// The 32-bit register `index` (0 to 7) of the eight that show the set in the APIC register page.
     pub fn register(&self, index: usize) -> u32 {
-        let word = self.0.get(index / 2).copied().unwrap_or(0);
+        let word = self.0.get((index & 7) / 2).copied().unwrap_or(0);
         (word >> (32 * (index & 1))) as u32
     }
 
     /// Sets the 32-bit register `index` (0 to 7).
     pub fn set_register(&mut self, index: usize, value: u32) {
         let shift = 32 * (index & 1);
-        if let Some(word) = self.0.get_mut(index / 2) {
+        if let Some(word) = self.0.get_mut((index & 7) / 2) {
             *word = *word & !(0xffff_ffff << shift) | u64::from(value) << shift;
         }
     }
 
     #[inline(always)]
     fn word(&self, vector: u8) -> u64 {
+        // INDEX: a vector has 8 bits, so this is below 4.
         self.0.get(usize::from(vector >> 6)).copied().unwrap_or(0)
     }
 }

@@ -8,6 +8,7 @@ use crate::lapic::{Eoi, Lapic};
 use crate::lines::Lines;
 use crate::message::{DeliveryMode, Message, Shorthand, wants_one};
 use crate::routing::IOAPIC_PINS;
+use arch::GuestIndexed;
 
 const DEFAULT_BASE: u64 = 0xfec0_0000;
 /// The registers: an index at 0x00 and a window at 0x10.
@@ -88,10 +89,10 @@ pub struct Ioapic {
     irr: u32,
     /// Edges in `irr` that were delivered.
     delivered: u32,
-    entries: [u64; IOAPIC_PINS],
+    entries: GuestIndexed<[u64; IOAPIC_PINS]>,
     lines: Lines<IOAPIC_PINS>,
     /// EOIs in a row that found the line still high.
-    successive: [u16; IOAPIC_PINS],
+    successive: GuestIndexed<[u16; IOAPIC_PINS]>,
     ff_is_broadcast: bool,
 }
 
@@ -110,9 +111,9 @@ impl Ioapic {
             id: 0,
             irr: 0,
             delivered: 0,
-            entries: [MASKED; IOAPIC_PINS],
+            entries: GuestIndexed::new([MASKED; IOAPIC_PINS]),
             lines: Lines::new(),
-            successive: [0; IOAPIC_PINS],
+            successive: GuestIndexed::new([0; IOAPIC_PINS]),
             ff_is_broadcast: true,
         }
     }
@@ -213,7 +214,7 @@ impl Ioapic {
         }
         self.set_entry(pin, entry & !REMOTE_IRR);
         let again = entry & MASKED == 0 && self.irr & bit(pin) != 0;
-        let Some(count) = self.successive.get_mut(usize::from(pin)) else {
+        let Some(count) = self.successive.get_nospec_mut(usize::from(pin)) else {
             return EoiPin::None;
         };
         *count = if again { count.saturating_add(1) } else { 0 };
@@ -258,6 +259,7 @@ impl Ioapic {
         };
         let bytes = u64::from(value).to_le_bytes();
         for (i, byte) in data.iter_mut().enumerate() {
+            // INDEX: counts the bytes of an access.
             *byte = bytes.get(i).copied().unwrap_or(0);
         }
     }
@@ -268,7 +270,7 @@ impl Ioapic {
             VERSION => (IOAPIC_PINS as u32 - 1) << 16 | 0x11,
             // What is no register reads as ones.
             select => {
-                let entry = select.checked_sub(FIRST_ENTRY).and_then(|n| self.entries.get(usize::from(n) / 2));
+                let entry = select.checked_sub(FIRST_ENTRY).and_then(|n| self.entries.get_nospec(usize::from(n) / 2));
                 entry.map_or(u32::MAX, |entry| (entry >> (32 * (select & 1))) as u32)
             }
         }
@@ -344,6 +346,7 @@ impl Ioapic {
     /// mask, once every vCPU's EOI bitmap is up to date.
     pub fn set_state(&mut self, state: &[u8; 216]) -> u32 {
         let word = |offset: usize| {
+            // INDEX: a constant of ours.
             let bytes = state.get(offset..).and_then(<[u8]>::first_chunk::<8>);
             u64::from_le_bytes(bytes.copied().unwrap_or_default())
         };
@@ -351,7 +354,7 @@ impl Ioapic {
         self.select = word(8) as u8;
         self.id = (word(12) & 0xf) as u8;
         (self.irr, self.delivered) = (0, 0);
-        self.successive = [0; IOAPIC_PINS];
+        self.successive = GuestIndexed::new([0; IOAPIC_PINS]);
         for (i, entry) in self.entries.iter_mut().enumerate() {
             *entry = word(24 + 8 * i);
         }
@@ -364,11 +367,11 @@ impl Ioapic {
     }
 
     fn entry(&self, pin: u8) -> u64 {
-        self.entries.get(usize::from(pin)).copied().unwrap_or(MASKED)
+        self.entries.get_nospec(usize::from(pin)).copied().unwrap_or(MASKED)
     }
 
     fn set_entry(&mut self, pin: u8, value: u64) {
-        if let Some(entry) = self.entries.get_mut(usize::from(pin)) {
+        if let Some(entry) = self.entries.get_nospec_mut(usize::from(pin)) {
             *entry = value;
         }
     }

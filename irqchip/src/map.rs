@@ -12,6 +12,7 @@ use core::sync::atomic::{AtomicU8, AtomicU16, Ordering::*};
 
 use crate::address::Address;
 use crate::message::{Message, Shorthand};
+use arch::GuestIndexed;
 use once_cell::race::OnceBox;
 
 /// IDs of a flat model, one per bit.
@@ -37,9 +38,9 @@ const IN_CLUSTERS: u8 = 8;
 /// The tables of one VM. Places hold 0 for nobody, else the vCPU's index plus 1.
 #[derive(Debug)]
 pub struct ApicMap {
-    ids: [OnceBox<[AtomicU16; PIECE]>; PIECES],
-    flat: [AtomicU16; FLAT],
-    clusters: [AtomicU16; CLUSTERS],
+    ids: GuestIndexed<[OnceBox<[AtomicU16; PIECE]>; PIECES]>,
+    flat: GuestIndexed<[AtomicU16; FLAT]>,
+    clusters: GuestIndexed<[AtomicU16; CLUSTERS]>,
     /// For which destinations the tables are complete.
     good: AtomicU8,
 }
@@ -54,6 +55,7 @@ pub struct Candidates {
 impl Candidates {
     fn push(&mut self, place: Option<&AtomicU16>) {
         let Some(index) = place.and_then(|p| p.load(Acquire).checked_sub(1)) else { return };
+        // INDEX: counts what was found.
         if let Some(next) = self.indices.get_mut(self.count) {
             *next = index;
             self.count += 1;
@@ -78,13 +80,17 @@ impl ApicMap {
 
     /// Without room for vCPUs.
     pub const fn new() -> Self {
-        let (flat, clusters) = ([const { AtomicU16::new(0) }; FLAT], [const { AtomicU16::new(0) }; CLUSTERS]);
-        Self { ids: [const { OnceBox::new() }; PIECES], flat, clusters, good: AtomicU8::new(PHYSICAL | X2APIC) }
+        Self {
+            ids: GuestIndexed::new([const { OnceBox::new() }; PIECES]),
+            flat: GuestIndexed::new([const { AtomicU16::new(0) }; FLAT]),
+            clusters: GuestIndexed::new([const { AtomicU16::new(0) }; CLUSTERS]),
+            good: AtomicU8::new(PHYSICAL | X2APIC),
+        }
     }
 
     /// Makes room for the vCPU id. None: no memory, or the id is not below [`LIMIT`](Self::LIMIT).
     pub fn reserve(&self, id: u32) -> Option<()> {
-        let piece = self.ids.get(id as usize / PIECE)?;
+        let piece = self.ids.get_nospec(id as usize / PIECE)?;
         let new = || -> Result<Box<[AtomicU16; PIECE]>, ()> {
             let mut v = Vec::new();
             v.try_reserve_exact(PIECE).map_err(|_| ())?;
@@ -96,7 +102,7 @@ impl ApicMap {
 
     #[inline]
     fn place(&self, id: u32) -> Option<&AtomicU16> {
-        self.ids.get(id as usize / PIECE)?.get()?.get(id as usize % PIECE)
+        self.ids.get_nospec(id as usize / PIECE)?.get()?.get(id as usize % PIECE)
     }
 
     /// The vCPU with this id, for which there is [room](Self::reserve), exists from now on.
@@ -182,10 +188,10 @@ impl ApicMap {
             let first = (dest >> 16) << 4;
             bits(dest & 0xffff).for_each(|n| found.push(self.place(first | n)));
         } else if good & IN_FLAT != 0 {
-            bits(dest & 0xff).for_each(|n| found.push(self.flat.get(n as usize)));
+            bits(dest & 0xff).for_each(|n| found.push(self.flat.get_nospec(n as usize)));
         } else if good & IN_CLUSTERS != 0 {
             let first = (dest >> 4) * 4;
-            bits(dest & 0xf).for_each(|n| found.push(self.clusters.get((first | n) as usize)));
+            bits(dest & 0xf).for_each(|n| found.push(self.clusters.get_nospec((first | n) as usize)));
         } else {
             return None;
         }
@@ -195,6 +201,7 @@ impl ApicMap {
 
 /// Enters `place` for each bit of `mask`. True: another one has a bit of them.
 fn put(table: &mut [u16], first: usize, mask: u8, place: u16) -> bool {
+    // INDEX: below 64: four bits choose the cluster, and a number of a bit of four the place in it.
     bits(mask.into()).fold(false, |shared, n| match table.get_mut(first | n as usize) {
         Some(p) => core::mem::replace(p, place) != 0 || shared,
         None => shared,

@@ -36,6 +36,7 @@ impl Pir {
     #[inline]
     pub fn post(&self, vector: u8, level: bool) -> bool {
         let words = if level { &self.level } else { &self.edge };
+        // INDEX: a vector has 8 bits, so this is below 4.
         if let Some(word) = words.get(usize::from(vector >> 6)) {
             word.fetch_or(1 << (vector & 63), Ordering::Release);
         }
@@ -69,6 +70,7 @@ impl Pir {
         // in vain. AcqRel pairs with the SeqCst swap of the poster.
         self.outstanding.swap(false, Ordering::AcqRel);
         let collect = |words: &[AtomicU64; 4]| {
+            // INDEX: a constant of ours.
             Bits256::from_words(core::array::from_fn(|i| match words.get(i) {
                 // Most words are zero; a load does not take the cache line away from the posters.
                 Some(word) if word.load(Ordering::Acquire) != 0 => word.swap(0, Ordering::Acquire),

@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use crate::bits::Bits256;
 use crate::lapic::Lapic;
 use crate::message::{Message, MsiFormat};
+use arch::GuestIndexed;
 
 /// KVM_MAX_IRQ_ROUTES: the number of routes, and of GSIs.
 pub const MAX_ROUTES: usize = 4096;
@@ -110,9 +111,9 @@ pub struct RoutingTable {
     /// Sorted by GSI; in the caller's order within one GSI.
     routes: Vec<Route>,
     /// `starts[gsi]..starts[gsi + 1]` are the routes of `gsi`. One longer than the highest GSI plus one.
-    starts: Vec<u16>,
+    starts: GuestIndexed<Vec<u16>>,
     /// The GSI that leads to each pin, for the way back at EOI: 8 of each PIC, then the IOAPIC's.
-    gsis: [Option<u16>; PINS],
+    gsis: GuestIndexed<[Option<u16>; PINS]>,
 }
 
 /// Pins of all controllers.
@@ -121,7 +122,11 @@ const PINS: usize = 2 * PIC_PINS as usize + IOAPIC_PINS;
 impl RoutingTable {
     /// No routes: the start with KVM_CAP_SPLIT_IRQCHIP.
     pub const fn empty() -> Self {
-        RoutingTable { routes: Vec::new(), starts: Vec::new(), gsis: [None; PINS] }
+        RoutingTable {
+            routes: Vec::new(),
+            starts: GuestIndexed::new(Vec::new()),
+            gsis: GuestIndexed::new([None; PINS]),
+        }
     }
 
     /// The routes after KVM_CREATE_IRQCHIP: GSI 0 to 15 lead to the IOAPIC and the PICs, 16 to 23 to the IOAPIC.
@@ -152,6 +157,7 @@ impl RoutingTable {
         starts.resize(gsis + 1, 0);
         // Counting sort. First the number of routes of each GSI, one place up; then the sums.
         for route in routes {
+            // INDEX: `is_valid` bounds it; the table is written, and not with what the caller must not know.
             if let Some(count) = starts.get_mut(route.gsi as usize + 1) {
                 *count = count.saturating_add(1);
             }
@@ -165,16 +171,16 @@ impl RoutingTable {
         sorted.try_reserve_exact(routes.len()).map_err(|_| RoutingError::NoMemory)?;
         sorted.extend_from_slice(routes);
         sort_by_gsi(&mut sorted, routes, &starts)?;
-        let mut by_pin = [None; PINS];
+        let mut by_pin = GuestIndexed::new([None; PINS]);
         for route in routes {
             if let Target::Pin { chip, pin } = route.target {
                 // Of several GSIs that lead to one pin the last counts, as in KVM.
-                if let Some(gsi) = by_pin.get_mut(chip.first_pin() + usize::from(pin)) {
+                if let Some(gsi) = by_pin.get_nospec_mut(chip.first_pin() + usize::from(pin)) {
                     *gsi = Some(route.gsi as u16);
                 }
             }
         }
-        let table = RoutingTable { routes: sorted, starts, gsis: by_pin };
+        let table = RoutingTable { routes: sorted, starts: GuestIndexed::new(starts), gsis: by_pin };
         let clash = (0..gsis as u32).any(|gsi| clashes(table.lookup(gsi)));
         if clash { Err(RoutingError::Invalid) } else { Ok(table) }
     }
@@ -182,8 +188,9 @@ impl RoutingTable {
     /// The routes of `gsi`, in the order in which userspace gave them.
     #[inline]
     pub fn lookup(&self, gsi: u32) -> &[Route] {
-        let start = |i: usize| self.starts.get(i).map(|&s| usize::from(s));
+        let start = |i: usize| self.starts.get_nospec(i).map(|&s| usize::from(s));
         match (start(gsi as usize), start((gsi as usize).wrapping_add(1))) {
+            // INDEX: from the table of starts, which was read at a clamped place.
             (Some(from), Some(to)) => self.routes.get(from..to).unwrap_or(&[]),
             _ => &[],
         }
@@ -191,7 +198,7 @@ impl RoutingTable {
 
     /// The GSI that leads to `pin` of `chip`.
     pub fn gsi_of(&self, chip: Chip, pin: u8) -> Option<u32> {
-        self.gsis.get(chip.first_pin() + usize::from(pin)).copied().flatten().map(u32::from)
+        self.gsis.get_nospec(chip.first_pin() + usize::from(pin)).copied().flatten().map(u32::from)
     }
 
     /// All routes, by GSI.
@@ -237,7 +244,9 @@ fn sort_by_gsi(to: &mut [Route], from: &[Route], starts: &[u16]) -> Result<(), R
     next.try_reserve_exact(starts.len()).map_err(|_| RoutingError::NoMemory)?;
     next.extend_from_slice(starts);
     for route in from {
+        // INDEX: as for the starts: the table is written.
         let place = next.get_mut(route.gsi as usize);
+        // INDEX: a place that the sums of `starts` give, which are ours.
         if let Some((place, slot)) = place.and_then(|p| to.get_mut(usize::from(*p)).map(|slot| (p, slot))) {
             *slot = *route;
             *place = place.saturating_add(1);

@@ -111,6 +111,7 @@ impl<H: Host> Vm<H> {
         };
         if m.lowest {
             let n = matching().count();
+            // INDEX: steps through an iterator that ends.
             return matching().nth(pick_lowest(m.vector, n)).map(take);
         }
         matching().fold(None, |sum, v| Some(sum.unwrap_or(0) + take(v)))

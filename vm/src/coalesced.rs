@@ -3,6 +3,7 @@
 
 use crate::Vm;
 use alloc::vec::Vec;
+use arch::array_index_nospec;
 use core::sync::atomic::{AtomicBool, Ordering::*};
 use host::{Errno, Host, PAGE_SIZE, SharedPage, rank, try_push};
 use lock_api::Mutex;
@@ -98,7 +99,7 @@ impl<H: Host> Coalesced<H> {
         if last >= CAPACITY || next == first {
             return false;
         }
-        let at = ENTRIES + ENTRY * last as usize;
+        let at = ENTRIES + ENTRY * array_index_nospec(last as usize, CAPACITY as usize);
         let mut bytes = [0; 8];
         for (to, from) in bytes.iter_mut().zip(data) {
             *to = *from;

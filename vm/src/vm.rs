@@ -27,6 +27,7 @@ use crate::{
 };
 use ::irqchip::{Address, AddressCell, ChipMode, Lapic, Pir, RoutingTable};
 use alloc::{boxed::Box, vec::Vec};
+use arch::GuestIndexed;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use host::{CpuConfig, Errno, Host, OneBox, Request, VcpuThread, rank, try_box};
 use lock_api::{Mutex, RwLock};
@@ -117,7 +118,7 @@ pub struct Vm<H: Host> {
     caps: Caps,
     /// Serialises what changes the VM's shape (KVM's `kvm->lock`).
     pub(crate) shape: Mutex<H::RawMutex<{ rank::SHAPE }>, ()>,
-    vcpus: [OnceBox<Leaf<H>>; FANOUT],
+    vcpus: GuestIndexed<[OnceBox<Leaf<H>>; FANOUT]>,
     count: AtomicUsize,
     pub(crate) apics: Apics<H>,
 }
@@ -150,7 +151,7 @@ impl<H: Host> Vm<H> {
             hrtimers,
             caps: Caps::new(&host),
             shape: Mutex::new(()),
-            vcpus: [const { OnceBox::new() }; FANOUT],
+            vcpus: GuestIndexed::new([const { OnceBox::new() }; FANOUT]),
             count: AtomicUsize::new(0),
             apics: Apics::new(),
             host,
@@ -184,7 +185,7 @@ impl<H: Host> Vm<H> {
     }
 
     fn slot(&self, index: usize) -> Result<&OnceBox<[Vcpu<H>; 1]>, Errno> {
-        let leaf = self.vcpus.get(index / FANOUT).ok_or(Errno::EINVAL)?;
+        let leaf = self.vcpus.get_nospec(index / FANOUT).ok_or(Errno::EINVAL)?;
         let leaf = leaf.get_or_try_init(|| -> Result<Box<Leaf<H>>, Errno> {
             let mut v = alloc::vec::Vec::new();
             v.try_reserve_exact(FANOUT).map_err(|_| Errno::ENOMEM)?;
@@ -279,7 +280,7 @@ impl<H: Host> Vm<H> {
     /// The vCPU that was created as number `index`.
     #[inline]
     pub fn vcpu(&self, index: usize) -> Option<&Vcpu<H>> {
-        let [v] = self.vcpus.get(index / FANOUT)?.get()?.get(index % FANOUT)?.get()?;
+        let [v] = self.vcpus.get_nospec(index / FANOUT)?.get()?.get(index % FANOUT)?.get()?;
         Some(v)
     }
 
@@ -380,6 +381,7 @@ impl<H: Host> Vm<H> {
 
     /// Page `index` of the mapping of a vCPU's file.
     pub fn vcpu_page<'a>(&'a self, v: &'a Vcpu<H>, index: usize) -> Option<&'a H::SharedPage> {
+        // INDEX: which page user space maps is not secret, and nothing is read by what it is.
         v.pages.get(index).or((index == v.pages.len()).then_some(&self.coalesced.page))
     }
 

@@ -26,10 +26,12 @@ mod legacy {
 }
 
 fn field<T: Field>(area: &[u8], at: usize) -> T {
+    // INDEX: a constant of ours.
     T::take(area.get(at..).unwrap_or(&[]))
 }
 
 fn set_field<T: Field>(area: &mut [u8], at: usize, v: T) {
+    // INDEX: a constant of ours.
     v.give(area.get_mut(at..).unwrap_or(&mut []));
 }
 
@@ -108,6 +110,7 @@ pub fn set_xcrs<H: Host>(ctx: &mut Ctx<'_, H>, x: &kvm_xcrs) -> Result<(), Errno
     if ctx.vm.host.host_xcr0() == 0 || x.flags != 0 {
         return Err(Errno::EINVAL);
     }
+    // INDEX: how many entries count is chosen by the caller, who may see all of them.
     let given = x.xcrs.get(..x.nr_xcrs as usize).ok_or(Errno::EINVAL)?;
     match given.iter().find(|r| r.xcr == 0) {
         Some(xcr0) => ctx.set_xcr0(xcr0.value),

@@ -71,6 +71,7 @@ fn to_sregs<H: Host>(ctx: &Ctx<'_, H>, s: &Sregs) -> kvm_sregs {
     tr.type_ |= 2;
     let mut interrupt_bitmap = [0; 4];
     if let Some(v) = s.interrupt {
+        // INDEX: a vector has 8 bits, so this is below 4.
         if let Some(word) = interrupt_bitmap.get_mut(usize::from(v / 64)) {
             *word = 1 << (v % 64);
         }

@@ -26,12 +26,14 @@ const OLD_PIT_STATE: usize = 72;
 
 fn get_state<H: Host>(vm: &Vm<H>, arg: u64, size: usize) -> Result<(), Errno> {
     let state = vm.get_pit()?;
+    // INDEX: the size of one of two structs.
     vm.host.write_user(Hva(arg), state.get(..size).unwrap_or(&state)).map_err(|_| Errno::EFAULT)
 }
 
 /// With the old struct the flags stay as they are.
 fn set_state<H: Host>(vm: &Vm<H>, arg: u64, size: usize) -> Result<(), Errno> {
     let mut new = [0; PIT_STATE];
+    // INDEX: the size of one of two structs.
     let part = new.get_mut(..size).ok_or(Errno::EINVAL)?;
     vm.host.read_user(Hva(arg), part).map_err(|_| Errno::EFAULT)?;
     let old = vm.get_pit()?;

@@ -19,6 +19,7 @@ mod timer;
 use crate::address::{Address, Parts};
 use crate::bits::Bits256;
 use crate::message::Message;
+use arch::GuestIndexed;
 
 pub use base::{Mode, checked_base};
 pub use deliver::Lint0;
@@ -107,7 +108,7 @@ pub struct Lapic {
     isr: Bits256,
     tmr: Bits256,
     timer: Timer,
-    lvt: [u32; LVT_ENTRIES],
+    lvt: GuestIndexed<[u32; LVT_ENTRIES]>,
     svr: u32,
     /// ICR bits 31:0, delivery status always 0.
     icr_low: u32,
@@ -138,7 +139,7 @@ impl Lapic {
             isr: Bits256::EMPTY,
             tmr: Bits256::EMPTY,
             timer: Timer::default(),
-            lvt: [LVT_MASKED; LVT_ENTRIES],
+            lvt: GuestIndexed::new([LVT_MASKED; LVT_ENTRIES]),
             svr: 0,
             icr_low: 0,
             icr_high: 0,
@@ -185,7 +186,7 @@ impl Lapic {
 
     /// INIT: as RESET, but IA32_APIC_BASE and the ID stay. APM volume 2 section 16.3.1.
     pub fn init(&mut self) -> TimerEffect {
-        self.lvt = [LVT_MASKED; LVT_ENTRIES];
+        self.lvt = GuestIndexed::new([LVT_MASKED; LVT_ENTRIES]);
         if self.cfg.bsp && self.cfg.lint0_reenabled {
             // Firmware that never programs LINT0 still wants the 8259's interrupts.
             self.set_lvt(Lvt::Lint0, 0x700);

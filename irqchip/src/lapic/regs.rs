@@ -66,11 +66,11 @@ pub enum Lvt {
 
 impl Lapic {
     pub(super) fn lvt(&self, entry: Lvt) -> u32 {
-        self.lvt.get(entry as usize).copied().unwrap_or(LVT_MASKED)
+        self.lvt.get_nospec(entry as usize).copied().unwrap_or(LVT_MASKED)
     }
 
     pub(super) fn set_lvt(&mut self, entry: Lvt, value: u32) {
-        if let Some(lvt) = self.lvt.get_mut(entry as usize) {
+        if let Some(lvt) = self.lvt.get_nospec_mut(entry as usize) {
             *lvt = value;
         }
     }
@@ -115,7 +115,7 @@ impl Lapic {
             ESR => self.esr,
             ICR => self.icr_low,
             ICR_HIGH if !x2apic => self.icr_high,
-            LVT..=LVT_LAST => self.lvt.get((offset - LVT) as usize >> 4).copied()?,
+            LVT..=LVT_LAST => self.lvt.get_nospec((offset - LVT) as usize >> 4).copied()?,
             TIMER_INITIAL => self.timer.initial,
             TIMER_CURRENT => self.current_count(now_ns),
             TIMER_DIVIDE => self.timer.divide,
@@ -205,7 +205,7 @@ impl Lapic {
         self.svr = value & (0x3ff | directed_eoi);
         if !self.sw_enabled() {
             // APM volume 2 section 16.4.7: all LVT entries are masked. The timer runs on, unheard.
-            for lvt in &mut self.lvt {
+            for lvt in self.lvt.iter_mut() {
                 *lvt |= LVT_MASKED;
             }
         }
@@ -216,7 +216,7 @@ impl Lapic {
         let forced = if self.sw_enabled() { 0 } else { LVT_MASKED };
         let value = (value | forced) & self.lvt_mask(index);
         let old = TimerMode::of(self.lvt(Lvt::Timer));
-        if let Some(lvt) = self.lvt.get_mut(index) {
+        if let Some(lvt) = self.lvt.get_nospec_mut(index) {
             *lvt = value;
         }
         if index == Lvt::Timer as usize { self.timer_mode_changed(old) } else { TimerEffect::Keep }

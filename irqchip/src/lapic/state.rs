@@ -38,6 +38,7 @@ impl Lapic {
         x2apic_format: bool,
     ) -> Result<TimerEffect, InvalidState> {
         let get = |offset: u32| {
+            // INDEX: a constant of ours.
             let bytes = regs.get(offset as usize..).and_then(<[u8]>::first_chunk::<4>);
             u32::from_le_bytes(bytes.copied().unwrap_or_default())
         };
@@ -60,7 +61,7 @@ impl Lapic {
             // A saved TSC-deadline mode is kept even before CPUID allows it.
             let mode = if index == Lvt::Timer as usize { LVT_TSC_DEADLINE } else { 0 };
             let value = get(LVT + index as u32 * 16) & (self.lvt_mask(index) | mode);
-            if let Some(lvt) = self.lvt.get_mut(index) {
+            if let Some(lvt) = self.lvt.get_nospec_mut(index) {
                 *lvt = value;
             }
         }

@@ -65,6 +65,7 @@ impl Pit {
             self.control(value, now_ns);
             return TimerEffect::Keep;
         }
+        // INDEX: two bits of the port; the fourth channel was excluded, and would be the next field.
         let loaded = self.channels.get_mut(index).is_some_and(|c| c.write(value, now_ns));
         if loaded && index == 0 { self.start(now_ns) } else { TimerEffect::Keep }
     }
@@ -77,6 +78,7 @@ impl Pit {
     fn control(&mut self, value: u8, now_ns: u64) {
         let select = value >> 6;
         if select < 3 {
+            // INDEX: two bits of the value; the fourth channel was excluded, and would be the next field.
             if let Some(channel) = self.channels.get_mut(usize::from(select)) {
                 channel.control(value, now_ns);
             }

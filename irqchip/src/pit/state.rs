@@ -43,6 +43,7 @@ impl Channel {
     }
 
     fn set_state(&mut self, state: &[u8]) {
+        // INDEX: a constant of ours.
         let byte = |i: usize| state.get(i).copied().unwrap_or(0);
         let load_ns = state.get(16..).and_then(<[u8]>::first_chunk::<8>).copied().unwrap_or_default();
         // A time from the future, or from another host, at worst makes the count stand still.

@@ -18,6 +18,7 @@ const fn bits(list: &[u8]) -> u32 {
     let mut mask = 0;
     let mut i = 0;
     while i < list.len() {
+        // INDEX: a constant of ours.
         mask |= 1 << list[i];
         i += 1;
     }
@@ -82,6 +83,7 @@ impl Caps {
             let (function, index, register) = word.place();
             let known = if function >> 31 == 0 { function <= max_basic } else { function <= max_extended };
             if known {
+                // INDEX: a constant of ours.
                 *cap = host.leaf(function, index).get(register).copied().unwrap_or(0) & passed(word);
             }
         }
@@ -137,6 +139,7 @@ impl Caps {
     }
 
     fn set_word(&mut self, word: Word, value: u32) {
+        // INDEX: as many words as `Word` has values.
         if let Some(w) = self.words.get_mut(word as usize) {
             *w = value;
         }
@@ -149,6 +152,7 @@ impl Caps {
 
     /// The bits of one word.
     pub fn word(&self, word: Word) -> u32 {
+        // INDEX: as many words as `Word` has values.
         self.words.get(word as usize).copied().unwrap_or(0)
     }
 

@@ -217,6 +217,7 @@ impl GuestCpuid {
     /// Does the guest see the bit, whatever the hypervisor can do?
     pub fn shows(&self, f: Feature) -> bool {
         let (function, index, register) = f.0.place();
+        // INDEX: a constant of ours.
         let word = self.get(function, index).and_then(|e| e.regs.get(register)).copied().unwrap_or(0);
         word >> (f.1 & 31) & 1 != 0
     }

@@ -9,6 +9,7 @@ use super::flags::{Flags, is_vendor};
 use super::{Caps, KVM_PV_UNHALT};
 use crate::state::{CPUID_SUBLEAF_MATTERS, CpuidEntry};
 use alloc::vec::Vec;
+use arch::GuestIndexed;
 use arch::cpuid::{KVM_FEATURES as FEATURES_LEAF, KVM_SIGNATURE};
 use arch::cr::{Cr4, Xcr0};
 use host::{Errno, try_filled};
@@ -45,7 +46,7 @@ pub struct GuestCpuid {
     entries: Vec<CpuidEntry>,
     /// For each entry the next one with the same function.
     chain: Vec<u16>,
-    first: [u16; SLOTS],
+    first: GuestIndexed<[u16; SLOTS]>,
     flags: Flags,
     caps: Caps,
 }
@@ -65,8 +66,13 @@ const fn slot(function: u32) -> Option<usize> {
 impl GuestCpuid {
     /// No entries: every leaf reads zero.
     pub fn new(caps: &Caps) -> Self {
-        let mut cpuid =
-            Self { entries: Vec::new(), chain: Vec::new(), first: [NONE; SLOTS], flags: Flags::default(), caps: *caps };
+        let mut cpuid = Self {
+            entries: Vec::new(),
+            chain: Vec::new(),
+            first: GuestIndexed::new([NONE; SLOTS]),
+            flags: Flags::default(),
+            caps: *caps,
+        };
         cpuid.flags = Flags::without_entries(&cpuid);
         cpuid
     }
@@ -82,7 +88,7 @@ impl GuestCpuid {
         let mut fresh = Self {
             entries: try_filled(CpuidEntry::default(), entries.len())?,
             chain: try_filled(NONE, entries.len())?,
-            first: [NONE; SLOTS],
+            first: GuestIndexed::new([NONE; SLOTS]),
             flags: Flags::default(),
             caps: self.caps,
         };
@@ -115,7 +121,7 @@ impl GuestCpuid {
     fn index(&mut self) {
         let Self { entries, chain, first, .. } = self;
         for (i, (entry, next)) in entries.iter().zip(chain.iter_mut()).enumerate().rev() {
-            if let Some(head) = slot(entry.function).and_then(|s| first.get_mut(s)) {
+            if let Some(head) = slot(entry.function).and_then(|s| first.get_nospec_mut(s)) {
                 *next = *head;
                 *head = i as u16;
             }
@@ -131,18 +137,21 @@ impl GuestCpuid {
     #[inline]
     pub fn get(&self, function: u32, index: u32) -> Option<&CpuidEntry> {
         let position = self.position(function, index)?;
+        // INDEX: a place that `position` has found.
         self.entries.get(position)
     }
 
     #[inline]
     fn position(&self, function: u32, index: u32) -> Option<usize> {
         let Some(slot) = slot(function) else { return self.scan(function, index) };
-        let mut at = usize::from(*self.first.get(slot)?);
+        let mut at = usize::from(*self.first.get_nospec(slot)?);
         loop {
+            // INDEX: a place from the table or the chain, which are ours.
             let e = self.entries.get(at)?;
             if e.flags & CPUID_SUBLEAF_MATTERS == 0 || e.index == index {
                 return Some(at);
             }
+            // INDEX: as above.
             at = usize::from(*self.chain.get(at)?);
         }
     }
@@ -245,6 +254,7 @@ impl GuestCpuid {
     }
 
     fn change(&mut self, function: u32, index: u32, f: impl FnOnce(&mut [u32; 4])) {
+        // INDEX: as above.
         if let Some(e) = self.position(function, index).and_then(|p| self.entries.get_mut(p)) {
             f(&mut e.regs);
         }

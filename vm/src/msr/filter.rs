@@ -1,6 +1,7 @@
 //! KVM_X86_SET_MSR_FILTER (KVM API document 4.97): which MSRs a guest may touch.
 
 use alloc::vec::Vec;
+use arch::GuestIndexed;
 use host::{Errno, try_filled, try_push};
 
 /// KVM_MSR_FILTER_READ, KVM_MSR_FILTER_WRITE.
@@ -30,7 +31,7 @@ struct Range {
     flags: u32,
     base: u32,
     nmsrs: u32,
-    bitmap: Vec<u8>,
+    bitmap: GuestIndexed<Vec<u8>>,
 }
 
 /// A filter; without one, nothing is denied.
@@ -60,12 +61,16 @@ impl MsrFilter {
             if r.flags & !(READ | WRITE) != 0 {
                 return Err(Errno::EINVAL);
             }
+            // INDEX: how much of the bitmap counts; it is copied, and not looked at.
             let bytes = r.bitmap.get(..Self::bitmap_bytes(r.nmsrs)?).ok_or(Errno::EINVAL)?;
             let mut bitmap = try_filled(0, bytes.len())?;
             for (to, from) in bitmap.iter_mut().zip(bytes) {
                 *to = *from;
             }
-            try_push(&mut filter.ranges, Range { flags: r.flags, base: r.base, nmsrs: r.nmsrs, bitmap })?;
+            try_push(
+                &mut filter.ranges,
+                Range { flags: r.flags, base: r.base, nmsrs: r.nmsrs, bitmap: GuestIndexed::new(bitmap) },
+            )?;
         }
         Ok((!empty).then_some(filter))
     }
@@ -80,7 +85,7 @@ impl MsrFilter {
         for r in self.ranges.iter().filter(|r| r.flags & kind != 0) {
             let n = msr.wrapping_sub(r.base);
             if msr >= r.base && n < r.nmsrs {
-                return r.bitmap.get(n as usize / 8).is_some_and(|b| b >> (n % 8) & 1 != 0);
+                return r.bitmap.get_nospec(n as usize / 8).is_some_and(|b| b >> (n % 8) & 1 != 0);
             }
         }
         self.default_allow

@@ -1,6 +1,7 @@
 //! Machine check registers (APM 9.3) and KVM_X86_SETUP_MCE, KVM_X86_SET_MCE (KVM API document 4.105, 4.106).
 
 use super::number::HWCR_MCI_STATUS_WR_EN;
+use arch::GuestIndexed;
 use arch::msr::{MC0_CTL, MCG_CAP, MCG_CTL, MCG_STATUS};
 use host::Errno;
 
@@ -34,7 +35,7 @@ pub struct Mce {
     cap: u64,
     ctl: u64,
     status: u64,
-    banks: [Bank; BANKS],
+    banks: GuestIndexed<[Bank; BANKS]>,
 }
 
 /// KVM_X86_SET_MCE (`struct kvm_x86_mce`).
@@ -65,7 +66,7 @@ pub enum MceOutcome {
 
 impl Default for Mce {
     fn default() -> Self {
-        Self { cap: BANKS as u64, ctl: 0, status: 0, banks: [Bank::default(); BANKS] }
+        Self { cap: BANKS as u64, ctl: 0, status: 0, banks: GuestIndexed::new([Bank::default(); BANKS]) }
     }
 }
 
@@ -101,7 +102,7 @@ impl Mce {
     fn register(&mut self, msr: u32) -> Option<&mut u64> {
         let n = msr.checked_sub(MC0_CTL)? as usize;
         let count = self.count();
-        let bank = self.banks.iter_mut().take(count).nth(n / 4)?;
+        let bank = self.banks.get_nospec_mut(n / 4).filter(|_| n / 4 < count)?;
         Some(match n % 4 {
             0 => &mut bank.ctl,
             1 => &mut bank.status,
@@ -148,7 +149,8 @@ impl Mce {
     /// KVM_X86_SET_MCE: reports an error. `enabled`: CR4.MCE. Errors: EINVAL (no such bank, status not valid).
     pub fn report(&mut self, e: &MachineCheck, enabled: bool) -> Result<MceOutcome, Errno> {
         let (count, mcg_on) = (self.count(), self.cap & CTL_P == 0 || self.ctl == !0);
-        let bank = self.banks.iter_mut().take(count).nth(e.bank.into()).ok_or(Errno::EINVAL)?;
+        let bank =
+            self.banks.get_nospec_mut(e.bank.into()).filter(|_| usize::from(e.bank) < count).ok_or(Errno::EINVAL)?;
         if e.status & VAL == 0 {
             return Err(Errno::EINVAL);
         }

@@ -1,7 +1,7 @@
 //! Memory type range registers (APM 7.7). They are kept and checked; nested paging takes memory types from elsewhere.
 
 use super::number::MTRR_LAST_VARIABLE;
-use arch::msr::*;
+use arch::{GuestIndexed, msr::*};
 
 /// MTRRcap: 8 variable ranges, fixed ranges, write-combining.
 pub const MTRR_CAP: u64 = 0x508;
@@ -11,9 +11,9 @@ const VARIABLE: usize = 16;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mtrr {
     /// MTRRphysBase0, MTRRphysMask0, MTRRphysBase1, ...
-    variable: [u64; VARIABLE],
+    variable: GuestIndexed<[u64; VARIABLE]>,
     /// 64K, two of 16K, eight of 4K.
-    fixed: [u64; 11],
+    fixed: GuestIndexed<[u64; 11]>,
     default_type: u64,
 }
 
@@ -31,10 +31,10 @@ pub const fn pat_valid(pat: u64) -> bool {
 impl Mtrr {
     fn place(&mut self, msr: u32) -> Option<&mut u64> {
         match msr {
-            MTRR_PHYS_BASE0..=MTRR_LAST_VARIABLE => self.variable.get_mut((msr - MTRR_PHYS_BASE0) as usize),
-            MTRR_FIX64K => self.fixed.get_mut(0),
-            MTRR_FIX16K_8 | MTRR_FIX16K_A => self.fixed.get_mut((msr - MTRR_FIX16K_8) as usize + 1),
-            MTRR_FIX4K_C0..=MTRR_FIX4K_F8 => self.fixed.get_mut((msr - MTRR_FIX4K_C0) as usize + 3),
+            MTRR_PHYS_BASE0..=MTRR_LAST_VARIABLE => self.variable.get_nospec_mut((msr - MTRR_PHYS_BASE0) as usize),
+            MTRR_FIX64K => self.fixed.get_nospec_mut(0),
+            MTRR_FIX16K_8 | MTRR_FIX16K_A => self.fixed.get_nospec_mut((msr - MTRR_FIX16K_8) as usize + 1),
+            MTRR_FIX4K_C0..=MTRR_FIX4K_F8 => self.fixed.get_nospec_mut((msr - MTRR_FIX4K_C0) as usize + 3),
             MTRR_DEF_TYPE => Some(&mut self.default_type),
             _ => None,
         }

@@ -2,6 +2,7 @@
 
 mod arrows;
 mod layout;
+mod nospec;
 mod panicking;
 mod text;
 mod unsafety;
@@ -101,6 +102,7 @@ fn rust_rules(source: &Source) -> Result<Findings> {
     findings.extend(layout::check(source, &file));
     if source.in_module() {
         findings.extend(panicking::check(source, &file));
+        findings.extend(nospec::check(source, &file));
     }
     Ok(findings)
 }
