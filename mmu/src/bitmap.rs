@@ -7,8 +7,8 @@ use host::Errno;
 /// Pages per word.
 pub const WORD: u64 = 64;
 
-/// One bit per page of a slot, in the layout of KVM_GET_DIRTY_LOG. Lives under the lock of the nested tables: bits
-/// are set while it is held for reading, and taken while it is held for writing.
+/// One bit per page of a slot, in the layout of KVM_GET_DIRTY_LOG. Lives under the mmu's lock: bits
+/// are set while it is held for reading, and cleared while it is held for writing.
 pub struct Bitmap(Vec<AtomicU64>);
 
 impl Bitmap {
@@ -46,7 +46,7 @@ impl Bitmap {
     }
 
     /// Clears the bits of `mask` in a word; returns those of them that were set.
-    pub fn take(&self, n: u64, mask: u64) -> u64 {
+    pub fn clear(&self, n: u64, mask: u64) -> u64 {
         self.word(n).map_or(0, |w| w.fetch_and(!mask, Relaxed) & mask)
     }
 

@@ -6,7 +6,7 @@ use host::{Errno, Host, TablePage};
 /// Most tables that one fault can need: all levels but the root.
 const MOST: usize = 4;
 
-/// Empty table pages of one vCPU, allocated before the mmu's lock is taken. Gives them back when dropped.
+/// Empty table pages of one vCPU (KVM's `kvm_mmu_memory_cache`), allocated before the mmu's lock is taken. Gives them back when dropped.
 pub struct MemoryCache<H: Host> {
     host: H,
     pages: [Option<TablePage>; MOST],
@@ -53,13 +53,13 @@ impl<H: Host> MemoryCache<H> {
     }
 
     /// One page, all entries not present.
-    pub(crate) fn take(&mut self) -> Option<TablePage> {
+    pub(crate) fn alloc(&mut self) -> Option<TablePage> {
         let n = self.len.checked_sub(1)?;
         self.len = n;
         self.pages.get_mut(n)?.take()
     }
 
-    /// Puts back what [`take`](Self::take) gave and nobody saw.
+    /// Puts back what [`alloc`](Self::alloc) gave and nobody saw.
     pub(crate) fn put(&mut self, page: TablePage) {
         match self.pages.get_mut(self.len) {
             Some(place) => {
@@ -73,7 +73,7 @@ impl<H: Host> MemoryCache<H> {
 
 impl<H: Host> Drop for MemoryCache<H> {
     fn drop(&mut self) {
-        while let Some(page) = self.take() {
+        while let Some(page) = self.alloc() {
             self.host.free_table(page);
         }
     }

@@ -129,7 +129,7 @@ impl<H: Host> Mmu<H> {
     /// Clears those bits of a word of the log that are in `mask`, and write-protects the pages that they stand for.
     /// Returns the bits that were set.
     fn clear_dirty(&self, maps: &mut Maps, slot: &Memslot, n: u64, mask: u64, mut stale: Stale) -> (u64, Stale) {
-        let cleared = maps.dirty_bitmap(slot).map_or(0, |bitmap| bitmap.take(n, mask));
+        let cleared = maps.dirty_bitmap(slot).map_or(0, |bitmap| bitmap.clear(n, mask));
         let first = slot.base.wrapping_add(n * WORD);
         let mut rest = cleared;
         while rest != 0 {

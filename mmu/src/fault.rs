@@ -14,15 +14,15 @@ const TRIES: u32 = 4;
 /// Frames that are looked at without letting go of the lock.
 const COUNTED: u64 = 1 << 14;
 
-/// What the vCPU does after a nested fault.
+/// What the vCPU does after a nested fault (KVM's RET_PF_*).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mapped {
+pub enum RetPf {
     /// The address is mapped: enter the guest.
-    Done,
+    Fixed,
     /// The slots or the VMM's memory are changing right now: enter the guest, which faults again.
     Retry,
     /// No memory there, or a write to a read-only slot: emulate the instruction.
-    Mmio,
+    Emulate,
 }
 
 /// A page of the host's.
@@ -36,7 +36,7 @@ struct Found {
 
 /// One attempt.
 enum Attempt {
-    Ends(Mapped),
+    Ends(RetPf),
     /// The page that the host gave may be stale.
     Again,
 }
@@ -47,12 +47,12 @@ impl<H: Host> Mmu<H> {
     /// Errors: [`Stop::Fault`] (the VMM has nothing usable mapped there: EFAULT), [`Stop::Poison`], and
     /// [`Stop::Errno`] with ENOMEM, with EINTR (fatal signal), or with EIO (the VMM's address space is gone, or the
     /// tables are broken).
-    pub fn handle_fault(&self, cache: &mut MemoryCache<H>, gpa: Gpa, code: NpfCode) -> Result<Mapped, Stop> {
+    pub fn page_fault(&self, cache: &mut MemoryCache<H>, gpa: Gpa, code: NpfCode) -> Result<RetPf, Stop> {
         if code.reserved() {
             self.host.warn("mmu: reserved bit in a nested page table, guest frame", gpa.gfn().0);
             return Err(Stop::Errno(Errno::EIO));
         }
-        if let Some(m) = self.quick(cache, gpa.gfn().0, code.write()) {
+        if let Some(m) = self.page_fault_mapped(cache, gpa.gfn().0, code.write()) {
             return Ok(m);
         }
         for _ in 0..TRIES {
@@ -60,7 +60,7 @@ impl<H: Host> Mmu<H> {
                 return Ok(m);
             }
         }
-        Ok(Mapped::Retry)
+        Ok(RetPf::Retry)
     }
 
     /// Where the mapping that a frame is part of ends; that of its page if it is not mapped.
@@ -73,10 +73,10 @@ impl<H: Host> Mmu<H> {
     /// Where the host has the page mapped already there is nothing to ask for: it is looked up and installed under one
     /// hold of the lock, which an invalidation of the page has to wait for. None: it takes more than that.
     #[inline]
-    fn quick(&self, cache: &mut MemoryCache<H>, gfn: u64, write: bool) -> Option<Mapped> {
+    fn page_fault_mapped(&self, cache: &mut MemoryCache<H>, gfn: u64, write: bool) -> Option<RetPf> {
         let maps = self.mmu_lock.read();
         let Some(region) = maps.region(gfn) else {
-            return (!maps.released).then_some(Mapped::Mmio);
+            return (!maps.released).then_some(RetPf::Emulate);
         };
         let slot = &region.slot;
         let hva = slot.hva_of(gfn);
@@ -94,7 +94,7 @@ impl<H: Host> Mmu<H> {
             maps.mark_page_dirty(gfn);
         }
         match maps.tree.map(&self.host, cache, gfn, leaf) {
-            Installed::Done => Some(Mapped::Done),
+            Installed::Done => Some(RetPf::Fixed),
             Installed::NoTable | Installed::Conflict => None,
         }
     }
@@ -120,12 +120,12 @@ impl<H: Host> Mmu<H> {
             if maps.released {
                 return Err(Stop::Errno(Errno::EIO));
             }
-            let Some(region) = maps.region(gfn) else { return Ok(Attempt::Ends(Mapped::Mmio)) };
+            let Some(region) = maps.region(gfn) else { return Ok(Attempt::Ends(RetPf::Emulate)) };
             if region.invalid || self.invalidation_in_progress(region.slot.hva_of(gfn)) {
-                return Ok(Attempt::Ends(Mapped::Retry));
+                return Ok(Attempt::Ends(RetPf::Retry));
             }
             if write && region.slot.read_only() || gfn >= maps.tree.limit() {
-                return Ok(Attempt::Ends(Mapped::Mmio));
+                return Ok(Attempt::Ends(RetPf::Emulate));
             }
             (region.slot, maps.invalidate_seq, maps.tree.missing(&self.host, gfn))
         };
@@ -145,7 +145,7 @@ impl<H: Host> Mmu<H> {
             maps.mark_page_dirty(gfn);
         }
         match maps.tree.map(&self.host, cache, gfn, leaf) {
-            Installed::Done => Ok(Attempt::Ends(Mapped::Done)),
+            Installed::Done => Ok(Attempt::Ends(RetPf::Fixed)),
             Installed::NoTable => Ok(Attempt::Again),
             Installed::Conflict => {
                 // The host replaced a page without telling: going on would let the guest write to somebody else's.

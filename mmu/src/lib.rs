@@ -51,7 +51,7 @@ mod walk;
 
 pub use cache::MemoryCache;
 pub use dirty::MANUAL_DIRTY_LOG_BITS;
-pub use fault::Mapped;
+pub use fault::RetPf;
 pub use memory::{Memory, PhysError};
 pub use paging::{Kind, Paging, Translation, WalkError};
 pub use slot::{ADDRESS_SPACES, LOG_DIRTY_PAGES, READONLY, USER_SLOTS, UserRegion};

@@ -3,7 +3,7 @@
 use crate::Ctx;
 use arch::{Gpa, NpfCode};
 use host::{Errno, Host, Stop, Work};
-use mmu::Mapped;
+use mmu::RetPf;
 
 /// A read.
 const READ: NpfCode = NpfCode(0);
@@ -33,11 +33,11 @@ impl<H: Host> Ctx<'_, H> {
             if self.vm.host.do_work() == Work::Signal {
                 return Err(Errno::EINTR);
             }
-            match self.vm.mmu.handle_fault(&mut self.core.tables, gpa, READ) {
-                Ok(Mapped::Done) => return Ok(self.vm.mmu.mapping_end(gpa).0),
+            match self.vm.mmu.page_fault(&mut self.core.tables, gpa, READ) {
+                Ok(RetPf::Fixed) => return Ok(self.vm.mmu.mapping_end(gpa).0),
                 // The slots or the VMM's memory are changing.
-                Ok(Mapped::Retry) => self.vm.host.cond_resched(),
-                Ok(Mapped::Mmio) => return Err(Errno::ENOENT),
+                Ok(RetPf::Retry) => self.vm.host.cond_resched(),
+                Ok(RetPf::Emulate) => return Err(Errno::ENOENT),
                 Err(Stop::Fault) => return Err(Errno::EFAULT),
                 Err(Stop::Poison) => return Err(Errno::EHWPOISON),
                 Err(Stop::Errno(e)) => return Err(e),

@@ -135,7 +135,7 @@ impl Tree {
                     return Installed::Done;
                 }
             } else {
-                let Some(page) = cache.take() else { return Installed::NoTable };
+                let Some(page) = cache.alloc() else { return Installed::NoTable };
                 // On failure somebody else was faster: the next turn sees what is there now.
                 if let Err(page) = cell.link(page) {
                     cache.put(page);

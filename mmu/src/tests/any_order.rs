@@ -284,7 +284,7 @@ impl Machine {
         match *op {
             Op::Slot { id, flags, base, pages, at } => self.set_slot(id, flags, base, pages, at),
             Op::Fault { gfn, write } => {
-                let _ = self.mmu.handle_fault(cache, gpa(gfn), npf(write));
+                let _ = self.mmu.page_fault(cache, gpa(gfn), npf(write));
             }
             Op::MappedAhead(on) => self.host.0.mapped.store(on, SeqCst),
             Op::Get(id) => {

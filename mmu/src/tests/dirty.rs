@@ -2,7 +2,7 @@
 
 use super::Vm;
 use super::fake::PAGE;
-use crate::Mapped::*;
+use crate::RetPf::*;
 use crate::{LOG_DIRTY_PAGES, MANUAL_DIRTY_LOG_BITS, READONLY};
 use arch::{Gpa, Hva};
 use host::Errno::*;
@@ -236,7 +236,7 @@ proptest! {
                 Op::GuestWrite(n) => {
                     let gpa = 0x20_0000 + n * PAGE;
                     if !vm.look(gpa).is_some_and(|f| f.write) {
-                        prop_assert_eq!(vm.fault(gpa, true), Ok(Done));
+                        prop_assert_eq!(vm.fault(gpa, true), Ok(Fixed));
                     }
                     written.insert(n);
                 }
@@ -244,7 +244,7 @@ proptest! {
                 Op::GuestRead(n) => {
                     let gpa = 0x20_0000 + n * PAGE;
                     if vm.look(gpa).is_none() {
-                        prop_assert_eq!(vm.fault(gpa, false), Ok(Done));
+                        prop_assert_eq!(vm.fault(gpa, false), Ok(Fixed));
                         if always {
                             written.insert(n);
                         }

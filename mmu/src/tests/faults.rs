@@ -2,7 +2,7 @@
 
 use super::fake::{Fake, PAGE, Point, Pte};
 use super::{Vm, npf};
-use crate::{LOG_DIRTY_PAGES, Mapped::*, READONLY};
+use crate::{LOG_DIRTY_PAGES, READONLY, RetPf::*};
 use arch::{Gpa, NpfCode};
 use host::MapLevel::*;
 use host::{Errno, Stop};
@@ -19,16 +19,16 @@ fn small_pages() {
         let mut vm = Vm::on(host).checked();
         let first = vm.host.map(HVA, 4, true);
         vm.set(0, 0x10_0000, 4, HVA, 0).unwrap();
-        assert_eq!(vm.fault(0x10_2123, false), Ok(Done));
+        assert_eq!(vm.fault(0x10_2123, false), Ok(Fixed));
         let found = vm.look(0x10_2123).unwrap();
         // Writable at once: the host's page is.
         assert_eq!((found.pa, found.write, found.level), (((first + 2) << 12) + 0x123, true, 1));
         assert!(found.accessed);
         assert_eq!(vm.look(0x10_1000), None);
-        assert_eq!(vm.fault(0x10_2123, true), Ok(Done)); // spurious
-        assert_eq!(vm.fault(0xf_f000, false), Ok(Mmio));
-        assert_eq!(vm.fault(0x10_4000, true), Ok(Mmio));
-        assert_eq!(vm.fault(1 << 50, true), Ok(Mmio));
+        assert_eq!(vm.fault(0x10_2123, true), Ok(Fixed)); // spurious
+        assert_eq!(vm.fault(0xf_f000, false), Ok(Emulate));
+        assert_eq!(vm.fault(0x10_4000, true), Ok(Emulate));
+        assert_eq!(vm.fault(1 << 50, true), Ok(Emulate));
         assert_eq!(vm.flush_count(), 0);
         vm.end();
     }
@@ -48,7 +48,7 @@ fn pages_that_are_mapped_already() {
     let first = vm.host.map(HVA, 600, true);
     vm.set(0, 0, 600, HVA, 0).unwrap();
     for n in 0..600 {
-        assert_eq!(vm.fault(n * PAGE, n % 2 == 0), Ok(Done));
+        assert_eq!(vm.fault(n * PAGE, n % 2 == 0), Ok(Fixed));
         let found = vm.look(n * PAGE).unwrap();
         assert_eq!((found.pa >> 12, found.write, found.level), (first + n, true, 1));
     }
@@ -60,11 +60,11 @@ fn pages_that_are_mapped_already() {
     assert_eq!(vm.look(0), None);
     vm.invalidate_end(HVA, HVA + PAGE);
     vm.set(0, 0, 600, HVA, LOG_DIRTY_PAGES).unwrap();
-    assert_eq!(vm.fault(PAGE, false), Ok(Done));
+    assert_eq!(vm.fault(PAGE, false), Ok(Fixed));
     assert!(!vm.look(PAGE).unwrap().write);
-    assert_eq!(vm.fault(PAGE, true), Ok(Done));
+    assert_eq!(vm.fault(PAGE, true), Ok(Fixed));
     assert!(vm.look(PAGE).unwrap().write);
-    assert_eq!(vm.fault(601 * PAGE, true), Ok(Mmio));
+    assert_eq!(vm.fault(601 * PAGE, true), Ok(Emulate));
     vm.end();
 }
 
@@ -104,7 +104,7 @@ fn no_table_waits_in_vain() {
         vm.fault(512 * PAGE, true).unwrap();
         assert_eq!(vm.host.live_tables(), 5);
         vm.host.fail_after(0);
-        assert_eq!(vm.fault(513 * PAGE, true), Ok(Done), "no table is needed");
+        assert_eq!(vm.fault(513 * PAGE, true), Ok(Fixed), "no table is needed");
         vm.end();
     }
 }
@@ -130,12 +130,12 @@ fn read_only_memory_becomes_writable_when_written() {
     let mut vm = Vm::new().checked();
     vm.host.map(HVA, 1, false);
     vm.set(0, 0, 1, HVA, 0).unwrap();
-    assert_eq!(vm.fault(0, false), Ok(Done));
+    assert_eq!(vm.fault(0, false), Ok(Fixed));
     assert!(!vm.look(0).unwrap().write);
     assert_eq!(vm.fault(0, true), Err(Stop::Fault)); // not even by the host
     // Same page, now writable: the entry is upgraded in place.
     vm.host.0.space.lock().unwrap().pages.get_mut(&HVA).unwrap().writable = true;
-    assert_eq!(vm.fault(0, true), Ok(Done));
+    assert_eq!(vm.fault(0, true), Ok(Fixed));
     assert!(vm.look(0).unwrap().write);
     vm.end();
 }
@@ -156,12 +156,12 @@ fn read_only_slot() {
     let mut vm = Vm::new().checked();
     vm.host.map_as(HVA, 512, true, Page2M);
     vm.set(0, 0, 512, HVA, READONLY).unwrap();
-    assert_eq!(vm.fault(0x5000, true), Ok(Mmio));
+    assert_eq!(vm.fault(0x5000, true), Ok(Emulate));
     assert_eq!(vm.look(0x5000), None);
-    assert_eq!(vm.fault(0x5000, false), Ok(Done));
+    assert_eq!(vm.fault(0x5000, false), Ok(Fixed));
     let found = vm.look(0x5000).unwrap();
     assert_eq!((found.write, found.level), (false, 2));
-    assert_eq!(vm.fault(0x5000, true), Ok(Mmio));
+    assert_eq!(vm.fault(0x5000, true), Ok(Emulate));
     assert!(!vm.look(0x5000).unwrap().write);
     vm.end();
 }
@@ -174,9 +174,9 @@ fn errors_of_the_host() {
     vm.host.map(HVA, 4, true);
     vm.host.0.space.lock().unwrap().poisoned.insert(HVA);
     assert_eq!(vm.fault(0, false), Err(Stop::Poison));
-    assert_eq!(vm.fault(0x1000, false), Ok(Done));
+    assert_eq!(vm.fault(0x1000, false), Ok(Fixed));
     assert_eq!(
-        vm.mmu.handle_fault(&mut vm.cache, Gpa(0x2000), NpfCode(npf(false).0 | 8 | 1)),
+        vm.mmu.page_fault(&mut vm.cache, Gpa(0x2000), NpfCode(npf(false).0 | 8 | 1)),
         Err(Stop::Errno(Errno::EIO))
     );
     vm.mmu.release(&|| vm.flush());
@@ -211,7 +211,7 @@ fn large_pages() {
         let pfn = first + ((offset + at) >> 12);
         vm.host.0.space.lock().unwrap().pages.insert(HVA + offset + at, Pte { pfn, writable: true, level });
         vm.set(0, gpa, pages, HVA + offset, 0).unwrap();
-        assert_eq!(vm.fault(gpa + at, false), Ok(Done));
+        assert_eq!(vm.fault(gpa + at, false), Ok(Fixed));
         let found = vm.look(gpa + at).unwrap();
         assert_eq!(found.level, want, "{gpa:#x} {level:?} {offset:#x} {pages:#x}");
         assert_eq!(found.pa, (first << 12) + offset + at);
@@ -306,7 +306,7 @@ fn changes_of_a_slot_split_and_join() {
     // Deletion and a new slot over half of it.
     vm.set(0, 0, 0, 0, 0).unwrap();
     assert_eq!((vm.look(0x1000), vm.flush_count()), (None, 3));
-    assert_eq!(vm.fault(0x1000, false), Ok(Mmio));
+    assert_eq!(vm.fault(0x1000, false), Ok(Emulate));
     vm.set(0, 0, 100, HVA, 0).unwrap();
     vm.fault(0x1000, false).unwrap();
     assert_eq!(vm.look(0x1000).unwrap().level, 1);
@@ -321,7 +321,7 @@ fn moving_a_slot_moves_its_memory() {
     vm.fault(0x1000, true).unwrap();
     vm.set(0, 0x3000, 4, HVA, 0).unwrap();
     assert_eq!((vm.look(0x1000), vm.flush_count()), (None, 1));
-    assert_eq!(vm.fault(0x1000, true), Ok(Mmio));
+    assert_eq!(vm.fault(0x1000, true), Ok(Emulate));
     vm.fault(0x3000, true).unwrap();
     assert_eq!(vm.look(0x3000).unwrap().pa, first << 12);
     vm.end();
@@ -365,7 +365,7 @@ fn every_allocation_fails_once() {
                 failed += 1;
                 assert_eq!(vm.look(gpa), None);
                 vm.host.fail_after(i64::MAX);
-                assert_eq!(vm.fault(gpa, true), Ok(Done));
+                assert_eq!(vm.fault(gpa, true), Ok(Fixed));
             }
             assert!(vm.look(gpa).is_some());
         }

@@ -15,7 +15,7 @@ mod stress;
 mod walk;
 mod walk_model;
 
-use crate::{Mapped, MemoryCache, Mmu, UserRegion};
+use crate::{MemoryCache, Mmu, RetPf, UserRegion};
 use arch::{Gpa, NpfCode};
 use fake::{Fake, PAGE};
 use host::Stop;
@@ -62,8 +62,8 @@ impl Vm {
         self.mmu.set_memory_region(&r, &|| self.flush())
     }
 
-    fn fault(&mut self, gpa: u64, write: bool) -> Result<Mapped, Stop> {
-        self.mmu.handle_fault(&mut self.cache, Gpa(gpa), npf(write))
+    fn fault(&mut self, gpa: u64, write: bool) -> Result<RetPf, Stop> {
+        self.mmu.page_fault(&mut self.cache, Gpa(gpa), npf(write))
     }
 
     fn invalidate(&self, start: u64, end: u64) {

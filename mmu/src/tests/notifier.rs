@@ -2,7 +2,7 @@
 
 use super::Vm;
 use super::fake::{PAGE, Point};
-use crate::Mapped::*;
+use crate::RetPf::*;
 use crate::{LOG_DIRTY_PAGES, UserRegion};
 use arch::{Gpa, Hva};
 use host::MapLevel::Page2M;
@@ -56,18 +56,18 @@ fn nothing_is_mapped_while_it_is_being_invalidated() {
     vm.invalidate(HVA + 0x2000, HVA + 0x4000);
     assert_eq!(vm.fault(0x2000, true), Ok(Retry));
     assert_eq!(vm.fault(0x3000, false), Ok(Retry));
-    assert_eq!(vm.fault(0x4000, true), Ok(Done)); // outside of the range
+    assert_eq!(vm.fault(0x4000, true), Ok(Fixed)); // outside of the range
     // A second one overlaps in time: each range stays closed until its own invalidation has ended.
     vm.invalidate(HVA, HVA + 0x1000);
     vm.invalidate_end(HVA + 0x2000, HVA + 0x4000);
-    assert_eq!(vm.fault(0x2000, true), Ok(Done));
+    assert_eq!(vm.fault(0x2000, true), Ok(Fixed));
     assert_eq!(vm.fault(0, true), Ok(Retry));
     // A slot that appears now is closed as well.
     vm.set(1, 0x10_0000, 8, HVA, 0).unwrap();
     assert_eq!(vm.fault(0x10_0000, true), Ok(Retry));
     vm.invalidate_end(HVA, HVA + 0x1000);
-    assert_eq!(vm.fault(0x2000, true), Ok(Done));
-    assert_eq!(vm.fault(0x10_0000, true), Ok(Done));
+    assert_eq!(vm.fault(0x2000, true), Ok(Fixed));
+    assert_eq!(vm.fault(0x10_0000, true), Ok(Fixed));
     vm.end();
 }
 
@@ -85,7 +85,7 @@ fn a_page_replaced_during_the_fault() {
         told.store(host.map(HVA, 1, true), SeqCst);
         mmu.invalidate_range_end(Hva(HVA), Hva(HVA + PAGE));
     });
-    assert_eq!(vm.fault(0, true), Ok(Done));
+    assert_eq!(vm.fault(0, true), Ok(Fixed));
     let new = new.load(SeqCst);
     assert_ne!(old, new);
     assert_eq!(vm.look(0).unwrap().pa, new << 12);
@@ -105,7 +105,7 @@ fn an_invalidation_that_begins_during_the_fault() {
     assert_eq!(vm.fault(0, true), Ok(Retry));
     assert_eq!(vm.look(0), None);
     vm.invalidate_end(HVA, HVA + PAGE);
-    assert_eq!(vm.fault(0, true), Ok(Done));
+    assert_eq!(vm.fault(0, true), Ok(Fixed));
     vm.end();
 }
 
@@ -135,19 +135,19 @@ fn slots_that_change_during_the_fault() {
     let base = UserRegion { slot: 0, flags: 0, gpa: 0, size: 512 * PAGE, hva: HVA };
     let changes: [Change; 4] = [
         (UserRegion { size: 0, ..base }, |vm| {
-            assert_eq!(vm.fault(0x1000, true), Ok(Mmio));
+            assert_eq!(vm.fault(0x1000, true), Ok(Emulate));
             assert_eq!(vm.look(0x1000), None);
         }),
         (UserRegion { gpa: 0x100_0000, ..base }, |vm| {
-            assert_eq!(vm.fault(0x1000, true), Ok(Mmio));
+            assert_eq!(vm.fault(0x1000, true), Ok(Emulate));
             assert_eq!(vm.look(0x1000), None);
         }),
         (UserRegion { gpa: 0x1000, ..base }, |vm| {
-            assert_eq!(vm.fault(0x1000, true), Ok(Done));
+            assert_eq!(vm.fault(0x1000, true), Ok(Fixed));
             assert_eq!(vm.look(0x1000).unwrap().pa >> 12, vm.host.pte(HVA).unwrap().pfn);
         }),
         (UserRegion { flags: LOG_DIRTY_PAGES, ..base }, |vm| {
-            assert_eq!(vm.fault(0x1000, false), Ok(Done));
+            assert_eq!(vm.fault(0x1000, false), Ok(Fixed));
             // Neither large nor writable: a write has to be seen.
             let f = vm.look(0x1000).unwrap();
             assert_eq!((f.level, f.write), (1, false));
@@ -236,7 +236,7 @@ fn a_slot_on_its_way_out() {
     mmu.set_memory_region(&gone, &|| {
         if flushed.fetch_add(1, SeqCst) == 0 {
             let mut cache = cache.lock().unwrap();
-            assert_eq!(mmu.handle_fault(&mut cache, Gpa(0x1000), super::npf(true)), Ok(Retry));
+            assert_eq!(mmu.page_fault(&mut cache, Gpa(0x1000), super::npf(true)), Ok(Retry));
             mmu.invalidate_range_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {
                 flushed.fetch_add(1, SeqCst);
             });
@@ -245,7 +245,7 @@ fn a_slot_on_its_way_out() {
     })
     .unwrap();
     assert_eq!(flushed.load(SeqCst), 2);
-    assert_eq!(vm.fault(0, true), Ok(Mmio));
+    assert_eq!(vm.fault(0, true), Ok(Emulate));
     drop((mmu, cache));
     vm.end();
 }
@@ -266,7 +266,7 @@ fn aging() {
         assert!(!vm.mmu.age(at, end) && !vm.mmu.test_young(at, end));
         assert!(!vm.look(gpa).unwrap().accessed);
         // A fault on an aged entry that is still good changes nothing.
-        assert_eq!(vm.fault(gpa, true), Ok(Done));
+        assert_eq!(vm.fault(gpa, true), Ok(Fixed));
     }
     vm.end();
 }
@@ -302,10 +302,10 @@ fn a_slot_that_comes_during_an_invalidation() {
         }
         vm.set(1, 0x10_0000, 4, HVA + 4 * PAGE, 0).unwrap();
         assert_eq!(vm.fault(0x10_1000, true), Ok(Retry));
-        assert_eq!(vm.fault(0x10_2000, true), Ok(Done));
-        assert_eq!(vm.fault(0, true), Ok(Done));
+        assert_eq!(vm.fault(0x10_2000, true), Ok(Fixed));
+        assert_eq!(vm.fault(0, true), Ok(Fixed));
         vm.invalidate_end(HVA + 4 * PAGE, HVA + 6 * PAGE);
-        assert_eq!(vm.fault(0x10_1000, true), Ok(Done));
+        assert_eq!(vm.fault(0x10_1000, true), Ok(Fixed));
     }
     vm.end();
 }
@@ -325,12 +325,12 @@ fn many_invalidations_at_once() {
         for m in n..40 {
             assert_eq!(vm.fault(m % 30 * PAGE, true), Ok(Retry), "{n} {m}");
         }
-        assert_eq!(vm.fault(50 * PAGE, true), Ok(Done));
+        assert_eq!(vm.fault(50 * PAGE, true), Ok(Fixed));
         let (start, end) = range(n);
         vm.invalidate_end(start, end);
     }
     for n in 0..40 {
-        assert_eq!(vm.fault(n % 30 * PAGE, true), Ok(Done));
+        assert_eq!(vm.fault(n % 30 * PAGE, true), Ok(Fixed));
     }
     vm.end();
 }
@@ -356,7 +356,7 @@ fn memory_outside_of_all_slots_holds_nobody_up() {
             mmu.invalidate_range_end(Hva(HVA + 2 * PAGE), Hva(HVA + 9 * PAGE));
         }
     });
-    assert_eq!(vm.fault(0, true), Ok(Done));
+    assert_eq!(vm.fault(0, true), Ok(Fixed));
     assert_eq!(asked.load(SeqCst), 1, "asked for the page once");
     vm.end();
 }

@@ -3,7 +3,7 @@
 use super::Vm;
 use super::fake::{PAGE, USER_END};
 use crate::slot::{Change, Memslots};
-use crate::{LOG_DIRTY_PAGES, Mapped, READONLY, USER_SLOTS, UserRegion};
+use crate::{LOG_DIRTY_PAGES, READONLY, RetPf, USER_SLOTS, UserRegion};
 use arch::Gpa;
 use host::Errno::{self, *};
 use proptest::prelude::*;
@@ -119,11 +119,11 @@ proptest! {
                     prop_assert_eq!(Some(found.pa), want);
                 }
                 let got = vm.fault(gpa, false);
-                prop_assert_eq!(got, Ok(if slot.is_some() { Mapped::Done } else { Mapped::Mmio }));
+                prop_assert_eq!(got, Ok(if slot.is_some() { RetPf::Fixed } else { RetPf::Emulate }));
                 prop_assert_eq!(vm.look(gpa).map(|f| f.pa), want);
                 let write = vm.fault(gpa, true);
                 let writable = slot.is_some_and(|s| s.flags & READONLY == 0);
-                prop_assert_eq!(write, Ok(if writable { Mapped::Done } else { Mapped::Mmio }));
+                prop_assert_eq!(write, Ok(if writable { RetPf::Fixed } else { RetPf::Emulate }));
             }
         }
         vm.end();

@@ -76,7 +76,7 @@ impl Machine {
             }
             self.all_requests[n].leave();
             if found.is_none() {
-                let _ = self.mmu.handle_fault(&mut cache, Gpa(gpa), npf(write));
+                let _ = self.mmu.page_fault(&mut cache, Gpa(gpa), npf(write));
             }
         }
     }

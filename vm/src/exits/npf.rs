@@ -10,13 +10,13 @@ use host::Host;
 pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, gpa: Gpa, code: NpfCode) -> Next {
     let stats = &ctx.me.stats;
     stats.pf_taken.count();
-    match ctx.vm.mmu.handle_fault(&mut ctx.core.tables, gpa, code) {
-        Ok(mmu::Mapped::Done) => {
+    match ctx.vm.mmu.page_fault(&mut ctx.core.tables, gpa, code) {
+        Ok(mmu::RetPf::Fixed) => {
             stats.pf_fixed.count();
             Next::Resume
         }
-        Ok(mmu::Mapped::Retry) => Next::Resume,
-        Ok(mmu::Mapped::Mmio) => {
+        Ok(mmu::RetPf::Retry) => Next::Resume,
+        Ok(mmu::RetPf::Emulate) => {
             stats.pf_emulate.count();
             ctx.emulate_access(Faulted::new(gpa, code))
         }
