@@ -5,6 +5,7 @@ mod layout;
 mod nospec;
 mod panicking;
 mod text;
+mod trusted;
 mod unsafety;
 
 use crate::{env::Env, i386, proc, rust_src, ui};
@@ -100,6 +101,7 @@ fn rust_rules(source: &Source) -> Result<Findings> {
     let file = source.parse()?;
     let mut findings = unsafety::check(source, &file);
     findings.extend(layout::check(source, &file));
+    findings.extend(trusted::check(source));
     if source.in_module() {
         findings.extend(panicking::check(source, &file));
         findings.extend(nospec::check(source, &file));
