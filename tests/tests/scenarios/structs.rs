@@ -20,9 +20,11 @@ fn memory_regions() {
         (1, 0, high, !0xfff, RAM_HVA, EINVAL),
         (1, 0, high, 0x1000, 0xffff_8000_0000_0000, EINVAL), // not the VMM's
         (1, 0, high, 1 << 43, RAM_HVA, EINVAL),              // too large
-        (32764, 0, high, 0x1000, RAM_HVA, EINVAL),           // too many
-        (1 << 16, 0, high, 0x1000, RAM_HVA, EINVAL),         // no such address space
-        (1, 0, 0x1000, 0x1000, RAM_HVA, EEXIST),             // overlaps
+        (1, 0, 1 << 40, 0x1000, RAM_HVA, EINVAL),            // the processor has 40 bits
+        (1, 0, (1 << 40) - 0x1000, 0x2000, RAM_HVA, EINVAL),
+        (32764, 0, high, 0x1000, RAM_HVA, EINVAL),   // too many
+        (1 << 16, 0, high, 0x1000, RAM_HVA, EINVAL), // no such address space
+        (1, 0, 0x1000, 0x1000, RAM_HVA, EEXIST),     // overlaps
         (1, 0, RAM - 0x1000, 0x2000, RAM_HVA, EEXIST),
         (1, 0, high, 0, RAM_HVA, EINVAL),         // nothing to delete
         (0, 0, 0, RAM - 0x1000, RAM_HVA, EINVAL), // another size
@@ -33,6 +35,7 @@ fn memory_regions() {
     }
     assert_eq!(m.region(1, 0, RAM, 0x1000, RAM_HVA), Ok(0), "next to it");
     assert_eq!(m.region(32763, 0, high, 0x1000, RAM_HVA), Ok(0), "the last one");
+    assert_eq!(m.region(2, 0, (1 << 40) - 0x1000, 0x1000, RAM_HVA), Ok(0), "up to the limit");
     m.end();
 }
 
