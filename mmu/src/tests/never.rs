@@ -31,6 +31,7 @@ never! {
         fn set_pause_filter(&mut self, _: u16);
         fn exit_after_injection(&mut self);
         fn set_tsc_offset(&mut self, _: u64);
+        fn set_next_rip(&mut self, _: u64);
         fn set_root(&mut self, _: NestedRoot);
         fn flush_tlb(&mut self);
         fn extra(&self) -> &ExtraRegs;
