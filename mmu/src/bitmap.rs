@@ -1,15 +1,16 @@
 //! The dirty bitmap of a slot: one bit per page, set when it is written (KVM API document, 4.8).
 
 use alloc::vec::Vec;
+use arch::GuestIndexed;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use host::Errno;
 
 /// Pages per word.
 pub const WORD: u64 = 64;
 
-/// One bit per page of a slot, in the layout of KVM_GET_DIRTY_LOG. Lives under the mmu's lock: bits
-/// are set while it is held for reading, and cleared while it is held for writing.
-pub struct Bitmap(Vec<AtomicU64>);
+/// One bit per page of a slot, in the layout of KVM_GET_DIRTY_LOG. Lives under the mmu's lock: bits are set while it is
+/// held for reading, and cleared while it is held for writing. Guests choose the page.
+pub struct Bitmap(GuestIndexed<Vec<AtomicU64>>);
 
 impl Bitmap {
     /// All clear, or (with `full`) all set, for `pages` pages. Errors: ENOMEM.
@@ -26,13 +27,13 @@ impl Bitmap {
         if let (true, Some(last)) = (full, bits.last_mut()) {
             *last.get_mut() >>= unused;
         }
-        Ok(Self(bits))
+        Ok(Self(GuestIndexed::new(bits)))
     }
 
     /// Sets the bit of a page, counted from the start of the slot.
     #[inline]
     pub fn mark(&self, page: u64) {
-        if let Some(word) = self.word(page / WORD) {
+        if let Some(word) = self.cell(page / WORD) {
             // Looks first: most marks are repeated, and a plain read leaves the cache line shared.
             if word.load(Relaxed) & bit(page) == 0 {
                 word.fetch_or(bit(page), Relaxed);
@@ -41,17 +42,17 @@ impl Bitmap {
     }
 
     /// The word with the bits of pages `n * 64` and following.
-    pub fn get(&self, n: u64) -> u64 {
-        self.word(n).map_or(0, |w| w.load(Relaxed))
+    pub fn word(&self, n: u64) -> u64 {
+        self.cell(n).map_or(0, |w| w.load(Relaxed))
     }
 
     /// Clears the bits of `mask` in a word; returns those of them that were set.
     pub fn clear(&self, n: u64, mask: u64) -> u64 {
-        self.word(n).map_or(0, |w| w.fetch_and(!mask, Relaxed) & mask)
+        self.cell(n).map_or(0, |w| w.fetch_and(!mask, Relaxed) & mask)
     }
 
-    fn word(&self, n: u64) -> Option<&AtomicU64> {
-        self.0.get(usize::try_from(n).ok()?)
+    fn cell(&self, n: u64) -> Option<&AtomicU64> {
+        self.0.get_nospec(usize::try_from(n).ok()?)
     }
 }
 

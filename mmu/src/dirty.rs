@@ -65,6 +65,7 @@ impl<H: Host> Mmu<H> {
         let mut lock = self.slots_lock.lock();
         let slot = self.logging_slot(slot)?;
         let clear = lock.manual & MANUAL == 0;
+        // INDEX: a length; what depends on it is a copy, and no address.
         let out = lock.scratch.get_mut(..bytes_of(slot.pages)?).ok_or(Errno::ENOENT)?;
         let mut stale = Stale::nothing();
         for (batch, chunk) in out.chunks_mut(BATCH as usize * 8).enumerate() {
@@ -80,7 +81,7 @@ impl<H: Host> Mmu<H> {
             } else {
                 let maps = self.mmu_lock.read();
                 for (n, word) in words {
-                    word.copy_from_slice(&maps.dirty_bitmap(&slot).map_or(0, |d| d.get(n)).to_le_bytes());
+                    word.copy_from_slice(&maps.dirty_bitmap(&slot).map_or(0, |bitmap| bitmap.word(n)).to_le_bytes());
                 }
             }
             self.host.cond_resched();
@@ -109,6 +110,7 @@ impl<H: Host> Mmu<H> {
         if num_pages > left || num_pages < left && num_pages % WORD != 0 {
             return Err(Errno::EINVAL);
         }
+        // INDEX: a length; what depends on it is a copy, and no address.
         let asked = lock.scratch.get_mut(..bytes_of(num_pages)?).ok_or(Errno::EINVAL)?;
         self.host.read_user(bitmap, asked).map_err(errno)?;
         let mut stale = Stale::nothing();

@@ -63,6 +63,7 @@ impl Maps {
     pub fn region(&self, gfn: u64) -> Option<&Region> {
         let regions = &self.regions.by_gfn;
         let n = regions.partition_point(|r| r.slot.base <= gfn).checked_sub(1)?;
+        // INDEX: a search bounds it, whatever was searched for.
         regions.get(n).filter(|r| r.slot.holds(gfn))
     }
 
@@ -70,6 +71,7 @@ impl Maps {
     pub fn next(&self, gfn: u64) -> Option<(u64, u64)> {
         let regions = &self.regions.by_gfn;
         let n = regions.partition_point(|r| r.slot.end() <= gfn);
+        // INDEX: a search bounds it, whatever was searched for.
         regions.get(n).map(|r| (r.slot.base.max(gfn), r.slot.end()))
     }
 
@@ -91,6 +93,7 @@ impl Maps {
     pub fn region_mut(&mut self, slot: &Memslot) -> Option<&mut Region> {
         let regions = &mut self.regions.by_gfn;
         let n = regions.binary_search_by_key(&slot.base, |r| r.slot.base).ok()?;
+        // INDEX: a search bounds it, whatever was searched for.
         regions.get_mut(n).filter(|r| r.slot.id == slot.id)
     }
 
@@ -138,6 +141,7 @@ impl Maps {
         let Regions { by_gfn, hva_tree } = &mut self.regions;
         let n = by_gfn.binary_search_by_key(&slot.base, |r| r.slot.base).ok()?;
         // To the end and off it; `Vec::remove` could panic, as far as the compiler can see.
+        // INDEX: a search bounds it, whatever was searched for.
         let tail = by_gfn.get_mut(n..)?;
         if tail.first()?.slot.id != slot.id {
             return None;

@@ -2,7 +2,7 @@
 
 use crate::Mmu;
 use crate::slot::{Memslot, Memslots};
-use arch::{Gpa, Hva};
+use arch::{Gpa, Hva, array_index_nospec};
 use core::cell::Cell;
 use core::sync::atomic::Ordering::Relaxed;
 use host::{Host, PAGE_SIZE, Stop, rank};
@@ -77,6 +77,7 @@ impl<H: Host> Mmu<H> {
                 return Ok(old);
             }
             let mut bytes = [0; 8];
+            // INDEX: an operand's size, which the decoder made; a wrong one would only make a copy longer.
             memory.read(gpa, bytes.get_mut(..size.into()).unwrap_or(&mut []))?;
             let seen = u64::from_le_bytes(bytes);
             if seen != old {
@@ -103,7 +104,7 @@ impl<H: Host> Memory<'_, H> {
         if gpa.0.wrapping_sub(w.gpa) >= w.len {
             w = self.find(gpa)?;
         }
-        let offset = gpa.0.wrapping_sub(w.gpa);
+        let offset = clamp(gpa.0.wrapping_sub(w.gpa), w.len);
         Ok((Hva(w.hva.wrapping_add(offset)), w.len.wrapping_sub(offset)))
     }
 
@@ -119,7 +120,7 @@ impl<H: Host> Memory<'_, H> {
     /// The same for writing, and the slot.
     fn writable(&self, gpa: Gpa) -> Result<(Hva, u64, &Memslot), PhysError> {
         let (_, slot) = self.slots.find(gpa.gfn().0).filter(|f| !f.1.read_only()).ok_or(PhysError::NoSlot(gpa))?;
-        let offset = gpa.0.wrapping_sub(slot.base << 12);
+        let offset = clamp(gpa.0.wrapping_sub(slot.base << 12), slot.pages << 12);
         Ok((Hva(slot.hva.wrapping_add(offset)), (slot.pages << 12).wrapping_sub(offset), slot))
     }
 
@@ -200,6 +201,12 @@ impl<H: Host> Memory<'_, H> {
             maps.mark_page_dirty(gpa.gfn().0.wrapping_add(page));
         }
     }
+}
+
+/// An offset that is below `len`, also where the processor guesses that it is: a guest chooses it.
+#[inline(always)]
+fn clamp(offset: u64, len: u64) -> u64 {
+    array_index_nospec(offset as usize, len as usize) as u64
 }
 
 /// The smaller of the bytes left in a slot and the bytes wanted.

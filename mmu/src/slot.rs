@@ -2,7 +2,7 @@
 //! (KVM API document, 4.35).
 
 use alloc::vec::Vec;
-use arch::Hva;
+use arch::{Hva, array_index_nospec};
 use host::{Errno, Host};
 
 /// Slots that user space may use in an address space (KVM_CAP_NR_MEMSLOTS).
@@ -59,10 +59,12 @@ impl Memslot {
     pub const fn holds(&self, gfn: u64) -> bool {
         gfn.wrapping_sub(self.base) < self.pages
     }
-    /// The VMM's page behind a frame that it holds.
+    /// The VMM's page behind a frame that it holds. A guest chooses the frame, and the processor may guess that it is in
+    /// the slot: it is led to no other memory.
     #[inline]
-    pub const fn hva_of(&self, gfn: u64) -> Hva {
-        Hva(self.hva.wrapping_add(gfn.wrapping_sub(self.base) << 12))
+    pub fn hva_of(&self, gfn: u64) -> Hva {
+        let page = array_index_nospec(gfn.wrapping_sub(self.base) as usize, self.pages as usize);
+        Hva(self.hva.wrapping_add((page as u64) << 12))
     }
     /// May the guest not write it?
     pub const fn read_only(&self) -> bool {
@@ -102,6 +104,7 @@ impl Memslots {
     #[inline]
     pub fn find(&self, gfn: u64) -> Option<(usize, &Memslot)> {
         let n = self.by_gfn.partition_point(|s| s.base <= gfn).checked_sub(1)?;
+        // INDEX: a search bounds it, whatever was searched for.
         let slot = self.by_gfn.get(n)?;
         slot.holds(gfn).then_some((n, slot))
     }
@@ -109,12 +112,14 @@ impl Memslots {
     /// The slot at a place that [`find`](Self::find) told, if there still is one.
     #[inline]
     pub fn at(&self, place: usize) -> Option<&Memslot> {
+        // INDEX: a place that a search found before.
         self.by_gfn.get(place)
     }
 
     /// The slot with an id.
     pub fn by_id(&self, id: u16) -> Option<&Memslot> {
         let n = self.by_id.binary_search_by_key(&id, |e| e.0).ok()?;
+        // INDEX: a search bounds it, whatever was searched for.
         let (_, base) = self.by_id.get(n)?;
         self.find(*base).map(|f| f.1)
     }
@@ -190,6 +195,7 @@ impl Memslots {
     /// May a slot lie there? Its own old place does not count. Overlaps are looked for first, as on stock.
     fn place<H: Host>(&self, host: &H, s: &Memslot) -> Result<(), Errno> {
         let after = self.by_gfn.partition_point(|o| o.base < s.end());
+        // INDEX: a search bounds it, whatever was searched for.
         let mut before = self.by_gfn.get(..after).unwrap_or(&[]).iter().rev().filter(|o| o.id != s.id);
         if before.next().is_some_and(|o| o.end() > s.base) {
             return Err(Errno::EEXIST);

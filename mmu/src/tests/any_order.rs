@@ -356,7 +356,7 @@ impl Machine {
                 assert!(!open.iter().any(|(start, end)| hva >= *start && hva < *end), "mapped while it is invalidated");
                 if let (true, Some(log)) = (t.write, maps.dirty_bitmap(slot)) {
                     let page = t.gfn + n - slot.base;
-                    assert!(log.get(page / 64) & 1 << (page % 64) != 0, "writable and not in the log");
+                    assert!(log.word(page / 64) & 1 << (page % 64) != 0, "writable and not in the log");
                 }
             }
         }

@@ -14,6 +14,11 @@ const PLACES: &[&str] = &[
     "vm/src/vm.rs",
     "vm/src/coalesced.rs",
     "abi/src/",
+    "mmu/src/bitmap.rs",
+    "mmu/src/dirty.rs",
+    "mmu/src/maps.rs",
+    "mmu/src/memory.rs",
+    "mmu/src/slot.rs",
 ];
 const METHODS: &[&str] = &["get", "get_mut", "nth"];
 /// What a reason begins with.
