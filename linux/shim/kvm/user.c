@@ -204,7 +204,9 @@ int hsave_mapped_page(u64 hva, u64 *pa)
 bool hsave_user_range_ok(u64 hva, u64 len)
 {
 	/* An address with a tag (linear address masking) would not compare with those that the mmu notifier gives. */
-	return hva == untagged_addr(hva) && access_ok((void __user *)hva, len);
+	u64 untagged = untagged_addr(hva);
+
+	return hva == untagged && access_ok((void __user *)hva, len);
 }
 
 /*
