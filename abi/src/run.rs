@@ -8,24 +8,15 @@ use crate::uapi::run::{IO_IN, IO_OUT, PIO_DATA_OFFSET, at, exit, reason};
 use host::{Errno, Host, PageCells, SharedPage};
 use vm::{Answer, Ctx, Next, Pending, RunRequest, UserExit};
 
-/// One KVM_RUN. Errors: EINVAL (CR8), and those of [`Ctx::run`].
+/// One KVM_RUN. Errors: EINVAL (CR8, register sets), and those of [`Ctx::run`]. Whatever comes of it, the page says how things
+/// stand.
 pub fn run<H: Host>(ctx: &mut Ctx<'_, H>) -> Result<i64, Errno> {
     let [page, ..] = &ctx.me.pages;
-    let asked = page.word(0);
-    let mut request = RunRequest {
-        interrupt_window: asked >> (8 * at::REQUEST_INTERRUPT_WINDOW) & 0xff != 0,
-        immediate_exit: asked >> (8 * at::IMMEDIATE_EXIT) & 0xff != 0,
-        cr8: 0,
+    let sets = sync::sets(page);
+    let next = match asked(ctx, page, sets) {
+        Ok((request, answer)) => ctx.run(request, answer),
+        Err(errno) => Next::Fail(errno, UserExit::Unchanged),
     };
-    if ctx.core.fast.lapic.is_none() {
-        request.cr8 = page.word(at::CR8 / 8);
-        if request.cr8 > 15 {
-            return Err(Errno::EINVAL);
-        }
-    }
-    let wanted = sync::take(ctx, page)?;
-    let answer = answer(page.cells(), ctx.pending());
-    let next = ctx.run(request, answer);
     let (why, result) = match &next {
         Next::User(why) => (why, Ok(0)),
         Next::Fail(errno, why) => (why, Err(*errno)),
@@ -37,8 +28,31 @@ pub fn run<H: Host>(ctx: &mut Ctx<'_, H>) -> Result<i64, Errno> {
     report(page, why, &ctx.core.exit_words, state);
     page.set_word(at::CR8 / 8, ctx.cr8());
     page.set_word(at::APIC_BASE / 8, ctx.apic_base());
-    sync::give(ctx, page, wanted);
+    sync::give(ctx, page, sets.0);
     result
+}
+
+/// What user space wants of this run, and its reply to the last exit.
+#[inline]
+fn asked<H: Host>(
+    ctx: &mut Ctx<'_, H>,
+    page: &impl SharedPage,
+    sets: (u64, u64),
+) -> Result<(RunRequest, Answer), Errno> {
+    let asked = page.word(0);
+    let mut request = RunRequest {
+        interrupt_window: asked >> (8 * at::REQUEST_INTERRUPT_WINDOW) & 0xff != 0,
+        immediate_exit: asked >> (8 * at::IMMEDIATE_EXIT) & 0xff != 0,
+        cr8: 0,
+    };
+    sync::take(ctx, page, sets)?;
+    if ctx.core.fast.lapic.is_none() {
+        request.cr8 = page.word(at::CR8 / 8);
+        if request.cr8 > 15 {
+            return Err(Errno::EINVAL);
+        }
+    }
+    Ok((request, answer(page.cells(), ctx.pending())))
 }
 
 /// User space's reply to the last exit.

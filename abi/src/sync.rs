@@ -8,16 +8,21 @@ use crate::vcpu_ioctl::{events, regs};
 use host::{Errno, Host, PageCells, SharedPage};
 use vm::{Ctx, MpState};
 
-/// Loads the register sets that user space marked dirty, and returns those that it wants back.
+/// The register sets that user space wants back after the run, and those that it marked dirty.
+#[inline]
+pub fn sets(page: &impl SharedPage) -> (u64, u64) {
+    (page.word(at::VALID_REGS / 8), page.word(at::DIRTY_REGS / 8))
+}
+
+/// Loads the register sets of [`sets`] that are dirty.
 /// Errors: EINVAL (unknown sets, or registers that the ioctl of the set refuses).
 #[inline]
-pub fn take<H: Host>(ctx: &mut Ctx<'_, H>, page: &impl SharedPage) -> Result<u64, Errno> {
-    let (wanted, dirty) = (page.word(at::VALID_REGS / 8), page.word(at::DIRTY_REGS / 8));
+pub fn take<H: Host>(ctx: &mut Ctx<'_, H>, page: &impl SharedPage, (wanted, dirty): (u64, u64)) -> Result<(), Errno> {
     // A processor that waits to be started keeps its registers.
     if wanted | dirty == 0 || ctx.core.mp_state == MpState::Uninitialized {
-        return Ok(wanted);
+        return Ok(());
     }
-    load(ctx, page.cells(), wanted, dirty).map(|()| wanted)
+    load(ctx, page.cells(), wanted, dirty)
 }
 
 #[cold]

@@ -192,6 +192,11 @@ impl Insn {
         operand && !matches!(self.op, Op::Push | Op::Pop | Op::Call | Op::CallFar | Op::JmpFar)
     }
 
+    /// Does it step through strings with RSI or RDI, and perhaps RCX?
+    pub const fn is_string(&self) -> bool {
+        matches!(self.op, Op::Movs | Op::Cmps | Op::Stos | Op::Lods | Op::Scas | Op::Ins | Op::Outs)
+    }
+
     /// RIP of the next instruction for an instruction at `rip`, wrapped as the mode does.
     pub const fn next_rip(&self, rip: u64) -> u64 {
         let next = rip.wrapping_add(self.len as u64);

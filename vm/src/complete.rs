@@ -5,6 +5,11 @@ use crate::user::{Answer, Pending, UserExit};
 use crate::{Ctx, exits};
 use host::Host;
 
+const RCX: usize = 1;
+const RSP: usize = 4;
+const RSI: usize = 6;
+const RDI: usize = 7;
+
 impl<H: Host> Ctx<'_, H> {
     /// User space came back: finishes what the last exit left open. Err: leave again.
     #[inline]
@@ -27,12 +32,16 @@ impl<H: Host> Ctx<'_, H> {
     fn finish_with_registers_set(&mut self, pending: Pending, answer: Answer) -> Next {
         let Some(begun) = self.core.mmio_fragments.begun.take() else { return self.finish(pending, answer) };
         let set = self.core.regs();
+        let is_string = self.core.mmio_fragments.insn.is_some_and(|i| i.is_string());
         self.core.load_regs(&begun);
         let faulted = self.core.inject.exception;
         let next = self.finish(pending, answer);
         let mut ended = self.core.regs();
-        let gprs = ended.gpr.iter_mut().zip(begun.gpr).zip(set.gpr);
-        gprs.for_each(|((ended, begun), set)| *ended = merged(begun, *ended, set));
+        for (n, ((ended, begun), set)) in ended.gpr.iter_mut().zip(begun.gpr).zip(set.gpr).enumerate() {
+            // What steps on does so from where user space has put it.
+            let steps = n == RSP || is_string && matches!(n, RCX | RSI | RDI);
+            *ended = if steps { set.wrapping_add(ended.wrapping_sub(begun)) } else { merged(begun, *ended, set) };
+        }
         let waits = self.core.mmio_fragments.insn.is_some();
         let faults =
             self.core.inject.exception != faulted || matches!(next, Next::User(UserExit::InternalError { .. }));

@@ -7,10 +7,11 @@ use arch::cr::{Cr0, DR6_RESET, DR7_RESET, Efer};
 use arch::{CleanBits, Segment, SegmentAttr};
 use host::{Cpu, Host};
 
-const CODE: u16 = SegmentAttr::P | SegmentAttr::S | 0xb;
+const CODE: u16 = SegmentAttr::P | SegmentAttr::S | 0xa;
 const DATA: u16 = SegmentAttr::P | SegmentAttr::S | 0x3;
 const LDT: u16 = SegmentAttr::P | 0x2;
-const TSS: u16 = SegmentAttr::P | 0xb;
+/// Busy, of 16 bits.
+const TSS: u16 = SegmentAttr::P | 0x3;
 
 /// What a segment register holds after reset: 64 KiB at zero.
 const fn segment(attrib: u16) -> Segment {
