@@ -87,7 +87,19 @@ pub const EMULATED: &[Expected] = expected! {
 
 /// What user space sees and sets of a vCPU.
 pub const STATE: &[Expected] = expected! {
-    "system management mode": "checks, smm";
+    "a load from a device reaches the guest; on stock it is lost where user space has set registers":
+        "Same: load", "Others: load", "Elsewhere: load", "ElsewhereAndSettle: load";
+    "a debugger that puts the guest elsewhere goes on stepping": "debugger, both of 3";
+    "interrupts reach a guest when it takes them, and none takes another's place":
+        "controllers, None if 0 interrupts", "controllers, None if 200 interrupts [41, ", "window, None, waits true",
+        "controllers, window None waits true";
+    "nested virtualisation": "checks, None efer svme", "checks, Split efer svme";
+    "the local APIC's help for 32-bit guests":
+        "checks, None tpr reporting:", "checks, Split tpr reporting:", "checks, Split vapic 100";
+    "XSETBV without CR4.OSXSAVE is #UD, which the emulated processor leaves to the hypervisor":
+        "instructions, xsetbv at level 0 osxsave false", "instructions, xsetbv at level 3 osxsave false";
+    "AMD's processors do not have SYSENTER and SYSEXIT in long mode, which stock emulates by halves":
+        "instructions, sysenter at level 0", "instructions, sysexit", "fast, sysexit intel false";
 };
 
 /// Tests of the crate `kvm-ioctls`.

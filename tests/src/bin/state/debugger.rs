@@ -44,7 +44,7 @@ fn show(guest: &mut Guest, what: &str) -> Result<()> {
         e.interrupt.shadow,
         e.exception.injected,
         e.exception.pending,
-        e.exception.nr
+        e.exception.nr * (e.exception.injected | e.exception.pending)
     );
     Ok(())
 }

@@ -94,7 +94,7 @@ impl Guest {
             Ok(VcpuExit::X86Wrmsr(exit)) => format!("wrmsr {:x} {:x}", exit.index, exit.data),
             Ok(VcpuExit::Hypercall(exit)) => {
                 *exit.ret = 0x77;
-                format!("hypercall {:x?}", exit.args)
+                format!("hypercall {:x?}", &exit.args[..3])
             }
             // DR7 is not filled in by all that report.
             Ok(VcpuExit::Debug(d)) => format!("debug {} at {:x} dr6 {:x}", d.exception, d.pc, d.dr6),
@@ -138,8 +138,8 @@ impl Guest {
             r.rsi,
             r.rdi,
             r.rsp,
-            // The arithmetic flags are of no interest, and not all that make the guest go on define them.
-            r.rflags & !0x8d5
+            // The arithmetic flags are of no interest. Stock sets RF while an instruction is repeated.
+            r.rflags & !0x1_08d5
         ))
     }
 

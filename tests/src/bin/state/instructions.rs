@@ -97,7 +97,8 @@ fn levels() -> Result<()> {
                 })?;
                 let name = format!("{name} at level {level} osxsave {osxsave}");
                 // HLT with interrupts off would wait for ever.
-                if name.starts_with("hlt at level 0") {
+                // What the time is varies.
+                if name.starts_with("hlt at level 0") || name.starts_with("rdtsc with tsd at level 0") {
                     continue;
                 }
                 let exit = guest.run();
@@ -237,7 +238,6 @@ fn failures() -> Result<()> {
     println!("failures, after them: {r:x?}");
     println!("failures, after them: {s:x?}");
     println!("failures, after them: {:x?}", guest.vcpu.get_debug_regs()?);
-    println!("failures, after them: {:x?}", guest.vcpu.get_vcpu_events()?);
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use iced_x86::{
     IcedError,
     code_asm::{CodeAssembler, al, cr8 as CR8, rax, rbx},
 };
-use kvm_bindings::{kvm_interrupt, kvm_mp_state, kvm_msi};
+use kvm_bindings::{kvm_interrupt, kvm_mp_state};
 use kvm_ioctls::VcpuFd;
 use std::time::{Duration, Instant};
 use vmm_sys_util::signal::register_signal_handler;
@@ -24,7 +24,7 @@ fn show(guest: &mut Guest, what: &str) -> Result<()> {
         "controllers, {what}: bitmap {:x?} injected {} {} {} cr8 {} run: cr8 {} base {:x} ready {} if {}",
         s.interrupt_bitmap,
         e.interrupt.injected,
-        e.interrupt.nr,
+        e.interrupt.nr * e.interrupt.injected,
         e.interrupt.soft,
         s.cr8,
         run.cr8,
@@ -179,17 +179,6 @@ pub fn waiting_for_init() -> Result<()> {
         println!("start, run {n}: {} state {}", patient(&mut first), state(&first));
     }
     println!("start, at once: {} state {}", first.settle(), state(&first));
-    let send = |guest: &Guest, mode: u32, vector: u32| {
-        let msi =
-            kvm_msi { address_lo: 0xfee0_0000 | 1 << 12, data: mode << 8 | vector | 1 << 14, ..Default::default() };
-        guest.client.vm.signal_msi(msi).unwrap_or(-1)
-    };
-    println!("start, INIT: {}", send(&first, 5, 0));
-    println!("start, run after INIT: {} state {}", patient(&mut first), state(&first));
-    println!("start, run again: {} state {}", patient(&mut first), state(&first));
-    println!("start, SIPI: {} state {}", send(&first, 6, 0x10), state(&first));
-    let (s, r) = (first.vcpu.get_sregs()?, first.vcpu.get_regs()?);
-    println!("start, registers: cs {:x} {:x} rip {:x}", s.cs.selector, s.cs.base, r.rip);
     for wanted in [0, 1, 2, 3, 4, 5, 9, 10, 1] {
         let errno = first.vcpu.set_mp_state(kvm_mp_state { mp_state: wanted }).err().map_or(0, |e| e.errno());
         println!("start, set state {wanted}: {errno} state {}", state(&first));
