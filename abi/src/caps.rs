@@ -49,6 +49,7 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
 
         // CPUID and MSRs.
         cap::EXT_CPUID | cap::EXT_EMUL_CPUID | cap::GET_MSR_FEATURES => 1,
+        cap::ASYNC_PF | cap::ASYNC_PF_INT => 1,
         cap::MSR_PLATFORM_INFO | cap::ENFORCE_PV_FEATURE_CPUID => 1,
         cap::X86_USER_SPACE_MSR | cap::X86_MSR_FILTER => 1,
         cap::EXIT_HYPERCALL => EXIT_HYPERCALLS as i64,

@@ -17,6 +17,7 @@ mod fallible;
 mod fast;
 mod frames;
 mod machine;
+mod page_in;
 pub mod rank;
 pub mod requests;
 mod thread;
@@ -31,6 +32,7 @@ pub use machine::{
     Command, EventFd, Fpu, Host, Hrtimer, Hrtimers, MapLevel, PollParameters, SharedPage, Stop, TimePoint, UserPage,
     Work,
 };
+pub use page_in::PageIns;
 pub use requests::{Request, VcpuRequests};
 pub use thread::VcpuThread;
 

@@ -214,6 +214,11 @@ pub trait Host: Clone + Send + Sync + 'static {
     ///
     /// **Memory safety hangs on the answer**, and on those of the next two: a guest gets what they say.
     fn user_page(&self, hva: Hva, write: bool) -> Result<Self::UserPage, Stop>;
+    /// The same without waiting for whoever has to bring the page in (from swap, a file, or user space by userfaultfd):
+    /// None if that is necessary. May sleep for locks and memory all the same.
+    fn user_page_now(&self, hva: Hva, write: bool) -> Result<Option<Self::UserPage>, Stop> {
+        self.user_page(hva, write).map(Some)
+    }
     /// The 4 KiB page at `hva`, and the size of its mapping, if the current task's memory has it mapped in a way that
     /// leaves nothing to be done before a guest writes it: anonymous memory, writable, marked accessed and dirty. Any
     /// context, never sleeps, takes no reference: true until the next invalidation, which the caller holds off.

@@ -18,6 +18,8 @@ pub enum Request {
     TlbFlush = 2,
     /// The paravirtual clock page needs an update.
     ClockUpdate = 4,
+    /// A page that was waited for has come in.
+    ApfReady = 3,
     /// The set of userspace IOAPIC vectors changed.
     ScanIoapic = 5,
     /// The MSR filter changed.

@@ -1,6 +1,6 @@
 //! The thread that runs a vCPU, as other threads see it.
 
-use crate::VcpuRequests;
+use crate::{Errno, PageIns, VcpuRequests};
 use arch::Hva;
 
 /// One per vCPU, lives as long as the vCPU: its requests, its place to sleep and its one timer.
@@ -39,4 +39,21 @@ pub trait VcpuThread: Sync {
 
     /// Forgets the deadline. A timer that is firing on another CPU may still make its request.
     fn cancel_timer(&self);
+
+    /// Which of the page-ins that were started are over.
+    fn page_ins(&self) -> &PageIns;
+
+    /// vCPU thread only: begins to bring in the page at `hva` (page aligned) of the current task's memory, as if the
+    /// task had read it, or written it with `write`. Does not sleep. When that is over, whether the page came or not,
+    /// [`page_ins`](Self::page_ins) says so of `n` (below [`PageIns::LIMIT`]), [`Request::ApfReady`] is made and the
+    /// thread is woken. The page is not kept: it may have gone again when the vCPU looks.
+    ///
+    /// Errors: ENOMEM (no memory at once, or too many under way on this machine); then nothing was begun.
+    ///
+    /// [`Request::ApfReady`]: crate::Request::ApfReady
+    fn start_page_in(&self, hva: Hva, write: bool, n: u8) -> Result<(), Errno>;
+
+    /// vCPU thread only: whatever was started is of no interest any more, and `page_ins` is empty. Does not wait: what is
+    /// under way goes on, but says nothing when it is over.
+    fn forget_page_ins(&self);
 }

@@ -91,6 +91,10 @@ step!(
     Clock, shim::hsave_clock_start, shim::hsave_clock_stop
 );
 step!(
+    /// Brings pages in beside the vCPUs that wait for them.
+    PageIns, shim::hsave_page_ins_start, shim::hsave_page_ins_stop
+);
+step!(
     /// SVM is on, on all CPUs.
     Cpus, shim::hsave_cpus_start, shim::hsave_cpus_stop
 );
@@ -102,12 +106,13 @@ step!(
 fn load() -> Result<(), Errno> {
     let prepared = Prepared::new()?;
     let clock = Clock::start()?;
+    let page_ins = PageIns::start()?;
     let cpus = Cpus::start().inspect_err(|&e| {
         log::err(if e == Errno::EBUSY { "SVM is in use by somebody else" } else { "cannot switch SVM on" });
     })?;
     let device = Device::start().inspect_err(|_| log::err("cannot register /dev/kvm"))?;
     log::info("hsave: virtual machines with SVM and nested paging");
-    forget((prepared, clock, cpus, device));
+    forget((prepared, clock, page_ins, cpus, device));
     Ok(())
 }
 
@@ -127,6 +132,7 @@ extern "C" fn hsave_unload() {
     // Dropped in this order, the reverse of `load`.
     drop(Device);
     drop(Cpus);
+    drop(PageIns);
     drop(Clock);
     drop(Prepared);
 }

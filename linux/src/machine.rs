@@ -74,6 +74,10 @@ impl Host for Linux {
         Page::get(hva, write)
     }
 
+    fn user_page_now(&self, hva: Hva, write: bool) -> Result<Option<Page>, Stop> {
+        Page::get_now(hva, write)
+    }
+
     #[inline]
     fn mapped_page(&self, hva: Hva) -> Option<(Pfn, MapLevel)> {
         let mut pa = 0;

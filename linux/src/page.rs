@@ -14,17 +14,33 @@ pub struct Page {
 impl Page {
     /// See `Host::user_page`.
     pub fn get(hva: Hva, write: bool) -> Result<Self, Stop> {
+        Self::ask(hva, write, true).map_err(stop)
+    }
+
+    /// See `Host::user_page_now`.
+    pub fn get_now(hva: Hva, write: bool) -> Result<Option<Self>, Stop> {
+        match Self::ask(hva, write, false) {
+            Err(Errno::EAGAIN) => Ok(None),
+            Err(e) => Err(stop(e)),
+            Ok(page) => Ok(Some(page)),
+        }
+    }
+
+    /// Errors: those of the shim's.
+    fn ask(hva: Hva, write: bool, wait: bool) -> Result<Self, Errno> {
         let mut pa = 0;
         // SAFETY: any address may be asked for; `pa` is written on success.
-        let flags = unsafe { shim::hsave_user_page(hva.0, write, &mut pa) };
-        if flags >= 0 {
-            return Ok(Self { pa: HostPa(pa), flags });
-        }
-        Err(match from_kernel(flags) {
-            Errno::EFAULT => Stop::Fault,
-            Errno::EHWPOISON => Stop::Poison,
-            e => Stop::Errno(e),
-        })
+        let flags = unsafe { shim::hsave_user_page(hva.0, write, wait, &mut pa) };
+        if flags >= 0 { Ok(Self { pa: HostPa(pa), flags }) } else { Err(from_kernel(flags)) }
+    }
+}
+
+/// What the shim's errno means.
+fn stop(e: Errno) -> Stop {
+    match e {
+        Errno::EFAULT => Stop::Fault,
+        Errno::EHWPOISON => Stop::Poison,
+        e => Stop::Errno(e),
     }
 }
 

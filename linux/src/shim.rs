@@ -20,6 +20,8 @@ macro_rules! opaque {
 opaque! {
     /// A vCPU's thread: wait place, timer.
     KThread = "struct hsave_thread"
+    /// What a vCPU shares with those who bring pages in for it.
+    KPageIns = "struct hsave_page_ins"
     /// The guest's FPU state.
     KFpu = "struct fpu_guest"
     /// An eventfd.
@@ -57,7 +59,7 @@ unsafe extern "C" {
     pub fn hsave_shared_free(pa: u64);
 
     // user.c
-    pub fn hsave_user_page(hva: u64, write: bool, pa: *mut u64) -> i32;
+    pub fn hsave_user_page(hva: u64, write: bool, wait: bool, pa: *mut u64) -> i32;
     pub fn hsave_user_page_put(pa: u64, flags: i32);
     pub safe fn hsave_user_level(hva: u64) -> i32;
     pub fn hsave_mapped_page(hva: u64, pa: *mut u64) -> i32;
@@ -97,6 +99,14 @@ unsafe extern "C" {
     pub fn hsave_thread_block_end(t: *mut KThread);
     pub fn hsave_timer_arm(t: *mut KThread, ns: u64);
     pub fn hsave_timer_cancel(t: *mut KThread);
+
+    // async_pf.c
+    pub safe fn hsave_page_ins_start() -> i32;
+    pub safe fn hsave_page_ins_stop();
+    pub fn hsave_page_ins_new(owner: *const c_void) -> *mut KPageIns;
+    pub fn hsave_page_ins_free(all: *mut KPageIns);
+    pub fn hsave_page_ins_forget(all: *mut KPageIns);
+    pub fn hsave_page_in_start(all: *mut KPageIns, hva: u64, write: bool, number: u8) -> i32;
 
     // hrtimer.c
     pub safe fn hsave_hrtimers_new() -> *mut KHrtimers;

@@ -1,11 +1,11 @@
 //! The thread of a vCPU.
 
-use crate::{lock::SleepMutex, shim, shim::KThread};
+use crate::{errno::check, lock::SleepMutex, shim, shim::KPageIns, shim::KThread};
 use arch::Hva;
 use core::ffi::c_void;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering::*};
-use host::{Errno, Request, VcpuRequests, VcpuThread, try_box};
+use host::{Errno, PageIns, Request, VcpuRequests, VcpuThread, try_box};
 use lock_api::RawMutex;
 
 /// Requests, sleeping place, timer.
@@ -16,6 +16,10 @@ struct Shared {
     requests: VcpuRequests,
     /// Set once, before the timer can be armed.
     kernel: AtomicPtr<KThread>,
+    /// Page-ins that are over.
+    page_ins: PageIns,
+    /// Set once, before any can be started.
+    kernel_page_ins: AtomicPtr<KPageIns>,
     /// Sleeps in [`block`](VcpuThread::block).
     blocked: AtomicBool,
     /// Who is in KVM_RUN.
@@ -30,15 +34,24 @@ unsafe impl Sync for Thread {}
 impl Thread {
     /// Errors: ENOMEM.
     pub fn new() -> Result<Self, Errno> {
-        let (kernel, blocked) = (AtomicPtr::new(null_mut()), AtomicBool::new(false));
-        let shared = Shared { requests: VcpuRequests::new(), kernel, blocked, run: SleepMutex::INIT };
+        let shared = Shared {
+            requests: VcpuRequests::new(),
+            kernel: AtomicPtr::new(null_mut()),
+            page_ins: PageIns::new(),
+            kernel_page_ins: AtomicPtr::new(null_mut()),
+            blocked: AtomicBool::new(false),
+            run: SleepMutex::INIT,
+        };
         let shared = alloc::boxed::Box::into_raw(try_box(|| shared)?.into_inner()).cast::<Shared>();
         // SAFETY: the box's pointer.
         let this = Self(unsafe { NonNull::new_unchecked(shared) });
         // SAFETY: the owner outlives the kernel's object (`drop`).
         let kernel = unsafe { shim::hsave_thread_new(shared.cast::<c_void>()) };
         this.shared().kernel.store(kernel, Release);
-        if kernel.is_null() { Err(Errno::ENOMEM) } else { Ok(this) }
+        // SAFETY: as above.
+        let page_ins = unsafe { shim::hsave_page_ins_new(shared.cast::<c_void>()) };
+        this.shared().kernel_page_ins.store(page_ins, Release);
+        if kernel.is_null() || page_ins.is_null() { Err(Errno::ENOMEM) } else { Ok(this) }
     }
 
     #[inline]
@@ -153,14 +166,36 @@ impl VcpuThread for Thread {
         // SAFETY: as above.
         unsafe { shim::hsave_timer_cancel(self.shared().kernel()) }
     }
+
+    #[inline]
+    fn page_ins(&self) -> &PageIns {
+        &self.shared().page_ins
+    }
+
+    fn start_page_in(&self, hva: Hva, write: bool, n: u8) -> Result<(), Errno> {
+        let kernel = self.shared().kernel_page_ins.load(Relaxed);
+        // SAFETY: the kernel's object lives as long as we do; any address may be asked for.
+        check(unsafe { shim::hsave_page_in_start(kernel, hva.0, write, n) }).map(|_| ())
+    }
+
+    fn forget_page_ins(&self) {
+        // SAFETY: as above.
+        unsafe { shim::hsave_page_ins_forget(self.shared().kernel_page_ins.load(Relaxed)) };
+        self.shared().page_ins.clear();
+    }
 }
 
 impl Drop for Thread {
     fn drop(&mut self) {
         let kernel = self.shared().kernel();
-        // SAFETY: nobody else has the thread any more. The kernel's object goes first and waits for the timer, which
-        // is the last to look at `Shared`; that came from a box of an array of one.
+        let page_ins = self.shared().kernel_page_ins.load(Relaxed);
+        // SAFETY: nobody else has the thread any more. The kernel's objects go first: page-ins that are under way say
+        // nothing from then on, and the timer, which is waited for, is the last to look at `Shared`; that came from a box
+        // of an array of one.
         unsafe {
+            if !page_ins.is_null() {
+                shim::hsave_page_ins_free(page_ins);
+            }
             if !kernel.is_null() {
                 shim::hsave_thread_free(kernel);
             }
@@ -190,4 +225,18 @@ unsafe extern "C" fn hsave_scheduled(owner: *const c_void) {
     // SAFETY: by contract.
     let shared = unsafe { &*owner.cast::<Shared>() };
     shared.requests.make_request(Request::StealUpdate);
+}
+
+/// A page-in is over; process context, with a spin lock held that orders it before the thread's end.
+///
+/// # Safety
+/// `owner` is the `Shared` that the page-in was started for, and alive: freeing it takes the lock.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_page_in_done(owner: *const c_void, number: u8) {
+    // SAFETY: by contract.
+    let shared = unsafe { &*owner.cast::<Shared>() };
+    if shared.page_ins.finish(number) {
+        shared.requests.make_request(Request::ApfReady);
+        shared.wake();
+    }
 }

@@ -5,7 +5,7 @@ use crate::cache::MemoryCache;
 use crate::maps::{Maps, Region};
 use crate::npt::{Installed, Leaf, pages};
 use crate::slot::Memslot;
-use arch::{Gpa, NpfCode};
+use arch::{Gpa, Hva, NpfCode};
 use host::{Errno, Host, MapLevel, Pfn, Stop, UserPage};
 
 /// How often a fault starts over when the address space changes under it, before it lets the guest try again.
@@ -23,6 +23,8 @@ pub enum RetPf {
     Retry,
     /// No memory there, or a write to a read-only slot: emulate the instruction.
     Emulate,
+    /// The host has to bring the page at this address in first, which [`Mmu::page_fault_nowait`] does not wait for.
+    Late(Hva),
 }
 
 /// A page of the host's.
@@ -48,6 +50,15 @@ impl<H: Host> Mmu<H> {
     /// [`Stop::Errno`] with ENOMEM, with EINTR (fatal signal), or with EIO (the VMM's address space is gone, or the
     /// tables are broken).
     pub fn page_fault(&self, cache: &mut MemoryCache<H>, gpa: Gpa, code: NpfCode) -> Result<RetPf, Stop> {
+        self.resolve(cache, gpa, code, true)
+    }
+
+    /// The same, but for a page that somebody has to bring in first: [`RetPf::Late`].
+    pub fn page_fault_nowait(&self, cache: &mut MemoryCache<H>, gpa: Gpa, code: NpfCode) -> Result<RetPf, Stop> {
+        self.resolve(cache, gpa, code, false)
+    }
+
+    fn resolve(&self, cache: &mut MemoryCache<H>, gpa: Gpa, code: NpfCode, wait: bool) -> Result<RetPf, Stop> {
         if code.reserved() {
             self.host.warn("mmu: reserved bit in a nested page table, guest frame", gpa.gfn().0);
             return Err(Stop::Errno(Errno::EIO));
@@ -56,7 +67,7 @@ impl<H: Host> Mmu<H> {
             return Ok(m);
         }
         for _ in 0..TRIES {
-            if let Attempt::Ends(m) = self.try_fault(cache, gpa.gfn().0, code.write())? {
+            if let Attempt::Ends(m) = self.try_fault(cache, gpa.gfn().0, code.write(), wait)? {
                 return Ok(m);
             }
         }
@@ -114,7 +125,7 @@ impl<H: Host> Mmu<H> {
         }
     }
 
-    fn try_fault(&self, cache: &mut MemoryCache<H>, gfn: u64, write: bool) -> Result<Attempt, Stop> {
+    fn try_fault(&self, cache: &mut MemoryCache<H>, gfn: u64, write: bool, wait: bool) -> Result<Attempt, Stop> {
         let (slot, seq, tables) = {
             let maps = self.mmu_lock.read();
             if maps.released {
@@ -131,7 +142,9 @@ impl<H: Host> Mmu<H> {
         };
         // Before the spin lock: neither of these may be done while it is held.
         cache.topup(tables).map_err(Stop::Errno)?;
-        let page = self.host.user_page(slot.hva_of(gfn), write)?;
+        let hva = slot.hva_of(gfn);
+        let page = if wait { Some(self.host.user_page(hva, write)?) } else { self.host.user_page_now(hva, write)? };
+        let Some(page) = page else { return Ok(Attempt::Ends(RetPf::Late(hva))) };
 
         let maps = self.mmu_lock.read();
         if maps.invalidate_seq != seq {

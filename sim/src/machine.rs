@@ -34,6 +34,8 @@ pub struct Shared {
     pub signal: AtomicBool,
     /// How long, in real milliseconds, a thread that sleeps without a deadline waits for others.
     pub(crate) patience: AtomicU64,
+    /// How long, in virtual nanoseconds, it takes to bring a page in; u64::MAX: for ever.
+    pub(crate) page_latency: AtomicU64,
     halt_poll: AtomicU64,
     /// How often a halted vCPU looked around.
     pub polls: AtomicUsize,
@@ -102,6 +104,7 @@ impl Sim {
             now: AtomicU64::new(1_000_000),
             signal: AtomicBool::new(false),
             patience: AtomicU64::new(0),
+            page_latency: AtomicU64::new(1_000_000),
             halt_poll: AtomicU64::new(0),
             polls: AtomicUsize::new(0),
             threads: Default::default(),
@@ -194,6 +197,17 @@ impl Sim {
         *self.0.during_kick.0.lock() = Some(Box::new(f));
     }
 
+    /// Whoever touches these bytes waits for the pages that are paged out.
+    fn wait_for(&self, hva: u64, len: u64) {
+        for page in (hva & !4095..hva.saturating_add(len)).step_by(4096) {
+            if self.0.memory.is_late(page) {
+                let ns = self.0.page_latency.load(SeqCst);
+                uncounted(|| self.advance(if ns == u64::MAX { 0 } else { ns }));
+                self.0.memory.bring_in(page);
+            }
+        }
+    }
+
     fn each_thread(&self, f: impl Fn(&Inner)) {
         let threads: Vec<_> = self.0.threads.lock().iter().filter_map(Weak::upgrade).collect();
         threads.iter().for_each(|t| f(t));
@@ -202,6 +216,12 @@ impl Sim {
     /// Changes how the host maps a page of the VMM's memory. Whoever does it for a mapped page calls the notifier.
     pub fn set_page(&self, hva: u64, how: Page) {
         self.0.memory.set(hva, how);
+    }
+
+    /// Bringing in a page that is [`Page::Late`] takes so many virtual nanoseconds from now on, a millisecond before; with
+    /// u64::MAX only those that wait themselves get it.
+    pub fn set_page_latency(&self, ns: u64) {
+        self.0.page_latency.store(ns, SeqCst);
     }
 
     /// Size of the host's mappings.
@@ -340,7 +360,11 @@ impl Host for Sim {
         self.0.tables_live.fetch_sub(1, SeqCst);
     }
 
+    fn user_page_now(&self, hva: Hva, write: bool) -> Result<Option<SimUserPage>, Stop> {
+        if self.0.memory.is_late(hva.0) { Ok(None) } else { self.user_page(hva, write).map(Some) }
+    }
     fn user_page(&self, hva: Hva, write: bool) -> Result<SimUserPage, Stop> {
+        self.wait_for(hva.0, 1);
         let page = self.0.memory.take(hva, write);
         uncounted(|| self.0.during_fault.fire());
         page
@@ -350,9 +374,11 @@ impl Host for Sim {
     }
     fn read_user(&self, from: Hva, buf: &mut [u8]) -> Result<(), Stop> {
         let len = buf.len();
+        self.wait_for(from.0, len as u64);
         self.0.memory.each(from.0, len, false, |cells, at, n, k| cells.read(at, &mut buf[n..n + k]))
     }
     fn write_user(&self, to: Hva, buf: &[u8]) -> Result<(), Stop> {
+        self.wait_for(to.0, buf.len() as u64);
         self.0.memory.each(to.0, buf.len(), true, |cells, at, n, k| cells.write(at, &buf[n..n + k]))
     }
     fn cmpxchg_user(&self, at: Hva, old: u64, new: u64, size: u8) -> Result<bool, Stop> {

@@ -23,6 +23,8 @@ pub enum Page {
     Writable = 2,
     /// Broken hardware: EHWPOISON.
     Poisoned = 3,
+    /// Paged out: somebody has to bring it in, which takes a while.
+    Late = 4,
 }
 
 /// A page of zeros.
@@ -68,6 +70,18 @@ impl Arena {
     pub fn set(&self, hva: u64, how: Page) {
         let (_, state) = self.page(hva).expect("a page of the arena");
         state.store(how as u8, SeqCst);
+    }
+
+    /// Is it paged out?
+    pub fn is_late(&self, hva: u64) -> bool {
+        self.page(hva).is_some_and(|(_, state)| state.load(SeqCst) == Page::Late as u8)
+    }
+
+    /// It comes in, if it is paged out.
+    pub fn bring_in(&self, hva: u64) {
+        if let Some((_, state)) = self.page(hva) {
+            let _ = state.compare_exchange(Page::Late as u8, Page::Writable as u8, SeqCst, SeqCst);
+        }
     }
 
     pub fn set_level(&self, level: MapLevel) {

@@ -1,9 +1,9 @@
 //! A vCPU's thread in virtual time: sleeping jumps to the next deadline.
 
-use crate::alloc::uncounted;
+use crate::alloc::{fails, uncounted};
 use crate::machine::Shared;
 use arch::Hva;
-use host::{Request, VcpuRequests, VcpuThread};
+use host::{Errno, PageIns, Request, VcpuRequests, VcpuThread};
 use parking_lot::{Condvar, Mutex};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -48,14 +48,51 @@ pub(crate) struct Inner {
     blocked: AtomicBool,
     yields: AtomicUsize,
     note: AtomicU64,
+    page_ins: PageIns,
+    /// Those that are under way.
+    under_way: Mutex<Vec<PageIn>>,
     asleep: Mutex<()>,
     wakeup: Condvar,
     shared: Arc<Shared>,
 }
 
+/// A page that is brought in beside the vCPU.
+struct PageIn {
+    /// When it will be there.
+    at: u64,
+    hva: Hva,
+    /// Its number; None once nobody wants to know.
+    number: Option<u8>,
+}
+
 impl Inner {
+    /// When the next page will be there.
+    fn next_page(&self) -> u64 {
+        self.under_way.lock().iter().map(|p| p.at).min().unwrap_or(NEVER)
+    }
+
+    /// Pages whose time has come are there.
+    fn bring_in(&self, now: u64) {
+        let mut all = self.under_way.lock();
+        let over: Vec<_> = uncounted(|| {
+            let over = all.iter().filter(|p| p.at <= now).map(|p| (p.hva, p.number)).collect();
+            all.retain(|p| p.at > now);
+            over
+        });
+        drop(all);
+        for (hva, number) in &over {
+            self.shared.memory.bring_in(hva.0);
+            if number.is_some_and(|n| self.page_ins.finish(n)) {
+                self.requests.make_request(Request::ApfReady);
+                self.wake();
+            }
+        }
+        uncounted(|| drop(over));
+    }
+
     /// The clock stands at `now`: requests the timer's work if the deadline has come.
     pub(crate) fn tick(&self, now: u64) {
+        self.bring_in(now);
         if self.deadline.fetch_update(SeqCst, SeqCst, |d| (d <= now).then_some(NEVER)).is_ok() {
             self.requests.make_request(Request::Timer);
             self.wake();
@@ -79,6 +116,8 @@ impl SimThread {
                 blocked: AtomicBool::new(false),
                 yields: AtomicUsize::new(0),
                 note: AtomicU64::new(0),
+                page_ins: PageIns::new(),
+                under_way: Mutex::new(Vec::new()),
                 asleep: Mutex::new(()),
                 wakeup: Condvar::new(),
                 shared: shared.clone(),
@@ -108,6 +147,11 @@ impl SimThread {
         self.0.note.load(SeqCst)
     }
 
+    /// Pages that are being brought in beside it.
+    pub fn pages_under_way(&self) -> usize {
+        self.0.under_way.lock().len()
+    }
+
     /// How often somebody woke it, or kicked it out of the guest.
     pub fn kicks(&self) -> usize {
         self.0.kicks.load(SeqCst)
@@ -134,6 +178,11 @@ impl VcpuThread for SimThread {
         let me = &*self.0;
         if me.requests.pending() {
             return;
+        }
+        let page = me.next_page();
+        if page != NEVER && page <= me.deadline.load(SeqCst) {
+            me.shared.now.fetch_max(page, SeqCst);
+            return me.bring_in(page);
         }
         let deadline = me.deadline.swap(NEVER, SeqCst);
         if deadline != NEVER {
@@ -178,5 +227,24 @@ impl VcpuThread for SimThread {
 
     fn cancel_timer(&self) {
         self.0.deadline.store(NEVER, SeqCst);
+    }
+
+    fn page_ins(&self) -> &PageIns {
+        &self.0.page_ins
+    }
+
+    fn start_page_in(&self, hva: Hva, _write: bool, n: u8) -> Result<(), Errno> {
+        let mut all = self.0.under_way.lock();
+        if fails() || all.len() >= PageIns::LIMIT {
+            return Err(Errno::ENOMEM);
+        }
+        let (now, ns) = (self.0.shared.now.load(SeqCst), self.0.shared.page_latency.load(SeqCst));
+        uncounted(|| all.push(PageIn { at: now.saturating_add(ns), hva, number: Some(n) }));
+        Ok(())
+    }
+
+    fn forget_page_ins(&self) {
+        self.0.under_way.lock().iter_mut().for_each(|p| p.number = None);
+        self.0.page_ins.clear();
     }
 }

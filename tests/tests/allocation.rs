@@ -218,3 +218,29 @@ fn tables_that_grow() {
     let n = each(growth, Plan::Once);
     assert!(n > 40, "only {n} allocations were seen");
 }
+
+/// A page that is paged out is brought in beside the guest if there is memory for that, and otherwise waited for.
+#[test]
+fn asynchronous_page_faults() {
+    for (failing, told) in [(0, 0), (1, 0), (2, 1)] {
+        let m = Machine::new();
+        m.long(0, &[]);
+        m.x2apic(0);
+        m.with_regs(0, |r| r.rflags |= 0x200);
+        assert_eq!(m.set_msr(0, 0x4b56_4d02, 0xb00b), Ok(1));
+        // Its table is there already, and the interrupt of enabling has been taken.
+        m.load(0, 0x20_1000, 0);
+        m.does(0, |_| ());
+        m.run_out(0);
+        m.host_changes(0x20_0000, 1, Page::Late);
+        m.with_regs(0, |r| r.rflags |= 0x200);
+        m.tries(0, 0x20_0000, false);
+        m.does(0, |_| ());
+        alloc::plan(Some(Plan::Once(failing)));
+        m.run_out(0);
+        assert_eq!(alloc::failed(), u64::from(failing < 2), "allocation {failing}");
+        alloc::plan(None);
+        assert_eq!((m.injected(0).len(), m.cpu(0).thread.pages_under_way()), (told, told), "allocation {failing}");
+        m.end();
+    }
+}

@@ -62,6 +62,9 @@ impl<H: Host> Ctx<'_, H> {
         if requests.has(Request::StealUpdate) {
             self.scheduled();
         }
+        if requests.has(Request::ApfReady) {
+            self.tell_pages();
+        }
         if requests.has(Request::Event) {
             self.process_pending_events();
         }

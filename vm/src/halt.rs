@@ -73,6 +73,11 @@ impl<H: Host> Ctx<'_, H> {
             self.core.mp_state = crate::MpState::Runnable;
             return Ok(());
         }
+        self.sleep()
+    }
+
+    /// Sleeps until something is rung for or a signal is pending, after looking around where HLT was executed.
+    pub(crate) fn sleep(&mut self) -> Result<(), Next> {
         self.me.stats.blocking.set(true);
         self.me.thread.preemptible(true);
         if self.core.mp_state.sleeps() {

@@ -142,6 +142,7 @@ impl<H: Host> Ctx<'_, H> {
     fn write_msr(&mut self, index: u32, value: u64, host: bool) -> Result<Next, MsrError> {
         match self.core.msrs(&self.vm.host, &self.vm.msrs).write(index, value, host)? {
             MsrEffect::PvEoi(value) if !self.set_pv_eoi(value) => Err(MsrError::Invalid),
+            MsrEffect::AsyncPf(value) if !self.set_async_pf(value) => Err(MsrError::Invalid),
             effect => Ok(self.apply_msr_effect(effect)),
         }
     }
@@ -159,7 +160,8 @@ impl<H: Host> Ctx<'_, H> {
 
     fn apply_msr_effect(&mut self, effect: MsrEffect) -> Next {
         match effect {
-            MsrEffect::None | MsrEffect::PvEoi(_) => {}
+            MsrEffect::None | MsrEffect::PvEoi(_) | MsrEffect::AsyncPf(_) => {}
+            MsrEffect::AsyncPfAck => self.tell_pages(),
             MsrEffect::StealTime => self.me.thread.requests().make_request(Request::StealUpdate),
             MsrEffect::Command(what) => self.vm.host.command(what),
             MsrEffect::Lapic(e) => return self.apply_effect(e),

@@ -36,7 +36,7 @@ impl<H: Host> Ctx<'_, H> {
             match self.vm.mmu.page_fault(&mut self.core.tables, gpa, READ) {
                 Ok(RetPf::Fixed) => return Ok(self.vm.mmu.mapping_end(gpa).0),
                 // The slots or the VMM's memory are changing.
-                Ok(RetPf::Retry) => self.vm.host.cond_resched(),
+                Ok(RetPf::Retry | RetPf::Late(_)) => self.vm.host.cond_resched(),
                 Ok(RetPf::Emulate) => return Err(Errno::ENOENT),
                 Err(Stop::Fault) => return Err(Errno::EFAULT),
                 Err(Stop::Poison) => return Err(Errno::EHWPOISON),

@@ -80,6 +80,7 @@ impl<H: Host> Ctx<'_, H> {
     /// INIT: application processors wait for SIPI, the bootstrap processor starts over.
     pub(crate) fn init(&mut self) {
         self.core.reset_registers(true);
+        self.forget_pages();
         self.update_cpuid();
         if let Some(lapic) = &mut self.core.fast.lapic {
             lapic.config_mut().lint0_reenabled = self.vm.config.has_quirk(crate::quirks::LINT0_REENABLED);

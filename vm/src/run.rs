@@ -147,16 +147,21 @@ impl<H: Host> Ctx<'_, H> {
 
     /// Does anything end HLT?
     pub(crate) fn wake_condition(&mut self) -> bool {
-        let pic = self.pic_waits();
-        let core = &mut *self.core;
-        if !core.mp_state.sleeps() {
+        if !self.core.mp_state.sleeps() {
             return false;
         }
         let unhalted = self.me.pending_events.pv_unhalted.swap(false, core::sync::atomic::Ordering::AcqRel);
+        unhalted || self.has_events()
+    }
+
+    /// Does an event wait that the guest can take?
+    pub(crate) fn has_events(&mut self) -> bool {
+        let pic = self.pic_waits();
+        let core = &mut *self.core;
         let inject = &core.inject;
         let interrupt =
             inject.external.is_some() || core.fast.lapic.as_ref().is_some_and(|l| l.pending_vector().is_some()) || pic;
-        unhalted || inject.busy() || inject.nmi_pending > 0 && !inject.nmi_masked || interrupt && core.interruptible()
+        inject.busy() || inject.nmi_pending > 0 && !inject.nmi_masked || interrupt && core.interruptible()
     }
 }
 

@@ -40,12 +40,6 @@ pub const POLICY: &[Expected] = expected! {
         "cap 44:", "cap 45:", "cap 46:", "cap 96:", "cap 123:", "cap 148:", "cap 149:", "cap 154:",
         "cap 155:", "cap 161:", "cap 167:", "cap 191:", "cap 199:", "saved msr 40000", "user reads msr 40000",
         "user writes msr 40000";
-    "asynchronous page faults":
-        "cap 59:", "cap 183:", "supported 40000001.0 eax bit 4", "supported 40000001.0 eax bit 10",
-        "supported 40000001.0 eax bit 14", "saved msr 4b564d02", "saved msr 4b564d06", "saved msr 4b564d07",
-        "user reads msr 4b564d02", "user reads msr 4b564d06", "user reads msr 4b564d07", "user writes msr 4b564d02",
-        "user writes msr 4b564d06", "user writes msr 4b564d07", "guest reads msr 4b564d02", "guest reads msr 4b564d06",
-        "guest reads msr 4b564d07", "pv msr 4b564d02", "pv msr 4b564d06";
     "nested virtualisation": "cap 157:", "supported 80000001.0 ecx bit 2", "supported 8000000a.0";
     "devices of the host in a guest (VFIO)": "cap 47:", "cap 89:";
     "SGX, SEV": "cap 196:", "cap 197:", "cap 206:";

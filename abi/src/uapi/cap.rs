@@ -46,6 +46,7 @@ caps! {
     ENABLE_CAP = 54;
     XSAVE = 55;
     XCRS = 56;
+    ASYNC_PF = 59;
     TSC_CONTROL = 60;
     GET_TSC_KHZ = 61;
     MAX_VCPUS = 66;
@@ -74,6 +75,7 @@ caps! {
     EXCEPTION_PAYLOAD = 164;
     MANUAL_DIRTY_LOG_PROTECT2 = 168;
     HALT_POLL = 182;
+    ASYNC_PF_INT = 183;
     STEAL_TIME = 187;
     X86_USER_SPACE_MSR = 188;
     X86_MSR_FILTER = 189;

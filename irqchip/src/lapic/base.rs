@@ -70,6 +70,11 @@ impl Lapic {
         Mode::of(self.apic_base).unwrap_or(Mode::Disabled)
     }
 
+    /// Is it on, both in IA32_APIC_BASE and in its spurious interrupt register?
+    pub fn enabled(&self) -> bool {
+        self.hw_enabled && self.sw_enabled()
+    }
+
     /// Writes IA32_APIC_BASE. `reserved_gpa_bits`: the guest's physical address bits that must be zero. `host`: by
     /// userspace, which may change between any two modes; the guest may not go from x2APIC to xAPIC nor from disabled
     /// to x2APIC. Publish [`address`](Self::address) afterwards and update CPUID.1:EDX.APIC.

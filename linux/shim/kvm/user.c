@@ -72,9 +72,10 @@ static int uncounted_page(unsigned long hva, bool write, u64 *pa)
 
 /*
  * Takes a reference to the page at hva, faulting it in. Returns flags, or a negative errno: -EFAULT, -EHWPOISON,
- * -EINTR (fatal signal), -ENOMEM. May sleep.
+ * -EINTR (fatal signal), -ENOMEM; with !wait also -EAGAIN: somebody else has to bring the page in (from swap, a file, or
+ * user space). May sleep.
  */
-int hsave_user_page(u64 hva, bool write, u64 *pa)
+int hsave_user_page(u64 hva, bool write, bool wait, u64 *pa)
 {
 	struct page *page, *again;
 	long n;
@@ -83,7 +84,10 @@ int hsave_user_page(u64 hva, bool write, u64 *pa)
 	if (get_user_page_fast_only(hva, FOLL_WRITE, &page)) {
 		write = true;
 	} else {
-		n = get_user_pages_unlocked(hva, 1, &page, FOLL_HWPOISON | (write ? FOLL_WRITE : 0));
+		n = get_user_pages_unlocked(hva, 1, &page,
+					    FOLL_HWPOISON | (write ? FOLL_WRITE : 0) | (wait ? 0 : FOLL_NOWAIT));
+		if (n == 0 && !wait)
+			return -EAGAIN;
 		if (n == -EFAULT)
 			return uncounted_page(hva, write, pa);
 		if (n != 1)

@@ -2,6 +2,7 @@
 
 mod ahead;
 mod assembly;
+mod async_pf;
 mod chips;
 mod chips_corners;
 mod clock;

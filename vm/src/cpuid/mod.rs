@@ -39,17 +39,26 @@ pub const KVM_PV_SCHED_YIELD: u32 = 1 << 13;
 pub const KVM_PV_STEAL_TIME: u32 = 1 << 5;
 /// KVM_FEATURE_PV_EOI: the end of an interrupt without an exit.
 pub const KVM_PV_EOI: u32 = 1 << 6;
+/// KVM_FEATURE_ASYNC_PF: the guest may be told that a page has to be brought in first.
+pub const KVM_PV_ASYNC_PF: u32 = 1 << 4;
+/// KVM_FEATURE_ASYNC_PF_VMEXIT: it may ask to be told by an exit where it is a hypervisor itself.
+pub const KVM_PV_ASYNC_PF_VMEXIT: u32 = 1 << 10;
+/// KVM_FEATURE_ASYNC_PF_INT: an interrupt says that the page is there.
+pub const KVM_PV_ASYNC_PF_INT: u32 = 1 << 14;
 /// The paravirtual features that are offered (KVM API document, "KVM CPUID bits"): the above, no delay needed after port
 /// I/O (bit 1), that a TLB flush may be left in the steal time page (bit 9), and that the clock flag for a stable TSC is
 /// valid (bit 24).
 pub const KVM_FEATURES: u32 = KVM_CLOCKSOURCE
     | 1 << 1
     | KVM_CLOCKSOURCE2
+    | KVM_PV_ASYNC_PF
     | KVM_PV_STEAL_TIME
     | KVM_PV_EOI
     | KVM_PV_UNHALT
     | 1 << 9
+    | KVM_PV_ASYNC_PF_VMEXIT
     | KVM_PV_SEND_IPI
     | KVM_PV_SCHED_YIELD
     | KVM_GUEST_POLLS
+    | KVM_PV_ASYNC_PF_INT
     | 1 << 24;

@@ -5,7 +5,7 @@ use crate::run::Next;
 use crate::user::UserExit;
 use crate::vcpu::Core;
 use arch::Exception;
-use arch::cr::{Cr4, DR6_BD, DR7_GD};
+use arch::cr::{Cr0, Cr4, DR6_BD, DR7_GD};
 use arch::event::vector;
 use host::{Cpu, Host};
 
@@ -74,7 +74,14 @@ impl<H: Host> Ctx<'_, H> {
     /// A guest's write of CRn.
     pub(crate) fn write_cr(&mut self, n: u8, value: u64) -> Result<(), Exception> {
         match n {
-            0 => self.core.write_cr0(value),
+            0 => {
+                let old = self.core.guest_cr0;
+                self.core.write_cr0(value)?;
+                if !old & self.core.guest_cr0 & Cr0::PG.bits() != 0 {
+                    self.paging_enabled();
+                }
+                Ok(())
+            }
             2 => {
                 self.core.cpu.save_mut(arch::CleanBits::CR2).cr2 = value;
                 Ok(())

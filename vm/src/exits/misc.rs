@@ -135,6 +135,7 @@ pub fn shutdown<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     *save = arch::Zero::ZERO;
     save.g_pat = PAT_RESET;
     ctx.core.reset_registers(true);
+    ctx.forget_pages();
     ctx.update_cpuid();
     Next::User(UserExit::Shutdown)
 }

@@ -6,17 +6,25 @@ use crate::mmio::Faulted;
 use crate::run::Next;
 use arch::{Gpa, NpfCode};
 use host::Host;
+use mmu::RetPf;
 
 pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, gpa: Gpa, code: NpfCode) -> Next {
     let stats = &ctx.me.stats;
     stats.pf_taken.count();
-    match ctx.vm.mmu.page_fault(&mut ctx.core.tables, gpa, code) {
-        Ok(mmu::RetPf::Fixed) => {
+    let mut result = ctx.vm.mmu.page_fault_nowait(&mut ctx.core.tables, gpa, code);
+    if let Ok(RetPf::Late(hva)) = result {
+        if let Some(next) = ctx.wait_aside(gpa, code, hva) {
+            return next;
+        }
+        result = ctx.vm.mmu.page_fault(&mut ctx.core.tables, gpa, code);
+    }
+    match result {
+        Ok(RetPf::Fixed) => {
             stats.pf_fixed.count();
             Next::Resume
         }
-        Ok(mmu::RetPf::Retry) => Next::Resume,
-        Ok(mmu::RetPf::Emulate) => {
+        Ok(RetPf::Retry | RetPf::Late(_)) => Next::Resume,
+        Ok(RetPf::Emulate) => {
             stats.pf_emulate.count();
             ctx.emulate_access(Faulted::new(gpa, code))
         }

@@ -63,6 +63,10 @@ pub enum MsrEffect {
     StealTime,
     /// KVM_PV_EOI_EN is to have this value, if there is memory for it.
     PvEoi(u64),
+    /// KVM_ASYNC_PF_EN is to have this value, if there is memory for it.
+    AsyncPf(u64),
+    /// The guest has taken the token of a page that is ready.
+    AsyncPfAck,
     /// SPEC_CTRL was used for the first time: it passes through from now on.
     SpecCtrl,
     /// The processor is to do this, asked for by user space or a guest that is intercepted.

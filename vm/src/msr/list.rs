@@ -28,7 +28,7 @@ const SAVED: [u32; 19] = [
 ];
 
 /// Guest state that exists whatever the processor has.
-const EMULATED: [u32; 22] = [
+const EMULATED: [u32; 25] = [
     KVM_WALL_CLOCK,
     KVM_SYSTEM_TIME,
     KVM_WALL_CLOCK_NEW,
@@ -49,6 +49,9 @@ const EMULATED: [u32; 22] = [
     HWCR,
     KVM_STEAL_TIME,
     KVM_PV_EOI_EN,
+    KVM_ASYNC_PF_EN,
+    KVM_ASYNC_PF_INT,
+    KVM_ASYNC_PF_ACK,
     SMI_COUNT,
     PERF_CAPABILITIES,
 ];

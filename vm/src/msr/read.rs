@@ -3,7 +3,10 @@
 use super::mtrr::MTRR_CAP;
 use super::number::*;
 use super::{Clocks, MsrAccess, MsrError};
-use crate::cpuid::{KVM_CLOCKSOURCE, KVM_CLOCKSOURCE2, KVM_GUEST_POLLS, KVM_PV_EOI, KVM_PV_STEAL_TIME};
+use crate::cpuid::{
+    KVM_CLOCKSOURCE, KVM_CLOCKSOURCE2, KVM_GUEST_POLLS, KVM_PV_ASYNC_PF, KVM_PV_ASYNC_PF_INT, KVM_PV_EOI,
+    KVM_PV_STEAL_TIME,
+};
 use arch::cr::Efer;
 use arch::msr::*;
 use core::sync::atomic::Ordering::Relaxed;
@@ -118,6 +121,14 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
             KVM_PV_EOI_EN => {
                 self.pv(KVM_PV_EOI)?;
                 self.state.pv_eoi
+            }
+            KVM_ASYNC_PF_EN => {
+                self.pv(KVM_PV_ASYNC_PF)?;
+                self.state.async_pf
+            }
+            KVM_ASYNC_PF_INT | KVM_ASYNC_PF_ACK => {
+                self.pv(KVM_PV_ASYNC_PF_INT)?;
+                if index == KVM_ASYNC_PF_INT { self.state.async_pf_vector.into() } else { 0 }
             }
             KVM_POLL_CONTROL => {
                 self.pv(KVM_GUEST_POLLS)?;

@@ -56,6 +56,10 @@ pub struct MsrState {
     pub steal_time: u64,
     /// KVM_PV_EOI_EN.
     pub pv_eoi: u64,
+    /// KVM_ASYNC_PF_EN.
+    pub async_pf: u64,
+    /// KVM_ASYNC_PF_INT: the vector that says that a page is ready.
+    pub async_pf_vector: u8,
     /// The kernel accounts how long threads wait.
     pub has_steal_time: bool,
     /// KVM_POLL_CONTROL.
@@ -109,6 +113,8 @@ impl MsrState {
             enforce_pv: false,
             steal_time: 0,
             pv_eoi: 0,
+            async_pf: 0,
+            async_pf_vector: 0,
             has_steal_time: host.steal_time(),
             poll_control: 1,
             sysenter_high: (0, 0),

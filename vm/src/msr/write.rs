@@ -3,7 +3,11 @@
 use super::mtrr::pat_valid;
 use super::number::*;
 use super::{Clocks, MsrAccess, MsrEffect, MsrError};
-use crate::cpuid::{Feature, KVM_CLOCKSOURCE, KVM_CLOCKSOURCE2, KVM_GUEST_POLLS, KVM_PV_EOI, KVM_PV_STEAL_TIME};
+use crate::cpuid::{
+    Feature, KVM_CLOCKSOURCE, KVM_CLOCKSOURCE2, KVM_GUEST_POLLS, KVM_PV_ASYNC_PF, KVM_PV_ASYNC_PF_INT,
+    KVM_PV_ASYNC_PF_VMEXIT, KVM_PV_EOI, KVM_PV_STEAL_TIME,
+};
+use crate::pv::async_pf;
 use arch::CleanBits;
 use arch::cr::{Cr0, Cr4, Efer};
 use arch::msr::*;
@@ -43,7 +47,7 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
             | SYSENTER_EIP | PAT => return self.write_save(index, value, host),
             SPEC_CTRL | PRED_CMD | FLUSH_CMD | VIRT_SPEC_CTRL => return self.write_speculation(index, value, host),
             KVM_WALL_CLOCK | KVM_WALL_CLOCK_NEW | KVM_SYSTEM_TIME | KVM_SYSTEM_TIME_NEW | KVM_POLL_CONTROL
-            | KVM_STEAL_TIME | KVM_PV_EOI_EN => {
+            | KVM_STEAL_TIME | KVM_PV_EOI_EN | KVM_ASYNC_PF_EN | KVM_ASYNC_PF_INT | KVM_ASYNC_PF_ACK => {
                 return self.write_paravirtual(index, value, host);
             }
             MISC_ENABLE => return self.write_misc_enable(value, host),
@@ -302,6 +306,7 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
                 self.pv(KVM_PV_EOI)?;
                 return if value & 2 != 0 { INVALID } else { Ok(MsrEffect::PvEoi(value)) };
             }
+            KVM_ASYNC_PF_EN | KVM_ASYNC_PF_INT | KVM_ASYNC_PF_ACK => return self.write_async_pf(index, value),
             _ => self.pv(if old { KVM_CLOCKSOURCE } else { KVM_CLOCKSOURCE2 })?,
         }
         if let KVM_WALL_CLOCK | KVM_WALL_CLOCK_NEW = index {
@@ -310,6 +315,33 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
         }
         self.clock.set_system_time_msr(value);
         Ok(MsrEffect::SystemTime { old_msr: (!host).then_some(old) })
+    }
+
+    fn write_async_pf(&mut self, index: u32, value: u64) -> Written {
+        self.pv(if index == KVM_ASYNC_PF_EN { KVM_PV_ASYNC_PF } else { KVM_PV_ASYNC_PF_INT })?;
+        let has_lapic = self.lapic.is_some();
+        match index {
+            KVM_ASYNC_PF_EN => {
+                let lacks = |feature, bit| value & bit != 0 && self.pv(feature).is_err();
+                if value & async_pf::RESERVED != 0
+                    || lacks(KVM_PV_ASYNC_PF_VMEXIT, async_pf::DELIVERY_AS_PF_VMEXIT)
+                    || lacks(KVM_PV_ASYNC_PF_INT, async_pf::DELIVERY_AS_INT)
+                    || !has_lapic && value != 0
+                {
+                    return INVALID;
+                }
+                Ok(MsrEffect::AsyncPf(value))
+            }
+            KVM_ASYNC_PF_INT => {
+                let vector = u8::try_from(value).map_err(|_| MsrError::Invalid)?;
+                if !has_lapic {
+                    return INVALID;
+                }
+                self.state.async_pf_vector = vector;
+                DONE
+            }
+            _ => Ok(if value & 1 != 0 { MsrEffect::AsyncPfAck } else { MsrEffect::None }),
+        }
     }
 
     fn write_misc_enable(&mut self, value: u64, host: bool) -> Written {

@@ -1,6 +1,7 @@
-//! What a guest that knows KVM shares with it in its own memory: the end of interrupts, and the time that the host took
-//! (KVM's MSR document). The clock pages are [`clock`](crate::clock)'s.
+//! What a guest that knows KVM shares with it in its own memory: the end of interrupts, the time that the host took, and
+//! pages that the host has to bring in first (KVM's MSR document). The clock pages are [`clock`](crate::clock)'s.
 
+pub(crate) mod async_pf;
 mod eoi;
 mod pairing;
 mod steal;
@@ -13,12 +14,14 @@ use host::Host;
 pub(crate) const ENABLED: u64 = 1;
 
 /// One vCPU's part.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Pv {
     /// The thread's total wait for a CPU, in ns, up to which steal time has been accounted.
     waited: u64,
     /// The thread notes in guest memory that it lost its CPU.
     noted: bool,
+    /// Asynchronous page faults.
+    async_pf: async_pf::AsyncPf,
 }
 
 impl<H: Host> Core<H> {
@@ -31,6 +34,7 @@ impl<H: Host> Core<H> {
     pub(crate) fn reset_pv(&mut self) {
         (self.msr.pv_eoi, self.msr.steal_time) = (0, 0);
         self.fast.eoi_offered = false;
+        self.reset_async_pf();
     }
 }
 
