@@ -69,10 +69,9 @@ pub fn read_stats<H: Host>(
     let mut w = Window { host: &vm.host, to, start: pos, end, at: 0, done: 0 };
     match vcpu {
         Some(v) => {
-            let n = VcpuStats::ALL.len();
-            head(&mut w, n, &id(pid, Some(v.id)))?;
+            head(&mut w, VcpuStats::ALL.len(), &id(pid, Some(v.id)))?;
             descriptors(&mut w, VcpuStats::ALL.iter().copied())?;
-            v.stats().try_for_each(|(_, value)| w.fixed(&value))?;
+            v.stats(&mut |value| w.fixed(&value))?;
         }
         None => {
             let list = Vm::<H>::stat_list();
@@ -81,7 +80,7 @@ pub fn read_stats<H: Host>(
             descriptors(&mut w, list)?;
             // The numbers of a VM take some counting.
             if w.reaches(data_offset(n)) {
-                vm.stats().try_for_each(|(_, value)| w.fixed(&value))?;
+                vm.stats(&mut |value| w.fixed(&value))?;
             }
         }
     }
@@ -106,13 +105,21 @@ fn head<H: Host>(w: &mut Window<'_, H>, n: usize, id: &[u8; NAME]) -> Result<(),
 }
 
 fn descriptors<H: Host>(w: &mut Window<'_, H>, list: impl Iterator<Item = Stat>) -> Result<(), Errno> {
-    for (stat, offset) in list.zip((0u32..).step_by(size_of::<u64>())) {
+    let mut offset = 0u32;
+    for stat in list {
         let flags = match stat.kind {
             Kind::Count => stats_flags::CUMULATIVE,
             Kind::Now => stats_flags::INSTANT,
+            Kind::Peak => stats_flags::PEAK,
             Kind::Flag => stats_flags::INSTANT | stats_flags::BOOLEAN,
+            Kind::Time => stats_flags::CUMULATIVE | stats_flags::SECONDS,
+            Kind::Histogram => stats_flags::LOG_HIST | stats_flags::SECONDS,
         };
-        w.fixed(&kvm_stats_desc { flags, exponent: 0, size: 1, offset, bucket_size: 0 })?;
+        // Nanoseconds are seconds times ten to the power of this.
+        let exponent = if flags & stats_flags::SECONDS != 0 { -9i16 as u16 } else { 0 };
+        let size = stat.words() as u16;
+        w.fixed(&kvm_stats_desc { flags, exponent, size, offset, bucket_size: 0 })?;
+        offset = offset.wrapping_add(u32::from(size) * size_of::<u64>() as u32);
         let mut name = [0; NAME];
         copy(&mut name, stat.name.bytes());
         w.piece(&name)?;

@@ -40,6 +40,12 @@ pub trait VcpuThread: Sync {
     /// Forgets the deadline. A timer that is firing on another CPU may still make its request.
     fn cancel_timer(&self);
 
+    /// How often the thread was in KVM_RUN and lost its CPU though it could have gone on: while
+    /// [`preemptible`](Self::preemptible) was set, and otherwise.
+    fn preemptions(&self) -> [u64; 2] {
+        [0; 2]
+    }
+
     /// Which of the page-ins that were started are over.
     fn page_ins(&self) -> &PageIns;
 

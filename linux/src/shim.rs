@@ -90,6 +90,7 @@ unsafe extern "C" {
     pub fn hsave_thread_wake(t: *mut KThread);
     pub fn hsave_thread_yield_to(t: *mut KThread) -> i32;
     pub fn hsave_thread_note(t: *mut KThread, at: u64);
+    pub fn hsave_thread_preemptions(t: *mut KThread, reported: *mut u64, other: *mut u64);
     pub fn hsave_thread_preemptible(t: *mut KThread, yes: bool);
     pub safe fn hsave_has_run_delay() -> bool;
     pub safe fn hsave_run_delay() -> u64;

@@ -167,6 +167,13 @@ impl VcpuThread for Thread {
         unsafe { shim::hsave_timer_cancel(self.shared().kernel()) }
     }
 
+    fn preemptions(&self) -> [u64; 2] {
+        let (mut reported, mut other) = (0, 0);
+        // SAFETY: the kernel's object lives as long as we do; two numbers of ours.
+        unsafe { shim::hsave_thread_preemptions(self.shared().kernel(), &mut reported, &mut other) };
+        [reported, other]
+    }
+
     #[inline]
     fn page_ins(&self) -> &PageIns {
         &self.shared().page_ins

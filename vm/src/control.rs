@@ -58,6 +58,7 @@ impl<H: Host> Ctx<'_, H> {
         }
         if requests.has(Request::TlbFlush) {
             self.core.cpu.flush_tlb();
+            self.me.stats.tlb_flush.count();
         }
         if requests.has(Request::StealUpdate) {
             self.scheduled();
@@ -66,6 +67,7 @@ impl<H: Host> Ctx<'_, H> {
             self.tell_pages();
         }
         if requests.has(Request::Event) {
+            self.me.stats.req_event.count();
             self.process_pending_events();
         }
         if requests.has(Request::Timer) {

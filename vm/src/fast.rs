@@ -61,6 +61,8 @@ pub struct Fast {
     pub enabled: bool,
     /// Exits handled here, since they were last added to the statistics.
     pub exits: u64,
+    /// Interrupts that the guest was given since they were last added to the statistics; and NMIs, in the upper half.
+    pub injections: u64,
     /// The end of the interrupt in service is offered to the guest by a word of its memory.
     pub eoi_offered: bool,
     /// The local APIC; None without in-kernel irqchip.
@@ -99,6 +101,7 @@ impl Fast {
         Ok(Self {
             enabled: false,
             exits: 0,
+            injections: 0,
             eoi_offered: false,
             lapic,
             armed: None,
@@ -135,12 +138,19 @@ impl Fast {
         self.msrs_age = self.msrs_age.wrapping_add(1);
     }
 
+    /// Counts interrupts, or `n << 32` NMIs.
+    #[inline(always)]
+    pub(crate) fn count_injections(&mut self, n: u64) {
+        self.injections = self.injections.wrapping_add(n);
+    }
+
     /// Has the guest taken the virtual interrupt? It is not armed any more then, and if it is the local APIC's it is in
     /// service.
     #[inline(always)]
     pub(crate) fn taken(&mut self, control: &ControlArea) -> Option<Armed> {
         let taken = self.armed.filter(|_| control.int_ctl & int_ctl::V_IRQ == 0)?;
         self.armed = None;
+        self.count_injections(u64::from(taken != Armed::Window));
         if let (Armed::Apic(vector), Some(lapic)) = (taken, &mut self.lapic) {
             lapic.take(vector);
         }

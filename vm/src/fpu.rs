@@ -80,16 +80,17 @@ impl<H: Host> Core<H> {
         }
     }
 
-    /// KVM_RUN ends.
+    /// KVM_RUN ends. Was the guest's state loaded?
     #[inline]
-    pub(crate) fn end_fpu(&mut self) {
+    pub(crate) fn end_fpu(&mut self) -> bool {
         let u = &mut self.fpu_use;
-        if u.loaded {
-            u.loaded = false;
+        let loaded = core::mem::replace(&mut u.loaded, false);
+        if loaded {
             self.fpu.put();
         } else {
             u.next = (u.next / 2).max(EAGER.0);
         }
+        loaded
     }
 
     /// #NM while the guest is kept away, or an instruction that is emulated needs a register. Within KVM_RUN.

@@ -89,31 +89,49 @@ impl<H: Host> Ctx<'_, H> {
         self.me.thread.preemptible(false);
         self.me.stats.blocking.set(false);
         match work {
-            Work::None => {
-                self.me.stats.halt_wakeup.count();
-                Ok(())
-            }
+            Work::None => Ok(()),
             Work::Signal => Err(INTERRUPTED),
         }
     }
 
     fn halt(&mut self) {
-        let host = &self.vm.host;
+        let (host, stats) = (&self.vm.host, &self.me.stats);
         let p = host.poll_parameters();
         let max = PollLimit::get(&self.vm.config.halt_poll).unwrap_or(p.max.into());
         // The guest may say that it looks around itself (KVM_POLL_CONTROL).
         let allowed = self.core.msr.polls_for_halt();
         let requests = self.me.thread.requests();
         let start = host.now_ns();
-        let ns = self.core.poll.ns.min(max);
-        if allowed && ns != 0 {
+        let (mut now, ns) = (start, self.core.poll.ns.min(max));
+        let polls = allowed && ns != 0;
+        if polls {
             let stop = start.saturating_add(ns);
-            while !requests.pending() && host.may_poll() && host.now_ns() < stop {
+            while !requests.pending() && host.may_poll() && now < stop {
                 core::hint::spin_loop();
+                now = host.now_ns();
             }
         }
-        if !requests.pending() {
+        let polled = now.saturating_sub(start);
+        let sleeps = !requests.pending();
+        if sleeps {
             self.me.thread.block();
+            let asleep = host.now_ns().saturating_sub(now);
+            stats.halt_wait_ns.add(asleep);
+            stats.halt_wait_hist.count(asleep);
+            if requests.pending() {
+                stats.halt_wakeup.count();
+            }
+        }
+        if polls {
+            stats.halt_attempted_poll.count();
+            let (time, each) = if sleeps {
+                (&stats.halt_poll_fail_ns, &stats.halt_poll_fail_hist)
+            } else {
+                stats.halt_successful_poll.count();
+                (&stats.halt_poll_success_ns, &stats.halt_poll_success_hist)
+            };
+            time.add(polled);
+            each.count(polled);
         }
         if allowed {
             let halted = host.now_ns().saturating_sub(start);

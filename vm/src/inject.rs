@@ -166,7 +166,7 @@ impl<H: Host> Core<H> {
         } else if self.interruptible() {
             if let Some(v) = self.inject.external.take() {
                 self.inject.interrupt = Some(QueuedInterrupt { vector: v, soft: false });
-                self.cpu.set_event_inj(EventInj::new(EventType::Intr, v, None));
+                self.inject_interrupt(EventType::Intr, v);
             }
         }
         self.arm_virq(window, blocked);
@@ -215,7 +215,7 @@ impl<H: Host> Core<H> {
                 self.set_return_address();
             }
             let kind = if soft { EventType::Soft } else { EventType::Intr };
-            self.cpu.set_event_inj(EventInj::new(kind, vector, None));
+            self.inject_interrupt(kind, vector);
         } else {
             return false;
         }
@@ -229,7 +229,13 @@ impl<H: Host> Core<H> {
         self.take_back_rip(false);
     }
 
+    fn inject_interrupt(&mut self, kind: EventType, vector: u8) {
+        self.fast.count_injections(1);
+        self.cpu.set_event_inj(EventInj::new(kind, vector, None));
+    }
+
     fn inject_nmi(&mut self) {
+        self.fast.count_injections(1 << 32);
         self.inject.nmi_injected = true;
         self.inject.nmi_masked = true;
         self.cpu.set_intercept(Intercepts::IRET, true);

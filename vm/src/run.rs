@@ -37,7 +37,10 @@ impl<H: Host> Ctx<'_, H> {
         let exits_matter = self.core.debug.control != 0 || self.core.clock.catches_up();
         let Err(next) = self.work(req, answer, !exits_matter);
         self.core.cpu.end();
-        self.core.end_fpu();
+        self.me.stats.host_state_reload.count();
+        if self.core.end_fpu() {
+            self.me.stats.fpu_reload.count();
+        }
         if matches!(next, Next::Fail(_, UserExit::Interrupted)) {
             self.me.stats.signal_exits.count();
         }
@@ -97,6 +100,7 @@ impl<H: Host> Ctx<'_, H> {
             }
             let window = req.interrupt_window && self.vm.chips().is_none() && self.accepts_external();
             if window && self.ready_for_interrupt() {
+                self.me.stats.request_irq_exits.count();
                 return Err(Next::User(UserExit::IrqWindowOpen));
             }
             let pic = self.pic_waits() && self.take_pic();
@@ -109,6 +113,9 @@ impl<H: Host> Ctx<'_, H> {
                 exit => {
                     self.me.stats.exits.add(self.core.fast.exits.wrapping_add(1));
                     self.core.fast.exits = 0;
+                    if self.core.fast.injections != 0 {
+                        self.count_injections();
+                    }
                     if exit == Exit::Invalid {
                         // Nothing was injected: what was about to be is kept.
                         self.core.cancel_injection();
@@ -143,6 +150,13 @@ impl<H: Host> Ctx<'_, H> {
             Work::None => Ok(()),
             Work::Signal => Err(INTERRUPTED),
         }
+    }
+
+    #[inline(never)]
+    fn count_injections(&mut self) {
+        let n = core::mem::take(&mut self.core.fast.injections);
+        self.me.stats.irq_injections.add(n & 0xffff_ffff);
+        self.me.stats.nmi_injections.add(n >> 32);
     }
 
     /// Does anything end HLT?

@@ -116,8 +116,12 @@ impl<H: Host> Ctx<'_, H> {
 
     /// The guest asks to run the vCPU with this APIC ID, which it has just kicked.
     pub(crate) fn yield_to_apic_id(&self, apic_id: u32) {
+        let stats = &self.me.stats;
+        stats.directed_yield_attempted.count();
         if let Some(v) = self.vm.vcpu_by_id(apic_id).filter(|v| v.index != self.me.index && could_run(v)) {
-            v.thread.yield_to();
+            if v.thread.yield_to() == Some(true) {
+                stats.directed_yield_successful.count();
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::{Vcpu, Vm};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use host::Host;
+use host::{Errno, Host, VcpuThread};
 
 /// A number that one thread changes and any thread reads.
 #[derive(Debug, Default)]
@@ -37,6 +37,24 @@ impl Counter {
     }
 }
 
+/// How often something took so long: by the number of bits of its nanoseconds, and the last one for all that took longer
+/// (KVM_STATS_TYPE_LOG_HIST).
+#[derive(Debug, Default)]
+pub struct Histogram([Counter; Self::BUCKETS]);
+
+impl Histogram {
+    /// How many numbers it has (HALT_POLL_HIST_COUNT).
+    pub const BUCKETS: usize = 32;
+
+    /// Counts one that took `ns`. For the thread that it belongs to.
+    pub(crate) fn count(&self, ns: u64) {
+        let bits = 64 - ns.leading_zeros() as usize;
+        if let Some(bucket) = self.0.get(bits.min(Self::BUCKETS - 1)) {
+            bucket.count();
+        }
+    }
+}
+
 /// What a number means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -44,11 +62,17 @@ pub enum Kind {
     Count,
     /// How many there are now.
     Now,
+    /// The most that there ever were.
+    Peak,
     /// Whether something is so now.
     Flag,
+    /// Nanoseconds that something took altogether.
+    Time,
+    /// A [`Histogram`].
+    Histogram,
 }
 
-/// One number.
+/// One number, or a histogram's.
 #[derive(Clone, Copy, Debug)]
 pub struct Stat {
     /// As stock calls it.
@@ -57,33 +81,82 @@ pub struct Stat {
     pub kind: Kind,
 }
 
+impl Stat {
+    /// How many numbers there are under its name.
+    pub const fn words(&self) -> usize {
+        if matches!(self.kind, Kind::Histogram) { Histogram::BUCKETS } else { 1 }
+    }
+}
+
+/// Who is told the numbers.
+type Each<'a> = &'a mut dyn FnMut(u64) -> Result<(), Errno>;
+
 macro_rules! stats {
+    (@type Histogram) => { Histogram };
+    (@type $kind:ident) => { Counter };
+    (@tell Histogram $field:expr, $each:ident) => { $field.0.iter().try_for_each(|n| $each(n.get()))? };
+    (@tell $kind:ident $field:expr, $each:ident) => { $each($field.get())? };
     ($(#[$m:meta])* $name:ident { $($(#[$fm:meta])* $f:ident: $kind:ident,)* }) => {
         $(#[$m])*
         #[derive(Debug, Default)]
-        pub struct $name { $($(#[$fm])* pub $f: Counter,)* }
+        pub struct $name { $($(#[$fm])* pub $f: stats!(@type $kind),)* }
 
         impl $name {
-            /// Names and meanings, in the order of [`values`](Self::values).
+            /// Names and meanings, in the order of [`each`](Self::each).
             pub const ALL: &[Stat] = &[$(Stat { name: stringify!($f), kind: Kind::$kind }),*];
 
-            /// All values, one after the other.
-            pub fn values(&self) -> [u64; Self::ALL.len()] {
-                [$(self.$f.get()),*]
+            /// Tells all numbers, one after the other. Errors: the first of `each`.
+            pub fn each(&self, each: Each<'_>) -> Result<(), Errno> {
+                $(stats!(@tell $kind self.$f, each);)*
+                Ok(())
             }
         }
     };
 }
 
 stats! {
-    /// Of a vCPU.
+    /// Of a vCPU, in stock's order. Those that say "never" are there because programs that know stock look for them by name.
     VcpuStats {
+        /// HLT ended while the host looked around before sleeping.
+        halt_successful_poll: Count,
+        /// The host looked around before sleeping.
+        halt_attempted_poll: Count,
+        /// Never: whatever ends HLT is for the guest.
+        halt_poll_invalid: Count,
+        /// Sleeps in HLT that ended because there was something to do.
+        halt_wakeup: Count,
+        /// Time that was looked around for with success.
+        halt_poll_success_ns: Time,
+        /// Time that was looked around for in vain.
+        halt_poll_fail_ns: Time,
+        /// Time asleep in HLT.
+        halt_wait_ns: Time,
+        /// Each time of `halt_poll_success_ns`.
+        halt_poll_success_hist: Histogram,
+        /// Each time of `halt_poll_fail_ns`.
+        halt_poll_fail_hist: Histogram,
+        /// Each time of `halt_wait_ns`.
+        halt_wait_hist: Histogram,
+        /// The vCPU sleeps.
+        blocking: Flag,
         /// Nested page faults.
         pf_taken: Count,
         /// Those that mapped a page.
         pf_fixed: Count,
         /// Those where no memory is, whose instruction was emulated.
         pf_emulate: Count,
+        /// Those that found the page mapped already.
+        pf_spurious: Count,
+        /// Those that only made a page writable again, for the dirty log.
+        pf_fast: Count,
+        /// Never: nothing is remembered about addresses without memory.
+        pf_mmio_spte_created: Count,
+        /// Page faults of the guest's own that it was given here.
+        pf_guest: Count,
+        /// Flushes of its translations that it was asked for.
+        tlb_flush: Count,
+        /// Never: there is no shadow paging.
+        invlpg: Count,
         /// Exits of the guest.
         exits: Count,
         /// IN and OUT.
@@ -94,56 +167,119 @@ stats! {
         signal_exits: Count,
         /// The guest could take an interrupt that waited.
         irq_window_exits: Count,
+        /// The IRET was met that ends an NMI's handler.
+        nmi_window_exits: Count,
+        /// Never: AMD's processors need no flush of the data cache.
+        l1d_flush: Count,
         /// HLT.
         halt_exits: Count,
+        /// KVM_RUN ended because user space wanted to hand over an interrupt.
+        request_irq_exits: Count,
         /// Interrupts of the host.
         irq_exits: Count,
+        /// The host's state was put back after a guest's: once for each KVM_RUN.
+        host_state_reload: Count,
+        /// The host's FPU state was put back after a guest's.
+        fpu_reload: Count,
         /// Instructions that were emulated.
         insn_emulation: Count,
         /// Instructions that could not be.
         insn_emulation_fail: Count,
         /// VMMCALL.
         hypercalls: Count,
-        /// Sleeps in HLT that ended because there was something to do.
-        halt_wakeup: Count,
-        /// The vCPU sleeps.
-        blocking: Flag,
+        /// Interrupts that the guest was given.
+        irq_injections: Count,
+        /// NMIs that the guest was given.
+        nmi_injections: Count,
+        /// Something was to be injected, it was said.
+        req_event: Count,
+        /// Never: no nested virtualisation.
+        nested_run: Count,
+        /// The guest asked to run another vCPU in its place.
+        directed_yield_attempted: Count,
+        /// It did.
+        directed_yield_successful: Count,
+        /// The thread lost its CPU while it could be told the guest; see [`Vcpu::stats`].
+        preemption_reported: Count,
+        /// It lost it elsewhere.
+        preemption_other: Count,
+        /// Never: no nested virtualisation.
+        guest_mode: Flag,
+        /// Never: AMD's processors have no such exit.
+        notify_window_exits: Count,
     }
 }
 
 stats! {
     /// Of a VM.
     VmStats {
-        /// Flushes of all vCPUs' translations that were asked for.
-        remote_tlb_flush_requests: Count,
         /// Those for which a vCPU had to leave the guest.
         remote_tlb_flush: Count,
+        /// Flushes of all vCPUs' translations that were asked for.
+        remote_tlb_flush_requests: Count,
     }
 }
 
-/// The pages that are mapped, by size; what follows [`VmStats`] in [`Vm::stats`].
-const PAGES: [Stat; 3] = [
-    Stat { name: "pages_4k", kind: Kind::Now },
-    Stat { name: "pages_2m", kind: Kind::Now },
-    Stat { name: "pages_1g", kind: Kind::Now },
-];
+/// What follows [`VmStats`] in [`Vm::stats`]: the pages that are mapped, by size; the others are zero, as with stock's
+/// nested paging, because there is no shadow paging and no large page is split against its will.
+const VM_REST: [Stat; 13] = {
+    const fn stat(name: &'static str, kind: Kind) -> Stat {
+        Stat { name, kind }
+    }
+    [
+        stat("mmu_shadow_zapped", Kind::Count),
+        stat("mmu_pte_write", Kind::Count),
+        stat("mmu_pde_zapped", Kind::Count),
+        stat("mmu_flooded", Kind::Count),
+        stat("mmu_recycled", Kind::Count),
+        stat("mmu_cache_miss", Kind::Count),
+        stat("mmu_unsync", Kind::Now),
+        stat("pages_4k", Kind::Now),
+        stat("pages_2m", Kind::Now),
+        stat("pages_1g", Kind::Now),
+        stat("nx_lpage_splits", Kind::Now),
+        stat("max_mmu_rmap_size", Kind::Peak),
+        stat("max_mmu_page_hash_collisions", Kind::Peak),
+    ]
+};
 
 impl<H: Host> Vcpu<H> {
-    /// Every number of this vCPU.
-    pub fn stats(&self) -> impl Iterator<Item = (Stat, u64)> {
-        VcpuStats::ALL.iter().copied().zip(self.stats.values())
+    /// Tells every number of this vCPU, in the order of [`VcpuStats::ALL`]. Errors: the first of `each`.
+    pub fn stats(&self, each: Each<'_>) -> Result<(), Errno> {
+        // Counted where the scheduler calls.
+        let [reported, other] = self.thread.preemptions();
+        self.stats.preemption_reported.0.store(reported, Relaxed);
+        self.stats.preemption_other.0.store(other, Relaxed);
+        self.stats.each(each)
     }
 }
 
 impl<H: Host> Vm<H> {
-    /// Every number of the VM. Sleeps; takes as long as looking at each mapped page.
-    pub fn stats(&self) -> impl Iterator<Item = (Stat, u64)> {
-        let counts = VmStats::ALL.iter().copied().zip(self.stats.values());
-        counts.chain(PAGES.into_iter().zip(self.mmu.mapped_pages()))
+    /// Tells every number of the VM, in the order of [`stat_list`](Self::stat_list). Sleeps; takes as long as looking at
+    /// each mapped page. Errors: the first of `each`.
+    pub fn stats(&self, each: Each<'_>) -> Result<(), Errno> {
+        self.stats.each(each)?;
+        let [small, large, huge] = self.mmu.mapped_pages();
+        [0, 0, 0, 0, 0, 0, 0, small, large, huge, 0, 0, 0].into_iter().try_for_each(each)
     }
 
-    /// What [`stats`](Self::stats) lists.
+    /// What [`stats`](Self::stats) tells.
     pub fn stat_list() -> impl Iterator<Item = Stat> + Clone {
-        VmStats::ALL.iter().copied().chain(PAGES)
+        VmStats::ALL.iter().copied().chain(VM_REST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_by_the_number_of_bits() {
+        let h = Histogram::default();
+        for ns in [0, 1, 2, 3, 4, 1 << 29, 1 << 30, u64::MAX] {
+            h.count(ns);
+        }
+        let filled = h.0.iter().enumerate().filter(|(_, n)| n.get() != 0).map(|(i, n)| (i, n.get()));
+        assert!(filled.eq([(0, 1), (1, 1), (2, 2), (3, 1), (30, 1), (31, 2)]));
     }
 }

@@ -67,6 +67,12 @@ pub mod stats_flags {
     pub const CUMULATIVE: u32 = 0;
     /// As it is now.
     pub const INSTANT: u32 = 1;
+    /// The most that there ever was.
+    pub const PEAK: u32 = 2;
+    /// Numbers of values, by their length in bits.
+    pub const LOG_HIST: u32 = 4;
+    /// Seconds.
+    pub const SECONDS: u32 = 2 << 4;
     /// 0 or 1.
     pub const BOOLEAN: u32 = 4 << 4;
 }

@@ -24,6 +24,8 @@ struct hsave_thread {
 	bool noted;
 	/* The guest is between two instructions; the runner's own. */
 	bool preemptible;
+	/* How often the runner lost its CPU though it could have gone on: between two instructions, and otherwise. */
+	u64 preempted[2];
 	/* Where the runner was last. */
 	int cpu;
 	/* The task in KVM_RUN; set and cleared by that task itself, so it lives while RCU readers see it here. */
@@ -54,6 +56,12 @@ static void sched_out(struct preempt_notifier *notifier, struct task_struct *nex
 	struct hsave_thread *t = container_of(notifier, struct hsave_thread, notifier);
 	u8 preempted = 1;
 
+#if LINUX_AT_LEAST(6, 12)
+	if (task_is_runnable(current))
+#else
+	if (current->on_rq)
+#endif
+		WRITE_ONCE(t->preempted[!t->preemptible], t->preempted[!t->preemptible] + 1);
 	if (!t->preemptible || !READ_ONCE(t->note))
 		return;
 	raw_spin_lock(&t->note_lock);
@@ -125,6 +133,12 @@ void hsave_thread_preemptible(struct hsave_thread *t, bool yes)
 	t->preemptible = yes;
 	/* Seen by sched_out, on this very CPU, in this order. */
 	barrier();
+}
+
+void hsave_thread_preemptions(struct hsave_thread *t, u64 *reported, u64 *other)
+{
+	*reported = READ_ONCE(t->preempted[0]);
+	*other = READ_ONCE(t->preempted[1]);
 }
 
 /* Does the kernel account how long threads wait for a CPU? */

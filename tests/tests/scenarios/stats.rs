@@ -31,18 +31,33 @@ fn text(image: &[u8], at: usize, size: usize) -> String {
     String::from_utf8(bytes[..end].into()).unwrap()
 }
 
-/// Identifier, and values by name.
+/// Identifier, and values by name; those of a histogram are added up.
 fn parse(image: &[u8]) -> (String, BTreeMap<String, u64>) {
     let [flags, name, n, id, descriptors, data] = std::array::from_fn(|i| word(image, i * 4));
     assert_eq!(flags, 0);
+    let mut end = data;
     let value = |i: usize| {
         let at = descriptors + i * (16 + name);
-        assert_eq!(word(image, at + 4) >> 16, 1, "one word each");
-        let from = data + word(image, at + 8);
-        (text(image, at + 16, name), u64::from_le_bytes(image[from..from + 8].try_into().unwrap()))
+        let (size, from) = (word(image, at + 4) >> 16, data + word(image, at + 8));
+        assert_eq!(from, end, "one after the other");
+        end = from + 8 * size;
+        let sum = image[from..end].chunks(8).map(|w| u64::from_le_bytes(w.try_into().unwrap())).sum();
+        (text(image, at + 16, name), sum)
     };
-    assert_eq!(image.len(), data + 8 * n);
-    (text(image, id, name), (0..n).map(value).collect())
+    let values = (0..n).map(value).collect();
+    assert_eq!(image.len(), end);
+    (text(image, id, name), values)
+}
+
+/// Name, flags, exponent and size of each.
+fn list(image: &[u8]) -> Vec<String> {
+    let [_, name, n, _, descriptors, _] = std::array::from_fn(|i| word(image, i * 4));
+    let line = |i: usize| {
+        let at = descriptors + i * (16 + name);
+        let (exponent, size) = (word(image, at + 4) as u16 as i16, word(image, at + 4) >> 16);
+        format!("{} {:#x} {exponent} {size}", text(image, at + 16, name), word(image, at))
+    };
+    (0..n).map(line).collect()
 }
 
 #[test]
@@ -119,4 +134,99 @@ fn the_ioctl_asks_for_a_file() {
     let m = Machine::new();
     assert_eq!(abi::vm_ioctl(&m.vm, KVM_GET_STATS_FD, 0), Ok(VmReply::Stats));
     assert_eq!(abi::vcpu_ioctl(&m.vm, m.cpu(0), KVM_GET_STATS_FD, 0), Ok(VcpuReply::Stats));
+}
+
+/// As in `kvm_vcpu_stats_desc` and `kvm_vm_stats_desc` of Linux 6.12, in that order.
+#[test]
+fn the_list_is_stocks() {
+    let m = Machine::new();
+    let vcpu = list(&image(&m, Some(0), 8192));
+    let of = |flags: &str, names: &str| names.split(' ').map(|n| format!("{n} {flags}")).collect::<Vec<_>>();
+    let (count, time, histogram) = ("0x0 0 1", "0x20 -9 1", "0x24 -9 32");
+    let want = [
+        of(count, "halt_successful_poll halt_attempted_poll halt_poll_invalid halt_wakeup"),
+        of(time, "halt_poll_success_ns halt_poll_fail_ns halt_wait_ns"),
+        of(histogram, "halt_poll_success_hist halt_poll_fail_hist halt_wait_hist"),
+        of("0x41 0 1", "blocking"),
+        of(
+            count,
+            "pf_taken pf_fixed pf_emulate pf_spurious pf_fast pf_mmio_spte_created pf_guest tlb_flush invlpg exits",
+        ),
+        of(count, "io_exits mmio_exits signal_exits irq_window_exits nmi_window_exits l1d_flush halt_exits"),
+        of(
+            count,
+            "request_irq_exits irq_exits host_state_reload fpu_reload insn_emulation insn_emulation_fail hypercalls",
+        ),
+        of(
+            count,
+            "irq_injections nmi_injections req_event nested_run directed_yield_attempted directed_yield_successful",
+        ),
+        of(count, "preemption_reported preemption_other"),
+        of("0x41 0 1", "guest_mode"),
+        of(count, "notify_window_exits"),
+    ];
+    assert_eq!(vcpu, want.concat());
+    let want = [
+        of(
+            count,
+            "remote_tlb_flush remote_tlb_flush_requests mmu_shadow_zapped mmu_pte_write mmu_pde_zapped mmu_flooded",
+        ),
+        of(count, "mmu_recycled mmu_cache_miss"),
+        of("0x1 0 1", "mmu_unsync pages_4k pages_2m pages_1g nx_lpage_splits"),
+        of("0x2 0 1", "max_mmu_rmap_size max_mmu_page_hash_collisions"),
+    ];
+    assert_eq!(list(&image(&m, None, 8192)), want.concat());
+}
+
+#[test]
+fn events_and_sleeps_are_counted() {
+    let m = Machine::new();
+    m.long(0, &[]);
+    m.x2apic(0);
+    m.with_regs(0, |r| r.rflags |= 0x200);
+    let stats = || parse(&image(&m, Some(0), 8192)).1;
+    // Two interrupts, and an NMI whose handler ends.
+    for vector in [0x41, 0x51] {
+        let msi = kvm_bindings::kvm_msi { address_lo: 0xfee0_0000, data: vector, ..Default::default() };
+        assert_eq!(m.vm_with(KVM_SIGNAL_MSI, &msi), Ok(1));
+        m.does(0, |_| ());
+        m.interrupt_flag(0, true);
+        m.run_out(0);
+    }
+    assert_eq!(m.vcpu(0, KVM_NMI, 0), Ok(0));
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(m.vcpu(0, KVM_NMI, 0), Ok(0));
+    m.exit(0, code::IRET);
+    m.does(0, |_| ());
+    m.run_out(0);
+    let all = stats();
+    assert_eq!((all["irq_injections"], all["nmi_injections"], all["nmi_window_exits"]), (2, 1, 1), "{all:?}");
+    assert!(all["req_event"] >= 3 && all["host_state_reload"] == all["signal_exits"], "{all:?}");
+    // A timer wakes it from HLT: asleep, and after looking around.
+    let before = stats();
+    m.wrmsr(0, 0x832, 0x4_0061); // LVT: TSC deadline
+    m.wrmsr(0, 0x6e0, m.msr(0, 0x10) + 1_000_000);
+    m.hlt(0);
+    m.does(0, |_| ());
+    m.run_out(0);
+    let all = stats();
+    let more = |name: &str| all[name] - before[name];
+    assert_eq!((more("halt_wakeup"), more("halt_wait_hist"), more("halt_attempted_poll")), (1, 1, 0), "{all:?}");
+    assert!(more("halt_wait_ns") > 0);
+    // A hypercall that gives the CPU away, to nobody.
+    m.write_ram(tests::scenario::CODE, &[0x0f, 0x01, 0xd9]);
+    m.with_regs(0, |r| (r.rip, r.rax, r.rbx) = (tests::scenario::CODE, 11, 7));
+    m.exit(0, code::VMMCALL);
+    m.run_out(0);
+    let all = stats();
+    assert_eq!((all["directed_yield_attempted"], all["directed_yield_successful"], all["hypercalls"]), (1, 0, 1));
+    // Translations that are flushed because the host takes a page away.
+    m.load(0, 0x9000, 0);
+    m.run_out(0);
+    m.host_changes(0x9000, 1, sim::Page::Writable);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert!(stats()["tlb_flush"] > 0);
+    m.end();
 }

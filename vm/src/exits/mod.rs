@@ -43,6 +43,7 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, exit: Exit) -> Next {
             Next::Resume
         }
         Exit::Iret => {
+            ctx.me.stats.nmi_window_exits.count();
             ctx.core.on_iret();
             Next::Resume
         }
@@ -77,6 +78,9 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, exit: Exit) -> Next {
 impl<H: Host> Ctx<'_, H> {
     /// Queues an exception that the instruction at RIP caused.
     pub(crate) fn fault(&mut self, e: Exception) -> Next {
+        if e.vector == vector::PF {
+            self.me.stats.pf_guest.count();
+        }
         self.core.inject.queue(e);
         if self.core.inject.triple_fault {
             return misc::shutdown(self);

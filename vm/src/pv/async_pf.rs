@@ -185,6 +185,7 @@ impl<H: Host> Ctx<'_, H> {
         if can {
             // At once, so that the token is saved with the registers if the vCPU is moved before the #PF is delivered.
             self.core.cpu.save_mut(CleanBits::CR2).cr2 = token.into();
+            self.me.stats.pf_guest.count();
             self.core.inject.queue(Exception::pf(0, token.into()));
         }
         can
