@@ -48,6 +48,8 @@ pub struct CpuFeatures {
 pub struct CpuConfig {
     /// Where the guest's nested page tables begin.
     pub root: NestedRoot,
+    /// Most cycles between two PAUSEs of a loop ([`PauseParameters`](crate::PauseParameters)).
+    pub pause_threshold: u16,
 }
 
 /// One virtual processor. The world switch owns the VMCB: nested CR3, ASID, permission maps and the mandatory

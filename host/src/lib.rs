@@ -29,8 +29,8 @@ pub use fallible::{OneBox, take_at, try_box, try_filled, try_insert, try_push};
 pub use fast::{FastExit, FastExits};
 pub use frames::{Pfn, TablePage};
 pub use machine::{
-    Command, EventFd, Fpu, Host, Hrtimer, Hrtimers, MapLevel, PollParameters, SharedPage, Stop, TimePoint, UserPage,
-    Work,
+    Command, EventFd, Fpu, Host, Hrtimer, Hrtimers, MapLevel, PauseParameters, PollParameters, SharedPage, Stop,
+    TimePoint, UserPage, Work,
 };
 pub use page_in::PageIns;
 pub use requests::{Request, VcpuRequests};

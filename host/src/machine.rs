@@ -1,7 +1,7 @@
 //! The kernel under the hypervisor.
 
 use crate::{Cpu, CpuConfig, CpuFeatures, Errno, PageCells, Pfn, TableCells, TablePage, VcpuThread};
-use arch::{HostPa, Hva};
+use arch::{HostPa, Hva, Segment};
 
 /// Size of a host mapping, as the level of the page-table entry that maps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,6 +138,27 @@ pub struct PollParameters {
     pub shrink: u32,
 }
 
+/// When a loop of PAUSE is an exit: the parameters `pause_filter_*` of the module. The default is stock's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PauseParameters {
+    /// PAUSEs before the first exit; 0: PAUSE does not exit.
+    pub count: u16,
+    /// Most cycles between two of them.
+    pub threshold: u16,
+    /// Factor by which the count grows with each exit; 0: it does not.
+    pub grow: u16,
+    /// Divisor by which it shrinks when the guest was not on a CPU; 0: to the first.
+    pub shrink: u16,
+    /// Most that it grows to.
+    pub max: u16,
+}
+
+impl Default for PauseParameters {
+    fn default() -> Self {
+        Self { count: 3000, threshold: 128, grow: 2, shrink: 0, max: u16::MAX }
+    }
+}
+
 /// What the kernel wants of the thread before it enters a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
@@ -268,6 +289,20 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn poll_parameters(&self) -> PollParameters {
         PollParameters::default()
     }
+    /// When a loop of PAUSE is an exit; the same as long as the module is there.
+    fn pause_parameters(&self) -> PauseParameters {
+        PauseParameters::default()
+    }
+    /// Shortest period of a guest's timer in nanoseconds (the module's parameter `min_timer_period_us`); may change at any
+    /// time.
+    fn min_timer_period_ns(&self) -> u64 {
+        200_000
+    }
+    /// Within how many parts in a million of the host's a TSC frequency is taken for the host's (the module's parameter
+    /// `tsc_tolerance_ppm`); may change at any time.
+    fn tsc_tolerance_ppm(&self) -> u32 {
+        250
+    }
     /// Does nobody else want this CPU, and is no signal pending?
     fn may_poll(&self) -> bool {
         false
@@ -296,6 +331,21 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn ignores_msr(&self, _index: u32, _write: bool, _value: u64) -> bool {
         false
     }
+
+    /// Says in the kernel log, rate limited and if `report_ignored_msrs` is set, that a guest wrote an MSR that does nothing
+    /// here, or not with this value.
+    fn unhandled_wrmsr(&self, _vcpu: u32, _rip: u64, _index: u32, _value: u64) {}
+    /// Says in the kernel log, rate limited, that a guest left for a reason that nobody asked for.
+    fn unexpected_exit(&self, _vcpu: u32, _rip: u64, _code: u64) {}
+    /// Is a VMCB to be shown in the kernel log that VMRUN refused, or whose exit nobody asked for (the module's parameter
+    /// `dump_invalid_vmcb`)? Says how to see it if not.
+    fn dumps_invalid_vmcb(&self) -> bool {
+        false
+    }
+    /// One field of it.
+    fn dump_field(&self, _name: &'static str, _value: u64) {}
+    /// One segment register of it.
+    fn dump_segment(&self, _name: &'static str, _segment: &Segment) {}
 
     /// Carries out a guest's command on this CPU.
     fn command(&self, what: Command);

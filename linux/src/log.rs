@@ -19,3 +19,15 @@ pub fn warn(text: &str, value: u64) {
     // SAFETY: as above.
     unsafe { shim::hsave_log_warn(text.as_ptr(), text.len(), value) }
 }
+
+/// One field of a VMCB.
+pub fn field(name: &str, value: u64) {
+    // SAFETY: as above.
+    unsafe { shim::hsave_log_field(name.as_ptr(), name.len(), value) }
+}
+
+/// One segment register of a VMCB.
+pub fn segment(name: &str, s: &arch::Segment) {
+    // SAFETY: as above.
+    unsafe { shim::hsave_log_segment(name.as_ptr(), name.len(), s.selector, s.attrib.0, s.limit, s.base) }
+}

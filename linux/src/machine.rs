@@ -4,11 +4,11 @@ use crate::{
     cpuid, event::KernelEventFd, fpu::KernelFpu, load, lock, log, page::KernelPage, page::Page, platform::Kernel, shim,
     thread::Thread,
 };
-use arch::{HostPa, Hva};
+use arch::{HostPa, Hva, Segment};
 use core::ptr::NonNull;
 use host::{
-    Command, CpuConfig, CpuFeatures, Errno, Host, MapLevel, Pfn, PollParameters, Stop, TableCells, TablePage,
-    TimePoint, Work,
+    Command, CpuConfig, CpuFeatures, Errno, Host, MapLevel, PauseParameters, Pfn, PollParameters, Stop, TableCells,
+    TablePage, TimePoint, Work,
 };
 use switch::{Platform, Svm};
 
@@ -175,6 +175,23 @@ impl Host for Linux {
         p
     }
 
+    fn pause_parameters(&self) -> PauseParameters {
+        let [mut count, mut threshold, mut grow, mut shrink, mut max] = [0; 5];
+        // SAFETY: five numbers of ours.
+        unsafe { shim::hsave_pause_parameters(&mut count, &mut threshold, &mut grow, &mut shrink, &mut max) };
+        // Each is a u16 of the shim's.
+        let [count, threshold, grow, shrink, max] = [count, threshold, grow, shrink, max].map(|n| n as u16);
+        PauseParameters { count, threshold, grow, shrink, max }
+    }
+
+    fn min_timer_period_ns(&self) -> u64 {
+        u64::from(shim::hsave_min_timer_period_us()) * 1000
+    }
+
+    fn tsc_tolerance_ppm(&self) -> u32 {
+        shim::hsave_tsc_tolerance_ppm()
+    }
+
     fn may_poll(&self) -> bool {
         shim::hsave_may_poll()
     }
@@ -209,6 +226,26 @@ impl Host for Linux {
 
     fn ignores_msr(&self, index: u32, write: bool, value: u64) -> bool {
         shim::hsave_ignores_msr(index, write, value)
+    }
+
+    fn unhandled_wrmsr(&self, vcpu: u32, rip: u64, index: u32, value: u64) {
+        shim::hsave_unhandled_wrmsr(vcpu, rip, index, value);
+    }
+
+    fn unexpected_exit(&self, vcpu: u32, rip: u64, code: u64) {
+        shim::hsave_log_unexpected_exit(vcpu, rip, code);
+    }
+
+    fn dumps_invalid_vmcb(&self) -> bool {
+        shim::hsave_dumps_invalid_vmcb()
+    }
+
+    fn dump_field(&self, name: &'static str, value: u64) {
+        log::field(name, value);
+    }
+
+    fn dump_segment(&self, name: &'static str, s: &Segment) {
+        log::segment(name, s);
     }
 
     fn command(&self, what: Command) {

@@ -7,6 +7,9 @@ use core::ptr::NonNull;
 use host::Errno;
 use switch::{CpuData, Pages, Platform};
 
+/// The leaf that says what SVM can do (APM appendix E).
+const SVM_LEAF: u32 = 0x8000_000a;
+
 /// Implements [`Platform`] over the shim.
 pub enum Kernel {}
 
@@ -115,7 +118,10 @@ unsafe impl Platform for Kernel {
     }
 
     fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
-        cpuid::raw(leaf, subleaf)
+        let [a, b, c, d] = cpuid::raw(leaf, subleaf);
+        // What the world switch is not to use.
+        let hidden = if leaf == SVM_LEAF { shim::hsave_hidden_svm_features() } else { 0 };
+        [a, b, c, d & !hidden]
     }
 
     fn read_msr(msr: u32) -> Option<u64> {

@@ -116,6 +116,13 @@ unsafe extern "C" {
     pub fn hsave_hrtimer_arm(all: *mut KHrtimers, which: u32, ns: u64);
     pub fn hsave_hrtimer_cancel(all: *mut KHrtimers, which: u32);
 
+    // params.c
+    pub safe fn hsave_min_timer_period_us() -> u32;
+    pub safe fn hsave_tsc_tolerance_ppm() -> u32;
+    pub safe fn hsave_hidden_svm_features() -> u32;
+    pub safe fn hsave_dumps_invalid_vmcb() -> bool;
+    pub fn hsave_pause_parameters(count: *mut u32, thresh: *mut u32, grow: *mut u32, shrink: *mut u32, max: *mut u32);
+
     // halt.c
     pub fn hsave_poll_parameters(max: *mut u32, grow: *mut u32, grow_start: *mut u32, shrink: *mut u32);
     pub safe fn hsave_may_poll() -> bool;
@@ -172,11 +179,15 @@ unsafe extern "C" {
     pub fn hsave_log_info(text: *const u8, len: usize);
     pub fn hsave_log_err(text: *const u8, len: usize);
     pub fn hsave_log_warn(text: *const u8, len: usize, value: u64);
+    pub safe fn hsave_log_unexpected_exit(vcpu: u32, rip: u64, code: u64);
+    pub fn hsave_log_field(name: *const u8, len: usize, value: u64);
+    pub fn hsave_log_segment(name: *const u8, len: usize, selector: u16, attrib: u16, limit: u32, base: u64);
     pub fn hsave_bug(file: *const u8, len: usize, line: u32);
 
     // cpu.c, tsc_aux.c
     pub safe fn hsave_memory_is_encrypted() -> bool;
     pub safe fn hsave_next_cpu(previous: i32) -> u32;
+    pub safe fn hsave_unhandled_wrmsr(vcpu: u32, rip: u64, index: u32, value: u64);
     pub safe fn hsave_ignores_msr(index: u32, write: bool, value: u64) -> bool;
     pub safe fn hsave_online_cpus() -> u32;
     pub safe fn hsave_cpu_exists(cpu: u32) -> bool;

@@ -48,9 +48,6 @@ pub const MANDATORY_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 /// Writes of CR4: the run loop has to see every change, and some of its bits are the host's.
 const MANDATORY_CR_WRITES: u16 = 1 << 4;
 
-/// Cycles between two PAUSEs that start the count over; the default of stock KVM.
-const PAUSE_FILTER_THRESHOLD: u16 = 128;
-
 /// Never reused, so that a per-CPU note of who ran last never names another vCPU. 0 is nobody.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
@@ -125,7 +122,7 @@ impl<P: Platform> Svm<P> {
         c.int_ctl = int_ctl::V_INTR_MASKING;
         c.np_control = NP_ENABLE;
         if machine.features.pause_filter_threshold {
-            c.pause_filter_threshold = PAUSE_FILTER_THRESHOLD;
+            c.pause_filter_threshold = config.pause_threshold;
         }
         svm.set_intercept(INITIAL, true);
         svm.set_root(config.root);

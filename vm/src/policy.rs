@@ -254,6 +254,7 @@ impl<H: Host> Ctx<'_, H> {
 
     /// KVM_SET_TSC_KHZ; 0 stands for the host's frequency. Errors: EINVAL (a frequency that the processor cannot give).
     pub fn set_tsc_khz(&mut self, khz: u32) -> Result<(), Errno> {
+        self.core.clock.set_tolerance(self.vm.host.tsc_tolerance_ppm());
         let result = self.core.clock.set_tsc_khz(khz, self.vm.host.tsc_khz(), self.core.features.tsc_scaling);
         self.tsc_moved();
         result

@@ -28,7 +28,7 @@ impl<H: Host> Ctx<'_, H> {
         }
         self.core.has_run = true;
         self.core.arm_single_step();
-        self.core.shrink_pause_filter();
+        self.shrink_pause_filter();
         self.look_at_steal_time();
         self.core.begin_fpu();
         self.core.cpu.begin();

@@ -5,12 +5,7 @@ use crate::vcpu::Core;
 use crate::{Ctx, Vcpu, Vm};
 use arch::Intercepts;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use host::{Cpu, Errno, Host, VcpuThread};
-
-/// PAUSEs before an exit, of a guest that does not spin often; the default of stock KVM.
-const PAUSES: u16 = 3000;
-/// So many times more after each exit.
-const PAUSE_GROWTH: u16 = 2;
+use host::{Cpu, Errno, Host, PauseParameters, VcpuThread};
 
 /// Attempts to give the CPU away that the scheduler may refuse before the guest goes on spinning.
 const TRIES: u32 = 3;
@@ -41,11 +36,11 @@ const DISABLE_PAUSE: u32 = 4;
 impl<H: Host> Core<H> {
     /// Which instructions that idle exit: all that the VM's owner has not disabled (KVM_CAP_X86_DISABLE_EXITS). PAUSE
     /// only where the processor counts it: an exit for each would cost more than the guest's spinning.
-    pub(crate) fn set_idle_exits(&mut self, disabled: u32) {
-        let counts = self.features.pause_filter && self.features.pause_filter_threshold;
+    pub(crate) fn set_idle_exits(&mut self, disabled: u32, pause: PauseParameters) {
+        let counts = self.features.pause_filter && self.features.pause_filter_threshold && pause.count != 0;
         if counts && disabled & DISABLE_PAUSE == 0 {
-            self.pauses = PAUSES;
-            self.cpu.set_pause_filter(PAUSES);
+            self.pauses = pause.count;
+            self.cpu.set_pause_filter(pause.count);
             self.cpu.set_intercept(Intercepts::PAUSE, true);
         }
         if disabled & DISABLE_HLT != 0 {
@@ -57,17 +52,28 @@ impl<H: Host> Core<H> {
     }
 
     /// The guest spins: it is let spin longer next time.
-    pub(crate) fn grow_pause_filter(&mut self) {
-        self.pauses = self.pauses.saturating_mul(PAUSE_GROWTH);
+    pub(crate) fn grow_pause_filter(&mut self, pause: PauseParameters) {
+        let more = if pause.grow == 0 { pause.count } else { self.pauses.saturating_mul(pause.grow) };
+        self.pauses = more.min(pause.max);
         self.cpu.set_pause_filter(self.pauses);
     }
+}
 
+impl<H: Host> Ctx<'_, H> {
     /// The guest was not on a CPU for a while: who it waited for has had its chance.
     #[inline]
     pub(crate) fn shrink_pause_filter(&mut self) {
-        if self.pauses > PAUSES {
-            self.pauses = PAUSES;
-            self.cpu.set_pause_filter(PAUSES);
+        if self.core.pauses != 0 {
+            self.shrink_pauses();
+        }
+    }
+
+    fn shrink_pauses(&mut self) {
+        let pause = self.vm.host.pause_parameters();
+        let less = self.core.pauses.checked_div(pause.shrink).unwrap_or(pause.count).max(pause.count);
+        if less != self.core.pauses {
+            self.core.pauses = less;
+            self.core.cpu.set_pause_filter(less);
         }
     }
 }

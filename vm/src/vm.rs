@@ -198,17 +198,20 @@ impl<H: Host> Vm<H> {
     fn new_vcpu(&self, id: u32, index: usize) -> Result<OneBox<Vcpu<H>>, Errno> {
         let host = &self.host;
         let bsp = self.is_bsp(id);
-        let cpu = host.new_cpu(&CpuConfig { root: self.mmu.root() })?;
+        let pause_threshold = host.pause_parameters().threshold;
+        let cpu = host.new_cpu(&CpuConfig { root: self.mmu.root(), pause_threshold })?;
         let mut apic = irqchip::Config::new(id, bsp);
         apic.lint0_reenabled = self.config.has_quirk(crate::quirks::LINT0_REENABLED);
         match self.config.apic_bus_cycle_ns.load(Relaxed) {
             0 => {}
             ns => apic.bus_cycle_ns = ns,
         }
+        apic.min_period_ns = host.min_timer_period_ns();
         let lapic = (self.chip_mode() != ChipMode::None).then(|| Lapic::new(apic));
         let address = AddressCell::new(lapic.as_ref().map_or(Address::NONE, Lapic::address));
         let waits = !bsp && lapic.is_some();
         let mut clock = VcpuClock::new(host.tsc_khz());
+        clock.set_tolerance(host.tsc_tolerance_ppm());
         // One that the processor cannot give is what the vCPU says it has all the same, as on stock.
         let _ = clock.set_tsc_khz(self.config.tsc_khz.load(Relaxed), host.tsc_khz(), host.features().tsc_scaling);
         if self.clock.lock().vcpu_created(&mut clock, host.time_point()) {
@@ -218,7 +221,8 @@ impl<H: Host> Vm<H> {
         let fast = Fast::new(lapic)?;
         let fpu = host.new_fpu()?;
         let cpuid = try_box(|| GuestCpuid::new(&self.caps))?;
-        let msr = try_box(|| MsrState::new(host, &self.caps))?;
+        let mut msr = try_box(|| MsrState::new(host, &self.caps))?;
+        msr.vcpu_id = id;
         let mmio_fragments = try_box(MmioFragments::default)?;
         let thread = host.new_thread()?;
         let pages = [host.new_shared_page()?, host.new_shared_page()?];
@@ -255,7 +259,7 @@ impl<H: Host> Vm<H> {
             host_stop: None,
             device_exit: Next::Resume,
         })?;
-        core.set_idle_exits(self.config.disabled_exits.load(Relaxed));
+        core.set_idle_exits(self.config.disabled_exits.load(Relaxed), host.pause_parameters());
         core.load_exception_intercepts();
         core.reset_registers(false);
         core.load_tsc();

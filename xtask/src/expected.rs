@@ -58,6 +58,14 @@ pub const CHIPS: &[Expected] = expected! {
         "msi: illegal vector:";
 };
 
+/// Parameters of the modules (docs/decisions/0024).
+pub const PARAMETERS: &[Expected] = expected! {
+    "what is not available is off, and cannot be set":
+        "kvm eager_page_split", "kvm flush_on_reuse", "kvm force_emulation_prefix", "kvm kvmclock_periodic_sync",
+        "kvm lapic_timer_advance", "kvm mmio_caching", "kvm nx_huge_pages", "kvm pi_inject_timer",
+        "kvm vector_hashing", "kvm_amd nested";
+};
+
 /// What the emulator does with an opcode (the first word) under some prefixes (the second).
 pub const EMULATED: &[Expected] = expected! {
     "moves of vector registers that stock does not emulate":

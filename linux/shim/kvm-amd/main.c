@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * kvm-amd.ko: the name that udev, modprobe and administrators use. Loading it starts the hypervisor in kvm.ko.
+ * kvm-amd.ko: the name that udev, modprobe and administrators use. Loading it starts the hypervisor in kvm.ko. Its
+ * parameters are those of the stock module (docs/decisions/0024).
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+#include <linux/bits.h>
 #include <linux/module.h>
 #include <linux/mod_devicetable.h>
 #include <asm/cpu_device_id.h>
@@ -13,13 +15,70 @@ static bool npt = true;
 module_param(npt, bool, 0444);
 MODULE_PARM_DESC(npt, "Nested paging; cannot be switched off");
 
-static int nested;
-module_param(nested, int, 0444);
-MODULE_PARM_DESC(nested, "Nested virtualization; not available, stays 0");
+static bool intercept_smi = true;
+module_param(intercept_smi, bool, 0444);
+MODULE_PARM_DESC(intercept_smi, "SMIs are the host's; stays Y");
 
-static bool avic;
-module_param(avic, bool, 0444);
-MODULE_PARM_DESC(avic, "Interrupt delivery by the processor; not available, stays N");
+static bool dump_invalid_vmcb;
+module_param(dump_invalid_vmcb, bool, 0644);
+MODULE_PARM_DESC(dump_invalid_vmcb, "Write VMCBs that the processor refuses into the kernel log");
+
+/* Zero where the processor has no such thing. */
+static int nrips = 1;
+module_param(nrips, int, 0444);
+MODULE_PARM_DESC(nrips, "Use the address of the next instruction that the processor gives");
+
+static int tsc_scaling = 1;
+module_param(tsc_scaling, int, 0444);
+MODULE_PARM_DESC(tsc_scaling, "Give guests a TSC of another frequency");
+
+static unsigned short pause_filter_count = 3000;
+module_param(pause_filter_count, ushort, 0444);
+MODULE_PARM_DESC(pause_filter_count, "Number of PAUSEs in a loop that is an exit; 0: none");
+
+static unsigned short pause_filter_thresh = 128;
+module_param(pause_filter_thresh, ushort, 0444);
+MODULE_PARM_DESC(pause_filter_thresh, "Most cycles between two PAUSEs of a loop");
+
+static unsigned short pause_filter_count_grow = 2;
+module_param(pause_filter_count_grow, ushort, 0444);
+MODULE_PARM_DESC(pause_filter_count_grow, "Factor by which the number grows with each exit; 0: it does not");
+
+static unsigned short pause_filter_count_shrink;
+module_param(pause_filter_count_shrink, ushort, 0444);
+MODULE_PARM_DESC(pause_filter_count_shrink, "Divisor by which it shrinks when the guest was not on a CPU; 0: to the first");
+
+static unsigned short pause_filter_count_max = USHRT_MAX;
+module_param(pause_filter_count_max, ushort, 0444);
+MODULE_PARM_DESC(pause_filter_count_max, "Most that it grows to");
+
+/* What is never so. */
+#define ABSENT(name, type, what)                                                                    \
+	static type name;                                                                           \
+	module_param(name, type, 0444);                                                             \
+	MODULE_PARM_DESC(name, what "; not available, stays off")
+
+ABSENT(nested, int, "Nested virtualization");
+ABSENT(avic, bool, "Interrupt delivery by the processor");
+ABSENT(force_avic, bool, "The same where the processor does not say that it can");
+ABSENT(lbrv, int, "Branch records of guests");
+ABSENT(vgif, int, "Virtual global interrupt flag, for nested virtualization");
+ABSENT(vls, int, "Virtual VMLOAD and VMSAVE, for nested virtualization");
+ABSENT(vnmi, bool, "Virtual NMIs");
+#ifdef CONFIG_KVM_AMD_SEV
+ABSENT(sev, bool, "Encrypted guests");
+ABSENT(sev_es, bool, "Guests with encrypted registers");
+ABSENT(sev_snp, bool, "Guests with memory that the host cannot remap");
+ABSENT(debug_swap, bool, "Debug registers of encrypted guests");
+#endif
+
+/* Common in modprobe.d; refusing to load would help nobody. */
+#define OFF(name)                                                                                   \
+	do {                                                                                        \
+		if (name)                                                                           \
+			pr_warn(#name " has no effect: it is not available\n");                     \
+		name = 0;                                                                           \
+	} while (0)
 
 /* udev loads the module on processors with SVM. */
 static const struct x86_cpu_id svm_cpu_id[] = {
@@ -28,21 +87,52 @@ static const struct x86_cpu_id svm_cpu_id[] = {
 };
 MODULE_DEVICE_TABLE(x86cpu, svm_cpu_id);
 
+/* What is wanted and there; what is there and not wanted is hidden. */
+static void hand_over(void)
+{
+	struct hsave_amd_params params = {};
+
+	if (!nrips)
+		params.hidden_features |= BIT(X86_FEATURE_NRIPS & 31);
+	nrips = nrips && boot_cpu_has(X86_FEATURE_NRIPS);
+	if (!tsc_scaling)
+		params.hidden_features |= BIT(X86_FEATURE_TSCRATEMSR & 31);
+	tsc_scaling = tsc_scaling && boot_cpu_has(X86_FEATURE_TSCRATEMSR);
+	/* Without a threshold each PAUSE would count, loop or not. */
+	if (!boot_cpu_has(X86_FEATURE_PAUSEFILTER) || !boot_cpu_has(X86_FEATURE_PFTHRESHOLD)) {
+		pause_filter_count = 0;
+		pause_filter_thresh = 0;
+	}
+	params.dump_invalid_vmcb = &dump_invalid_vmcb;
+	params.pause_filter_count = pause_filter_count;
+	params.pause_filter_thresh = pause_filter_thresh;
+	params.pause_filter_count_grow = pause_filter_count_grow;
+	params.pause_filter_count_shrink = pause_filter_count_shrink;
+	params.pause_filter_count_max = pause_filter_count_max;
+	hsave_set_amd_params(&params);
+}
+
 static int __init kvm_amd_init(void)
 {
 	if (!npt) {
 		pr_err("npt=0 is not supported: there is no shadow paging\n");
 		return -EOPNOTSUPP;
 	}
-	if (nested) {
-		/* Common in modprobe.d; refusing to load would help nobody. */
-		pr_warn("nested=%d has no effect: nested virtualization is not available\n", nested);
-		nested = 0;
-	}
-	if (avic) {
-		pr_warn("avic=Y has no effect: it is not available\n");
-		avic = false;
-	}
+	OFF(nested);
+	OFF(avic);
+	OFF(force_avic);
+	OFF(lbrv);
+	OFF(vgif);
+	OFF(vls);
+	OFF(vnmi);
+#ifdef CONFIG_KVM_AMD_SEV
+	OFF(sev);
+	OFF(sev_es);
+	OFF(sev_snp);
+	OFF(debug_swap);
+#endif
+	intercept_smi = true;
+	hand_over();
 	return hsave_start(THIS_MODULE);
 }
 module_init(kvm_amd_init);

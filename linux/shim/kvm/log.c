@@ -6,6 +6,7 @@
 #include <linux/bug.h>
 #include <linux/printk.h>
 #include <linux/ratelimit.h>
+#include <linux/sched.h>
 #include <hsave.h>
 
 void hsave_log_info(const u8 *text, size_t len)
@@ -21,6 +22,24 @@ void hsave_log_err(const u8 *text, size_t len)
 void hsave_log_warn(const u8 *text, size_t len, u64 value)
 {
 	pr_warn_ratelimited("%.*s: %#llx\n", (int)len, text, value);
+}
+
+/* The guest left for a reason that nobody asked for; in stock's words. */
+void hsave_log_unexpected_exit(u32 vcpu, u64 rip, u64 code)
+{
+	pr_err_ratelimited("kvm [%i]: vcpu%u, guest rIP: 0x%llx svm: unexpected exit reason 0x%llx\n",
+			   task_tgid_nr(current), vcpu, rip, code);
+}
+
+/* Lines of a VMCB; its owner has asked for it. */
+void hsave_log_field(const u8 *name, size_t len, u64 value)
+{
+	pr_err("%-20.*s%016llx\n", (int)len, name, value);
+}
+
+void hsave_log_segment(const u8 *name, size_t len, u16 selector, u16 attrib, u32 limit, u64 base)
+{
+	pr_err("%-5.*s s: %04x a: %04x l: %08x b: %016llx\n", (int)len, name, selector, attrib, limit, base);
 }
 
 /* A panic in Rust. Does not return, but is not declared so: objtool knows no such function of ours. */

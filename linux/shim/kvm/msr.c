@@ -6,6 +6,7 @@
 #include <linux/module.h>
 #include <linux/printk.h>
 #include <linux/ratelimit.h>
+#include <linux/sched.h>
 #include <hsave.h>
 
 static bool ignore_msrs;
@@ -22,6 +23,15 @@ bool hsave_ignores_msr(u32 index, bool write, u64 value)
 	if (!READ_ONCE(ignore_msrs))
 		return false;
 	if (READ_ONCE(report_ignored_msrs))
-		pr_info_ratelimited("ignored %s: 0x%x data 0x%llx\n", write ? "wrmsr" : "rdmsr", index, value);
+		pr_err_ratelimited("kvm [%i]: ignored %s: 0x%x data 0x%llx\n", task_tgid_nr(current),
+				   write ? "wrmsr" : "rdmsr", index, value);
 	return true;
+}
+
+/* A guest wrote an MSR that does nothing here, or not with this value; in stock's words. Any context that may print. */
+void hsave_unhandled_wrmsr(u32 vcpu, u64 rip, u32 index, u64 value)
+{
+	if (READ_ONCE(report_ignored_msrs))
+		pr_err_ratelimited("kvm [%i]: vcpu%u, guest rIP: 0x%llx Unhandled WRMSR(0x%x) = 0x%llx\n",
+				   task_tgid_nr(current), vcpu, rip, index, value);
 }

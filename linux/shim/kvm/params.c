@@ -1,24 +1,121 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Parameters of the stock kvm.ko that programs look at, for what is not available here: they say so.
+ * Parameters of the stock kvm.ko, under its names (docs/decisions/0024): those that are honoured and not part of another
+ * file, and those of what is not available here, which say so and cannot be set. kvm-amd.ko hands its own over.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 #include <linux/module.h>
+#include <linux/printk.h>
+#include <linux/ratelimit.h>
 #include <hsave.h>
 
-static int force_emulation_prefix;
-module_param(force_emulation_prefix, int, 0444);
-MODULE_PARM_DESC(force_emulation_prefix, "Forced emulation of guest instructions; not available, stays 0");
+static unsigned int min_timer_period_us = 200;
+module_param(min_timer_period_us, uint, 0644);
+MODULE_PARM_DESC(min_timer_period_us, "Shortest period of a guest's timer in microseconds, of vCPUs that are made from now on");
 
-static bool enable_pmu;
-module_param(enable_pmu, bool, 0444);
-MODULE_PARM_DESC(enable_pmu, "Performance counters for guests; not available, stays N");
+static unsigned int tsc_tolerance_ppm = 250;
+module_param(tsc_tolerance_ppm, uint, 0644);
+MODULE_PARM_DESC(tsc_tolerance_ppm, "A guest's TSC frequency is taken for the host's within so many parts in a million");
+
+u32 hsave_min_timer_period_us(void)
+{
+	return READ_ONCE(min_timer_period_us);
+}
+
+u32 hsave_tsc_tolerance_ppm(void)
+{
+	return READ_ONCE(tsc_tolerance_ppm);
+}
+
+/* What is always so. */
+static bool tdp_mmu = true;
+module_param(tdp_mmu, bool, 0444);
+MODULE_PARM_DESC(tdp_mmu, "Nested page tables are made for nested paging alone; stays Y");
+
+#if LINUX_AT_LEAST(6, 12)
+static bool enable_virt_at_load = true;
+module_param(enable_virt_at_load, bool, 0444);
+MODULE_PARM_DESC(enable_virt_at_load, "SVM is switched on when the module is loaded; stays Y");
+#endif
+
+/* What is never so. */
+#define ABSENT(name, type, what)                                                                    \
+	static type name;                                                                           \
+	module_param(name, type, 0444);                                                             \
+	MODULE_PARM_DESC(name, what "; not available, stays off")
+
+ABSENT(force_emulation_prefix, int, "Forced emulation of guest instructions");
+ABSENT(enable_pmu, bool, "Performance counters for guests");
+ABSENT(enable_vmware_backdoor, bool, "VMware's I/O ports for guests");
+ABSENT(eager_page_split, bool, "Splitting of large pages when the dirty log is switched on");
+ABSENT(flush_on_reuse, bool, "Flush when shadow page tables are used again");
+ABSENT(kvmclock_periodic_sync, bool, "Update of all clock pages every five minutes");
+ABSENT(lapic_timer_advance, bool, "Local APIC timers that fire ahead of their time");
+ABSENT(mmio_caching, bool, "Nested page-table entries for addresses of devices");
+ABSENT(nx_huge_pages, bool, "Large pages without execute permission");
+ABSENT(nx_huge_pages_recovery_period_ms, uint, "Period of joining pages that nx_huge_pages has split");
+ABSENT(nx_huge_pages_recovery_ratio, uint, "Share of them that is joined at a time");
+ABSENT(pi_inject_timer, int, "Timer interrupts that are posted from another CPU");
+ABSENT(vector_hashing, bool, "Choice of the destination of lowest-priority interrupts by their vector");
+
+#define OFF(name)                                                                                   \
+	do {                                                                                        \
+		if (name)                                                                           \
+			pr_warn(#name " has no effect: it is not available\n");                     \
+		name = 0;                                                                           \
+	} while (0)
 
 /* Common in modprobe.d; refusing to load would help nobody. */
 void hsave_settle_params(void)
 {
-	if (force_emulation_prefix || enable_pmu)
-		pr_warn("force_emulation_prefix and enable_pmu have no effect: neither is available\n");
-	force_emulation_prefix = 0;
-	enable_pmu = false;
+	OFF(force_emulation_prefix);
+	OFF(enable_pmu);
+	OFF(enable_vmware_backdoor);
+	OFF(eager_page_split);
+	OFF(flush_on_reuse);
+	OFF(kvmclock_periodic_sync);
+	OFF(lapic_timer_advance);
+	OFF(mmio_caching);
+	OFF(nx_huge_pages);
+	OFF(nx_huge_pages_recovery_period_ms);
+	OFF(nx_huge_pages_recovery_ratio);
+	OFF(pi_inject_timer);
+	OFF(vector_hashing);
+	tdp_mmu = true;
+#if LINUX_AT_LEAST(6, 12)
+	enable_virt_at_load = true;
+#endif
+}
+
+/* Those of kvm-amd.ko; set before anything else is asked of this module, and not changed as long as it is there. */
+static struct hsave_amd_params amd;
+
+void hsave_set_amd_params(const struct hsave_amd_params *params)
+{
+	amd = *params;
+}
+EXPORT_SYMBOL_GPL(hsave_set_amd_params);
+
+/* Bits of CPUID Fn8000_000A_EDX that are not to be used. */
+u32 hsave_hidden_svm_features(void)
+{
+	return amd.hidden_features;
+}
+
+void hsave_pause_parameters(u32 *count, u32 *thresh, u32 *grow, u32 *shrink, u32 *max)
+{
+	*count = amd.pause_filter_count;
+	*thresh = amd.pause_filter_thresh;
+	*grow = amd.pause_filter_count_grow;
+	*shrink = amd.pause_filter_count_shrink;
+	*max = amd.pause_filter_count_max;
+}
+
+/* Is a VMCB to be shown that VMRUN refuses, or that has an unexpected exit? Says how to see it otherwise. */
+bool hsave_dumps_invalid_vmcb(void)
+{
+	if (READ_ONCE(*amd.dump_invalid_vmcb))
+		return true;
+	pr_warn_ratelimited("set kvm_amd.dump_invalid_vmcb=1 to dump internal KVM state.\n");
+	return false;
 }

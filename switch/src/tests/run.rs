@@ -15,7 +15,7 @@ use core::ptr::NonNull;
 use host::{Cpu, CpuConfig, Errno, Request, VcpuRequests};
 use std::{boxed::Box, vec::Vec};
 
-pub const ROOT: CpuConfig = CpuConfig { root: NestedRoot::new(HostPa(0x5000)) };
+pub const ROOT: CpuConfig = CpuConfig { root: NestedRoot::new(HostPa(0x5000)), pause_threshold: 128 };
 
 /// A machine with both CPUs on. `svm` are the bits of CPUID Fn8000_000A_EDX beside nested paging.
 pub fn machine(bench: &Bench, svm: u32) -> &'static Machine<Kernel> {

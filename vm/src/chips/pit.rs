@@ -11,8 +11,6 @@ use lock_api::Mutex;
 pub const SPEAKER_DUMMY: u32 = 1;
 /// What channel 0 raises.
 pub(super) const GSI: u32 = 0;
-/// Shortest period: a guest must not keep the host busy with its timer (stock's `min_timer_period_us`).
-const MIN_PERIOD_NS: u64 = 200_000;
 
 pub(super) struct PitDevice<H: Host> {
     pub pit: Mutex<H::RawSpinIrq<{ rank::PIT }>, Pit>,
@@ -28,10 +26,10 @@ impl<H: Host> Vm<H> {
             return Err(Errno::EEXIST);
         }
         let now = self.host.now_ns();
-        let device = try_box(|| PitDevice {
-            pit: Mutex::new(Pit::new(MIN_PERIOD_NS, now)),
-            speaker: flags & SPEAKER_DUMMY != 0,
-        })?;
+        // A guest must not keep the host busy with its timer.
+        let shortest = self.host.min_timer_period_ns();
+        let device =
+            try_box(|| PitDevice { pit: Mutex::new(Pit::new(shortest, now)), speaker: flags & SPEAKER_DUMMY != 0 })?;
         chips.pit.set(device.into_inner()).map_err(|_| Errno::EEXIST)?;
         // The ends of its interrupts are wanted.
         self.ring_all(Request::ScanIoapic);

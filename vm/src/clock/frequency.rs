@@ -6,8 +6,6 @@
 use super::Rate;
 use host::Errno;
 
-/// A requested frequency counts as the host's within this many parts in a million (stock's `tsc_tolerance_ppm`).
-const TOLERANCE_PPM: u64 = 250;
 /// Bits behind the binary point of the TSC ratio.
 const FRACTION: u32 = 32;
 /// The ratio has eight bits before the binary point.
@@ -24,12 +22,14 @@ pub struct Frequency {
     ratio: u64,
     /// The offset grows at each exit.
     catches_up: bool,
+    /// A requested frequency counts as the host's within this many parts in a million.
+    pub tolerance_ppm: u32,
 }
 
 impl Frequency {
     /// The host's own, in kHz.
     pub fn host(khz: u32) -> Self {
-        Self { wanted: Rate::new(khz), real: Rate::new(khz), ratio: 0, catches_up: false }
+        Self { wanted: Rate::new(khz), real: Rate::new(khz), ratio: 0, catches_up: false, tolerance_ppm: 250 }
     }
 
     /// KVM_SET_TSC_KHZ; 0 stands for the host's frequency. As on stock, the wanted frequency is noted even if it
@@ -41,7 +41,7 @@ impl Frequency {
         let khz = if khz == 0 { host_khz } else { khz };
         (self.wanted, self.real, self.ratio) = (Rate::new(khz), Rate::new(host_khz), 0);
         self.catches_up = false;
-        let tolerance = u64::from(host_khz) * TOLERANCE_PPM / 1_000_000;
+        let tolerance = u64::from(host_khz) * u64::from(self.tolerance_ppm) / 1_000_000;
         if u64::from(khz.abs_diff(host_khz)) <= tolerance {
             return Ok(());
         }

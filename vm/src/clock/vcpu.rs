@@ -62,6 +62,11 @@ impl VcpuClock {
         self.frequency.ratio()
     }
 
+    /// See [`Frequency::tolerance_ppm`].
+    pub fn set_tolerance(&mut self, ppm: u32) {
+        self.frequency.tolerance_ppm = ppm;
+    }
+
     /// KVM_SET_TSC_KHZ. Errors: EINVAL (see [`Frequency::set`]).
     pub fn set_tsc_khz(&mut self, khz: u32, host_khz: u32, scaling: bool) -> Result<(), Errno> {
         self.frequency.set(khz, host_khz, scaling)

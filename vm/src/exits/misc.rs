@@ -35,7 +35,7 @@ pub fn hlt<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
 #[cold]
 pub fn pause<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     ctx.yield_to_others();
-    ctx.core.grow_pause_filter();
+    ctx.core.grow_pause_filter(ctx.vm.host.pause_parameters());
     ctx.skip(Known::Pause)
 }
 
@@ -143,6 +143,7 @@ pub fn shutdown<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
 /// VMRUN refused the VMCB.
 #[cold]
 pub fn invalid<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
+    super::dump::vmcb(ctx);
     // User space has always been shown the low half of this exit code, -1.
     let reason = arch::exit::code::INVALID & 0xffff_ffff;
     Next::User(UserExit::FailEntry { reason, cpu: ctx.core.cpu.last_cpu() })
@@ -151,7 +152,8 @@ pub fn invalid<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
 /// An exit code that nobody asked for.
 #[cold]
 pub fn unknown<H: Host>(ctx: &mut Ctx<'_, H>, code: u64, _info1: u64, _info2: u64) -> Next {
-    ctx.vm.host.warn("unexpected exit code", code);
+    ctx.vm.host.unexpected_exit(ctx.me.id, ctx.core.cpu.save().rip, code);
+    super::dump::vmcb(ctx);
     unexpected(ctx, code)
 }
 

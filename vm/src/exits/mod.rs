@@ -2,6 +2,7 @@
 
 mod cpuid;
 mod cr;
+mod dump;
 mod io;
 mod misc;
 mod msr;

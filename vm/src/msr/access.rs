@@ -92,6 +92,8 @@ pub trait Clocks {
     fn monotonic_ns(&self) -> u64;
     /// See [`Host::ignores_msr`].
     fn ignores_msr(&self, index: u32, write: bool, value: u64) -> bool;
+    /// See [`Host::unhandled_wrmsr`].
+    fn unhandled_wrmsr(&self, vcpu: u32, rip: u64, index: u32, value: u64);
 }
 
 impl<H: Host> Clocks for H {
@@ -106,6 +108,10 @@ impl<H: Host> Clocks for H {
     #[cold]
     fn ignores_msr(&self, index: u32, write: bool, value: u64) -> bool {
         Host::ignores_msr(self, index, write, value)
+    }
+    #[cold]
+    fn unhandled_wrmsr(&self, vcpu: u32, rip: u64, index: u32, value: u64) {
+        Host::unhandled_wrmsr(self, vcpu, rip, index, value);
     }
 }
 

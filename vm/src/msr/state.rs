@@ -14,6 +14,8 @@ const PATCH_LEVEL: u64 = 0x0100_0065;
 /// MSRs of one vCPU that live nowhere else.
 #[derive(Clone, Debug)]
 pub struct MsrState {
+    /// The vCPU's number, for the log.
+    pub vcpu_id: u32,
     /// TSC_ADJUST.
     pub tsc_adjust: u64,
     /// MISC_ENABLE.
@@ -89,6 +91,7 @@ impl MsrState {
         let bit = |f, mask| if caps.has(f) { mask } else { 0 };
         let de_cfg_supported = super::list::de_cfg(caps);
         Self {
+            vcpu_id: 0,
             tsc_adjust: 0,
             misc_enable: MISC_ENABLE_NO_BTS_PEBS,
             misc_features: 0,

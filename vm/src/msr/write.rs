@@ -110,6 +110,7 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
                 // The cache disables and IGNNE emulation do nothing here; two more bits are kept, the rest is unknown.
                 let value = value & !(HWCR_FF_DIS | HWCR_IGNNE_EM | HWCR_TLB_CACHE_DIS);
                 if value & !(HWCR_MCI_STATUS_WR_EN | HWCR_TSC_FREQ_SEL) != 0 {
+                    self.unhandled(index, value);
                     return INVALID;
                 }
                 self.state.hwcr = value;
@@ -135,15 +136,31 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
             OSVW_STATUS => self.state.osvw.1 = value,
             // Without TSC scaling it stays 1:1; some user spaces write zero for "none".
             TSC_RATIO if !host || !matches!(value, 0 | TSC_RATIO_DEFAULT) => return INVALID,
-            MMIO_CONF_BASE if value != 0 => return INVALID,
+            MMIO_CONF_BASE if value != 0 => {
+                self.unhandled(index, value);
+                return INVALID;
+            }
 
-            // No counters, no branch records, nothing to configure.
-            PERF_EVT_SEL0..=K7_PERFCTR3 | P6_PERFCTR0 | P6_PERFCTR1 | P6_EVNTSEL0 | P6_EVNTSEL1 => {}
-            TSC_RATIO | MMIO_CONF_BASE | DEBUGCTL | BBL_CR_CTL3 | K7_CLK_CTL | NB_CFG | PATCH_LOADER | IGNNE
-            | BU_CFG2 | DC_CFG | TW_CFG | EX_CFG => {}
+            // No counters, no branch records, nothing to configure. The log says so where it may matter to the guest.
+            PERF_EVT_SEL0..=K7_PERFCTR3 | P6_PERFCTR0 | P6_PERFCTR1 | P6_EVNTSEL0 | P6_EVNTSEL1 if value == 0 => {}
+            PERF_EVT_SEL0..=K7_PERFCTR3
+            | P6_PERFCTR0
+            | P6_PERFCTR1
+            | P6_EVNTSEL0
+            | P6_EVNTSEL1
+            | DEBUGCTL
+            | BBL_CR_CTL3
+            | IGNNE => self.unhandled(index, value),
+            TSC_RATIO | MMIO_CONF_BASE | K7_CLK_CTL | NB_CFG | PATCH_LOADER | BU_CFG2 | DC_CFG | TW_CFG | EX_CFG => {}
             _ => return Err(MsrError::Unknown),
         }
         DONE
+    }
+
+    /// Stock logs the same writes.
+    #[cold]
+    fn unhandled(&self, index: u32, value: u64) {
+        self.time.unhandled_wrmsr(self.state.vcpu_id, self.cpu.save().rip, index, value);
     }
 
     /// TSC and TSC_ADJUST: each moves with the other (Intel SDM 18.17.3). User space's values are taken as they are.

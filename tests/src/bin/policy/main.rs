@@ -1,6 +1,6 @@
 //! Prints what KVM offers and what it lets one do: capabilities, CPUID, MSRs, clocks, memslots. The same program runs on stock
 //! kvm-amd and on ours, and every line is compared; so nothing here depends on the time or on the run. `policy
-//! guest-reads` prints that part alone.
+//! guest-reads` and `policy user-writes` print that part alone.
 
 mod calls;
 mod memslots;
@@ -11,8 +11,10 @@ mod time;
 use anyhow::Result;
 
 fn main() -> Result<()> {
-    if std::env::args().nth(1).as_deref() == Some("guest-reads") {
-        return msrs::guest_reads();
+    match std::env::args().nth(1).as_deref() {
+        Some("guest-reads") => return msrs::guest_reads(),
+        Some("user-writes") => return msrs::user_space_writes(),
+        _ => {}
     }
     offered::capabilities()?;
     offered::cpuid()?;

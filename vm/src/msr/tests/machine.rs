@@ -75,6 +75,7 @@ impl Clocks for Time {
     fn monotonic_ns(&self) -> u64 {
         self.0
     }
+    fn unhandled_wrmsr(&self, _vcpu: u32, _rip: u64, _index: u32, _value: u64) {}
     fn ignores_msr(&self, _index: u32, _write: bool, _value: u64) -> bool {
         self.1
     }
