@@ -247,6 +247,13 @@ pub const ALL: &[Scenario] = &[
         "dd if=/dev/zero of=/tmp/swap bs=1M count=128 2>/dev/null; losetup /dev/loop7 /tmp/swap && mkswap /dev/loop7 \
          >/dev/null && swapon /dev/loop7 || exit 1; /payload/memory || exit 1; swapoff /dev/loop7",
     ),
+    // A VMM that dies while a page is on its way that nobody brings leaves nothing behind that would keep the modules.
+    program(
+        "async-pf",
+        &["async_pf"],
+        "/payload/async_pf || exit 1; /payload/async_pf abandon & pid=$!; for i in $(seq 30); do sleep 1; \
+         kill -0 $pid 2>/dev/null || break; done; kill -0 $pid 2>/dev/null && exit 2; rmmod kvm_amd kvm || exit 3",
+    ),
     program("lifecycle", &["lifecycle"], "/payload/lifecycle"),
     // Storms at random; the seed is printed first.
     Scenario { slow: &[Kernel::V6_1], ..program("stress", &["stress"], "/payload/stress") },
