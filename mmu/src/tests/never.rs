@@ -1,7 +1,9 @@
 //! The parts of a machine that the mmu never asks for, as types without values.
 
 use arch::{CleanBits, ControlArea, EventInj, Exit, HostPa, Intercepts, NestedRoot, SaveArea};
-use host::{Cpu, Errno, EventFd, ExtraRegs, Fpu, Hrtimer, Hrtimers, PageCells, SharedPage, VcpuRequests, VcpuThread};
+use host::{
+    Cpu, Errno, EventFd, ExtraRegs, Fpu, Hrtimer, Hrtimers, PageCells, PageIns, SharedPage, VcpuRequests, VcpuThread,
+};
 
 pub enum Never {}
 
@@ -53,6 +55,9 @@ never! {
         fn preemptible(&self, _: bool);
         fn arm_timer(&self, _: u64);
         fn cancel_timer(&self);
+        fn page_ins(&self) -> &PageIns;
+        fn start_page_in(&self, _: arch::Hva, _: bool, _: u8) -> Result<(), Errno>;
+        fn forget_page_ins(&self);
     }
     SharedPage {
         fn cells(&self) -> &PageCells;
