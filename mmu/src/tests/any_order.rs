@@ -36,6 +36,8 @@ enum Deed {
     /// As fork does: the same pages, read-only.
     Share,
     Poison,
+    /// To swap: whoever wants a page has it brought in.
+    SwapOut,
     Nothing,
 }
 
@@ -51,6 +53,7 @@ enum Op {
     Fault {
         gfn: u64,
         write: bool,
+        wait: bool,
     },
     MappedAhead(bool),
     Get(u32),
@@ -101,13 +104,14 @@ fn change() -> impl Strategy<Value = Op> {
         3 => Just(Deed::Fresh(true, Page2M)),
         1 => Just(Deed::Share),
         1 => Just(Deed::Poison),
+        1 => Just(Deed::SwapOut),
         1 => Just(Deed::Nothing),
     ];
     (range(), deed, any::<bool>()).prop_map(|((at, pages), deed, may_block)| Op::Change { at, pages, deed, may_block })
 }
 
 fn fault() -> impl Strategy<Value = Op> {
-    (0..FRAMES, any::<bool>()).prop_map(|(gfn, write)| Op::Fault { gfn, write })
+    (0..FRAMES, any::<bool>(), any::<bool>()).prop_map(|(gfn, write, wait)| Op::Fault { gfn, write, wait })
 }
 
 fn slot() -> impl Strategy<Value = Op> {
@@ -254,6 +258,10 @@ impl Machine {
                 let mut space = self.host.0.space.lock().unwrap();
                 space.pages.range_mut(start..end).for_each(|(_, p)| (p.writable, p.level) = (false, Page4K));
             }
+            Deed::SwapOut => {
+                self.host.map(start, count, true);
+                self.host.0.space.lock().unwrap().late.extend((start..end).step_by(PAGE as usize));
+            }
             Deed::Poison => {
                 self.host.unmap(start, count);
                 self.host.0.space.lock().unwrap().poisoned.extend((start..end).step_by(PAGE as usize));
@@ -283,8 +291,11 @@ impl Machine {
         let gpa = |gfn: u64| Gpa(gfn << 12);
         match *op {
             Op::Slot { id, flags, base, pages, at } => self.set_slot(id, flags, base, pages, at),
-            Op::Fault { gfn, write } => {
+            Op::Fault { gfn, write, wait: true } => {
                 let _ = self.mmu.page_fault(cache, gpa(gfn), npf(write));
+            }
+            Op::Fault { gfn, write, wait: false } => {
+                let _ = self.mmu.page_fault_nowait(cache, gpa(gfn), npf(write));
             }
             Op::MappedAhead(on) => self.host.0.mapped.store(on, SeqCst),
             Op::Get(id) => {

@@ -61,6 +61,8 @@ pub struct Machine {
 pub struct Space {
     pub pages: BTreeMap<u64, Pte>,
     pub poisoned: BTreeSet<u64>,
+    /// Pages that somebody has to bring in first, as from swap.
+    pub late: BTreeSet<u64>,
     frames: BTreeMap<u64, Box<[u8; 4096]>>,
     next: u64,
 }
@@ -260,7 +262,8 @@ impl Host for Fake {
         assert_eq!(hva.0 % PAGE, 0);
         self.at(Point::BeforePage(hva.0));
         let page = {
-            let space = self.0.space.lock().unwrap();
+            let mut space = self.0.space.lock().unwrap();
+            space.late.remove(&hva.0);
             if space.poisoned.contains(&hva.0) {
                 return Err(Stop::Poison);
             }
@@ -269,13 +272,18 @@ impl Host for Fake {
         self.at(Point::AfterPage(hva.0));
         page.map(FakePage).ok_or(Stop::Fault)
     }
+    fn user_page_now(&self, hva: Hva, write: bool) -> Result<Option<FakePage>, Stop> {
+        let late = self.0.space.lock().unwrap().late.contains(&hva.0);
+        if late { Ok(None) } else { self.user_page(hva, write).map(Some) }
+    }
     fn mapped_page(&self, hva: Hva) -> Option<(Pfn, MapLevel)> {
         assert_eq!(hva.0 % PAGE, 0);
         if !self.0.mapped.load(SeqCst) {
             return None;
         }
         let space = self.0.space.lock().unwrap();
-        let pte = space.pages.get(&hva.0).filter(|p| p.writable && !space.poisoned.contains(&hva.0))?;
+        let there = !space.poisoned.contains(&hva.0) && !space.late.contains(&hva.0);
+        let pte = space.pages.get(&hva.0).filter(|p| p.writable && there)?;
         Some((Pfn::from_host(HostPa(pte.pfn << 12)), pte.level))
     }
     fn user_level(&self, hva: Hva) -> MapLevel {

@@ -68,6 +68,25 @@ fn pages_that_are_mapped_already() {
     vm.end();
 }
 
+/// A page that somebody has to bring in first is not waited for where the caller does not want to, and nothing is mapped.
+#[test]
+fn pages_that_come_late() {
+    for host in [Fake::new(), Fake::new().with_mapped_pages()] {
+        let mut vm = Vm::on(host).checked();
+        vm.host.map(HVA, 2, true);
+        vm.host.0.space.lock().unwrap().late.insert(HVA + PAGE);
+        vm.set(0, 0, 2, HVA, LOG_DIRTY_PAGES).unwrap();
+        for _ in 0..2 {
+            let late = vm.mmu.page_fault_nowait(&mut vm.cache, Gpa(PAGE + 8), npf(true));
+            assert_eq!((late, vm.look(PAGE)), (Ok(Late(arch::Hva(HVA + PAGE))), None));
+            assert_eq!(vm.mmu.page_fault_nowait(&mut vm.cache, Gpa(8), npf(true)), Ok(Fixed));
+        }
+        assert_eq!(vm.fault(PAGE, true), Ok(Fixed));
+        assert_eq!(vm.mmu.page_fault_nowait(&mut vm.cache, Gpa(PAGE), npf(true)), Ok(Fixed));
+        vm.end();
+    }
+}
+
 /// The table that the last fault ended in goes away with the range it maps; the next fault must not use it.
 #[test]
 fn a_table_that_is_remembered_may_be_gone() {
