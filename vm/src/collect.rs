@@ -49,7 +49,9 @@ impl<H: Host> Core<H> {
         self.inject.nmi_injected = false;
         let exception_or_software = matches!(info.kind(), Some(EventType::Soft | EventType::Exception));
         self.take_back_rip(!(info.valid() && exception_or_software));
-        let software = self.inject.software.take();
+        // The injected one may have been delivered long ago, and this be the guest's own.
+        let save = self.cpu.save();
+        let software = self.inject.software.take().filter(|s| (s.rip, s.cs_base) == (save.rip, save.cs.base));
         if !info.valid() {
             return;
         }

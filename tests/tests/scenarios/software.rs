@@ -136,6 +136,24 @@ fn another_exception_in_the_delivery_returns_to_the_instruction() {
     }
 }
 
+/// Its handler has run, and the guest does another INT of its own before it exits: that runs again by itself.
+#[test]
+fn an_event_of_the_guests_own_after_it() {
+    for kind in [EventType::Soft, EXC] {
+        for m in machines(&[0xcd, 0x80]) {
+            set(&m, |e| (e.interrupt.injected, e.interrupt.nr, e.interrupt.soft) = (1, 0x80, 1));
+            m.sim.step(0, move |c| {
+                c.guest().rip = CODE + 0x40;
+                c.vmcb().exit_int_info = EventInj::new(kind, 3, None);
+                (code::NPF, 1 << 32 | 4, 0x1_0000)
+            });
+            m.does(0, |c| assert_eq!(c.guest().rip, CODE + 0x40));
+            m.run_out(0);
+            assert_eq!(injected(&m), [(EventType::Soft, 0x80, CODE + 2)]);
+        }
+    }
+}
+
 /// EXITINTINFO says that the interrupt was taken while V_IRQ still reads as set.
 #[test]
 fn an_interrupt_is_not_delivered_twice() {

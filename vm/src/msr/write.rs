@@ -181,14 +181,13 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
     }
 
     fn write_apic_base(&mut self, value: u64, host: bool) -> Written {
-        let reserved = self.cpuid.flags().reserved_gpa_bits;
+        let flags = self.cpuid.flags();
+        let (reserved, x2apic) = (flags.reserved_gpa_bits, flags.x2apic);
         match &mut self.lapic {
             Some(lapic) => lapic.set_base(value, host, reserved).map_err(|_| MsrError::Invalid)?,
             None => {
-                // Bits 7:0 and 9 are reserved, and x2APIC mode (bit 10) is user space's APIC's to have.
-                if value & (reserved | 0x6ff) != 0 {
-                    return INVALID;
-                }
+                let checked = irqchip::checked_base(*self.apic_base, value, host, x2apic, reserved);
+                checked.map_err(|_| MsrError::Invalid)?;
                 *self.apic_base = value;
             }
         }

@@ -11,6 +11,10 @@ const KVM_GET_NESTED_STATE: u64 = 0xc080_aebe;
 const KVM_SET_NESTED_STATE: u64 = 0x4080_aebf;
 const KVM_TPR_ACCESS_REPORTING: u64 = 0xc028_ae92;
 const KVM_SET_VAPIC_ADDR: u64 = 0x4008_ae93;
+const KVM_GET_XSAVE: u64 = 0x9000_aea4;
+const KVM_SET_XSAVE: u64 = 0x5000_aea5;
+const KVM_SET_SIGNAL_MASK: u64 = 0x4004_ae8b;
+const KVM_ENABLE_CAP: u64 = 0x4068_aea3;
 const KVM_SET_IDENTITY: u64 = 0x4008_ae48;
 
 fn errno(result: Result<(), kvm_ioctls::Error>) -> i32 {
@@ -144,7 +148,46 @@ pub fn registers() -> Result<()> {
         }
     }
     debugging()?;
-    others()
+    others()?;
+    extended_state()
+}
+
+/// KVM_SET_XSAVE with one 64-bit word changed, and calls whose struct says how long it is.
+fn extended_state() -> Result<()> {
+    const MXCSR: usize = 3;
+    const XSTATE_BV: usize = 64;
+    for (name, at, value) in [
+        ("as it was", 70, 0),
+        ("mxcsr", MXCSR, 0x1f80),
+        ("mxcsr reserved", MXCSR, 0x1_1f80),
+        ("no component", XSTATE_BV, 0),
+        ("x87 and sse", XSTATE_BV, 3),
+        ("avx", XSTATE_BV, 7),
+        ("unknown component", XSTATE_BV, 1 << 40),
+        ("bit 63", XSTATE_BV, 1 << 63),
+        ("compact", XSTATE_BV + 1, 1 << 63),
+        ("reserved of the header", XSTATE_BV + 2, 1),
+        ("last of the header", XSTATE_BV + 7, 1),
+    ] {
+        let guest = Guest::new(Chips::Split, nop)?;
+        let mut area = [0u64; 512];
+        let got = guest.call(KVM_GET_XSAVE, &mut area);
+        area[at] = value;
+        let set = guest.call(KVM_SET_XSAVE, &mut area);
+        let mut back = [0u64; 512];
+        guest.call(KVM_GET_XSAVE, &mut back);
+        println!("checks, xsave {name}: {got} {set} {:x} {:x} {:x}", back[MXCSR], back[XSTATE_BV], back[XSTATE_BV + 1]);
+    }
+    let guest = Guest::new(Chips::Split, nop)?;
+    for len in [0u32, 4, 8, 16, 128] {
+        let mut mask = [len, 0, 0, 0, 0];
+        println!("checks, signal mask of {len}: {}", guest.call(KVM_SET_SIGNAL_MASK, &mut mask));
+    }
+    for (cap, flags) in [(190, 0), (190, 1), (0, 0), (121, 0), (9999, 0)] {
+        let mut enable = kvm_enable_cap { cap, flags, ..Default::default() };
+        println!("checks, enable {cap} {flags}: {}", guest.call(KVM_ENABLE_CAP, &mut enable));
+    }
+    Ok(())
 }
 
 fn debugging() -> Result<()> {

@@ -301,7 +301,7 @@ fn apic() {
     assert_eq!(m.rd(TSC_DEADLINE), Ok(0));
     assert_eq!(m.wr(APIC_BASE, 0xfee0_1900), Ok(MsrEffect::ApicBase));
     assert_eq!(m.rd(APIC_BASE), Ok(0xfee0_1900));
-    for bad in [0xfee0_0d00, 0xfee0_0901, 0xfee0_0b00, 1 << 48] {
+    for bad in [0xfee0_0500, 0xfee0_0901, 0xfee0_0b00, 1 << 48] {
         assert_eq!(m.wr(APIC_BASE, bad), W_BAD, "{bad:#x}");
     }
 }
