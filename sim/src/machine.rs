@@ -292,6 +292,7 @@ impl EventFd for Event {
 }
 
 fn may_fail() -> Result<(), Errno> {
+    lock::may_sleep();
     if fails() { Err(Errno::ENOMEM) } else { Ok(()) }
 }
 
@@ -355,6 +356,8 @@ impl Host for Sim {
         self.0.table(pa)
     }
     fn free_table(&self, page: TablePage) {
+        // On PREEMPT_RT the page allocator's own locks sleep.
+        lock::may_sleep();
         let slot = &self.0.tables[((page.pa().0 - TABLE_BASE) / 4096) as usize];
         assert!(slot.live.swap(false, SeqCst), "a page table is freed twice");
         self.0.tables_live.fetch_sub(1, SeqCst);
@@ -364,6 +367,7 @@ impl Host for Sim {
         if self.0.memory.is_late(hva.0) { Ok(None) } else { self.user_page(hva, write).map(Some) }
     }
     fn user_page(&self, hva: Hva, write: bool) -> Result<SimUserPage, Stop> {
+        lock::may_sleep();
         self.wait_for(hva.0, 1);
         let page = self.0.memory.take(hva, write);
         uncounted(|| self.0.during_fault.fire());
@@ -373,11 +377,13 @@ impl Host for Sim {
         self.0.memory.level()
     }
     fn read_user(&self, from: Hva, buf: &mut [u8]) -> Result<(), Stop> {
+        lock::may_sleep();
         let len = buf.len();
         self.wait_for(from.0, len as u64);
         self.0.memory.each(from.0, len, false, |cells, at, n, k| cells.read(at, &mut buf[n..n + k]))
     }
     fn write_user(&self, to: Hva, buf: &[u8]) -> Result<(), Stop> {
+        lock::may_sleep();
         self.wait_for(to.0, buf.len() as u64);
         self.0.memory.each(to.0, buf.len(), true, |cells, at, n, k| cells.write(at, &buf[n..n + k]))
     }
@@ -412,9 +418,12 @@ impl Host for Sim {
     }
 
     fn do_work(&self) -> Work {
+        lock::may_sleep();
         if self.0.signal.load(SeqCst) || thread::raised() { Work::Signal } else { Work::None }
     }
-    fn cond_resched(&self) {}
+    fn cond_resched(&self) {
+        lock::may_sleep();
+    }
 
     fn poll_parameters(&self) -> PollParameters {
         let max = self.0.halt_poll.load(SeqCst) as u32;

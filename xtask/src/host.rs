@@ -265,7 +265,8 @@ impl Run {
 fn own_part(machine: &Machine, boot: &Boot, kernel: &Unpacked) -> Result<Vec<u8>> {
     let tools = &machine.tools;
     let mut modules = Modules::default();
-    for name in ["loop", "ext4"] {
+    // ext4 asks for its checksum by name, and not where modprobe would see it.
+    for name in ["crc32c_generic", "loop", "ext4"] {
         modules.add(tools, kernel, name)?;
     }
     match boot.flavour {

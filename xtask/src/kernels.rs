@@ -13,7 +13,7 @@ use std::{
 };
 use walkdir::WalkDir;
 
-/// A kernel series: the newest of it that Debian ships in its cloud flavour.
+/// A kernel: the newest of its series in one of Debian's flavours, the cloud flavour if its name does not say.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
 pub enum Kernel {
     #[value(name = "6.1")]
@@ -22,9 +22,33 @@ pub enum Kernel {
     V6_12,
     #[value(name = "7.3")]
     V7_3,
+    #[value(name = "6.1-generic")]
+    V6_1Generic,
+    #[value(name = "6.12-generic")]
+    V6_12Generic,
+    #[value(name = "7.3-generic")]
+    V7_3Generic,
+    #[value(name = "6.12-rt")]
+    V6_12Rt,
+    #[value(name = "7.3-rt")]
+    V7_3Rt,
 }
 
+/// Those that everything is tested on.
 pub const ALL: [Kernel; 3] = [Kernel::V6_1, Kernel::V6_12, Kernel::V7_3];
+
+/// Those of `./x test --all` and of who asks for them by name.
+pub const OTHERS: [Kernel; 5] =
+    [Kernel::V6_1Generic, Kernel::V6_12Generic, Kernel::V7_3Generic, Kernel::V6_12Rt, Kernel::V7_3Rt];
+
+/// What a kernel was configured for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flavour {
+    Cloud,
+    Generic,
+    /// PREEMPT_RT.
+    Rt,
+}
 
 impl Kernel {
     pub fn name(self) -> &'static str {
@@ -32,14 +56,36 @@ impl Kernel {
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
             Self::V7_3 => "7.3",
+            Self::V6_1Generic => "6.1-generic",
+            Self::V6_12Generic => "6.12-generic",
+            Self::V7_3Generic => "7.3-generic",
+            Self::V6_12Rt => "6.12-rt",
+            Self::V7_3Rt => "7.3-rt",
+        }
+    }
+
+    pub fn flavour(self) -> Flavour {
+        match self {
+            Self::V6_1 | Self::V6_12 | Self::V7_3 => Flavour::Cloud,
+            Self::V6_1Generic | Self::V6_12Generic | Self::V7_3Generic => Flavour::Generic,
+            Self::V6_12Rt | Self::V7_3Rt => Flavour::Rt,
+        }
+    }
+
+    /// The kernel of the same series that everything is tested on.
+    pub fn series(self) -> Self {
+        match self {
+            Self::V6_1 | Self::V6_1Generic => Self::V6_1,
+            Self::V6_12 | Self::V6_12Generic | Self::V6_12Rt => Self::V6_12,
+            Self::V7_3 | Self::V7_3Generic | Self::V7_3Rt => Self::V7_3,
         }
     }
 
     fn suite(self) -> Suite {
-        match self {
+        match self.series() {
             Self::V6_1 => debs::BOOKWORM,
             Self::V6_12 => debs::TRIXIE,
-            Self::V7_3 => debs::TRIXIE_BACKPORTS,
+            _ => debs::TRIXIE_BACKPORTS,
         }
     }
 }
@@ -66,7 +112,12 @@ pub struct Unpacked {
 /// The kernel, downloaded and unpacked if it is not in the cache.
 pub fn fetch(env: &Env, kernel: Kernel) -> Result<Unpacked> {
     let suite = kernel.suite();
-    let mut packages = suite.closure(env, &["linux-image-cloud-amd64", "linux-headers-cloud-amd64"])?;
+    let meta = match kernel.flavour() {
+        Flavour::Cloud => ["linux-image-cloud-amd64", "linux-headers-cloud-amd64"],
+        Flavour::Generic => ["linux-image-amd64", "linux-headers-amd64"],
+        Flavour::Rt => ["linux-image-rt-amd64", "linux-headers-rt-amd64"],
+    };
+    let mut packages = suite.closure(env, &meta)?;
     // Meta packages and what only matters to an installed kernel are left out.
     packages.retain(|package| {
         let versioned = package.starts_with("linux-") && package.split('=').next().is_some_and(has_digit);
@@ -82,7 +133,7 @@ pub fn fetch(env: &Env, kernel: Kernel) -> Result<Unpacked> {
         Ok(())
     })?;
     let root = env.cache.join(&name);
-    let headers = proc::find_entry(&root.join("usr/src"), |name| name.ends_with("-cloud-amd64"))?;
+    let headers = proc::find_entry(&root.join("usr/src"), |name| name.ends_with("-amd64"))?;
     let image = WalkDir::new(&root).into_iter().flatten().map(walkdir::DirEntry::into_path).find(|path| {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")) && path.is_file()
     });

@@ -34,6 +34,15 @@ pub struct Scenario {
     pub timeout: Duration,
 }
 
+impl Scenario {
+    /// Debian's generic flavour has the same code as the cloud flavour, and other drivers: one guest is enough there.
+    pub fn runs_on(&self, kernel: Kernel) -> bool {
+        let generic = kernel.flavour() == kernels::Flavour::Generic;
+        self.kernels.contains(&kernel)
+            || self.kernels.contains(&kernel.series()) && (!generic || self.name == "boot-microvm")
+    }
+}
+
 /// On all kernels, modules loaded, two processors, three minutes.
 const fn scenario(name: &'static str, script: &'static str) -> Scenario {
     let timeout = Duration::from_secs(180);

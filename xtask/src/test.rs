@@ -39,7 +39,8 @@ impl Selection {
     }
 
     fn kernels(&self) -> Vec<Kernel> {
-        kernels::ALL.into_iter().filter(|kernel| self.kernel.is_none_or(|only| only == *kernel)).collect()
+        let others = kernels::OTHERS.into_iter().filter(|other| self.all || self.kernel == Some(*other));
+        kernels::ALL.into_iter().chain(others).filter(|kernel| self.kernel.is_none_or(|only| only == *kernel)).collect()
     }
 }
 
@@ -193,10 +194,12 @@ fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBu
     let mut jobs = Vec::new();
     for scenario in scenarios::ALL.iter().chain(mitigations::ALL).chain(scenarios::MATRIX) {
         for kernel in selection.kernels() {
-            let quick = !scenario.slow.contains(&kernel);
+            let quick = !scenario.slow.contains(&kernel.series());
             let wanted = selection.wants(scenario.name)
-                && (quick || selection.all || selection.only.as_deref() == Some(scenario.name));
-            if scenario.kernels.contains(&kernel) && wanted {
+                && (quick
+                    || selection.all && kernel == kernel.series()
+                    || selection.only.as_deref() == Some(scenario.name));
+            if scenario.runs_on(kernel) && wanted {
                 jobs.push(Job { scenario, kernel });
             }
         }

@@ -262,7 +262,10 @@ fn mmio_across_pages() -> Result<()> {
 fn huge_pages() -> Result<()> {
     let (client, mut vcpu) = reader()?;
     let map = MmapOptions::new().len(WINDOW_LEN).map_anon()?;
-    map.advise(Advice::HugePage)?;
+    // Kernels with PREEMPT_RT have none.
+    if std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+        map.advise(Advice::HugePage)?;
+    }
     // The guest's 2 MiB must fall on the host's.
     let skew = map.as_ptr() as u64 & ((2 << 20) - 1);
     let start = if skew == 0 { 0 } else { (2 << 20) - skew };
