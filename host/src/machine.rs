@@ -81,9 +81,9 @@ pub trait Fpu {
     fn put(&mut self);
     /// Size of the user format in bytes (at least 4096), as KVM_CAP_XSAVE2 reports it.
     fn user_size(&self) -> usize;
-    /// Writes the state in user (XSAVE standard) format; `buf` is at most [`user_size`](Self::user_size) bytes.
-    /// `xcr0` is the guest's, components outside of `xcr0` are written in their initial state.
-    fn get(&self, buf: &mut [u8], pkru: u32);
+    /// Writes the state in user (XSAVE standard) format; `buf` is at most [`user_size`](Self::user_size) bytes. Components
+    /// other than x87, SSE and those of `xcr0` are written as if they were in their initial state, XSTATE_BV included.
+    fn get(&self, buf: &mut [u8], xcr0: u64, pkru: u32);
     /// Takes the state from user format. Errors: EINVAL (unsupported components, MXCSR or header bits).
     fn set(&mut self, buf: &[u8], supported_xcr0: u64, pkru: &mut u32) -> Result<(), Errno>;
     /// vCPU thread, between `load` and `put`: vector register `n` (0 to 15), bits 255:0; the upper half is zero where

@@ -51,12 +51,10 @@ impl Fpu for KernelFpu {
         unsafe { shim::hsave_fpu_user_size(self.0.as_ptr()) }
     }
 
-    fn get(&self, buf: &mut [u8], pkru: u32) {
+    fn get(&self, buf: &mut [u8], xcr0: u64, pkru: u32) {
         let size = buf.len().min(self.user_size()) as u32;
         // SAFETY: the kernel writes at most `size` bytes. It only reads the object.
-        unsafe {
-            shim::hsave_fpu_get(self.0.as_ptr(), buf.as_mut_ptr(), size, crate::cpuid::host_xcr0() | FP_SSE, pkru)
-        }
+        unsafe { shim::hsave_fpu_get(self.0.as_ptr(), buf.as_mut_ptr(), size, xcr0 | FP_SSE, pkru) }
     }
 
     fn set(&mut self, buf: &[u8], supported_xcr0: u64, pkru: &mut u32) -> Result<(), Errno> {

@@ -44,9 +44,14 @@ impl Fpu for SimFpu {
     fn user_size(&self) -> usize {
         SIZE
     }
-    fn get(&self, buf: &mut [u8], _pkru: u32) {
+    fn get(&self, buf: &mut [u8], xcr0: u64, _pkru: u32) {
         let n = buf.len().min(SIZE);
         buf[..n].copy_from_slice(&self.area[..n]);
+        if let Some(present) = buf.get_mut(512..520) {
+            for (byte, kept) in present.iter_mut().zip((xcr0 | 3).to_le_bytes()) {
+                *byte &= kept;
+            }
+        }
     }
     fn set(&mut self, buf: &[u8], supported_xcr0: u64, _pkru: &mut u32) -> Result<(), Errno> {
         let word =

@@ -13,7 +13,7 @@
 //! right only as long as the guest has none: [`settle_fpu`](Core::settle_fpu).
 
 use crate::{Ctx, vcpu::Core};
-use arch::cr::Cr0;
+use arch::cr::{Cr0, Cr4};
 use arch::event::vector;
 use host::{Cpu, Errno, Fpu, Host};
 
@@ -56,6 +56,12 @@ impl FpuUse {
     #[inline]
     pub(crate) fn trapping(&self) -> bool {
         self.trapping
+    }
+
+    /// Bits of CR4 that the hardware runs without whatever the guest has set. XGETBV does not look at TS, and with ECX = 1 it
+    /// shows which components of the registers are in use (XINUSE): those of the task.
+    pub(crate) fn hidden(&self) -> u64 {
+        if self.trapping { Cr4::OSXSAVE.bits() } else { 0 }
     }
 
     /// Exceptions to intercept.
@@ -101,15 +107,15 @@ impl<H: Host> Core<H> {
         }
     }
 
-    /// The guest has used the state, or has enabled the instructions that bring and store all of it (CR4.OSXSAVE), or user
-    /// space brought some: unless every use of it is #NM, the guest must not be kept away from it from the next KVM_RUN on.
+    /// The guest has used the state, or user space brought some: unless every use of it faults, the guest must not be kept away
+    /// from it from the next KVM_RUN on.
     pub(crate) fn settle_fpu(&mut self) {
         self.fpu_use.settled = !self.features.ts_guards_fpu;
     }
 
-    /// Must the guest not be kept away from the state any more?
-    pub(crate) fn fpu_settled(&self) -> bool {
-        self.fpu_use.settled
+    /// Is #UD perhaps that of an instruction which wants CR4.OSXSAVE, while the guest has it and the hardware has not?
+    pub(crate) fn hides_osxsave(&self) -> bool {
+        self.guest_cr4 & self.fpu_use.hidden() != 0
     }
 
     #[cold]
@@ -140,19 +146,26 @@ impl<H: Host> Core<H> {
         let cr0 = self.cr0();
         self.fpu_use.trapping = on;
         self.load_cr0(cr0);
+        self.load_cr4(self.guest_cr4);
         self.load_exception_intercepts();
     }
 }
 
 impl<H: Host> Ctx<'_, H> {
-    /// KVM_GET_FPU / KVM_GET_XSAVE(2) of what the kernel keeps; `buf` is cut to the buffer's size.
+    /// KVM_GET_XSAVE(2); `buf` is cut to the buffer's size. Only what the guest has is there: a component that this host has and
+    /// the guest's CPUID does not could not be set on a host without it.
     pub fn get_xsave(&self, buf: &mut [u8]) {
-        self.core.fpu.get(buf, self.core.cpu.extra().pkru);
+        self.core.fpu.get(buf, self.core.cpuid.flags().xcr0, self.core.cpu.extra().pkru);
     }
 
-    /// KVM_SET_XSAVE. Errors: EINVAL (components or MXCSR bits that are not supported).
+    /// The same with all that the kernel keeps, to be changed and put back.
+    pub fn whole_xsave(&self, buf: &mut [u8]) {
+        self.core.fpu.get(buf, self.core.cpuid.caps().xcr0(), self.core.cpu.extra().pkru);
+    }
+
+    /// KVM_SET_XSAVE: whatever some guest could have, as on stock. Errors: EINVAL (components or MXCSR bits that are not supported).
     pub fn set_xsave(&mut self, buf: &[u8]) -> Result<(), Errno> {
-        let supported = self.vm.host.host_xcr0();
+        let supported = self.core.cpuid.caps().xcr0();
         let mut pkru = self.core.cpu.extra().pkru;
         self.core.fpu.set(buf, supported, &mut pkru)?;
         self.core.cpu.extra_mut().pkru = pkru;

@@ -36,13 +36,11 @@ impl<H: Host> Core<H> {
         self.load_cr_intercepts();
     }
 
-    /// Puts a CR4 that has been checked into the hardware. MCE stays on: a machine check is the host's.
+    /// Puts a CR4 that has been checked into the hardware. MCE stays on: a machine check is the host's. OSXSAVE is off while the
+    /// guest is kept away from the FPU state.
     pub(crate) fn load_cr4(&mut self, value: u64) {
         self.guest_cr4 = value;
-        if value & Cr4::OSXSAVE.bits() != 0 {
-            self.settle_fpu();
-        }
-        let hw = value | Cr4::MCE.bits();
+        let hw = value & !self.fpu_use.hidden() | Cr4::MCE.bits();
         self.cpu.save_mut(CleanBits::CRX).cr4 = hw;
         // As for CR0; its writes exit in any case.
         if self.cr4_read_exits != (hw != value) {
@@ -105,9 +103,6 @@ impl<H: Host> Core<H> {
             return gp;
         }
         self.load_cr4(value);
-        if self.fpu_settled() {
-            self.need_fpu();
-        }
         let changed = old_bits ^ new;
         if changed.contains(Cr4::LA57) {
             self.cpu.flush_tlb();

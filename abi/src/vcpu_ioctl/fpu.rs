@@ -57,7 +57,7 @@ pub fn get_fpu<H: Host>(ctx: &Ctx<'_, H>) -> kvm_fpu {
 /// KVM_SET_FPU: x87 and SSE registers; all other state and MXCSR stay. Errors: ENOMEM.
 pub fn set_fpu<H: Host>(ctx: &mut Ctx<'_, H>, f: &kvm_fpu) -> Result<(), Errno> {
     let mut area = try_filled(0u8, ctx.core.fpu.user_size())?;
-    ctx.get_xsave(&mut area);
+    ctx.whole_xsave(&mut area);
     set_field(&mut area, legacy::ST, f.fpr);
     set_field(&mut area, legacy::FCW, f.fcw);
     set_field(&mut area, legacy::FSW, f.fsw);

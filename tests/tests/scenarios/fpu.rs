@@ -5,10 +5,12 @@ use abi::uapi::run::exit::MMIO_DATA;
 use kvm_bindings::*;
 use sim::SimCpu;
 use sim::arch::exit::code;
-use sim::host::{CpuFeatures, Fpu};
-use tests::scenario::{CODE, Left, MMIO, Machine, PLAIN};
+use sim::host::{CpuFeatures, Errno, Fpu};
+use tests::scenario::{CODE, DATA, Left, MMIO, Machine, PLAIN};
 
 const NM: u64 = code::EXCP0 + 7;
+const UD: u64 = code::EXCP0 + 6;
+const OSXSAVE: u64 = 1 << 18;
 const CR0: u64 = 0x8005_0033;
 const TS: u64 = 1 << 3;
 const MP: u64 = 1 << 1;
@@ -132,7 +134,7 @@ fn mmx_registers_reach_devices() {
     m.with_regs(0, |r| r.rbx = MMIO);
     // TOP is 3: what the area has first is register 3.
     let mut area = [0u8; 4096];
-    m.inside(0, |c| c.core.fpu.get(&mut area, 0));
+    m.inside(0, |c| c.core.fpu.get(&mut area, !0, 0));
     area[3] = 3 << 3;
     area[32 + 16 * 5..][..8].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
     m.inside(0, |c| c.core.fpu.set(&area, !0, &mut 0).unwrap());
@@ -143,7 +145,7 @@ fn mmx_registers_reach_devices() {
     m.page(0).write(MMIO_DATA, &[9; 8]);
     m.run_out(0);
     assert_eq!(m.regs(0).rip, CODE + 6);
-    m.inside(0, |c| c.core.fpu.get(&mut area, 0));
+    m.inside(0, |c| c.core.fpu.get(&mut area, !0, 0));
     assert_eq!((area[3], area[4]), (0, 0xff), "TOP and the tags");
     assert_eq!(area[48..58], [9, 9, 9, 9, 9, 9, 9, 9, 0xff, 0xff]);
     // An exception that waits comes first.
@@ -178,25 +180,6 @@ fn where_not_every_use_is_seen_the_first_one_is_the_last_that_is_asked_about() {
 }
 
 #[test]
-fn where_not_every_use_is_seen_it_is_there_once_xsave_works() {
-    let m = unguarded(&[0x0f, 0x22, 0xe0]); // mov cr4, rax
-    let sregs: kvm_sregs = m.vcpu_get(0, KVM_GET_SREGS);
-    m.with_regs(0, |r| r.rax = sregs.cr4 | 1 << 18);
-    m.exit(0, 0x14);
-    m.does(0, |c| assert!(!kept_away(c), "at once: XRSTOR may be the next instruction"));
-    m.run_out(0);
-    m.does(0, |c| assert!(!kept_away(c)));
-    m.run_out(0);
-    // The same by user space.
-    let m = unguarded(&[0x90]);
-    m.does(0, |c| assert!(kept_away(c)));
-    m.run_out(0);
-    m.vcpu_with(0, KVM_SET_SREGS, &kvm_sregs { cr4: sregs.cr4 | 1 << 18, ..m.vcpu_get(0, KVM_GET_SREGS) }).unwrap();
-    m.does(0, |c| assert!(!kept_away(c)));
-    m.run_out(0);
-}
-
-#[test]
 fn where_not_every_use_is_seen_what_user_space_brings_is_there() {
     let m = unguarded(&[0x90]);
     let mut area: kvm_fpu = m.vcpu_get(0, KVM_GET_FPU);
@@ -207,4 +190,68 @@ fn where_not_every_use_is_seen_what_user_space_brings_is_there() {
     m.vcpu_with(0, KVM_SET_FPU, &area).unwrap();
     m.does(0, |c| assert!(!kept_away(c)));
     m.run_out(0);
+}
+
+/// XGETBV does not look at CR0.TS, and with ECX = 1 it shows which of the registers are in use; so do those that look at TS on
+/// some processors only.
+#[test]
+fn what_wants_osxsave_finds_the_guests_registers_too() {
+    for features in [PLAIN, CpuFeatures { ts_guards_fpu: false, ..PLAIN }] {
+        let m = Machine::on(features);
+        m.long(0, &[0x0f, 0x22, 0xe0]); // mov cr4, rax
+        let cr4 = m.vcpu_get::<kvm_sregs>(0, KVM_GET_SREGS).cr4 | OSXSAVE;
+        let osxsave = |c: &mut SimCpu| c.guest().cr4 & OSXSAVE != 0;
+        m.with_regs(0, |r| r.rax = cr4);
+        m.exit(0, 0x14);
+        m.does(0, move |c| {
+            assert!(kept_away(c) && !osxsave(c));
+            assert_eq!(c.vmcb().intercept_cr_read >> 4 & 1, 1, "it reads its own");
+        });
+        m.run_out(0);
+        let sregs: kvm_sregs = m.vcpu_get(0, KVM_GET_SREGS);
+        assert_eq!(sregs.cr4, cr4);
+        m.write_ram(CODE, &[0x0f, 0x01, 0xd0]); // xgetbv
+        m.with_regs(0, |r| r.rip = CODE);
+        m.exit(0, UD);
+        m.does(0, move |c| assert!(!kept_away(c) && osxsave(c) && c.guest().rip == CODE, "it runs again"));
+        m.run_out(0);
+        assert!(m.injected(0).is_empty());
+        // One that is undefined in any case.
+        m.exit(0, UD);
+        m.does(0, |_| ());
+        m.run_out(0);
+        assert_eq!(m.injected(0).iter().map(|e| e.vector()).collect::<Vec<_>>(), [6]);
+        m.end();
+    }
+}
+
+#[test]
+fn without_osxsave_undefined_is_undefined_at_once() {
+    let m = machine(&[0x0f, 0x01, 0xd0]);
+    m.exit(0, UD);
+    m.does(0, |c| assert!(kept_away(c)));
+    m.run_out(0);
+    assert_eq!(m.injected(0).iter().map(|e| e.vector()).collect::<Vec<_>>(), [6]);
+    m.end();
+}
+
+/// A host without the component would refuse what KVM_GET_XSAVE shows here.
+#[test]
+fn components_that_the_guest_does_not_have_are_not_shown() {
+    const XSTATE_BV: u64 = 512;
+    let m = Machine::bare(PLAIN).unwrap();
+    for (id, shown) in [(0, 3), (1, 7)] {
+        let vcpu = if id == 0 { m.add_vcpu_without_cpuid(id) } else { m.add_vcpu(id) }.unwrap();
+        assert_eq!(m.vcpu(vcpu, KVM_GET_XSAVE, DATA), Ok(0));
+        m.put_at(DATA + XSTATE_BV, &7u64);
+        assert_eq!(m.vcpu(vcpu, KVM_SET_XSAVE, DATA), Ok(0), "what the host has can be set");
+        for cmd in [KVM_GET_XSAVE, KVM_GET_XSAVE2] {
+            m.put_at(DATA + XSTATE_BV, &0u64);
+            assert_eq!(m.vcpu(vcpu, cmd, DATA), Ok(0));
+            assert_eq!(m.get_at::<u64>(DATA + XSTATE_BV), shown);
+        }
+        m.put_at(DATA + XSTATE_BV, &(7u64 | 1 << 9));
+        assert_eq!(m.vcpu(vcpu, KVM_SET_XSAVE, DATA), Err(Errno::EINVAL));
+    }
+    m.end();
 }

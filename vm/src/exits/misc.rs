@@ -168,6 +168,10 @@ pub fn exception<H: Host>(ctx: &mut Ctx<'_, H>, v: u8, error_code: u32) -> Next 
             ctx.core.need_fpu();
             Next::Resume
         }
+        vector::UD if ctx.core.hides_osxsave() => {
+            ctx.core.need_fpu();
+            Next::Resume
+        }
         vector::MC => Next::Resume, // The world switch handed it to the host.
         vector::DB => {
             let Some(dr6) = ctx.core.take_debug_status() else { return Next::Resume };
