@@ -140,7 +140,8 @@ pub struct ExtraRegs {
     pub xss: u64,
     /// PKRU, when CR4.PKE is set or XCR0 has the bit.
     pub pkru: u32,
-    /// TSC_AUX.
+    /// TSC_AUX. Loaded wherever the processor has it: RDPID cannot be intercepted, and would show a guest that has no such
+    /// instruction what was there before.
     pub tsc_aux: u64,
     /// IA32_SPEC_CTRL (also VMCB field where virtualised).
     pub spec_ctrl: u64,
@@ -150,8 +151,6 @@ pub struct ExtraRegs {
     pub dr: [u64; 4],
     /// Load DR0..DR3 on entry and give the host's back afterwards.
     pub load_dr: bool,
-    /// The guest's TSC_AUX has to be loaded (it has RDTSCP or RDPID).
-    pub load_tsc_aux: bool,
     /// TSC ratio (APM 15.30.5: 8.32 fixed point), where the processor has it; 0 stands for 1.0.
     pub tsc_ratio: u64,
 }

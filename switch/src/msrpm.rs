@@ -1,24 +1,10 @@
 //! One vCPU's MSR permission map (APM 15.11).
 
 use crate::{Platform, pages::Block};
-use arch::{HostPa, msr, msrpm::position};
+use arch::{HostPa, msrpm::position};
 use host::Errno;
 
-/// MSRs that VMRUN, VMLOAD and VMSAVE switch, so that the guest may have them to itself.
-const SWITCHED: [u32; 10] = [
-    msr::STAR,
-    msr::LSTAR,
-    msr::CSTAR,
-    msr::SYSCALL_MASK,
-    msr::FS_BASE,
-    msr::GS_BASE,
-    msr::KERNEL_GS_BASE,
-    msr::SYSENTER_CS,
-    msr::SYSENTER_ESP,
-    msr::SYSENTER_EIP,
-];
-
-/// The map; everything is intercepted but the MSRs that the world switch switches.
+/// The map. Everything is intercepted until the run loop says otherwise.
 pub(crate) struct Msrpm<P: Platform>(Block<P, 1>);
 
 impl<P: Platform> Msrpm<P> {
@@ -26,9 +12,6 @@ impl<P: Platform> Msrpm<P> {
     pub fn new() -> Result<Self, Errno> {
         let mut map = Self(Block::new()?);
         map.0.bytes().fill(0xff);
-        for msr in SWITCHED {
-            map.set(msr, false, false);
-        }
         Ok(map)
     }
 

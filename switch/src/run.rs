@@ -174,7 +174,7 @@ impl<P: Platform> Svm<P> {
     /// MSRs that stay the guest's across exits: the host does not use them in the kernel.
     #[inline]
     fn load_msrs(&mut self, cpu: &CpuData) {
-        if self.extra.load_tsc_aux && cpu.tsc_aux.get() != self.extra.tsc_aux {
+        if self.machine.features.tsc_aux && cpu.tsc_aux.get() != self.extra.tsc_aux {
             P::set_user_return_tsc_aux(self.extra.tsc_aux);
         }
         if self.machine.features.tsc_scaling {

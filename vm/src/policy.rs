@@ -2,13 +2,13 @@
 
 use crate::clock::{ClockData, Frequency, GuestMemory, write_wall_clock};
 use crate::cpuid::Runtime;
-use crate::msr::{MachineCheck, MceOutcome, MsrEffect, MsrError, is_fixed_once_run, passthrough};
+use crate::msr::{MachineCheck, MceOutcome, MsrEffect, MsrError, MsrFilter, is_fixed_once_run, passthrough};
 use crate::quirks::MISC_ENABLE_NO_MWAIT;
 use crate::run::Next;
 use crate::spin::DISABLE_HLT;
 use crate::vcpu::Core;
 use crate::{CpuidEntry, Ctx, Vm};
-use arch::{Exception, Gpa, cr::Cr4, event::vector};
+use arch::{Exception, Gpa, Intercepts, cr::Cr4, event::vector};
 use core::sync::atomic::Ordering::Relaxed;
 use host::{Cpu, Errno, Host, Request, VcpuThread};
 use irqchip::ChipMode;
@@ -41,6 +41,20 @@ impl<H: Host> Core<H> {
         }
     }
 
+    /// RDTSCP is #UD for a guest that does not have it.
+    pub(crate) fn hide_rdtscp(&mut self) {
+        let hidden = !self.cpuid.flags().rdtscp;
+        self.cpu.set_intercept(Intercepts::RDTSCP, hidden);
+    }
+
+    /// Sets which MSRs pass without an exit.
+    pub(crate) fn apply_msr_policy(&mut self, filter: Option<&MsrFilter>) {
+        self.fast.forget_msrs();
+        self.fast.msrs_free = filter.is_none();
+        let cpu = &mut self.cpu;
+        passthrough(&self.cpuid, &self.msr, filter, &mut |msr, read, write| cpu.set_msr_intercept(msr, read, write));
+    }
+
     /// The processor counts as the clock says.
     pub(crate) fn load_tsc(&mut self) {
         self.cpu.extra_mut().tsc_ratio = self.clock.tsc_ratio();
@@ -67,9 +81,7 @@ impl<H: Host> Ctx<'_, H> {
         if let Some(lapic) = &mut self.core.fast.lapic {
             lapic.set_features(features);
         }
-        let flags = self.core.cpuid.flags();
-        let tsc_aux = flags.rdtscp || flags.rdpid;
-        self.core.cpu.extra_mut().load_tsc_aux = tsc_aux;
+        self.core.hide_rdtscp();
         self.apply_msr_policy();
         Ok(())
     }
@@ -101,13 +113,7 @@ impl<H: Host> Ctx<'_, H> {
     /// Sets which MSRs pass without an exit.
     pub(crate) fn apply_msr_policy(&mut self) {
         let filter = self.vm.msr_filter.read();
-        let core = &mut *self.core;
-        core.fast.forget_msrs();
-        core.fast.msrs_free = filter.is_none();
-        let cpu = &mut core.cpu;
-        passthrough(&core.cpuid, &core.msr, filter.as_ref(), &mut |msr, read, write| {
-            cpu.set_msr_intercept(msr, read, write);
-        });
+        self.core.apply_msr_policy(filter.as_ref());
     }
 
     /// KVM_GET_MSRS, one MSR.
@@ -303,6 +309,8 @@ impl<H: Host> Vm<H> {
 
     /// KVM_X86_SET_MSR_FILTER: replaces the filter; None denies nothing.
     pub fn set_msr_filter(&self, filter: Option<crate::msr::MsrFilter>) {
+        // A vCPU that is being made has the old filter, and is told of this one; or it has this one.
+        let _shape = self.shape.lock();
         self.msr_filter_used.store(filter.is_some(), Relaxed);
         let old = core::mem::replace(&mut *self.msr_filter.write(), filter);
         drop(old);

@@ -263,7 +263,8 @@ impl<H: Host> Vm<H> {
         core.load_exception_intercepts();
         core.reset_registers(false);
         core.load_tsc();
-        core.fast.msrs_free = !self.msr_filter_used.load(Relaxed);
+        core.hide_rdtscp();
+        core.apply_msr_policy(self.msr_filter.read().as_ref());
         let lint0 = AtomicU8::new(core.fast.lapic.as_ref().map_or(0, |l| l.lint0() as u8));
         try_box(|| Vcpu {
             id,

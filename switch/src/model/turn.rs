@@ -140,7 +140,7 @@ fn extra(machine: &Machine<Kernel>, hw: &Hardware, asked: ExtraRegs, vmcb: &Vmcb
     if asked.load_dr {
         now.dr = hw.dr;
     }
-    if asked.load_tsc_aux {
+    if f.tsc_aux {
         // SAFETY: the thread's CPU.
         now.tsc_aux = unsafe { (*cpu_data(hw.cpu)).tsc_aux.get() };
     }

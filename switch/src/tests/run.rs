@@ -219,6 +219,7 @@ fn spec_ctrl_is_read_back_only_if_the_guest_may_write_it() {
 fn registers_outside_of_the_vmcb_are_switched_only_where_they_differ() {
     let b = Bench::new();
     hw().msrs.insert(msr::DEBUGCTL, 0x40);
+    script(|s| s.cpuid.entry((0x8000_0001, 0)).or_default()[3] |= 1 << 27); // RDTSCP
     let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
     let requests = VcpuRequests::new();
     cpu.begin();
@@ -226,7 +227,6 @@ fn registers_outside_of_the_vmcb_are_switched_only_where_they_differ() {
     cpu.enter(&requests, &mut Handler::none());
     assert!(!b.trace().iter().any(|o| matches!(o, Op::Wrmsr(..))));
     cpu.save_mut(CleanBits::LBR).dbgctl = 2;
-    cpu.extra_mut().load_tsc_aux = true;
     cpu.extra_mut().tsc_aux = 9;
     cpu.enter(&requests, &mut Handler::none());
     let trace = b.trace();

@@ -107,12 +107,17 @@ impl Machine {
         m
     }
 
-    /// KVM_CREATE_VCPU and KVM_SET_CPUID2 with what is supported.
-    pub fn add_vcpu(&self, id: u64) -> Result<usize, Errno> {
-        let index = match counted(|| abi::vm_ioctl(&self.vm, KVM_CREATE_VCPU, id))? {
-            VmReply::NewVcpu { index } => index,
+    /// KVM_CREATE_VCPU alone.
+    pub fn add_vcpu_without_cpuid(&self, id: u64) -> Result<usize, Errno> {
+        match counted(|| abi::vm_ioctl(&self.vm, KVM_CREATE_VCPU, id))? {
+            VmReply::NewVcpu { index } => Ok(index),
             other => panic!("{other:?}"),
-        };
+        }
+    }
+
+    /// The same and KVM_SET_CPUID2 with what is supported.
+    pub fn add_vcpu(&self, id: u64) -> Result<usize, Errno> {
+        let index = self.add_vcpu_without_cpuid(id)?;
         self.put_at(DATA, &[256u32, 0]);
         self.system(KVM_GET_SUPPORTED_CPUID, DATA)?;
         self.vcpu(index, KVM_SET_CPUID2, DATA)?;

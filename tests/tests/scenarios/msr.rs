@@ -4,7 +4,7 @@ use abi::uapi::ioctl::KVM_X86_SET_MSR_FILTER;
 use abi::uapi::run::exit::{MSR_DATA, MSR_ERROR};
 use kvm_bindings::KVM_CAP_X86_USER_SPACE_MSR;
 use tests::plain::{MsrFilter, MsrFilterRange};
-use tests::scenario::{DATA, Left, Machine};
+use tests::scenario::{DATA, Left, Machine, PLAIN, RAM, RAM_HVA};
 
 const PAT: u32 = 0x277;
 const NOBODYS: u32 = 0x1234_5678;
@@ -140,4 +140,20 @@ fn feature_msrs_are_fixed_by_the_first_run() {
         assert_eq!(m.set_msr(0, index, third), Ok(taken), "{index:x}");
         assert_eq!(m.set_msr(0, index, m.msr(0, index)), Ok(1), "the same again is no change");
     }
+}
+
+#[test]
+fn a_filter_holds_for_a_vcpu_that_is_made_after_it_and_has_no_cpuid() {
+    const LSTAR: u32 = 0xc000_0082;
+    let m = Machine::bare(PLAIN).unwrap();
+    assert_eq!(m.region(0, 0, 0, RAM, RAM_HVA), Ok(0));
+    deny(&m, 3, LSTAR);
+    m.add_vcpu_without_cpuid(0).unwrap();
+    m.long(0, &[]);
+    m.does(0, |c| assert_eq!(c.msr_intercepts[&LSTAR], (true, true)));
+    m.rdmsr(0, LSTAR);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(injected(&m), [GP]);
+    m.end();
 }
