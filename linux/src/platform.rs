@@ -93,6 +93,10 @@ unsafe impl Platform for Kernel {
         shim::hsave_machine_check();
     }
 
+    fn has_retbleed() -> bool {
+        shim::hsave_has_retbleed()
+    }
+
     fn has_virt_ssbd() -> bool {
         shim::hsave_has_virt_ssbd()
     }

@@ -206,6 +206,7 @@ unsafe extern "C" {
     pub safe fn hsave_guest_barrier();
     pub safe fn hsave_interrupt_self();
     pub safe fn hsave_machine_check();
+    pub safe fn hsave_has_retbleed() -> bool;
     pub safe fn hsave_has_virt_ssbd() -> bool;
     pub safe fn hsave_task_ssbd() -> bool;
     pub safe fn hsave_virt_spec_ctrl(value: u64, enter: bool);

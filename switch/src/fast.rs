@@ -33,11 +33,11 @@ impl Default for Link {
 }
 
 impl Link {
-    /// For one entry: `state` is handled by `hsave_fast` if that was made for its type, and if the processor says where the
-    /// next instruction is: to look for it takes memory of the guest, and so the host.
+    /// For one entry: `state` is handled by `hsave_fast` if that was made for its type, and if the machine has the fast
+    /// path: the processor says where the next instruction is, and cannot be led astray on the way.
     #[inline(always)]
-    pub fn new<P: Platform, F: FastExits>(svm: *mut Svm<P>, nrips: bool, state: &mut F) -> Self {
-        let known = nrips && TypeId::of::<F>() == TypeId::of::<P::Fast>();
+    pub fn new<P: Platform, F: FastExits>(svm: *mut Svm<P>, allowed: bool, state: &mut F) -> Self {
+        let known = allowed && TypeId::of::<F>() == TypeId::of::<P::Fast>();
         Self { svm: svm.cast(), state: if known { (&raw mut *state).cast() } else { null_mut() } }
     }
 }

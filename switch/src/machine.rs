@@ -41,6 +41,8 @@ impl Unsupported {
 /// What all CPUs and vCPUs share: made once at load, dropped when no vCPU is left.
 pub struct Machine<P: Platform> {
     pub(crate) features: CpuFeatures,
+    /// Exits may be handled while the guest's state is loaded (docs/decisions/0014).
+    pub(crate) fast: bool,
     /// XCR0 of the host; 0 where the kernel does not use XSAVE.
     pub(crate) host_xcr0: u64,
     /// IA32_XSS of the host; None where the processor has none.
@@ -80,8 +82,12 @@ impl<P: Platform> Machine<P> {
         let basic = P::cpuid(1, 0)[2];
         let xsave = basic & 1 << 27 != 0; // OSXSAVE: the kernel uses it.
         let xsaves = xsave && P::cpuid(0xd, 1)[0] & 1 << 3 != 0;
+        let features = features::<P>(svm);
         Ok(Self {
-            features: features::<P>(svm),
+            features,
+            // With Branch Type Confusion a branch of any kind can be led astray by what the guest trained, and on
+            // the way to the handlers there are more of them than between #VMEXIT and the untraining.
+            fast: features.nrips && !P::has_retbleed(),
             // SAFETY: CR4.OSXSAVE is set, says CPUID.
             host_xcr0: if xsave { unsafe { insn::xgetbv() } } else { 0 },
             host_xss: if xsaves { P::read_msr(msr::XSS) } else { None },

@@ -66,6 +66,9 @@ pub unsafe trait Platform: 'static {
     /// Interrupts off, right after #VMEXIT: the guest was interrupted by a machine check; runs the kernel's handler.
     fn machine_check();
 
+    /// Does the processor speculate at direct and conditional branches as if they were indirect ones (Branch Type Confusion,
+    /// `X86_BUG_RETBLEED`)?
+    fn has_retbleed() -> bool;
     /// Can the kernel switch SSBD for a guest other than by SPEC_CTRL (LS_CFG, or VIRT_SPEC_CTRL)?
     fn has_virt_ssbd() -> bool;
     /// Does the current task run with SSBD?

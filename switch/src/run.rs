@@ -66,7 +66,7 @@ impl<P: Platform> Svm<P> {
             insn::clgi();
             P::guest_enter();
             insn::sti();
-            (*this).ctx.link = Link::new(this, (*this).machine.features.nrips, fast);
+            (*this).ctx.link = Link::new(this, (*this).machine.fast, fast);
             hsave_vcpu_run(&raw mut (*this).ctx, (*this).flags);
             insn::cli();
             P::guest_exit();

@@ -143,6 +143,8 @@ pub struct Script {
     pub svme: Result<(), Errno>,
     /// The kernel can switch SSBD without SPEC_CTRL; whether the task has it.
     pub virt_ssbd: Option<bool>,
+    /// The processor has Branch Type Confusion.
+    pub retbleed: bool,
 }
 
 static SCRIPT: Mutex<Option<Script>> = Mutex::new(None);
@@ -162,6 +164,7 @@ pub fn script<R>(f: impl FnOnce(&mut Script) -> R) -> R {
         held: 0,
         svme: Ok(()),
         virt_ssbd: None,
+        retbleed: false,
     }))
 }
 
@@ -311,6 +314,9 @@ unsafe impl Platform for Kernel {
     }
     fn machine_check() {
         call("machine_check");
+    }
+    fn has_retbleed() -> bool {
+        script(|s| s.retbleed)
     }
     fn has_virt_ssbd() -> bool {
         script(|s| s.virt_ssbd.is_some())

@@ -138,3 +138,17 @@ fn handlers_of_another_program_are_not_asked() {
     script_guest(1, |_| ());
     assert_eq!(cpu.enter(&VcpuRequests::new(), &mut Other), Exit::Cpuid);
 }
+
+/// Branch Type Confusion.
+#[test]
+fn where_any_branch_may_be_led_astray_no_exit_is_handled() {
+    for retbleed in [false, true] {
+        let b = Bench::new();
+        script(|s| s.retbleed = retbleed);
+        let mut cpu = Svm::new(machine(&b, NRIPS), &ROOT).unwrap();
+        script_guest(1, |_| ());
+        let mut fast = ANSWERS;
+        let exit = cpu.enter(&VcpuRequests::new(), &mut fast);
+        assert_eq!((exit, fast.handled), if retbleed { (Exit::Cpuid, 0) } else { (Exit::Hlt, 1) });
+    }
+}
