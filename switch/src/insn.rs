@@ -171,6 +171,7 @@ pub unsafe fn wrpkru(value: u32) {
 ///
 /// # Safety
 /// The breakpoints of the host are given back afterwards; none is enabled (DR7) meanwhile.
+#[inline(always)]
 pub unsafe fn set_debug_addresses(dr: &[u64; 4]) {
     // SAFETY: by contract. CR4.DE has no say in DR0..DR3.
     unsafe {

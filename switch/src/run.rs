@@ -41,8 +41,11 @@ impl<P: Platform> Svm<P> {
         self.load(cpu);
         self.assign_asid(cpu);
         self.load_msrs(cpu);
-        let mut changed = Changed::default();
-        self.load_guest(&mut changed);
+        // DR6 and DR7 are in the VMCB; DR0 to DR3 are not.
+        if self.extra.load_dr {
+            // SAFETY: `guest_exit` gives the host its breakpoints back.
+            unsafe { insn::set_debug_addresses(&self.extra.dr) };
+        }
         self.spec_ctrl_in();
         // Few processors need it, and few guests there: outside of the critical region, as in the kernel's own KVM.
         let ssbd = self.machine.features.virt_ssbd && self.extra.virt_spec_ctrl != self.host_virt_spec_ctrl;
@@ -64,11 +67,15 @@ impl<P: Platform> Svm<P> {
         // own page; GIF is clear and IF set around the assembly, as it wants.
         unsafe {
             insn::clgi();
+            // With GIF clear, so that an NMI never finds the guest's values: perf writes DEBUGCTL there, and reads user memory
+            // under PKRU.
+            let changed = (*this).load_guest();
             P::guest_enter();
             insn::sti();
             (*this).ctx.link = Link::new(this, (*this).machine.fast, fast);
             hsave_vcpu_run(&raw mut (*this).ctx, (*this).flags);
             insn::cli();
+            (*this).load_host(&changed);
             P::guest_exit();
             insn::stgi();
         }
@@ -77,7 +84,6 @@ impl<P: Platform> Svm<P> {
             P::virt_spec_ctrl(self.extra.virt_spec_ctrl, false);
         }
         self.spec_ctrl_out();
-        self.load_host(&changed);
         self.clean = if self.machine.features.vmcb_clean { CleanBits::all() } else { CleanBits::empty() };
         let c = &mut self.vmcb_mut().control;
         c.tlb_control = DO_NOTHING;
@@ -188,8 +194,9 @@ impl<P: Platform> Svm<P> {
     }
 
     /// Registers that VMRUN does not switch and the host needs back right after #VMEXIT; written where they differ.
-    #[inline]
-    fn load_guest(&mut self, changed: &mut Changed) {
+    #[inline(always)] // Nothing may be called with GIF clear.
+    fn load_guest(&mut self) -> Changed {
+        let mut changed = Changed::default();
         let m = self.machine;
         let (cr4, guest_debugctl) = (self.vmcb().save.cr4, self.vmcb().save.dbgctl);
         if cr4 & cr::Cr4::OSXSAVE.bits() != 0 && m.host_xcr0 != 0 {
@@ -214,11 +221,6 @@ impl<P: Platform> Svm<P> {
                 changed.pkru = Some(host);
             }
         }
-        // DR6 and DR7 are in the VMCB; DR0 to DR3 are not.
-        if self.extra.load_dr {
-            // SAFETY: `guest_exit` gives the host its breakpoints back.
-            unsafe { insn::set_debug_addresses(&self.extra.dr) };
-        }
         // VMRUN switches DEBUGCTL only with LBR virtualization, which is off (APM 15.23). The host's is read once per
         // KVM_RUN: it seldom has one, and then hardly ever another one meanwhile.
         if self.host_debugctl != guest_debugctl {
@@ -227,6 +229,7 @@ impl<P: Platform> Svm<P> {
             unsafe { insn::wrmsr(msr::DEBUGCTL, guest_debugctl) };
             changed.debugctl = Some(host);
         }
+        changed
     }
 
     /// The assembly switches SPEC_CTRL where the guest's differs from the host's. Where the processor does it by
@@ -253,13 +256,13 @@ impl<P: Platform> Svm<P> {
     }
 
     /// PKRU counts for the guest's memory accesses (CR4.PKE), or at least for its XSAVE.
-    #[inline]
+    #[inline(always)]
     fn guest_has_pkru(&self, cr4: u64) -> bool {
         cr4 & cr::Cr4::PKE.bits() != 0 || self.extra.xcr0 & cr::Xcr0::PKRU.bits() != 0
     }
 
     /// The reverse of [`load_guest`](Self::load_guest), keeping what the guest could change by itself.
-    #[inline]
+    #[inline(always)] // As above.
     fn load_host(&mut self, changed: &Changed) {
         let m = self.machine;
         // SAFETY: these are the values that the host had.

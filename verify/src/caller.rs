@@ -4,7 +4,8 @@ use crate::module::{Module, Place, Target};
 use crate::rules::{ENTRY, WITH_GIF_CLEAR};
 use crate::{Finding, Report};
 use anyhow::Result;
-use iced_x86::{FlowControl, Mnemonic};
+use arch::msr;
+use iced_x86::{FlowControl, Mnemonic, OpKind, Register};
 use std::collections::HashSet;
 
 /// CLGI.
@@ -22,41 +23,66 @@ struct At {
     ran: bool,
 }
 
+/// What a function has that this is about.
+#[derive(Default)]
+struct Function {
+    clgis: Vec<Place>,
+    /// Writes of registers that VMRUN does not switch and a handler of NMIs uses, XCR0, XSS, PKRU and DEBUGCTL: an NMI must not
+    /// find the guest's.
+    switches: Vec<Place>,
+}
+
 /// Checks every CLGI of the module; an object without one (the assembly alone) has nothing to check.
 pub fn check(module: &Module, report: &mut Report) -> Result<()> {
     let functions: Vec<(Place, Option<Place>)> = {
         let all: Vec<Place> = module.functions().map(|(place, _)| place).collect();
         all.iter().enumerate().map(|(n, p)| (*p, all.get(n + 1).filter(|q| q.section == p.section).copied())).collect()
     };
+    let (mut switches, mut inside) = (Vec::new(), HashSet::new());
     for (start, end) in functions {
-        for clgi in find(module, start, end) {
+        let function = find(module, start, end);
+        switches.extend(function.switches);
+        for clgi in function.clgis {
             report.callers += 1;
-            walk(module, clgi.after(CLGI.len() as u64), report)?;
+            walk(module, clgi.after(CLGI.len() as u64), &mut inside, report)?;
         }
+    }
+    for place in switches.into_iter().filter(|place| !inside.contains(place)) {
+        let what = "a register of the guest's is loaded, or one of the host's, where an NMI can come".to_owned();
+        report.findings.push(Finding { place: module.describe(place), what });
     }
     Ok(())
 }
 
-/// The CLGIs in a function.
-fn find(module: &Module, start: Place, end: Option<Place>) -> Vec<Place> {
-    let (mut found, mut at) = (Vec::new(), start);
+/// Looks through a function.
+fn find(module: &Module, start: Place, end: Option<Place>) -> Function {
+    let (mut found, mut at) = (Function::default(), start);
+    // What ECX holds, as far as an instruction right before says.
+    let mut ecx = None;
     while end.is_none_or(|end| at < end) {
         let Ok(d) = module.decode(at) else { break };
-        if d.insn.mnemonic() == Mnemonic::Clgi {
-            found.push(at);
+        match d.insn.mnemonic() {
+            Mnemonic::Clgi => found.clgis.push(at),
+            Mnemonic::Xsetbv | Mnemonic::Wrpkru => found.switches.push(at),
+            Mnemonic::Wrmsr if matches!(ecx, Some(msr::DEBUGCTL | msr::XSS)) => found.switches.push(at),
+            Mnemonic::Mov if d.insn.op0_register() == Register::ECX => {
+                ecx = (d.insn.op1_kind() == OpKind::Immediate32).then(|| d.insn.immediate32());
+            }
+            _ => {}
         }
         at = at.after(d.insn.len() as u64);
     }
     found
 }
 
-fn walk(module: &Module, from: Place, report: &mut Report) -> Result<()> {
+fn walk(module: &Module, from: Place, inside: &mut HashSet<Place>, report: &mut Report) -> Result<()> {
     let mut todo = vec![At { place: from, open: false, ran: false }];
     let mut seen = HashSet::new();
     while let Some(mut at) = todo.pop() {
         if !seen.insert(at) {
             continue;
         }
+        inside.insert(at.place);
         let mut finding = |what: String| {
             report.findings.push(Finding { place: module.describe(at.place), what });
         };

@@ -12,7 +12,7 @@ use super::{
     kernel::{PERCPU_STRIDE, piece_at},
     system::System,
 };
-use arch::{CleanBits, SaveArea, Segment, Vmcb, Vmsa, exit::code, vmsa::SEV_ES_ENABLE};
+use arch::{CleanBits, SaveArea, Segment, Vmcb, Vmsa, exit::code, msr, vmsa::SEV_ES_ENABLE};
 use std::{boxed::Box, cell::Cell, collections::BTreeMap, ptr::null_mut, sync::Once, vec::Vec};
 
 pub use super::bench::Bench;
@@ -311,6 +311,9 @@ extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context:
             3
         }
         [0x0f, 0x01, 0xd1, ..] => {
+            if hw.gif {
+                die("XSETBV where an NMI can come", insn);
+            }
             hw.trace.push(Op::Xsetbv(edx_eax));
             hw.xcr0 = Some(edx_eax);
             3
@@ -323,6 +326,9 @@ extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context:
             2
         }
         [0x0f, 0x30, ..] => {
+            if hw.gif && matches!(rcx, msr::DEBUGCTL | msr::XSS) {
+                die("WRMSR of DEBUGCTL or XSS where an NMI can come", insn);
+            }
             hw.trace.push(Op::Wrmsr(rcx, edx_eax));
             hw.msrs.insert(rcx, edx_eax);
             2

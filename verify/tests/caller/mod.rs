@@ -22,12 +22,20 @@ traced:
 .size traced, . - traced
 .type caller, @function
 caller:
+    mov ecx, 0xc0000104
+    wrmsr
     clgi
+    mov ecx, 0x1d9
+    wrmsr
+    xsetbv
+    wrpkru
     sti
     call hsave_guest_enter
     call hsave_vcpu_run
     call hsave_guest_exit
     cli
+    mov ecx, 0xda0
+    wrmsr
     stgi
     jmp __x86_return_thunk
 .size caller, . - caller
@@ -74,5 +82,24 @@ fn each_mistake_around_the_assembly_is_found() {
     ] {
         assert!(CALLER.contains(from), "{from:?}");
         caught(&format!("{what} between CLGI and STGI"), &report(&CALLER.replacen(from, to, 1)), finding, "caller");
+    }
+}
+
+#[test]
+fn what_an_nmi_must_not_find_is_switched_with_gif_clear() {
+    const FINDING: &str = "where an NMI can come";
+    for (what, text) in [
+        ("XCR0", "    xsetbv\n"),
+        ("PKRU", "    wrpkru\n"),
+        ("DEBUGCTL", "    mov ecx, 0x1d9\n    wrmsr\n"),
+        ("XSS", "    mov ecx, 0xda0\n    wrmsr\n"),
+    ] {
+        for (place, from, to) in [
+            ("before CLGI", "    clgi\n", format!("{text}    clgi\n")),
+            ("behind STGI", "    stgi\n", format!("    stgi\n{text}")),
+            ("elsewhere", "traced:\n", format!("traced:\n{text}")),
+        ] {
+            caught(&format!("{what} {place}"), &report(&CALLER.replacen(from, &to, 1)), FINDING, "");
+        }
     }
 }
