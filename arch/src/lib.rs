@@ -13,6 +13,7 @@ pub mod cpuid;
 pub mod cr;
 pub mod event;
 pub mod exit;
+#[cfg(any(test, feature = "ghcb"))]
 pub mod ghcb;
 pub mod iopm;
 pub mod msr;
