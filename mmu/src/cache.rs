@@ -6,12 +6,24 @@ use host::{Errno, Host, TablePage};
 /// Most tables that one fault can need: all levels but the root.
 const MOST: usize = 4;
 
+/// What was there before a frame was mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// Nothing.
+    Absent,
+    /// The same page, without the permission to write.
+    ReadOnly,
+    /// All that was asked for: another vCPU was faster.
+    Mapped,
+}
+
 /// Empty table pages of one vCPU (KVM's `kvm_mmu_memory_cache`), allocated before the mmu's lock is taken. Gives them back when dropped.
 pub struct MemoryCache<H: Host> {
     host: H,
     pages: [Option<TablePage>; MOST],
     len: usize,
     last: Option<LastTable>,
+    before: Before,
 }
 
 /// The table of level 1 that the last fault ended in; faults come in rows.
@@ -27,7 +39,7 @@ struct LastTable {
 impl<H: Host> MemoryCache<H> {
     /// An empty one; allocates nothing yet.
     pub fn new(host: &H) -> Self {
-        Self { host: host.clone(), pages: [const { None }; MOST], len: 0, last: None }
+        Self { host: host.clone(), pages: [const { None }; MOST], len: 0, last: None, before: Before::Absent }
     }
 
     /// Makes sure that there are `n` pages (at most 4). May sleep. Errors: ENOMEM.
@@ -39,6 +51,18 @@ impl<H: Host> MemoryCache<H> {
             self.len += 1;
         }
         Ok(())
+    }
+
+    /// What the last fault that mapped a frame had found.
+    #[inline]
+    pub fn before(&self) -> Before {
+        self.before
+    }
+
+    /// Notes it.
+    #[inline]
+    pub(crate) fn found(&mut self, before: Before) {
+        self.before = before;
     }
 
     /// The table of level 1 for a frame, if it is the last one and none was unlinked since.

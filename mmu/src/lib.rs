@@ -49,7 +49,7 @@ mod tests;
 mod update;
 mod walk;
 
-pub use cache::MemoryCache;
+pub use cache::{Before, MemoryCache};
 pub use dirty::MANUAL_DIRTY_LOG_BITS;
 pub use fault::RetPf;
 pub use memory::{Memory, PhysError};

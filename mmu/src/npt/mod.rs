@@ -13,7 +13,7 @@ mod stale;
 pub use entry::pages;
 pub use stale::{Flushes, Stale};
 
-use crate::cache::MemoryCache;
+use crate::cache::{Before, MemoryCache};
 use arch::{HostPa, NestedRoot};
 use entry::{Cell, Cells, Entry};
 use host::{Host, Pfn, TablePage};
@@ -121,6 +121,7 @@ impl Tree {
                     return Installed::Conflict;
                 }
                 if old.writable() || !leaf.write {
+                    cache.found(Before::Mapped);
                     return Installed::Done;
                 }
                 // Read-only so far.
@@ -128,10 +129,12 @@ impl Tree {
                     return Installed::Conflict;
                 }
                 if cell.map(old, new) {
+                    cache.found(Before::ReadOnly);
                     return Installed::Done;
                 }
             } else if level <= target {
                 if cell.map(old, leaf.entry(level)) {
+                    cache.found(Before::Absent);
                     return Installed::Done;
                 }
             } else {

@@ -230,3 +230,24 @@ fn events_and_sleeps_are_counted() {
     assert!(stats()["tlb_flush"] > 0);
     m.end();
 }
+
+#[test]
+fn faults_by_what_they_find() {
+    let m = Machine::new();
+    m.long(0, &[]);
+    let stats = || parse(&image(&m, Some(0), 8192)).1;
+    m.store(0, 0x9000, 1);
+    m.run_out(0);
+    assert_eq!((stats()["pf_fixed"], stats()["pf_fast"], stats()["pf_spurious"]), (1, 0, 0));
+    // Another vCPU had mapped it meanwhile.
+    m.npf(0, 0x9000, true);
+    m.run_out(0);
+    assert_eq!((stats()["pf_fixed"], stats()["pf_fast"], stats()["pf_spurious"]), (1, 0, 1));
+    // The dirty log takes the permission to write; the page is there.
+    let log = kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
+    assert_eq!(m.region(0, log, 0, tests::scenario::RAM, tests::scenario::RAM_HVA), Ok(0));
+    m.store(0, 0x9000, 2);
+    m.run_out(0);
+    assert_eq!((stats()["pf_fixed"], stats()["pf_fast"], stats()["pf_spurious"]), (2, 1, 1));
+    m.end();
+}

@@ -20,7 +20,14 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, gpa: Gpa, code: NpfCode) -> Next {
     }
     match result {
         Ok(RetPf::Fixed) => {
-            stats.pf_fixed.count();
+            match ctx.core.tables.before() {
+                mmu::Before::Absent => stats.pf_fixed.count(),
+                mmu::Before::ReadOnly => {
+                    stats.pf_fixed.count();
+                    stats.pf_fast.count();
+                }
+                mmu::Before::Mapped => stats.pf_spurious.count(),
+            }
             Next::Resume
         }
         Ok(RetPf::Retry | RetPf::Late(_)) => Next::Resume,
