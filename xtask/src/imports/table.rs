@@ -43,7 +43,6 @@ pub const WITHOUT: &[(&str, &str)] = &[
     ("dirty rings: absent", "vmalloc_to_page"),
     ("nested virtualization: absent", "
         clear_user_erms clear_user_original clear_user_rep_good rep_stos_alternative"),
-    ("asynchronous page faults: not there yet", "get_user_pages_remote mmput"),
     ("interrupts that a device posts to a guest (irqbypass, AVIC): absent", "
         default_cpu_present_to_apicid housekeeping_enabled irq_bypass_register_consumer irq_bypass_unregister_consumer
         irq_remapping_cap irq_set_vcpu_affinity param_ops_bint x86_cpu_to_apicid"),
@@ -95,11 +94,11 @@ pub const WITHOUT: &[(&str, &str)] = &[
         __xa_cmpxchg __xa_insert idr_alloc idr_destroy idr_find idr_get_next idr_remove interval_tree_insert
         interval_tree_iter_first interval_tree_iter_next interval_tree_remove mtree_load rb_erase rb_insert_color rb_last
         rb_next rb_prev rb_replace_node xa_destroy xa_erase xa_find xa_find_after xa_load xa_store"),
-    ("nothing of a VM is done by another thread (docs/decisions/0010)", "
-        __flush_workqueue alloc_workqueue alloc_workqueue_noprof cancel_delayed_work_sync cancel_work_sync
-        delayed_work_timer_fn destroy_workqueue flush_work init_timer_key irq_work_queue irq_work_sync jiffies
+    ("other threads do nothing for a VM but bring pages in, and are not waited for (docs/decisions/0010, 0025)", "
+        __flush_workqueue cancel_delayed_work_sync cancel_work_sync
+        delayed_work_timer_fn flush_work init_timer_key irq_work_queue irq_work_sync jiffies
         kthread_create_worker kthread_create_worker_on_node kthread_destroy_worker kthread_flush_work kthread_queue_work
-        pid_vnr queue_delayed_work_on queue_work_on system_long_wq system_percpu_wq system_wq timer_init_key"),
+        pid_vnr queue_delayed_work_on system_long_wq system_percpu_wq system_wq timer_init_key"),
     ("a vCPU is kicked by an IPI to its CPU alone, and a CPU's state is changed on the CPU itself", "
         alloc_cpumask_var_node free_cpumask_var smp_call_function_many smp_call_function_single"),
     ("the runner is found by a task pointer of its own, under RCU", "get_pid_task get_task_pid put_pid"),
@@ -138,7 +137,6 @@ pub const WITHOUT: &[(&str, &str)] = &[
     ("the state of the machine is told by the reboot notifier", "system_state"),
     ("SVM is looked for on the CPU where it is switched on", "migrate_disable migrate_enable"),
     ("the shim's own flag says that SVM may go off under a guest", "virt_rebooting"),
-    ("parameters of stock that are not there: pause_filter_*", "param_ops_ushort"),
     ("the mmu's lock is given up after a fixed amount of work, whoever waits for it", "
         __cond_resched_rwlock_read __cond_resched_rwlock_write preempt_model_full preempt_model_lazy"),
 
