@@ -4,6 +4,7 @@
  */
 #define pr_fmt(fmt) "kvm: " fmt
 #include <linux/bug.h>
+#include <linux/pid.h>
 #include <linux/printk.h>
 #include <linux/ratelimit.h>
 #include <linux/sched.h>
