@@ -39,8 +39,8 @@ pub enum Command {
     },
     /// Run all tests: rules, unit tests, modules for three kernels, scenarios in the emulated machine
     Test {
-        /// With what takes long: Miri, all of the kernel's own KVM selftests, and QEMU with every board, interrupt controller,
-        /// firmware and number of vCPUs
+        /// With what takes long: Miri, all of the kernel's own KVM selftests, QEMU with every board, interrupt controller,
+        /// firmware and number of vCPUs, and `./x run` and `./x test` in chroots of a plain Debian 12 and 13
         #[arg(long)]
         all: bool,
         /// Only the tests whose name contains this

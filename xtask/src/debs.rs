@@ -23,7 +23,8 @@ pub const BOOKWORM: Suite = Suite("bookworm");
 pub const TRIXIE: Suite = Suite("trixie");
 pub const TRIXIE_BACKPORTS: Suite = Suite("trixie-backports");
 
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// The keys of all releases of Debian.
+pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 impl Suite {
     fn release(self) -> &'static str {
@@ -103,6 +104,17 @@ impl Suite {
         Ok(list)
     }
 
+    /// The sources of a machine that has this release, from the same mirrors as this machine's own.
+    pub fn own_sources(self) -> Result<String> {
+        self.sources(&fs_sources())
+    }
+
+    /// The mirror that this machine uses.
+    pub fn mirror(self) -> Result<String> {
+        let main = fs_sources().into_iter().find(|(_, suite)| !suite.contains("-security"));
+        Ok(main.context("no Debian mirror found in /etc/apt")?.0)
+    }
+
     /// What installing `packages` on an empty system would install, as `name=version`.
     pub fn closure(self, env: &Env, packages: &[&str]) -> Result<Vec<String>> {
         self.prepare(env)?;
@@ -126,13 +138,23 @@ impl Suite {
         Ok(closure)
     }
 
-    /// The newest version of `package` that starts with `prefix`.
-    pub fn version(self, env: &Env, package: &str, prefix: &str) -> Result<Option<String>> {
+    /// All versions of `package`, the newest first.
+    fn versions(self, env: &Env, package: &str) -> Result<Vec<String>> {
         self.prepare(env)?;
         let text = proc::run(self.apt(env, "apt-cache").args(["madison", package]))?;
-        Ok(text.lines().filter_map(|line| line.split('|').nth(1)).map(|version| version.trim().to_owned()).find(
-            |version| version.strip_prefix(prefix).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit())),
-        ))
+        Ok(text.lines().filter_map(|line| line.split('|').nth(1)).map(|version| version.trim().to_owned()).collect())
+    }
+
+    /// The newest version of `package` that starts with `prefix`.
+    pub fn version(self, env: &Env, package: &str, prefix: &str) -> Result<Option<String>> {
+        Ok(self.versions(env, package)?.into_iter().find(|version| {
+            version.strip_prefix(prefix).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+        }))
+    }
+
+    /// The oldest version of `package`: that of the release, where its updates have newer ones.
+    pub fn oldest(self, env: &Env, package: &str) -> Result<Option<String>> {
+        Ok(self.versions(env, package)?.pop())
     }
 
     /// Downloads packages given as `name=version` into the cache and unpacks them under `root`.

@@ -34,6 +34,29 @@ impl Libraries {
         Self { loader, path }
     }
 
+    /// The machine's own loader and glibc, and the other libraries of a tree that holds no libc6. Needs a machine whose glibc is as
+    /// new as the tree's programs want it.
+    pub fn of_this_machine(root: &Path) -> Self {
+        Self { loader: PathBuf::from("/lib64/ld-linux-x86-64.so.2"), ..Self::new(root) }
+    }
+
+    /// The loader and glibc of one tree, and the other libraries of another.
+    pub fn with(libc: &Path, root: &Path) -> Self {
+        let (libc, rest) = (Self::new(libc), Self::new(root));
+        Self { loader: libc.loader, path: format!("{}:{}", libc.path, rest.path) }
+    }
+
+    /// A program itself, whether it has been put behind a script or not.
+    pub fn real(program: &Path) -> PathBuf {
+        let wrapped = Self::behind(program);
+        if wrapped.exists() { wrapped } else { program.to_owned() }
+    }
+
+    /// Where [`Libraries::wrap`] puts a program.
+    fn behind(program: &Path) -> PathBuf {
+        PathBuf::from(format!("{}.wrapped", program.display()))
+    }
+
     /// A command that starts `program` with these libraries.
     pub fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(&self.loader);
@@ -50,7 +73,7 @@ impl Libraries {
             if !executable || path.extension().is_some_and(|ext| ext == "wrapped") || !is_program(path)? {
                 continue;
             }
-            let real = PathBuf::from(format!("{}.wrapped", path.display()));
+            let real = Self::behind(path);
             fs::rename(path, &real)?;
             let script = format!(
                 "#!/bin/sh\nexec '{}' --argv0 \"$0\" --library-path '{}' '{}' \"$@\"\n",
@@ -78,7 +101,12 @@ fn is_program(path: &Path) -> Result<bool> {
 
 /// Whether the machine lacks what this program is linked with: libraries, or a glibc as new.
 pub fn cannot_start(program: &Path) -> bool {
-    proc::output(Command::new(program).arg("--version")).is_ok_and(|output| {
+    lacks_libraries(&mut Command::new(program))
+}
+
+/// The same of a program that is started by a command.
+pub fn lacks_libraries(command: &mut Command) -> bool {
+    proc::output(command.arg("--version")).is_ok_and(|output| {
         let text = proc::both(&output);
         text.contains("GLIBC_") || text.contains("error while loading shared libraries")
     })

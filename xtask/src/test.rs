@@ -1,12 +1,13 @@
 //! `./x test`: everything, from cheap to dear; ends with `N passed, N failed` alone on a line.
 
 use crate::{
+    chroots::{self, Chroot},
     env::Env,
     host::Machine,
     i386, imports,
     job::{self, Job},
     kernels::{self, Kernel},
-    miri, mitigations, module, object, panics, payload, proc, rust_src, scenarios, selftests, tidy, ui, verify,
+    miri, mitigations, module, object, oldest, panics, payload, proc, rust_src, scenarios, selftests, tidy, ui, verify,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
@@ -33,7 +34,14 @@ pub struct Selection {
     pub kernel: Option<Kernel>,
 }
 
+/// What needs no module, when it is asked for by name.
+const WITHOUT_MODULES: [&str; 6] = ["tidy", "clippy", "cargo-test", "miri", "oldest-rust", "chroot"];
+
 impl Selection {
+    fn needs_modules(&self) -> bool {
+        self.only.as_ref().is_none_or(|only| !WITHOUT_MODULES.iter().any(|name| only.starts_with(name)))
+    }
+
     fn wants(&self, name: &str) -> bool {
         self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
     }
@@ -88,9 +96,15 @@ pub fn run(env: &Env, selection: &Selection) -> Result<ExitCode> {
     let start = Instant::now();
     let mut tally = Tally::default();
     cheap(env, selection, &mut tally);
-    let built = modules(env, selection, &mut tally);
+    if selection.wants("oldest-rust") {
+        for (suite, packages) in oldest::SUITES {
+            tally.check(&format!("oldest-rust {}", suite.0), || oldest::build(env, suite, packages));
+        }
+    }
+    let built = if selection.needs_modules() { modules(env, selection, &mut tally) } else { BTreeMap::new() };
     in_the_host(env, selection, &built, &mut tally)?;
     kernel_selftests(env, selection, &built, &mut tally)?;
+    plain_machines(env, selection, &mut tally);
 
     println!("\n{:.0} minutes; the emulator failed by itself {} times", minutes(start), tally.retries);
     for name in &tally.unsteady {
@@ -296,6 +310,26 @@ fn kernel_selftests(
         }
     });
     Ok(())
+}
+
+/// The README's commands on plain machines; as long as all that stands above, and more, for each.
+fn plain_machines(env: &Env, selection: &Selection, tally: &mut Tally) {
+    for suite in chroots::SUITES {
+        let name = |command: &str| format!("chroot-{} {command}", suite.0);
+        let asked = selection.only.as_deref().is_some_and(|only| only.starts_with("chroot"));
+        let commands = chroots::COMMANDS.map(name);
+        if !(selection.all || asked) || !commands.iter().any(|name| selection.wants(name)) {
+            continue;
+        }
+        if let Some(needed) = chroots::lacking() {
+            ui::note(&format!("chroot-{} is not run: it needs {needed}", suite.0));
+            continue;
+        }
+        let Some(chroot) = tally.check(&format!("chroot-{}", suite.0), || Chroot::new(env, suite)) else { continue };
+        for command in chroots::COMMANDS.into_iter().filter(|command| selection.wants(&name(command))) {
+            tally.check(&name(command), || chroot.run(command));
+        }
+    }
 }
 
 /// A test program that is in no scenario would silently not be run.
