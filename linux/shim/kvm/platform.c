@@ -118,12 +118,13 @@ void hsave_machine_check(void)
 #endif
 }
 
-/* Can the kernel switch SSBD for a guest other than by SPEC_CTRL? */
+/* Branch Type Confusion: a branch of any kind can be taken for an indirect one (X86_BUG_RETBLEED). */
 bool hsave_has_retbleed(void)
 {
 	return boot_cpu_has_bug(X86_BUG_RETBLEED);
 }
 
+/* Can the kernel switch SSBD for a guest other than by SPEC_CTRL? */
 bool hsave_has_virt_ssbd(void)
 {
 	return boot_cpu_has(X86_FEATURE_LS_CFG_SSBD) || boot_cpu_has(X86_FEATURE_VIRT_SSBD);
