@@ -69,7 +69,7 @@ impl HvaTree {
     }
 
     /// Slots that fit.
-    fn room(&self) -> usize {
+    pub fn room(&self) -> usize {
         self.ranges.capacity().min(self.leaves())
     }
 

@@ -1,6 +1,6 @@
 //! Guest memory: memory slots, nested page tables, dirty log, and the walk of the guest's own page tables.
 //!
-//! [`Mmu`] belongs to the VM, a [`TableCache`] to each vCPU. There is no shadow paging: the guest's tables are the
+//! [`Mmu`] belongs to the VM, a [`MemoryCache`] to each vCPU. There is no shadow paging: the guest's tables are the
 //! guest's business, the nested ones below them follow the VMM's address space.
 //!
 //! # Locks, in this order

@@ -111,7 +111,8 @@ impl Maps {
 
     /// How many regions would fit, and how many there are.
     pub fn room(&self) -> (usize, usize) {
-        (self.regions.by_gfn.capacity(), self.regions.by_gfn.len())
+        let Regions { by_gfn, hva_tree } = &self.regions;
+        (by_gfn.capacity().min(hva_tree.room()), by_gfn.len())
     }
 
     /// Moves the regions into `roomier`, which is empty; gives the old place, now empty, back to be dropped without

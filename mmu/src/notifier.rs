@@ -78,8 +78,8 @@ impl<H: Host> Mmu<H> {
             invalidations.add(start.0, end.0);
             self.invalidations_in_progress.store(invalidations.count(), Relaxed);
         }
-        // A slot that comes after this look is not in it; a fault on it takes the lock later than we do here, and so
-        // sees that the invalidation is in progress.
+        // A slot can come after this look. A fault on it takes the lock after its creator, who took it after us: so the
+        // fault sees that the invalidation is in progress. (KVM lets the creator wait instead.)
         if self.mmu_lock.read().gfns(start.0, end.0).next().is_none() {
             return;
         }

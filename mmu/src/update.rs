@@ -20,10 +20,9 @@ impl<H: Host> Mmu<H> {
     ///
     /// `flush` as for [`invalidate_range_start`](Self::invalidate_range_start).
     ///
-    /// Errors: EINVAL (unknown flag, unaligned, wrapping or too large range, slot id or address space out of range, beyond
-    /// the processor's physical addresses,
-    /// not user memory, deletion of what is not there, other size, user address or read-only flag for an existing
-    /// slot), EEXIST (overlap), ENOMEM. After an error nothing has changed.
+    /// Errors: EINVAL (unknown flag, unaligned, wrapping or too large range, slot id or address space out of range,
+    /// addresses that the processor cannot make, not user memory, deletion of what is not there, other size, user
+    /// address or read-only flag for an existing slot), EEXIST (overlap), ENOMEM. After an error nothing has changed.
     pub fn set_memory_region(&self, r: &UserRegion, flush: &dyn Fn()) -> Result<(), Errno> {
         let mut lock = self.slots_lock.lock();
         let change = self.slots.read().plan(&self.host, r)?;
