@@ -1,6 +1,7 @@
 //! The state of a processor after power-on, INIT and SIPI (APM 14.1.3, table 14-1).
 
 use crate::msr::PAT_RESET;
+use crate::user::Pending;
 use crate::vcpu::Core;
 use crate::{Ctx, MpState};
 use arch::cr::{Cr0, DR6_RESET, DR7_RESET, Efer};
@@ -66,6 +67,8 @@ impl<H: Host> Core<H> {
         }
         self.inject.clear();
         self.fast.armed = None;
+        // What an exit to user space waits for is no concern of the processor any more.
+        self.pending = Pending::None;
         self.mmio_fragments.clear();
         self.cpu.set_event_inj(arch::EventInj::NONE);
         self.cpu.clear_virq();

@@ -97,6 +97,31 @@ fn registers_that_are_set_while_a_device_is_read() {
     }
 }
 
+/// INIT between an exit and its answer: there is nothing left to complete.
+#[test]
+fn an_answer_after_init_is_dropped() {
+    for bytes in [&[0x8b, 0x06][..], &[0x6c]] {
+        let m = Machine::new();
+        m.long(0, bytes);
+        m.with_regs(0, |r| (r.rsi, r.rdi) = (MMIO, 0x9000));
+        if bytes[0] == 0x6c {
+            m.sim.step(0, |c| (code::IOIO, 0x70 << 16 | 1 << 4 | 4 | INPUT, c.guest().rip + 1));
+        } else {
+            m.npf(0, MMIO, false);
+        }
+        assert!(m.run(0).is_ok());
+        let mut e: kvm_vcpu_events = m.vcpu_get(0, KVM_GET_VCPU_EVENTS);
+        (e.flags, e.smi.latched_init) = (KVM_VCPUEVENT_VALID_SMM, 1);
+        assert_eq!(m.vcpu_with(0, KVM_SET_VCPU_EVENTS, &e), Ok(0));
+        assert_eq!(m.vcpu_get::<kvm_mp_state>(0, KVM_GET_MP_STATE).mp_state, KVM_MP_STATE_RUNNABLE);
+        assert_eq!(m.regs(0).rip, 0xfff0);
+        m.with_regs(0, |r| r.rax = 7);
+        m.does(0, |c| assert_eq!((c.guest().rip, c.guest().rax), (0xfff0, 7)));
+        m.run_out(0);
+        assert_eq!(m.injected(0), []);
+    }
+}
+
 /// CR8 without local APIC in the kernel.
 #[test]
 fn a_priority_that_is_lowered_is_told() {
