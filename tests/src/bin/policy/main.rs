@@ -3,6 +3,7 @@
 //! guest-reads` and `policy user-writes` print that part alone.
 
 mod calls;
+mod hidden;
 mod memslots;
 mod msrs;
 mod offered;
@@ -27,5 +28,7 @@ fn main() -> Result<()> {
     calls::cpuid_checks()?;
     calls::machine_checks()?;
     calls::paravirtual()?;
+    hidden::components()?;
+    hidden::rdtscp()?;
     memslots::limits()
 }
