@@ -6,6 +6,7 @@ use crate::{
     host::{self, Boot, Flavour},
     kernels::{self, Kernel},
     module, panics, profile, prove, run,
+    strict::Processor,
     test::{self, Selection},
     tidy, verify,
 };
@@ -33,8 +34,11 @@ pub enum Command {
         /// Whose modules the emulated machine loads
         #[arg(long, default_value = "ours")]
         module: Flavour,
+        /// Who emulates the AMD machine
+        #[arg(long, default_value = "plain")]
+        processor: Processor,
         /// On this machine instead: needs an AMD processor with SVM, and root
-        #[arg(long, conflicts_with_all = ["kernel", "module"])]
+        #[arg(long, conflicts_with_all = ["kernel", "module", "processor"])]
         here: bool,
     },
     /// Run all tests: rules, unit tests, modules for three kernels, scenarios in the emulated machine
@@ -49,6 +53,9 @@ pub enum Command {
         /// Only this kernel
         #[arg(long)]
         kernel: Option<Kernel>,
+        /// Who emulates the AMD machine
+        #[arg(long, default_value = "plain")]
+        processor: Processor,
     },
     /// Check the rules of the house that the compiler does not know
     Tidy,
@@ -58,6 +65,9 @@ pub enum Command {
     Bench {
         #[arg(long, default_value = "6.12")]
         kernel: Kernel,
+        /// Who emulates the AMD machine
+        #[arg(long, default_value = "plain")]
+        processor: Processor,
         /// Fail if ours takes more than this fraction of stock anywhere
         #[arg(long)]
         most: Option<f64>,
@@ -113,6 +123,9 @@ pub enum Command {
 
 #[derive(ClapArgs)]
 pub struct HostArgs {
+    /// Who emulates the AMD machine
+    #[arg(long, default_value = "plain")]
+    processor: Processor,
     #[arg(long, default_value = "6.12")]
     kernel: Kernel,
     /// Whose kvm.ko and kvm-amd.ko are loaded
@@ -160,7 +173,7 @@ impl HostArgs {
             let (to, from) = file.split_once('=').context("--file wants PATH_IN_HOST=FILE")?;
             boot.files.push((to.to_owned(), from.into()));
         }
-        host::command(env, boot, &self.words)
+        host::command(env, boot, self.processor, &self.words)
     }
 }
 
@@ -168,16 +181,20 @@ impl Command {
     pub fn run(self) -> Result<ExitCode> {
         let env = Env::new()?;
         match self {
-            Self::Run { kernel, machine, module, here: false } => return run::emulated(&env, kernel, module, &machine),
+            Self::Run { kernel, machine, module, processor, here: false } => {
+                return run::emulated(&env, processor, kernel, module, &machine);
+            }
             Self::Run { machine, here: true, .. } => return run::here(&env, &machine),
-            Self::Test { all, only, kernel } => return test::run(&env, &Selection { all, only, kernel }),
+            Self::Test { all, only, kernel, processor } => {
+                return test::run(&env, &Selection { all, only, kernel, processor });
+            }
             Self::Tidy => tidy::run(&env)?,
             Self::Panics => return panics::command(&env),
-            Self::Bench { kernel, module, profile: Some(kind), .. } => {
-                return profile::run(&env, kernel, module, &kind);
+            Self::Bench { kernel, processor, module, profile: Some(kind), .. } => {
+                return profile::run(&env, processor, kernel, module, &kind);
             }
-            Self::Bench { kernel, most, with_nrips, plot, .. } => {
-                return bench::run(&env, kernel, &bench::Options { most, with_nrips, plot });
+            Self::Bench { kernel, processor, most, with_nrips, plot, .. } => {
+                return bench::run(&env, kernel, &bench::Options { processor, most, with_nrips, plot });
             }
             Self::Module { kdir, kernel, out } => {
                 let kdir = match (kdir, kernel) {

@@ -10,6 +10,7 @@ use crate::{
     image,
     kernels::{self, Kernel},
     outside, payload, plot, proc, profile,
+    strict::Processor,
     trace::Counts,
     ui,
 };
@@ -58,6 +59,8 @@ const NRIPS: &str = "## An estimate with next-RIP saving\n\nThe emulated process
 
 /// What is wanted beside the first table.
 pub struct Options {
+    /// On whose figures.
+    pub processor: Processor,
     pub most: Option<f64>,
     pub with_nrips: bool,
     pub plot: bool,
@@ -68,10 +71,10 @@ pub type Figures = Vec<(String, f64)>;
 
 /// Runs both and writes docs/performance.md; fails if ours takes more than `most` of stock anywhere.
 pub fn run(env: &Env, kernel: Kernel, options: &Options) -> Result<ExitCode> {
-    let (stock, ours) = both(|flavour| measure(env, kernel, flavour))?;
+    let (stock, ours) = both(|flavour| measure(env, options.processor, kernel, flavour))?;
     let mut text = table(&stock, &ours)? + &handler(&stock, &ours);
     print!("{text}");
-    let traced = both(|flavour| profile::measure(env, kernel, flavour, ""))?;
+    let traced = both(|flavour| profile::measure(env, options.processor, kernel, flavour, ""))?;
     let mut more = format!("\n{COSTLY}{}", costly(&stock, &traced));
     if options.with_nrips {
         more += &format!("\n{NRIPS}{}", with_nrips(&stock, &ours, &traced)?);
@@ -104,8 +107,8 @@ fn both<T: Send>(f: impl Fn(Flavour) -> Result<T> + Sync) -> Result<(T, T)> {
     })
 }
 
-fn measure(env: &Env, kernel: Kernel, flavour: Flavour) -> Result<Figures> {
-    let machine = Machine::new(env)?;
+fn measure(env: &Env, processor: Processor, kernel: Kernel, flavour: Flavour) -> Result<Figures> {
+    let machine = Machine::new(env, processor)?;
     let mut boot = Boot::new(kernel, flavour, "exec /payload/bench");
     (boot.icount, boot.smp, boot.timeout) = (true, 1, PATIENCE);
     if flavour == Flavour::Ours {

@@ -22,13 +22,19 @@ pub struct Suite(pub &'static str);
 pub const BOOKWORM: Suite = Suite("bookworm");
 pub const TRIXIE: Suite = Suite("trixie");
 pub const TRIXIE_BACKPORTS: Suite = Suite("trixie-backports");
+/// Debian 13's source packages, whose lists are larger than all others and seldom wanted.
+pub const TRIXIE_SOURCES: Suite = Suite("trixie-sources");
 
 /// The keys of all releases of Debian.
 pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 impl Suite {
     fn release(self) -> &'static str {
-        self.0.strip_suffix("-backports").unwrap_or(self.0)
+        self.0.strip_suffix("-backports").or(self.0.strip_suffix("-sources")).unwrap_or(self.0)
+    }
+
+    fn is_backports(self) -> bool {
+        self.0.ends_with("-backports")
     }
 
     fn dir(self, env: &Env) -> PathBuf {
@@ -55,7 +61,7 @@ impl Suite {
         ] {
             apt.arg("-o").arg(format!("{option}={value}"));
         }
-        if self.0 != self.release() {
+        if self.is_backports() {
             apt.args(["-t", self.0]);
         }
         apt
@@ -89,13 +95,14 @@ impl Suite {
             bail!("no Debian mirror found in /etc/apt: this needs Debian 12 or 13 with its usual sources")
         };
         let release = self.release();
+        let kind = if self.0.ends_with("-sources") { "deb-src [" } else { "deb [arch=amd64 " };
         let mut list = String::new();
         let mut add = |uri: &str, suite: &str| {
-            list += &format!("deb [arch=amd64 signed-by={KEYRING}] {uri} {suite} main\n");
+            list += &format!("{kind}signed-by={KEYRING}] {uri} {suite} main\n");
         };
         add(main, release);
         add(main, &format!("{release}-updates"));
-        if self.0 != release {
+        if self.is_backports() {
             add(main, self.0);
         }
         if let Some(security) = of(true) {
@@ -172,6 +179,23 @@ impl Suite {
             }
         }
         Ok(())
+    }
+
+    /// Downloads a source package into `dir`: the version asked for, or if the mirror no longer has it the newest. Apt checks
+    /// the files against Debian's signed lists. Returns the version.
+    pub fn source(self, env: &Env, package: &str, version: &str, dir: &Path) -> Result<String> {
+        self.prepare(env)?;
+        fs::create_dir_all(dir)?;
+        let get = |what: &str| {
+            let mut apt = self.apt(env, "apt-get");
+            proc::run(apt.args(["source", "--download-only", "--only-source", what]).current_dir(dir))
+        };
+        if get(&format!("{package}={version}")).is_err() {
+            get(package).context("cannot download the source package from the Debian mirror")?;
+        }
+        let dsc = fs::read_to_string(proc::find_entry(dir, |name| name.ends_with(".dsc"))?)?;
+        let version = dsc.lines().find_map(|line| line.strip_prefix("Version: "));
+        Ok(version.context("the source package names its version")?.to_owned())
     }
 
     /// Forgets the package lists, so that the next use fetches new ones.
@@ -258,5 +282,7 @@ mod tests {
         assert!(list.contains(" m trixie main") && list.contains(" m trixie-backports main"));
         assert!(list.contains(" s trixie-security main"));
         assert!(TRIXIE.sources(&[]).is_err());
+        let list = TRIXIE_SOURCES.sources(&own).unwrap();
+        assert!(list.lines().all(|line| line.starts_with("deb-src [signed-by=")) && list.contains(" m trixie main"));
     }
 }

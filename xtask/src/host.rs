@@ -10,8 +10,9 @@ use crate::{
     image::{self, Tools},
     kernels::{self, Kernel, Unpacked},
     modules::Modules,
+    strict::{self, Processor},
     ui,
-    verdict::{Outcome, Verdict, emulator_failure, is_complaint},
+    verdict::{Outcome, Verdict, emulator_failure, is_complaint, reports},
 };
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -103,19 +104,37 @@ const RETRIES: u32 = 12;
 pub struct Machine {
     tools: Tools,
     base: PathBuf,
+    /// The strict processor's emulator, in place of Debian's.
+    strict: Option<PathBuf>,
 }
 
 impl Machine {
-    pub fn new(env: &Env) -> Result<Self> {
+    pub fn new(env: &Env, processor: Processor) -> Result<Self> {
         remove_stale_runs(env);
         let tools = Tools::fetch(env)?;
         let base = image::base(env, &tools)?;
-        Ok(Self { tools, base })
+        let strict = match processor {
+            Processor::Strict => strict::fetch(env)?,
+            Processor::Plain => None,
+        };
+        Ok(Self { tools, base, strict })
     }
 
     /// Changes with everything that every boot has in common.
     pub fn identity(&self) -> String {
-        format!("{} {}", self.base.display(), include_str!("../scripts/host-init.sh"))
+        let strict = self.strict.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        format!("{} {} {strict}", self.base.display(), include_str!("../scripts/host-init.sh"))
+    }
+
+    fn qemu(&self) -> Command {
+        match &self.strict {
+            Some(program) => self.tools.emulator(program),
+            None => self.tools.qemu(),
+        }
+    }
+
+    fn cpu(&self, boot: &Boot) -> String {
+        if self.strict.is_some() { strict::cpu(&boot.cpu, &boot.cmdline) } else { boot.cpu.clone() }
     }
 
     /// Boots, runs the script and reports; what the emulator alone did wrong is tried again.
@@ -168,7 +187,7 @@ impl Run {
         let number = RUNS.fetch_add(1, Ordering::Relaxed);
         let dir = env.cache.join("runs").join(format!("{}-{number}", std::process::id()));
         fs::create_dir_all(&dir)?;
-        let mut run = Self { qemu: machine.tools.qemu(), dir };
+        let mut run = Self { qemu: machine.qemu(), dir };
         let initrd = run.dir.join("initrd");
         let mut file = fs::File::create(&initrd)?;
         std::io::copy(&mut fs::File::open(&machine.base)?, &mut file)?;
@@ -179,7 +198,7 @@ impl Run {
             "no_timer_check console=ttyS0 panic=-1 oops=panic quiet loglevel=5 8250.nr_uarts=4 ".to_owned();
         append += &boot.cmdline;
         let qemu = &mut run.qemu;
-        qemu.args(["-nodefaults", "-display", "none", "-no-reboot", "-cpu", &boot.cpu]);
+        qemu.args(["-nodefaults", "-display", "none", "-no-reboot", "-cpu", &machine.cpu(boot)]);
         qemu.args(["-m", &boot.memory.to_string()]);
         if boot.icount {
             qemu.args(["-icount", "shift=0,sleep=off", "-accel", "tcg,thread=single"]);
@@ -212,7 +231,10 @@ impl Run {
         if boot.interactive {
             let errors = self.dir.join("errors");
             let status = self.qemu.stderr(fs::File::create(&errors)?).status().context("cannot start QEMU")?;
-            let errors = if status.success() { String::new() } else { fs::read_to_string(&errors)? };
+            let mut errors = fs::read_to_string(&errors)?;
+            if status.success() {
+                errors = reports(&errors).join("\n");
+            }
             return Ok((self.outcome(String::new(), &errors), None));
         }
         self.qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -226,8 +248,10 @@ impl Run {
         let output = reader.join().unwrap_or_default();
         let mut errors = errors.join().unwrap_or_default();
         let Some(status) = status else {
-            let log = self.log();
-            let outcome = Outcome { verdict: Verdict::Timeout, output, log, retries: 0, seconds: 0.0 };
+            let mut outcome = self.outcome(output, &errors);
+            if !matches!(outcome.verdict, Verdict::Processor(_)) {
+                outcome.verdict = Verdict::Timeout;
+            }
             let emulator = emulator_failure(&outcome.verdict, &errors, &outcome.log);
             return Ok((outcome, emulator));
         };
@@ -251,7 +275,9 @@ impl Run {
         let log = self.log();
         let complaints: Vec<String> = log.lines().filter(|line| is_complaint(line)).map(str::to_owned).collect();
         let status = log.lines().find_map(|line| line.strip_prefix("hsave: exit ")?.parse().ok());
+        let reports = reports(&errors.join("\n"));
         let verdict = match status {
+            _ if !reports.is_empty() => Verdict::Processor(reports),
             _ if !complaints.is_empty() => Verdict::HostKernel(complaints),
             Some(status) => Verdict::Exit(status),
             None if errors.is_empty() => Verdict::Died("it left before the script ended".to_owned()),
@@ -349,7 +375,7 @@ pub fn our_modules(env: &Env, kernel: Kernel) -> Result<PathBuf> {
 }
 
 /// The hidden command `./x host`: one boot with a script from a file or the command line.
-pub fn command(env: &Env, mut boot: Boot, words: &[String]) -> Result<std::process::ExitCode> {
+pub fn command(env: &Env, mut boot: Boot, processor: Processor, words: &[String]) -> Result<std::process::ExitCode> {
     boot.script = match words {
         [only] if Path::new(only).is_file() => fs::read_to_string(only)?,
         _ => words.join(" "),
@@ -357,7 +383,7 @@ pub fn command(env: &Env, mut boot: Boot, words: &[String]) -> Result<std::proce
     if boot.flavour == Flavour::Ours && boot.ours.is_none() {
         boot.ours = Some(our_modules(env, boot.kernel)?);
     }
-    let machine = Machine::new(env)?;
+    let machine = Machine::new(env, processor)?;
     let outcome = machine.boot(env, &boot)?;
     if !outcome.passed() {
         eprintln!("--- host kernel log\n{}---", outcome.log);
@@ -365,7 +391,7 @@ pub fn command(env: &Env, mut boot: Boot, words: &[String]) -> Result<std::proce
     eprintln!("x host: {}", outcome.explain());
     Ok(match outcome.verdict {
         Verdict::Exit(status) => std::process::ExitCode::from(u8::try_from(status).unwrap_or(1)),
-        Verdict::HostKernel(_) | Verdict::Died(_) => std::process::ExitCode::from(123),
+        Verdict::HostKernel(_) | Verdict::Processor(_) | Verdict::Died(_) => std::process::ExitCode::from(123),
         Verdict::Timeout => std::process::ExitCode::from(122),
     })
 }

@@ -42,7 +42,12 @@ impl Tools {
 
     /// QEMU for this machine, with its own libraries, modules and firmware.
     pub fn qemu(&self) -> Command {
-        let mut qemu = Libraries::new(&self.root).command(&self.root.join("usr/bin/qemu-system-x86_64"));
+        self.emulator(&self.root.join("usr/bin/qemu-system-x86_64"))
+    }
+
+    /// Another build of the same QEMU, with the same libraries and firmware.
+    pub fn emulator(&self, program: &Path) -> Command {
+        let mut qemu = Libraries::new(&self.root).command(program);
         qemu.env("QEMU_MODULE_DIR", self.root.join("usr/lib/x86_64-linux-gnu/qemu"));
         for dir in ["usr/share/qemu", "usr/share/seabios"] {
             qemu.arg("-L").arg(self.root.join(dir));

@@ -167,7 +167,7 @@ fn relocate(makefile: &Path, root: &Path) -> Result<()> {
 /// Everything the tests need from Debian.
 pub fn fetch_all(env: &Env, refresh: bool) -> Result<()> {
     if refresh {
-        for suite in [debs::BOOKWORM, debs::TRIXIE, debs::TRIXIE_BACKPORTS] {
+        for suite in [debs::BOOKWORM, debs::TRIXIE, debs::TRIXIE_BACKPORTS, debs::TRIXIE_SOURCES] {
             suite.forget(env)?;
         }
     }

@@ -39,6 +39,7 @@ mod run;
 mod rust_src;
 mod scenarios;
 mod selftests;
+mod strict;
 mod sysroot;
 mod test;
 mod tidy;

@@ -9,6 +9,7 @@ use crate::{
     host::{self, Boot, Flavour, Machine},
     kernels::Kernel,
     payload, proc,
+    strict::Processor,
     trace::{Costly, Counts, Symbols, Window},
     ui,
 };
@@ -27,8 +28,8 @@ use std::{
 const ROUNDS: u32 = 20;
 
 /// Shows where the instructions of the kinds whose name contains `kind` are.
-pub fn run(env: &Env, kernel: Kernel, flavour: Flavour, kind: &str) -> Result<ExitCode> {
-    let profiles = measure(env, kernel, flavour, kind)?;
+pub fn run(env: &Env, processor: Processor, kernel: Kernel, flavour: Flavour, kind: &str) -> Result<ExitCode> {
+    let profiles = measure(env, processor, kernel, flavour, kind)?;
     ensure!(!profiles.is_empty(), "no kind is called like {kind}");
     for (name, counts) in profiles {
         println!("{name}: {:.1} instructions, {:.1} of them for its length", counts.total(), counts.decoding);
@@ -38,8 +39,14 @@ pub fn run(env: &Env, kernel: Kernel, flavour: Flavour, kind: &str) -> Result<Ex
 }
 
 /// Figures per round of all kinds whose name contains `only`.
-pub fn measure(env: &Env, kernel: Kernel, flavour: Flavour, only: &str) -> Result<BTreeMap<String, Counts>> {
-    let machine = Machine::new(env)?;
+pub fn measure(
+    env: &Env,
+    processor: Processor,
+    kernel: Kernel,
+    flavour: Flavour,
+    only: &str,
+) -> Result<BTreeMap<String, Counts>> {
+    let machine = Machine::new(env, processor)?;
     let mut boot = Boot::new(kernel, flavour, "");
     (boot.smp, boot.icount, boot.timeout) = (1, true, PATIENCE);
     if flavour == Flavour::Ours {

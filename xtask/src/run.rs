@@ -5,7 +5,9 @@ use crate::{
     host::{self, Boot, Flavour, Machine},
     image, kernels,
     kernels::Kernel,
-    module, proc, ui,
+    module, proc,
+    strict::Processor,
+    ui,
     verdict::Verdict,
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -17,8 +19,14 @@ use std::{
 };
 
 /// In the emulated host: an interactive shell in the guest, or without a terminal a short scripted one.
-pub fn emulated(env: &Env, kernel: Kernel, flavour: Flavour, machine_type: &str) -> Result<ExitCode> {
-    let machine = Machine::new(env)?;
+pub fn emulated(
+    env: &Env,
+    processor: Processor,
+    kernel: Kernel,
+    flavour: Flavour,
+    machine_type: &str,
+) -> Result<ExitCode> {
+    let machine = Machine::new(env, processor)?;
     let (ours, whose) = match flavour {
         Flavour::Ours => (Some(host::our_modules(env, kernel)?), "our"),
         Flavour::Stock | Flavour::None => (None, "its own"),

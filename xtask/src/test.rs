@@ -7,7 +7,9 @@ use crate::{
     i386, imports,
     job::{self, Job},
     kernels::{self, Kernel},
-    miri, mitigations, module, object, oldest, panics, payload, proc, rust_src, scenarios, selftests, tidy, ui, verify,
+    miri, mitigations, module, object, oldest, panics, payload, proc, rust_src, scenarios, selftests,
+    strict::Processor,
+    tidy, ui, verify,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
@@ -32,6 +34,8 @@ pub struct Selection {
     pub only: Option<String>,
     /// Only this kernel.
     pub kernel: Option<Kernel>,
+    /// Who emulates the host.
+    pub processor: Processor,
 }
 
 /// What needs no module, when it is asked for by name.
@@ -222,7 +226,7 @@ fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBu
         return Ok(());
     }
     tally.check("scenario-table", || every_payload_is_used(env));
-    let machine = Machine::new(env)?;
+    let machine = Machine::new(env, selection.processor)?;
     let payloads = tally.check("test-programs", || payload::build(env)).unwrap_or_default();
 
     let total = jobs.len();
@@ -281,7 +285,7 @@ fn kernel_selftests(
     }
     let Some(programs) = tally.check("selftests-build", || selftests::build(env)) else { return Ok(()) };
     let modules = built.get(&selftests::KERNEL);
-    let machine = Machine::new(env)?;
+    let machine = Machine::new(env, selection.processor)?;
     groups.reverse();
     let (queue, tally) = (Mutex::new(groups), Mutex::new(tally));
     std::thread::scope(|scope| {

@@ -10,6 +10,8 @@ pub enum Verdict {
     Exit(i32),
     /// The host kernel's complaints.
     HostKernel(Vec<String>),
+    /// What the strict processor would not forgive (docs/strict.md).
+    Processor(Vec<String>),
     /// The host died without a word, or QEMU did.
     Died(String),
     Timeout,
@@ -41,6 +43,7 @@ impl Outcome {
             Verdict::Exit(125) => "a module could not be loaded".to_owned(),
             Verdict::Exit(status) => format!("the script exited with {status}"),
             Verdict::HostKernel(lines) => format!("the host kernel complained:\n  {}", lines.join("\n  ")),
+            Verdict::Processor(lines) => format!("the strict processor reports:\n  {}", lines.join("\n  ")),
             Verdict::Died(what) => format!("the host died: {what}"),
             Verdict::Timeout => "took too long and was stopped".to_owned(),
         }
@@ -55,6 +58,9 @@ impl Outcome {
 /// the emulator translated the old byte); and an idle CPU that the interrupt of its timer does not reach, as the test
 /// program `heartbeat` reports. The last makes any outcome void, and so does a script that says so (`hsave: void`).
 pub fn emulator_failure(verdict: &Verdict, errors: &str, log: &str) -> Option<&'static str> {
+    if matches!(verdict, Verdict::Processor(_)) {
+        return None;
+    }
     let unfinished = !matches!(verdict, Verdict::Exit(_)) && !log.is_empty();
     if errors.contains("bql_locked") {
         Some("QEMU aborted")
@@ -69,6 +75,11 @@ pub fn emulator_failure(verdict: &Verdict, errors: &str, log: &str) -> Option<&'
     } else {
         None
     }
+}
+
+/// The strict processor's reports in what QEMU said.
+pub fn reports(errors: &str) -> Vec<String> {
+    errors.lines().filter_map(|line| line.strip_prefix("strict: ")).map(str::to_owned).collect()
 }
 
 /// The kernel met an `int3`, and the byte before where it stopped (marked in the line `Code:`) is none.
@@ -109,6 +120,14 @@ mod tests {
         assert!(emulator_failure(&Verdict::Timeout, "", &format!("hsave: modules\n{lost}")).is_some());
         assert!(emulator_failure(&Verdict::Exit(0), "", "hsave: void\nhsave: exit 0").is_some());
         assert!(emulator_failure(&Verdict::Exit(0), "", "hsave: exit 0").is_none());
+    }
+
+    #[test]
+    fn a_report_is_a_failure_whatever_else_happened() {
+        let reports = reports("qemu: warning: that\nstrict: rule 1: cpu 0: this\n");
+        assert_eq!(reports, ["rule 1: cpu 0: this"]);
+        let verdict = Verdict::Processor(reports);
+        assert!(emulator_failure(&verdict, "", "hsave: CPU 1 slept for 21 s through its timer").is_none());
     }
 
     #[test]
