@@ -40,6 +40,7 @@ mod rust_src;
 mod scenarios;
 mod selftests;
 mod strict;
+mod strict_checks;
 mod sysroot;
 mod test;
 mod tidy;

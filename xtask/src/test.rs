@@ -9,7 +9,7 @@ use crate::{
     kernels::{self, Kernel},
     miri, mitigations, module, object, oldest, panics, payload, proc, rust_src, scenarios, selftests,
     strict::Processor,
-    tidy, ui, verify,
+    strict_checks, tidy, ui, verify,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
@@ -39,7 +39,7 @@ pub struct Selection {
 }
 
 /// What needs no module, when it is asked for by name.
-const WITHOUT_MODULES: [&str; 6] = ["tidy", "clippy", "cargo-test", "miri", "oldest-rust", "chroot"];
+const WITHOUT_MODULES: [&str; 7] = ["tidy", "clippy", "cargo-test", "miri", "oldest-rust", "chroot", "strict-checks"];
 
 impl Selection {
     fn needs_modules(&self) -> bool {
@@ -104,6 +104,9 @@ pub fn run(env: &Env, selection: &Selection) -> Result<ExitCode> {
         for (suite, packages) in oldest::SUITES {
             tally.check(&format!("oldest-rust {}", suite.0), || oldest::build(env, suite, packages));
         }
+    }
+    if selection.processor == Processor::Strict && selection.wants("strict-checks") {
+        tally.check("strict-checks", || strict_checks::run(env));
     }
     let built = if selection.needs_modules() { modules(env, selection, &mut tally) } else { BTreeMap::new() };
     in_the_host(env, selection, &built, &mut tally)?;

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * One small hypervisor per check of the strict processor, each breaking one rule on purpose.
+ *
+ * The emulator starts it by multiboot; CHECK, given to the preprocessor, is one of the names below and chooses what is broken. It sets up long mode with the first
+ * gigabyte mapped, a VMCB and nested tables, and runs a guest in 64-bit mode that reads one word and says VMMCALL. It leaves
+ * through the emulator's exit device (port F4h) with 1 if the guest did what it should, else 2.
+ */
+#define nothing 1
+#define stale_page 2
+#define clean_bit 3
+#define asid_0 4
+#define gif 5
+#define asid_reused 6
+#define no_hsave 7
+#define invlpga 8
+#define reserved 9
+#define shadow 10
+#define stale_rights 11
+
+        .set PAGE, 0x1000
+        .set LOAD, 0x100000
+
+/* Memory that this uses, each a page, zeroed by whoever starts it. */
+        .set PML4, 0x200000             // the host's tables, which the guest uses as well
+        .set PDPT, 0x201000
+        .set PD, 0x202000
+        .set NPML4, 0x203000            // nested tables: 2 MiB pages, but 4 KiB ones for the third 2 MiB
+        .set NPDPT, 0x204000
+        .set NPD, 0x205000
+        .set NPT, 0x206000
+        .set OTHER, 0x207000            // a second root with the same contents as NPML4
+        .set HSAVE, 0x208000
+        .set VMCB, 0x209000
+        .set IOPM, 0x20a000             // 12 KiB
+        .set MSRPM, 0x20d000            // 8 KiB
+        .set STACK, 0x211000
+        .set DATA, 0x400000             // what the guest reads, and where it is moved to
+        .set MOVED, 0x401000
+
+        .set VMMCALL_EXIT, 0x81
+
+        .macro vmcb8 offset, value
+        movq    $\value, VMCB + \offset
+        .endm
+        .macro vmcb4 offset, value
+        movl    $\value, VMCB + \offset
+        .endm
+        /* Runs the guest; it has to come back with VMMCALL. */
+        .macro run
+        mov     $VMCB, %eax
+        vmload  %rax
+        clgi
+        vmrun   %rax
+        stgi
+        cmpq    $VMMCALL_EXIT, VMCB + 0x70
+        jne     failed
+        .endm
+        /* The same, starting again at the beginning. */
+        .macro again
+        movq    $guest, VMCB + 0x578
+        run
+        .endm
+
+        .code32
+        .section .text
+        .globl  start
+header:
+        .align  4
+        .long   0x1badb002              // multiboot, with addresses
+        .long   0x10000
+        .long   -(0x1badb002 + 0x10000)
+        .long   header, LOAD, 0, 0, start
+start:
+        cli
+        mov     $PDPT + 7, %eax
+        mov     %eax, PML4
+        mov     $PD + 7, %eax
+        mov     %eax, PDPT
+        mov     $NPDPT + 7, %eax
+        mov     %eax, NPML4
+        mov     %eax, OTHER
+        mov     $NPD + 7, %eax
+        mov     %eax, NPDPT
+        mov     $0, %ecx
+        mov     $0x87, %eax
+1:      mov     %eax, PD(,%ecx,8)
+        mov     %eax, NPD(,%ecx,8)
+        add     $0x200000, %eax
+        inc     %ecx
+        cmp     $512, %ecx
+        jne     1b
+        movl    $NPT + 7, NPD + 2 * 8
+        mov     $0, %ecx
+        mov     $DATA + 0x67, %eax
+1:      mov     %eax, NPT(,%ecx,8)
+        add     $PAGE, %eax
+        inc     %ecx
+        cmp     $512, %ecx
+        jne     1b
+        movl    $0x1111, DATA
+        movl    $0x2222, MOVED
+
+        mov     $0x220, %eax            // PAE and SSE
+        mov     %eax, %cr4
+        mov     $PML4, %eax
+        mov     %eax, %cr3
+        mov     $0xc0000080, %ecx
+        mov     $0x1100, %eax           // EFER: SVME and LME
+        xor     %edx, %edx
+        wrmsr
+        mov     $0x80000011, %eax
+        mov     %eax, %cr0
+        lgdt    pointer
+        ljmp    $8, $long
+
+        .align  8
+gdt:    .quad   0, 0x00af9b000000ffff, 0x00cf93000000ffff
+pointer:
+        .word   . - gdt - 1
+        .long   gdt
+
+        .code64
+long:
+        mov     $16, %eax
+        mov     %eax, %ss
+        mov     %eax, %ds
+        mov     %eax, %es
+        mov     $STACK, %esp
+
+#if CHECK != no_hsave
+        mov     $0xc0010117, %ecx       // VM_HSAVE_PA
+        mov     $HSAVE, %eax
+        xor     %edx, %edx
+        wrmsr
+#endif
+
+        vmcb4   0x0c, 0x1f              // INTR, NMI, SMI, INIT, VINTR
+        vmcb4   0x10, 0x3               // VMRUN, VMMCALL
+        vmcb8   0x40, IOPM
+        vmcb8   0x48, MSRPM
+        vmcb4   0x58, 1                 // ASID
+        vmcb4   0x5c, 1                 // flush everything
+        vmcb4   0x60, 0x01000000        // V_INTR_MASKING
+        vmcb8   0x90, 1                 // nested paging
+        vmcb8   0xb0, NPML4
+        vmcb4   0x410, 0x029b0008       // CS
+        vmcb4   0x414, 0xffffffff
+        vmcb4   0x420, 0x0c930010       // SS
+        vmcb4   0x424, 0xffffffff
+        vmcb8   0x4d0, 0x1500           // EFER with LMA
+        vmcb8   0x548, 0x220            // CR4
+        vmcb8   0x550, PML4             // CR3
+        mov     $0x80000011, %eax
+        mov     %rax, VMCB + 0x558      // CR0
+        vmcb8   0x560, 0x400            // DR7
+        mov     $0xffff0ff0, %eax
+        mov     %rax, VMCB + 0x568      // DR6
+        vmcb8   0x570, 2                // RFLAGS
+        vmcb8   0x578, guest
+        vmcb8   0x5d8, STACK
+        movabs  $0x0007040600070406, %rax
+        mov     %rax, VMCB + 0x668      // G_PAT
+
+#if CHECK == asid_0  // ASID 0
+        vmcb4   0x58, 0
+        mov     $VMCB, %eax
+        clgi
+        vmrun   %rax
+        stgi
+        cmpl    $-1, VMCB + 0x70        // which is refused
+        jne     failed
+        jmp     passed
+#endif
+#if CHECK == gif  // VMRUN with GIF set
+        mov     $VMCB, %eax
+        vmrun   %rax
+        jmp     passed
+#endif
+#if CHECK == reserved  // a reserved field
+        vmcb4   0x20, 1
+#endif
+
+        run
+        cmp     $0x1111, %ebx
+        jne     failed
+        vmcb4   0x5c, 0                 // nothing is flushed from here on
+
+#if CHECK == nothing  // nothing wrong: the page moves and the ASID is flushed; a dirty group is changed
+        movl    $MOVED + 0x67, NPT
+        vmcb4   0x5c, 3
+        movl    $0x43, VMCB + 0x10
+        movl    $0x3fe, VMCB + 0xc0
+        again
+        cmp     $0x2222, %ebx
+        jne     failed
+#endif
+#if CHECK == stale_page  // the page moves, and the ASID is not flushed
+        movl    $MOVED + 0x67, NPT
+        again
+        cmp     $0x1111, %ebx
+        jne     failed
+#endif
+#if CHECK == clean_bit  // an intercept changes under a clean bit
+        movl    $0x40000, VMCB + 0x0c   // no CPUID intercept after all: bit 18
+        movl    $0x1, VMCB + 0xc0
+        again
+#endif
+#if CHECK == asid_reused  // other tables under the same ASID
+        vmcb8   0xb0, OTHER
+        again
+#endif
+#if CHECK == invlpga  // an ASID that does not exist
+        mov     $DATA, %eax
+        mov     $0x12345, %ecx
+        invlpga %rax, %ecx
+#endif
+#if CHECK == shadow  // the shadow of STI after the instruction that it covered
+        movq    $guest_sti, VMCB + 0x578
+        run
+        addq    $3, VMCB + 0x578
+        run
+#endif
+#if CHECK == stale_rights  // fewer rights, and the ASID is not flushed
+        movl    $DATA + 0x65, NPT
+        again
+#endif
+
+passed:
+        mov     $0, %eax                // 2 * 0 + 1
+        jmp     1f
+failed:
+        mov     $1, %eax
+1:      out     %eax, $0xf4
+        hlt
+
+guest:
+        mov     DATA, %ebx
+        vmmcall
+guest_sti:
+        sti
+        vmmcall
+        vmmcall
