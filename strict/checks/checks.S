@@ -13,10 +13,12 @@
 #define gif 5
 #define asid_reused 6
 #define no_hsave 7
-#define invlpga 8
+#define no_such_asid 8
 #define reserved 9
 #define shadow 10
 #define stale_rights 11
+#define first_ret 12
+#define no_barrier 13
 
         .set PAGE, 0x1000
         .set LOAD, 0x100000
@@ -35,6 +37,7 @@
         .set IOPM, 0x20a000             // 12 KiB
         .set MSRPM, 0x20d000            // 8 KiB
         .set STACK, 0x211000
+        .set SECOND, 0x212000           // another guest's VMCB
         .set DATA, 0x400000             // what the guest reads, and where it is moved to
         .set MOVED, 0x401000
 
@@ -210,7 +213,7 @@ long:
         vmcb8   0xb0, OTHER
         again
 #endif
-#if CHECK == invlpga  // an ASID that does not exist
+#if CHECK == no_such_asid  // an ASID that does not exist
         mov     $DATA, %eax
         mov     $0x12345, %ecx
         invlpga %rax, %ecx
@@ -223,7 +226,32 @@ long:
 #endif
 #if CHECK == stale_rights  // fewer rights, and the ASID is not flushed
         movl    $DATA + 0x65, NPT
+        again                           // suspected
+        again                           // nobody else is there to ask for the flush
         again
+#endif
+
+#if CHECK == first_ret                  // R8 is the guest's, and the return stack is as the guest left it
+        call    1f
+        jmp     passed
+1:      ret
+#endif
+#if CHECK == no_barrier                 // another guest, without IBPB
+        mov     $VMCB, %esi
+        mov     $SECOND, %edi
+        mov     $PAGE, %ecx
+        cld
+        rep     movsb
+        movl    $2, SECOND + 0x58
+        movq    $OTHER, SECOND + 0xb0
+        movq    $guest, SECOND + 0x578
+        movl    $0, SECOND + 0xc0
+        mov     $SECOND, %eax
+        clgi
+        vmrun   %rax
+        stgi
+        cmpq    $VMMCALL_EXIT, SECOND + 0x70
+        jne     failed
 #endif
 
 passed:
@@ -235,6 +263,7 @@ failed:
         hlt
 
 guest:
+        mov     $0x12345678, %r8d
         mov     DATA, %ebx
         vmmcall
 guest_sti:

@@ -25,9 +25,11 @@ const CHECKS: &[(&str, &str)] = &[
     ("gif", "rule 1: cpu 0"),
     ("asid_reused", "rule 1: cpu 0"),
     ("no_hsave", "rule 1: cpu 0"),
-    ("invlpga", "rule 1: cpu 0"),
+    ("no_such_asid", "rule 1: cpu 0"),
     ("shadow", "rule 1: cpu 0"),
     ("reserved", "vmcb 1: cpu 0"),
+    ("first_ret", "left-over 1: cpu 0"),
+    ("no_barrier", "prediction 1: cpu 0"),
 ];
 
 /// What the programs leave the emulator with when the guest did what it should: it is half the value, and odd.
