@@ -106,7 +106,7 @@ impl<H: Host> Ctx<'_, H> {
         let polls = allowed && ns != 0;
         if polls {
             let stop = start.saturating_add(ns);
-            while !requests.pending() && host.may_poll() && now < stop {
+            while !requests.pending() && now < stop && host.may_poll() {
                 core::hint::spin_loop();
                 now = host.now_ns();
             }

@@ -146,7 +146,7 @@ mod tests {
             "c.get()",
             "c.get(0xd, i)",
             "// INDEX: ours.\n    t.get(i)",
-            "let a =\n        t.get(i) // INDEX: ours.",
+            "let a =\n        t.get(i); // INDEX: ours.\n    g()",
         ];
         for good in good {
             assert_eq!(lines(good), 0, "{good}");

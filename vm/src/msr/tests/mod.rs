@@ -63,7 +63,7 @@ fn what_a_new_guest_reads() {
         (KVM_POLL_CONTROL, Ok(1)),
         (KVM_STEAL_TIME, Ok(0)),
         (KVM_PV_EOI_EN, Ok(0)),
-        (KVM_ASYNC_PF_EN, NONE),
+        (KVM_ASYNC_PF_EN, Ok(0)),
         (0x4000_0000, NONE),
         (PERF_STATUS, Ok(0x400_0000_03e8)),
         (0xcd, Ok(3)),
