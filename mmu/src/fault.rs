@@ -93,7 +93,7 @@ impl<H: Host> Mmu<H> {
         let hva = slot.hva_of(gfn);
         if region.invalid
             || maps.released
-            || self.invalidation_in_progress(hva)
+            || self.invalidation_in_progress(hva, 1)
             || write && slot.read_only()
             || gfn >= maps.tree.limit()
         {
@@ -132,7 +132,7 @@ impl<H: Host> Mmu<H> {
                 return Err(Stop::Errno(Errno::EIO));
             }
             let Some(region) = maps.region(gfn) else { return Ok(Attempt::Ends(RetPf::Emulate)) };
-            if region.invalid || self.invalidation_in_progress(region.slot.hva_of(gfn)) {
+            if region.invalid || self.invalidation_in_progress(region.slot.hva_of(gfn), 1) {
                 return Ok(Attempt::Ends(RetPf::Retry));
             }
             if write && region.slot.read_only() || gfn >= maps.tree.limit() {
@@ -195,7 +195,9 @@ impl<H: Host> Mmu<H> {
         if level >= MapLevel::Page1G as u8 && !self.page_1g {
             level = MapLevel::Page2M as u8;
         }
-        while level > 1 && !fits(maps, slot, gfn, pfn.number(), level) {
+        // What surrounds the page is not mapped with it while the host changes a part of that.
+        let changing = |size: u64| self.invalidation_in_progress(slot.hva_of(gfn & !(size - 1)), size);
+        while level > 1 && (!fits(maps, slot, gfn, pfn.number(), level) || changing(pages(level))) {
             level -= 1;
         }
         Leaf { pfn, write, level: level.max(1) }

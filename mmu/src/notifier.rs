@@ -59,9 +59,9 @@ impl Invalidations {
         (self.len as u32).saturating_add(self.more)
     }
 
-    fn cover(&self, hva: u64) -> bool {
-        let inside = |r: &(u64, u64)| hva >= r.0 && hva < r.1;
-        self.ranges.iter().take(self.len).any(inside) || self.more != 0 && inside(&self.around)
+    fn overlap(&self, start: u64, end: u64) -> bool {
+        let overlaps = |r: &(u64, u64)| end > r.0 && start < r.1;
+        self.ranges.iter().take(self.len).any(overlaps) || self.more != 0 && overlaps(&self.around)
     }
 }
 
@@ -100,10 +100,11 @@ impl<H: Host> Mmu<H> {
         self.invalidations_in_progress.store(invalidations.count(), Release);
     }
 
-    /// Is the page at `hva` being invalidated? The mmu's lock is held at least for reading.
+    /// Is any of the `pages` pages from `hva` on being invalidated? The mmu's lock is held at least for reading.
     #[inline]
-    pub(crate) fn invalidation_in_progress(&self, hva: Hva) -> bool {
-        self.invalidations_in_progress.load(Acquire) != 0 && self.invalidations.lock().cover(hva.0)
+    pub(crate) fn invalidation_in_progress(&self, hva: Hva, pages: u64) -> bool {
+        let end = hva.0.wrapping_add(pages << 12);
+        self.invalidations_in_progress.load(Acquire) != 0 && self.invalidations.lock().overlap(hva.0, end)
     }
 
     /// Did the guest use `[start, end)` since the last call? Forgets that it did. TLBs are not flushed: a page that is

@@ -1,7 +1,7 @@
 //! What the kernel may do to the VMM's memory while a fault, an access or another invalidation is under way.
 
 use super::Vm;
-use super::fake::{PAGE, Point};
+use super::fake::{Fake, PAGE, Point};
 use crate::RetPf::*;
 use crate::{LOG_DIRTY_PAGES, UserRegion};
 use arch::{Gpa, Hva};
@@ -359,4 +359,21 @@ fn memory_outside_of_all_slots_holds_nobody_up() {
     assert_eq!(vm.fault(0, true), Ok(Fixed));
     assert_eq!(asked.load(SeqCst), 1, "asked for the page once");
     vm.end();
+}
+
+/// The host has a large page where a part is being changed: the rest is mapped in small ones.
+#[test]
+fn a_large_page_that_is_changed_in_part() {
+    for host in [Fake::new(), Fake::new().with_mapped_pages()] {
+        let mut vm = Vm::on(host);
+        vm.host.map_as(HVA, 1024, true, Page2M);
+        vm.set(0, 0, 1024, HVA, 0).unwrap();
+        vm.invalidate(HVA + 7 * PAGE, HVA + 8 * PAGE);
+        assert_eq!(vm.fault(7 * PAGE, true), Ok(Retry));
+        assert_eq!((vm.fault(8 * PAGE, true), vm.fault(600 * PAGE, true)), (Ok(Fixed), Ok(Fixed)));
+        let level = |gpa| vm.look(gpa).map(|f| f.level);
+        assert_eq!((level(7 * PAGE), level(8 * PAGE), level(600 * PAGE)), (None, Some(1), Some(2)));
+        vm.invalidate_end(HVA + 7 * PAGE, HVA + 8 * PAGE);
+        vm.end();
+    }
 }
