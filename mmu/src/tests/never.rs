@@ -75,7 +75,7 @@ never! {
         fn load(&mut self);
         fn put(&mut self);
         fn user_size(&self) -> usize;
-        fn get(&self, _: &mut [u8], _: u32);
+        fn get(&self, _: &mut [u8], _: u64, _: u32);
         fn set(&mut self, _: &[u8], _: u64, _: &mut u32) -> Result<(), Errno>;
         fn vector(&self, _: u8) -> [u8; 32];
         fn set_vector(&mut self, _: u8, _: &[u8; 32], _: bool);
