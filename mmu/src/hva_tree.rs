@@ -64,7 +64,7 @@ impl HvaTree {
     pub fn take_over(&mut self, other: &mut Self) {
         if other.ranges.len() <= self.room() {
             self.ranges.append(&mut other.ranges);
-            self.update(0);
+            self.update(0, self.ranges.len().saturating_sub(1));
         }
     }
 
@@ -85,7 +85,7 @@ impl HvaTree {
             return false;
         }
         self.ranges.insert(at, range);
-        self.update(at);
+        self.update(at, self.ranges.len().saturating_sub(1));
         true
     }
 
@@ -95,23 +95,25 @@ impl HvaTree {
         let Ok(at) = self.ranges.binary_search_by_key(&key, Range::key) else { return };
         // To the end and off it; `Vec::remove` could panic, as far as the compiler can see.
         if let Some(tail) = self.ranges.get_mut(at..) {
-            tail.rotate_left(1);
+            if tail.len() > 1 {
+                tail.rotate_left(1);
+            }
             self.ranges.pop();
         }
-        self.update(at);
+        // The place after the last one is empty now.
+        self.update(at, self.ranges.len());
     }
 
-    /// Computes the ends anew for the ranges from place `at` on, of which there is one more or one less than before.
-    fn update(&mut self, at: usize) {
+    /// Computes the ends anew for the places from `first` to `last`, and what is above them.
+    fn update(&mut self, first: usize, last: usize) {
         let leaves = self.leaves();
-        for place in at..self.ranges.len().saturating_add(1).min(leaves) {
-            let end = self.ranges.get(place).map_or(0, |r| r.end);
-            if let Some(leaf) = self.ends.get_mut(leaves.wrapping_add(place)) {
+        let (mut first, mut last) = (leaves.wrapping_add(first), leaves.wrapping_add(last));
+        for node in first..=last {
+            let end = self.ranges.get(node.wrapping_sub(leaves)).map_or(0, |r| r.end);
+            if let Some(leaf) = self.ends.get_mut(node) {
                 *leaf = end;
             }
         }
-        let (mut first, mut last) =
-            (leaves.wrapping_add(at), leaves.wrapping_add(self.ranges.len().min(leaves.saturating_sub(1))));
         while first > 1 {
             (first, last) = (first / 2, last / 2);
             for node in first..=last {
