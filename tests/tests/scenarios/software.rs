@@ -85,9 +85,10 @@ fn rip_is_at_the_instruction_while_its_event_waits() {
 #[test]
 fn what_user_space_restores() {
     type Set = fn(&mut kvm_vcpu_events);
+    type Case = (&'static [u8], Set, &'static [(EventType, u8, u64)]);
     let exception: Set = |e| (e.exception.injected, e.exception.nr) = (1, 3);
     let interrupt: Set = |e| (e.interrupt.injected, e.interrupt.nr, e.interrupt.soft) = (1, 0x80, 1);
-    let cases: [(&'static [u8], Set, &[(EventType, u8, u64)]); 8] = [
+    let cases: [Case; 8] = [
         (&[0xcc], exception, &[(EXC, 3, CODE + 1)]),
         (&[0xcd, 3], exception, &[(EXC, 3, CODE + 2)]),
         (&[0xcd, 0x80], interrupt, &[(EventType::Soft, 0x80, CODE + 2)]),

@@ -14,7 +14,7 @@ use anyhow::Result;
 
 fn main() -> Result<()> {
     let only = std::env::args().nth(1).unwrap_or_default();
-    let parts: [(&str, fn() -> Result<()>); 10] = [
+    let parts: [tests::check::Check; 10] = [
         ("exits", exits::completions),
         ("debugger", debugger::leaves_no_trace),
         ("events", events::software),
