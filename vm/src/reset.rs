@@ -9,7 +9,7 @@ use arch::{CleanBits, Segment, SegmentAttr};
 use host::{Cpu, Host};
 
 const CODE: u16 = SegmentAttr::P | SegmentAttr::S | 0xa;
-const DATA: u16 = SegmentAttr::P | SegmentAttr::S | 0x3;
+const DATA: u16 = SegmentAttr::P | SegmentAttr::S | 0x2;
 const LDT: u16 = SegmentAttr::P | 0x2;
 /// Busy, of 16 bits.
 const TSS: u16 = SegmentAttr::P | 0x3;

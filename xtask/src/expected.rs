@@ -91,6 +91,8 @@ pub const EMULATED: &[Expected] = expected! {
 pub const STATE: &[Expected] = expected! {
     "a load from a device reaches the guest; on stock it is lost where user space has set registers":
         "Same: load", "Others: load", "Elsewhere: load", "ElsewhereAndSettle: load";
+    "REP INS is behind itself after its last element":
+        "Settle: rep insb, then", "ElsewhereAndSettle: rep insb, then", "Others: rep insb, ";
     "a debugger that puts the guest elsewhere goes on stepping": "debugger, both of 3";
     "interrupts reach a guest when it takes them, and none takes another's place":
         "controllers, None if 0 interrupts", "controllers, None if 200 interrupts [41, ", "window, None, waits true",
