@@ -64,6 +64,9 @@ fn what_a_new_guest_reads() {
         (KVM_STEAL_TIME, Ok(0)),
         (KVM_PV_EOI_EN, Ok(0)),
         (KVM_ASYNC_PF_EN, Ok(0)),
+        (KVM_ASYNC_PF_INT, Ok(0)),
+        (KVM_ASYNC_PF_ACK, Ok(0)),
+        (KVM_MIGRATION_CONTROL, NONE),
         (0x4000_0000, NONE),
         (PERF_STATUS, Ok(0x400_0000_03e8)),
         (0xcd, Ok(3)),
@@ -147,6 +150,13 @@ fn what_a_guest_may_write() {
         (KVM_STEAL_TIME, 0x21, W_BAD),
         (KVM_PV_EOI_EN, 0x1005, Ok(MsrEffect::PvEoi(0x1005))),
         (KVM_PV_EOI_EN, 0x1003, W_BAD),
+        (KVM_ASYNC_PF_EN, 0x104b, Ok(MsrEffect::AsyncPf(0x104b))),
+        (KVM_ASYNC_PF_EN, 0x105b, W_BAD),
+        (KVM_ASYNC_PF_EN, 0x106b, W_BAD),
+        (KVM_ASYNC_PF_INT, 0xff, W_OK),
+        (KVM_ASYNC_PF_INT, 0x100, W_BAD),
+        (KVM_ASYNC_PF_ACK, 0, W_OK),
+        (KVM_ASYNC_PF_ACK, 1, Ok(MsrEffect::AsyncPfAck)),
         (0x8ff, 0, W_BAD),
     ] {
         assert_eq!(m.wr(msr, value), want, "{msr:#x} {value:#x}");
