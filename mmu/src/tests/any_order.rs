@@ -3,6 +3,8 @@
 //!
 //! The cases are the same in each run. `HSAVE_SEED=n` chooses others and `HSAVE_CASES=n` how many; a failure prints the
 //! seed and the smallest case found.
+//!
+//! Long because: the operations, what the VMM and the host do beside them, and how a failing case is made smaller.
 
 use super::fake::{Fake, PAGE};
 use super::model_tlb::{ModelTlb, read};

@@ -1,4 +1,6 @@
 //! Faults: what gets mapped, how large, with which permission, and what happens when it cannot be.
+//!
+//! Long because: one test for each rule, and all share their helpers.
 
 use super::fake::{Fake, PAGE, Point, Pte};
 use super::{Vm, npf};
