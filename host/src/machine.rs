@@ -119,9 +119,10 @@ pub struct TimePoint {
 pub enum Stop {
     /// Nothing is mapped there, or not with this permission: EFAULT.
     Fault,
-    /// The page is poisoned: EHWPOISON.
+    /// The page is poisoned: its memory has failed. For a guest's access, the current thread has been sent SIGBUS
+    /// (BUS_MCEERR_AR) with the address, as for an access of its own.
     Poison,
-    /// A fatal signal or out of memory while faulting in: leave with this errno.
+    /// A signal (EINTR) or out of memory (ENOMEM) while faulting in: leave with this errno.
     Errno(Errno),
 }
 
@@ -230,8 +231,9 @@ pub trait Host: Clone + Send + Sync + 'static {
         4
     }
 
-    /// The user page at `hva` (page aligned) of the current task's memory, faulted in; may sleep. With `write` the
-    /// page is writable or the call fails. Without it, the result says whether it happens to be writable.
+    /// The user page at `hva` (page aligned) of the current task's memory, faulted in for the guest; may sleep, until
+    /// a signal comes. With `write` the page is writable or the call fails. Without it, the result says whether it
+    /// happens to be writable.
     ///
     /// **Memory safety hangs on the answer**, and on those of the next two: a guest gets what they say.
     fn user_page(&self, hva: Hva, write: bool) -> Result<Self::UserPage, Stop>;
@@ -263,6 +265,31 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn write_user(&self, to: Hva, buf: &[u8]) -> Result<(), Stop>;
     /// Atomic compare-exchange of `size` (1, 2, 4 or 8) bytes, naturally aligned. Ok(true) if it was exchanged.
     fn cmpxchg_user(&self, at: Hva, old: u64, new: u64, size: u8) -> Result<bool, Stop>;
+    /// [`read_user`](Self::read_user) on behalf of an instruction of the guest's. A signal ends the wait for memory that
+    /// is not there yet (EINTR), and [`Stop::Poison`] is as for [`user_page`](Self::user_page).
+    #[inline]
+    fn read_guest(&self, from: Hva, buf: &mut [u8]) -> Result<(), Stop> {
+        self.read_user(from, buf)
+    }
+    /// The same for one word, as [`read_user_u64`](Self::read_user_u64).
+    #[inline]
+    fn read_guest_u64(&self, from: Hva) -> Result<u64, Stop> {
+        let mut bytes = [0; 8];
+        self.read_guest(from, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+    /// The same for [`write_user`](Self::write_user).
+    fn write_guest(&self, to: Hva, buf: &[u8]) -> Result<(), Stop> {
+        self.write_user(to, buf)
+    }
+    /// The same for [`cmpxchg_user`](Self::cmpxchg_user).
+    fn cmpxchg_guest(&self, at: Hva, old: u64, new: u64, size: u8) -> Result<bool, Stop> {
+        self.cmpxchg_user(at, old, new, size)
+    }
+    /// Is the current thread about to die? Whatever waits for something else than it gives up.
+    fn killed(&self) -> bool {
+        false
+    }
     /// True if `[hva, hva + len)` lies in the user half of the address space.
     fn user_range_ok(&self, hva: Hva, len: u64) -> bool;
 

@@ -35,8 +35,8 @@ impl Page {
     }
 }
 
-/// What the shim's errno means.
-fn stop(e: Errno) -> Stop {
+/// Why user memory cannot be used, by the shim's errno.
+pub fn stop(e: Errno) -> Stop {
     match e {
         Errno::EFAULT => Stop::Fault,
         Errno::EHWPOISON => Stop::Poison,

@@ -58,9 +58,11 @@ unsafe extern "C" {
     pub fn hsave_shared_alloc(pa: *mut u64) -> *mut u8;
     pub fn hsave_shared_free(pa: u64);
 
-    // user.c
+    // pin.c
     pub fn hsave_user_page(hva: u64, write: bool, wait: bool, pa: *mut u64) -> i32;
     pub fn hsave_user_page_put(pa: u64, flags: i32);
+
+    // user.c
     pub safe fn hsave_user_level(hva: u64) -> i32;
     pub fn hsave_mapped_page(hva: u64, pa: *mut u64) -> i32;
     pub safe fn hsave_paging_levels() -> u8;
@@ -69,6 +71,11 @@ unsafe extern "C" {
     pub fn hsave_read_user_u64(from: u64, value: *mut u64) -> i32;
     pub fn hsave_copy_to_user(to: u64, from: *const u8, n: usize) -> usize;
     pub safe fn hsave_cmpxchg_user(at: u64, old: u64, new: u64, size: u32) -> i32;
+    pub fn hsave_read_guest(to: *mut u8, from: u64, n: usize) -> i32;
+    pub fn hsave_read_guest_u64(from: u64, value: *mut u64) -> i32;
+    pub fn hsave_write_guest(to: u64, from: *const u8, n: usize) -> i32;
+    pub safe fn hsave_cmpxchg_guest(at: u64, old: u64, new: u64, size: u32) -> i32;
+    pub safe fn hsave_killed() -> bool;
 
     // sync.c
     pub fn hsave_wait_word(word: *const u32, value: u32);

@@ -47,7 +47,7 @@ impl<H: Host> Mmu<H> {
     /// Handles a nested page fault at `gpa` (APM 15.25.6). Sleeps; the caller holds no lock of ours.
     ///
     /// Errors: [`Stop::Fault`] (the VMM has nothing usable mapped there: EFAULT), [`Stop::Poison`], and
-    /// [`Stop::Errno`] with ENOMEM, with EINTR (fatal signal), or with EIO (the VMM's address space is gone, or the
+    /// [`Stop::Errno`] with ENOMEM, with EINTR (a signal), or with EIO (the VMM's address space is gone, or the
     /// tables are broken).
     pub fn page_fault(&self, cache: &mut MemoryCache<H>, gpa: Gpa, code: NpfCode) -> Result<RetPf, Stop> {
         self.resolve(cache, gpa, code, true)

@@ -32,6 +32,8 @@ pub struct Memory<'a, H: Host> {
     mmu: &'a Mmu<H>,
     slots: RwLockReadGuard<'a, H::RawRwSem<{ rank::SLOTS }>, Memslots>,
     window: Cell<Window>,
+    /// Accesses are those of an instruction of the guest's, which can be begun anew.
+    for_guest: bool,
 }
 
 /// The slot that was accessed last, in bytes.
@@ -52,9 +54,21 @@ impl<H: Host> Mmu<H> {
     /// Access to guest memory. Sleeps.
     #[inline]
     pub fn memory(&self) -> Memory<'_, H> {
+        self.access(false)
+    }
+
+    /// Access to guest memory on behalf of an instruction of the guest's: a signal ends the wait for memory, and memory
+    /// that has failed means SIGBUS ([`Host::read_guest`]). Sleeps.
+    #[inline]
+    pub fn guest_memory(&self) -> Memory<'_, H> {
+        self.access(true)
+    }
+
+    #[inline]
+    fn access(&self, for_guest: bool) -> Memory<'_, H> {
         let slots = self.slots.read();
         let window = Cell::new(Window::of(slots.at(self.last.load(Relaxed))));
-        Memory { mmu: self, slots, window }
+        Memory { mmu: self, slots, window, for_guest }
     }
 
     /// Reads guest memory; the range may cross pages and slots. Sleeps.
@@ -67,9 +81,9 @@ impl<H: Host> Mmu<H> {
         self.memory().write(gpa, data)
     }
 
-    /// Atomic compare-exchange of `size` bytes; returns what memory held. Sleeps.
+    /// Atomic compare-exchange of `size` bytes for the guest; returns what memory held. Sleeps.
     pub fn cmpxchg_phys(&self, gpa: Gpa, size: u8, old: u64, new: u64) -> Result<u64, PhysError> {
-        let memory = self.memory();
+        let memory = self.guest_memory();
         let mask = u64::MAX >> 64u32.saturating_sub(u32::from(size) * 8).min(63);
         let (old, new) = (old & mask, new & mask);
         for _ in 0..TRIES {
@@ -129,18 +143,25 @@ impl<H: Host> Memory<'_, H> {
         self.writable(gpa).ok().map(|(hva, ..)| hva)
     }
 
+    #[inline]
+    fn copy_in(&self, hva: Hva, buf: &mut [u8]) -> Result<(), Stop> {
+        if self.for_guest { self.mmu.host.read_guest(hva, buf) } else { self.mmu.host.read_user(hva, buf) }
+    }
+
     /// Reads an aligned 64-bit entry of a table.
     #[inline]
     pub(crate) fn entry64(&self, gpa: Gpa) -> Result<u64, PhysError> {
         let (hva, _) = self.readable(gpa)?;
-        self.mmu.host.read_user_u64(hva).map_err(|stop| PhysError::Host { gpa, stop })
+        let host = &self.mmu.host;
+        let word = if self.for_guest { host.read_guest_u64(hva) } else { host.read_user_u64(hva) };
+        word.map_err(|stop| PhysError::Host { gpa, stop })
     }
 
     /// Reads bytes that lie on one page, and so in one slot.
     #[inline]
     pub(crate) fn read_page(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), PhysError> {
         let (hva, _) = self.readable(gpa)?;
-        self.mmu.host.read_user(hva, buf).map_err(|stop| PhysError::Host { gpa, stop })
+        self.copy_in(hva, buf).map_err(|stop| PhysError::Host { gpa, stop })
     }
 
     /// Reads; on an error the buffer's contents are undefined.
@@ -150,7 +171,7 @@ impl<H: Host> Memory<'_, H> {
         while !buf.is_empty() {
             let (hva, left) = self.readable(gpa)?;
             let (now, later) = buf.split_at_mut(fitting(left, buf.len()));
-            self.mmu.host.read_user(hva, now).map_err(|stop| PhysError::Host { gpa, stop })?;
+            self.copy_in(hva, now).map_err(|stop| PhysError::Host { gpa, stop })?;
             gpa = Gpa(gpa.0.wrapping_add(now.len() as u64));
             buf = later;
         }
@@ -163,7 +184,9 @@ impl<H: Host> Memory<'_, H> {
         while !data.is_empty() {
             let (hva, left, slot) = self.writable(gpa)?;
             let (now, later) = data.split_at(fitting(left, data.len()));
-            self.mmu.host.write_user(hva, now).map_err(|stop| PhysError::Host { gpa, stop })?;
+            let host = &self.mmu.host;
+            let done = if self.for_guest { host.write_guest(hva, now) } else { host.write_user(hva, now) };
+            done.map_err(|stop| PhysError::Host { gpa, stop })?;
             self.mark(slot, gpa, now.len());
             gpa = Gpa(gpa.0.wrapping_add(now.len() as u64));
             data = later;
@@ -177,7 +200,12 @@ impl<H: Host> Memory<'_, H> {
             return Err(PhysError::NoSlot(gpa));
         }
         let (hva, _, slot) = self.writable(gpa)?;
-        let done = self.mmu.host.cmpxchg_user(hva, old, new, size).map_err(|stop| PhysError::Host { gpa, stop })?;
+        let host = &self.mmu.host;
+        let done = match self.for_guest {
+            true => host.cmpxchg_guest(hva, old, new, size),
+            false => host.cmpxchg_user(hva, old, new, size),
+        };
+        let done = done.map_err(|stop| PhysError::Host { gpa, stop })?;
         if done {
             self.mark(slot, gpa, size.into());
         }

@@ -34,7 +34,7 @@ impl<H: Host> Mmu<H> {
     /// `linear` is canonical where that matters (the caller's #GP or #SS). Table entries outside of all slots count
     /// as not present; A and D in tables that the guest cannot write stay as they are.
     pub fn walk(&self, p: &Paging, linear: u64, kind: Kind) -> Result<Translation, WalkError> {
-        let memory = self.memory();
+        let memory = self.guest_memory();
         for turn in 0..=TRIES {
             let mut trail = Trail::default();
             let (t, pkey) = self.descend(&memory, p, linear, kind, |gpa, entry| trail.push(gpa, entry))?;
@@ -60,7 +60,7 @@ impl<H: Host> Mmu<H> {
     /// fetched from there.
     #[inline]
     pub fn fetch(&self, p: &Paging, linear: u64, buf: &mut [u8]) -> usize {
-        let memory = self.memory();
+        let memory = self.guest_memory();
         let here = buf.len().min(PAGE_SIZE.wrapping_sub(linear as usize % PAGE_SIZE));
         let Some((first, second)) = buf.split_at_mut_checked(here) else { return 0 };
         match self.fetch_page(&memory, p, linear, first) {

@@ -49,6 +49,9 @@ pub struct Shared {
     events: Vec<Arc<AtomicU64>>,
     during_fault: Hook,
     pub(crate) during_kick: Hook,
+    during_wait: Hook,
+    /// Addresses of pages for which a thread was sent SIGBUS.
+    pub sigbus: parking_lot::Mutex<Vec<u64>>,
     features: CpuFeatures,
     assembly: AtomicBool,
     /// Nanoseconds that every thread has waited for a CPU.
@@ -116,6 +119,8 @@ impl Sim {
             events: (0..8).map(|_| Arc::default()).collect(),
             during_fault: Hook::default(),
             during_kick: Hook::default(),
+            during_wait: Hook::default(),
+            sigbus: Default::default(),
             features,
             assembly: AtomicBool::new(false),
             run_delay: AtomicU64::new(0),
@@ -190,6 +195,22 @@ impl Sim {
     /// Does this the next time that the hypervisor has got a user page and not yet mapped it.
     pub fn during_fault(&self, f: impl FnOnce() + Send + 'static) {
         *self.0.during_fault.0.lock() = Some(Box::new(f));
+    }
+
+    /// Does this the next time that a thread gives its CPU away because it cannot go on.
+    pub fn during_wait(&self, f: impl FnOnce() + Send + 'static) {
+        *self.0.during_wait.0.lock() = Some(Box::new(f));
+    }
+
+    /// What becomes of an access of the guest's to the page at `hva`: the signals that it ends with are sent.
+    fn guest_access<T>(&self, hva: Hva, result: Result<T, Stop>) -> Result<T, Stop> {
+        match result {
+            Err(Stop::Poison) => uncounted(|| self.0.sigbus.lock().push(hva.0 & !0xfff)),
+            Err(Stop::Errno(Errno::EINTR)) => {}
+            _ => return result,
+        }
+        thread::raise();
+        result
     }
 
     /// Does this the next time that a vCPU's thread is kicked.
@@ -369,7 +390,7 @@ impl Host for Sim {
     fn user_page(&self, hva: Hva, write: bool) -> Result<SimUserPage, Stop> {
         lock::may_sleep();
         self.wait_for(hva.0, 1);
-        let page = self.0.memory.take(hva, write);
+        let page = self.guest_access(hva, self.0.memory.take(hva, write));
         uncounted(|| self.0.during_fault.fire());
         page
     }
@@ -397,6 +418,15 @@ impl Host for Sim {
         }
         Ok(same)
     }
+    fn read_guest(&self, from: Hva, buf: &mut [u8]) -> Result<(), Stop> {
+        self.guest_access(from, self.read_user(from, buf))
+    }
+    fn write_guest(&self, to: Hva, buf: &[u8]) -> Result<(), Stop> {
+        self.guest_access(to, self.write_user(to, buf))
+    }
+    fn cmpxchg_guest(&self, at: Hva, old: u64, new: u64, size: u8) -> Result<bool, Stop> {
+        self.guest_access(at, self.cmpxchg_user(at, old, new, size))
+    }
     fn user_range_ok(&self, hva: Hva, len: u64) -> bool {
         self.0.memory.contains(hva.0, len)
     }
@@ -423,6 +453,7 @@ impl Host for Sim {
     }
     fn cond_resched(&self) {
         lock::may_sleep();
+        uncounted(|| self.0.during_wait.fire());
     }
 
     fn poll_parameters(&self) -> PollParameters {

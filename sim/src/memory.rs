@@ -2,7 +2,7 @@
 
 use crate::alloc::uncounted;
 use arch::{HostPa, Hva};
-use host::{MapLevel, PageCells, Pfn, SharedPage, Stop, UserPage};
+use host::{Errno, MapLevel, PageCells, Pfn, SharedPage, Stop, UserPage};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::*};
 use std::sync::{Arc, OnceLock};
 
@@ -21,10 +21,12 @@ pub enum Page {
     ReadOnly = 1,
     /// Readable and writable.
     Writable = 2,
-    /// Broken hardware: EHWPOISON.
+    /// Broken hardware: SIGBUS for the guest's accesses.
     Poisoned = 3,
     /// Paged out: somebody has to bring it in, which takes a while.
     Late = 4,
+    /// Somebody else (userfaultfd) has to bring it, and a signal comes before: EINTR.
+    Missing = 5,
 }
 
 /// A page of zeros.
@@ -103,6 +105,7 @@ impl Arena {
             2 => Ok((n, cells)),
             1 if !write => Ok((n, cells)),
             3 => Err(Stop::Poison),
+            5 => Err(Stop::Errno(Errno::EINTR)),
             _ => Err(Stop::Fault),
         }
     }

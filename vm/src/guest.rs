@@ -10,7 +10,7 @@ use arch::event::vector;
 use arch::{CleanBits, SegmentAttr};
 use core::sync::atomic::Ordering::Relaxed;
 use emulator::{Access, Done, Insn, Machine, Seg, Segment, Shadow, Stop, Table, TableReg};
-use host::{Cpu, Fpu, Host, SharedPage};
+use host::{Cpu, Errno, Fpu, Host, SharedPage};
 
 impl<H: Host> Ctx<'_, H> {
     /// Is the guest in 64-bit mode (not compatibility mode)?
@@ -48,15 +48,31 @@ impl<H: Host> Ctx<'_, H> {
 
     /// One call of the emulator, and what follows from its result.
     pub(crate) fn step(&mut self, insn: Insn) -> Next {
-        self.core.mmio_fragments.rewind();
-        self.core.mmio_fragments.insn = Some(insn);
-        match emulator::emulate(self, &insn) {
-            Ok(done) => {
-                self.core.mmio_fragments.forget();
-                self.completed(done)
+        loop {
+            self.core.mmio_fragments.rewind();
+            self.core.mmio_fragments.insn = Some(insn);
+            match emulator::emulate(self, &insn) {
+                Ok(done) => {
+                    self.core.mmio_fragments.forget();
+                    return self.completed(done);
+                }
+                Err(_) if self.has_to_wait() => self.vm.host.cond_resched(),
+                Err(stop) => return self.stopped(stop),
             }
-            Err(stop) => self.stopped(stop),
         }
+    }
+
+    /// A signal ended the wait for memory of the VMM's. An instruction that has done nothing yet begins anew with the next
+    /// KVM_RUN; but what user space answered to its reads would be lost, and who moves the vCPU then (KVM_RUN with
+    /// `immediate_exit` has to complete it before) would lose it, too. So that one goes on waiting, as on stock.
+    fn has_to_wait(&mut self) -> bool {
+        let waits = matches!(self.core.host_stop, Some(Next::Fail(Errno::EINTR, _)))
+            && self.core.mmio_fragments.answered()
+            && !self.vm.host.killed();
+        if waits {
+            self.core.host_stop = None;
+        }
+        waits
     }
 
     fn completed(&mut self, done: Done) -> Next {

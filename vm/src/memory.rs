@@ -8,13 +8,15 @@ use arch::Gpa;
 use arch::cr::{Cr0, Rflags};
 use emulator::{Access, Exception, Stop};
 use host::{Cpu, Errno, Host, Stop as HostStop};
-use mmu::{Kind, Paging, PhysError};
+use mmu::{Kind, Memory, Paging, PhysError};
 
-/// Leaves KVM_RUN because the VMM's memory behind a guest page cannot be used.
+/// What becomes of an instruction because the VMM's memory behind a guest page cannot be used.
 pub(crate) fn fault_outcome(stop: HostStop) -> Next {
     match stop {
         HostStop::Fault => Next::Fail(Errno::EFAULT, UserExit::MemoryFault),
-        HostStop::Poison => Next::Fail(Errno::EHWPOISON, UserExit::MemoryFault),
+        // The thread has SIGBUS pending, which ends KVM_RUN before the guest is entered: its handler tells the guest of
+        // the error (a machine check), or gives it another page.
+        HostStop::Poison => Next::Resume,
         HostStop::Errno(e) => Next::Fail(e, UserExit::Interrupted),
     }
 }
@@ -78,7 +80,7 @@ impl<H: Host> Ctx<'_, H> {
 
     pub(crate) fn fetch_linear(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {
         let gpa = self.translate_for(linear, Kind::Fetch)?;
-        match self.vm.mmu.read_phys(gpa, buf) {
+        match self.vm.mmu.guest_memory().read(gpa, buf) {
             Ok(()) => Ok(()),
             // Code in device memory cannot be emulated.
             Err(PhysError::NoSlot(_)) => Err(Stop::Unhandleable),
@@ -100,11 +102,17 @@ impl<H: Host> Ctx<'_, H> {
             _ => Some(self.translate_data(linear.wrapping_add(now as u64), kind)?),
         };
         let (a, b) = buf.split_at_mut(now.min(buf.len()));
-        self.read_gpa(first, a)?;
-        second.map_or(Ok(()), |gpa| self.read_gpa(gpa, b))
+        self.read_gpa(first, a, access)?;
+        second.map_or(Ok(()), |gpa| self.read_gpa(gpa, b, access))
     }
 
-    fn read_gpa(&mut self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Stop> {
+    /// Memory for an access of the guest's own, which a signal may interrupt. Not so what the processor does with its
+    /// tables for an instruction: it may have changed some of them already.
+    fn memory_for(&self, access: Access) -> Memory<'_, H> {
+        if access == Access::System { self.vm.mmu.memory() } else { self.vm.mmu.guest_memory() }
+    }
+
+    fn read_gpa(&mut self, gpa: Gpa, buf: &mut [u8], access: Access) -> Result<(), Stop> {
         if let Place::Apic(offset) = self.place(gpa) {
             let now = self.vm.host.now_ns();
             if let Some(lapic) = &mut self.core.fast.lapic {
@@ -112,7 +120,8 @@ impl<H: Host> Ctx<'_, H> {
             }
             return Ok(());
         }
-        match self.vm.mmu.read_phys(gpa, buf) {
+        let done = self.memory_for(access).read(gpa, buf);
+        match done {
             Ok(()) => Ok(()),
             Err(PhysError::NoSlot(_)) => self.read_device(gpa, buf),
             Err(PhysError::Host { stop, .. }) => Err(self.host_failed(stop)),
@@ -143,11 +152,12 @@ impl<H: Host> Ctx<'_, H> {
             _ => Some(self.translate_data(linear.wrapping_add(now as u64), kind)?),
         };
         let (a, b) = data.split_at(now.min(data.len()));
-        self.write_gpa(first, a)?;
-        second.map_or(Ok(()), |gpa| self.write_gpa(gpa, b))
+        self.write_gpa(first, a, access)?;
+        // The first half is written: it may be what the instruction has read, so it cannot begin anew.
+        second.map_or(Ok(()), |gpa| self.write_gpa(gpa, b, Access::System))
     }
 
-    fn write_gpa(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), Stop> {
+    fn write_gpa(&mut self, gpa: Gpa, data: &[u8], access: Access) -> Result<(), Stop> {
         if let Place::Apic(offset) = self.place(gpa) {
             let now = self.vm.host.now_ns();
             if let Some(lapic) = &mut self.core.fast.lapic {
@@ -156,7 +166,8 @@ impl<H: Host> Ctx<'_, H> {
             }
             return Ok(());
         }
-        match self.vm.mmu.write_phys(gpa, data) {
+        let done = self.memory_for(access).write(gpa, data);
+        match done {
             Ok(()) => Ok(()),
             Err(PhysError::NoSlot(_)) if self.vm.device_mmio_write(gpa.0, data) => Ok(()),
             Err(PhysError::NoSlot(_)) if self.core.mmio_fragments.post(gpa.0, data) => Ok(()),

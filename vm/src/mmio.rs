@@ -183,6 +183,11 @@ impl MmioFragments {
         }
     }
 
+    /// Has user space answered a read of the instruction? It cannot be asked again.
+    pub fn answered(&self) -> bool {
+        self.log.len != 0 || self.port_answered.is_some()
+    }
+
     /// Posts a write in fragments of at most 8 bytes, wherever they begin. False if the queue is full.
     pub fn post(&mut self, gpa: u64, data: &[u8]) -> bool {
         let (mut at, mut rest) = (gpa, data);

@@ -11,7 +11,7 @@ const READ: NpfCode = NpfCode(0);
 impl<H: Host> Ctx<'_, H> {
     /// Maps `[gpa, gpa + size)`, both page aligned, as if the guest had read it (KVM_PRE_FAULT_MEMORY, KVM API
     /// document 4.143). Returns what is left of the range, with the reason if that is all of it: EINTR (a signal),
-    /// ENOENT (no memory there), EFAULT, EHWPOISON, ENOMEM, EIO.
+    /// ENOENT (no memory there), EFAULT, ENOMEM, EIO. Memory that has failed is a signal: SIGBUS.
     pub fn pre_fault(&mut self, gpa: u64, size: u64) -> (u64, u64, Result<(), Errno>) {
         let (mut at, end) = (gpa, gpa.saturating_add(size));
         let mut result = Ok(());
@@ -35,11 +35,10 @@ impl<H: Host> Ctx<'_, H> {
             }
             match self.vm.mmu.page_fault(&mut self.core.tables, gpa, READ) {
                 Ok(RetPf::Fixed) => return Ok(self.vm.mmu.mapping_end(gpa).0),
-                // The slots or the VMM's memory are changing.
-                Ok(RetPf::Retry | RetPf::Late(_)) => self.vm.host.cond_resched(),
+                // The slots or the VMM's memory are changing; or SIGBUS is pending.
+                Ok(RetPf::Retry | RetPf::Late(_)) | Err(Stop::Poison) => self.vm.host.cond_resched(),
                 Ok(RetPf::Emulate) => return Err(Errno::ENOENT),
                 Err(Stop::Fault) => return Err(Errno::EFAULT),
-                Err(Stop::Poison) => return Err(Errno::EHWPOISON),
                 Err(Stop::Errno(e)) => return Err(e),
             }
         }

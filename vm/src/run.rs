@@ -21,7 +21,7 @@ impl<H: Host> Ctx<'_, H> {
     /// One KVM_RUN (KVM API document, 4.10). `answer` is user space's reply to [`pending`](Self::pending).
     ///
     /// Never [`Next::Resume`]. The errno with which it fails: EINTR (signal or `immediate_exit`), EAGAIN (an application
-    /// processor that has just got INIT), EFAULT or EHWPOISON (guest memory), EIO (the VM is dead).
+    /// processor that has just got INIT), EFAULT (guest memory), EIO (the VM is dead).
     pub fn run(&mut self, req: RunRequest, answer: Answer) -> Next {
         if self.core.fast.lapic.is_none() {
             self.core.cr8 = req.cr8 & 15;

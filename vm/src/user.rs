@@ -33,7 +33,7 @@ pub enum UserExit {
     Interrupted,
     /// Nothing was done, together with -EINTR or -EAGAIN: `kvm_run` keeps the reason that it held.
     Unchanged,
-    /// The VMM's memory behind the guest's cannot be used: together with -EFAULT or -EHWPOISON.
+    /// The VMM's memory behind the guest's cannot be used: together with -EFAULT.
     MemoryFault,
 }
 

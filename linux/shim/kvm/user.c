@@ -1,123 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * User memory of the current task: pages for the guest, the size of the host's own mappings, copies.
+ * User memory of the current task: how the host maps it, and copies.
  */
-#include <linux/io.h>
 #include <linux/mm.h>
 #include <linux/pgtable.h>
 #include <linux/sched.h>
-#include <linux/swap.h>
+#include <linux/sched/signal.h>
 #include <linux/uaccess.h>
 #include <hsave.h>
-
-/* What the host maps at hva without struct page, or with one that is not counted: device memory, /dev/mem. */
-static int follow(struct vm_area_struct *vma, unsigned long hva, bool *writable, unsigned long *pfn)
-{
-#if LINUX_AT_LEAST(6, 12)
-	struct follow_pfnmap_args args = { .vma = vma, .address = hva };
-	int err = follow_pfnmap_start(&args);
-
-	if (err)
-		return err;
-	*pfn = args.pfn;
-	*writable = args.writable;
-	follow_pfnmap_end(&args);
-	return 0;
-#else
-	spinlock_t *lock;
-	pte_t *pte;
-	int err = follow_pte(vma->vm_mm, hva, &pte, &lock);
-
-	if (err)
-		return err;
-	*pfn = pte_pfn(*pte);
-	*writable = pte_write(*pte);
-	pte_unmap_unlock(pte, lock);
-	return 0;
-#endif
-}
-
-/* The same for the page at hva, faulting it in. The caller's notifier tells when it goes away. */
-static int uncounted_page(unsigned long hva, bool write, u64 *pa)
-{
-	struct mm_struct *mm = current->mm;
-	struct vm_area_struct *vma;
-	bool writable = false, unlocked;
-	int tries, err = -EFAULT;
-	unsigned long pfn;
-
-	mmap_read_lock(mm);
-	for (tries = 0; tries < 3; tries++) {
-		vma = find_vma(mm, hva);
-		if (!vma || hva < vma->vm_start || !(vma->vm_flags & (VM_IO | VM_PFNMAP)) ||
-		    !(vma->vm_flags & (write ? VM_WRITE : VM_READ))) {
-			err = -EFAULT;
-			break;
-		}
-		err = follow(vma, hva, &writable, &pfn);
-		if (!err && (writable || !write))
-			break;
-		unlocked = false;
-		err = fixup_user_fault(mm, hva, write ? FAULT_FLAG_WRITE : 0, &unlocked);
-		if (err)
-			break;
-		err = -EFAULT;
-	}
-	mmap_read_unlock(mm);
-	if (err)
-		return err == -EINTR ? -EINTR : -EFAULT;
-	*pa = (u64)pfn << PAGE_SHIFT;
-	return HSAVE_PAGE_UNCOUNTED | (writable ? HSAVE_PAGE_WRITABLE : 0);
-}
-
-/*
- * Takes a reference to the page at hva, faulting it in. Returns flags, or a negative errno: -EFAULT, -EHWPOISON,
- * -EINTR (fatal signal), -ENOMEM; with !wait also -EAGAIN: somebody else has to bring the page in (from swap, a file, or
- * user space). May sleep.
- */
-int hsave_user_page(u64 hva, bool write, bool wait, u64 *pa)
-{
-	struct page *page, *again;
-	long n;
-
-	/* Present and writable, the common case: no lock, and a reader learns that it may map for writing. */
-	if (get_user_page_fast_only(hva, FOLL_WRITE, &page)) {
-		write = true;
-	} else {
-		n = get_user_pages_unlocked(hva, 1, &page,
-					    FOLL_HWPOISON | (write ? FOLL_WRITE : 0) | (wait ? 0 : FOLL_NOWAIT));
-		if (n == 0 && !wait)
-			return -EAGAIN;
-		if (n == -EFAULT)
-			return uncounted_page(hva, write, pa);
-		if (n != 1)
-			return n < 0 ? n : -EFAULT;
-		/* The fault may have made it writable. If the page was replaced since, the newer one counts. */
-		if (!write && get_user_page_fast_only(hva, FOLL_WRITE, &again)) {
-			put_page(page);
-			page = again;
-			write = true;
-		}
-	}
-	*pa = page_to_phys(page);
-	return write ? HSAVE_PAGE_WRITABLE : 0;
-}
-
-/* The guest may have used the page through a nested mapping that the host's page tables know nothing of. */
-void hsave_user_page_put(u64 pa, int flags)
-{
-	struct page *page;
-
-	if (flags & HSAVE_PAGE_UNCOUNTED)
-		return;
-	page = pfn_to_page(pa >> PAGE_SHIFT);
-	if (!PageReserved(page)) {
-		if (flags & HSAVE_PAGE_WRITABLE)
-			SetPageDirty(page);
-		mark_page_accessed(page);
-	}
-	put_page(page);
-}
 
 /* Levels of the host's own page tables. */
 u8 hsave_paging_levels(void)
@@ -127,7 +17,8 @@ u8 hsave_paging_levels(void)
 
 /*
  * The entry that maps hva in the current task's page table: its level, 1, 2 or 3 (4 KiB, 2 MiB, 1 GiB), and what it
- * holds; 0 if there is none. Interrupts are off: tables are freed only after an IPI to all CPUs that use this mm.
+ * holds; 0 if there is none. Interrupts are off: tables are freed after an RCU grace period, which this CPU holds up, or
+ * after an IPI to all CPUs that use this mm.
  */
 static __always_inline int host_entry(unsigned long hva, pmd_t *pmd, pte_t *pte)
 {
@@ -214,13 +105,11 @@ bool hsave_user_range_ok(u64 hva, u64 len)
 }
 
 /*
- * Nonzero if not everything was copied.
- *
  * The buffers on the kernel's side are Rust slices, whose bounds the compiler has checked: the kernel's own check of
  * what the copy touches (hardened usercopy) has nothing to add, and short copies are what an emulated instruction is
  * made of.
  */
-unsigned long hsave_copy_from_user(u8 *to, u64 from, unsigned long n)
+static __always_inline unsigned long copy_in(u8 *to, u64 from, unsigned long n)
 {
 	const void __user *user = (const void __user *)from;
 
@@ -235,6 +124,12 @@ unsigned long hsave_copy_from_user(u8 *to, u64 from, unsigned long n)
 	return raw_copy_from_user(to, user, n);
 }
 
+/* Nonzero if not everything was copied. */
+unsigned long hsave_copy_from_user(u8 *to, u64 from, unsigned long n)
+{
+	return copy_in(to, from, n);
+}
+
 /* 0 or -EFAULT. */
 int hsave_read_user_u64(u64 from, u64 *value)
 {
@@ -247,7 +142,7 @@ unsigned long hsave_copy_to_user(u64 to, const u8 *from, unsigned long n)
 }
 
 /* 0 exchanged, 1 the value was another, -EFAULT. at is naturally aligned to size. */
-int hsave_cmpxchg_user(u64 at, u64 old, u64 new, unsigned int size)
+static int cmpxchg_user(u64 at, u64 old, u64 new, unsigned int size)
 {
 	void __user *p = (void __user *)at;
 
@@ -266,4 +161,100 @@ int hsave_cmpxchg_user(u64 at, u64 old, u64 new, unsigned int size)
 #undef CASE
 	}
 	return -EINVAL;
+}
+
+int hsave_cmpxchg_user(u64 at, u64 old, u64 new, unsigned int size)
+{
+	return cmpxchg_user(at, old, new, size);
+}
+
+/*
+ * Guest memory on behalf of an instruction of the guest's. These differ from the functions above where the memory is not
+ * there: a signal ends the wait for it, and a broken page means SIGBUS. What such a page is waits for in
+ * hsave_user_page(), not in the fault of the copy, which would look at fatal signals only.
+ */
+
+/* A copy of n bytes at hva met a page that is not there. 0: the copy may take its faults; -EINTR, -EHWPOISON. */
+static noinline int bring_in(unsigned long hva, unsigned long n, bool write)
+{
+	unsigned long page = hva & PAGE_MASK;
+	u64 pa;
+	int got;
+
+	for (; page < hva + n; page += PAGE_SIZE) {
+		got = hsave_user_page(page, write, true, &pa);
+		if (got == -EINTR || got == -EHWPOISON)
+			return got;
+		if (got >= 0)
+			hsave_user_page_put(pa, got & HSAVE_PAGE_UNCOUNTED);
+	}
+	return 0;
+}
+
+/* 0, -EFAULT, -EINTR, -EHWPOISON. */
+int hsave_read_guest(u8 *to, u64 from, unsigned long n)
+{
+	unsigned long left;
+	int err;
+
+	pagefault_disable();
+	left = copy_in(to, from, n);
+	pagefault_enable();
+	if (likely(!left))
+		return 0;
+	err = bring_in(from, n, false);
+	if (err)
+		return err;
+	return copy_in(to, from, n) ? -EFAULT : 0;
+}
+
+/* The same for one aligned word. */
+int hsave_read_guest_u64(u64 from, u64 *value)
+{
+	int err;
+
+	pagefault_disable();
+	err = get_user(*value, (const u64 __user *)from);
+	pagefault_enable();
+	if (likely(!err))
+		return 0;
+	err = bring_in(from, sizeof(*value), false);
+	return err ? err : get_user(*value, (const u64 __user *)from);
+}
+
+/* The same in the other direction. */
+int hsave_write_guest(u64 to, const u8 *from, unsigned long n)
+{
+	unsigned long left;
+	int err;
+
+	pagefault_disable();
+	left = copy_to_user((void __user *)to, from, n);
+	pagefault_enable();
+	if (likely(!left))
+		return 0;
+	err = bring_in(to, n, true);
+	if (err)
+		return err;
+	return copy_to_user((void __user *)to, from, n) ? -EFAULT : 0;
+}
+
+/* As hsave_cmpxchg_user(), and -EINTR, -EHWPOISON. */
+int hsave_cmpxchg_guest(u64 at, u64 old, u64 new, unsigned int size)
+{
+	int got;
+
+	pagefault_disable();
+	got = cmpxchg_user(at, old, new, size);
+	pagefault_enable();
+	if (likely(got >= 0))
+		return got;
+	got = bring_in(at, size, true);
+	return got ? got : cmpxchg_user(at, old, new, size);
+}
+
+/* Is the current task about to die? */
+bool hsave_killed(void)
+{
+	return fatal_signal_pending(current);
 }

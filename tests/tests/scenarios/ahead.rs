@@ -4,7 +4,7 @@ use crate::memory::faults;
 use abi::uapi::ioctl::*;
 use sim::Page;
 use sim::host::{Errno, MapLevel};
-use tests::scenario::{DATA, Machine, RAM};
+use tests::scenario::{DATA, Machine, RAM, RAM_HVA};
 
 /// KVM_PRE_FAULT_MEMORY: its result, and what is left of the range.
 fn pre_fault(m: &Machine, gpa: u64, size: u64, flags: u64) -> (Result<i64, Errno>, u64, u64) {
@@ -36,7 +36,12 @@ fn memory_can_be_mapped_ahead() {
     m.host_changes(0xa000, 1, Page::Poisoned);
     assert_eq!(ahead(0x8000, 0x2000, 0), (Ok(0), 0x9000, 0x1000));
     assert_eq!(ahead(0x9000, 0x1000, 0), (Err(Errno::EFAULT), 0x9000, 0x1000));
-    assert_eq!(ahead(0xa000, 0x1000, 0), (Err(Errno::EHWPOISON), 0xa000, 0x1000));
+    assert_eq!(ahead(0xa000, 0x1000, 0), (Err(Errno::EINTR), 0xa000, 0x1000));
+    assert_eq!(*m.sim.0.sigbus.lock(), [RAM_HVA + 0xa000], "and with it SIGBUS");
+    m.sim.clear_signal();
+    m.host_changes(0xa000, 1, Page::Missing);
+    assert_eq!(ahead(0xa000, 0x1000, 0), (Err(Errno::EINTR), 0xa000, 0x1000));
+    m.sim.clear_signal();
     m.sim.signal();
     assert_eq!(ahead(0x1_0000, 0x1000, 0), (Err(Errno::EINTR), 0x1_0000, 0x1000));
     m.sim.clear_signal();

@@ -95,12 +95,79 @@ fn memory_that_the_vmm_has_not_mapped() {
     m.end();
 }
 
+/// KVM_RUN ended with SIGBUS for the page at `gpa`.
+fn sigbus(m: &Machine, gpa: u64) {
+    assert_eq!(m.run(0), Err((Errno::EINTR, Left::Intr)));
+    assert_eq!(std::mem::take(&mut *m.sim.0.sigbus.lock()), [RAM_HVA + gpa]);
+}
+
 #[test]
-fn broken_memory() {
+fn broken_memory_is_sigbus() {
     let m = Machine::new();
     m.host_changes(0x9000, 1, Page::Poisoned);
-    m.store(0, 0x9123 & !7, 1);
-    assert_eq!(m.run(0), Err((Errno::EHWPOISON, Left::Unknown)));
+    m.load(0, 0x9120, 0);
+    sigbus(&m, 0x9000);
+    sigbus(&m, 0x9000);
+    // The VMM's handler may have put another page there.
+    m.host_changes(0x9000, 1, Page::Writable);
+    m.run_out(0);
+    m.end();
+}
+
+#[test]
+fn broken_memory_is_sigbus_for_an_emulated_access() {
+    let m = Machine::new();
+    m.host_changes(0x9000, 1, Page::Poisoned);
+    // movsq from a device to memory
+    m.long(0, &[0x48, 0xa5]);
+    m.with_regs(0, |r| (r.rsi, r.rdi) = (MMIO, 0x9008));
+    m.npf(0, MMIO, false);
+    assert_eq!(m.run(0), Ok(Left::Mmio { gpa: MMIO, write: false, data: vec![0; 8] }));
+    sigbus(&m, 0x9000);
+    m.end();
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_memory() {
+    let m = Machine::new();
+    m.host_changes(0x9000, 1, Page::Missing);
+    m.load(0, 0x9000, 0);
+    assert_eq!(m.run(0), Err((Errno::EINTR, Left::Intr)));
+    m.host_changes(0x9000, 1, Page::Writable);
+    m.run_out(0);
+    m.end();
+}
+
+#[test]
+fn a_signal_ends_the_wait_of_an_emulated_access() {
+    let m = Machine::new();
+    m.write_ram(0x9000, &[7]);
+    m.host_changes(0x9000, 1, Page::Missing);
+    // movsq from memory to a device
+    m.long(0, &[0x48, 0xa5]);
+    m.with_regs(0, |r| (r.rsi, r.rdi) = (0x9000, MMIO));
+    m.npf(0, MMIO, true);
+    assert_eq!(m.run(0), Err((Errno::EINTR, Left::Intr)));
+    m.host_changes(0x9000, 1, Page::Writable);
+    m.npf(0, MMIO, true);
+    assert_eq!(m.run(0), Ok(Left::Mmio { gpa: MMIO, write: true, data: vec![7, 0, 0, 0, 0, 0, 0, 0] }));
+    m.end();
+}
+
+#[test]
+fn what_user_space_answered_is_not_asked_again() {
+    let m = Machine::new();
+    m.host_changes(0x9000, 1, Page::Missing);
+    m.long(0, &[0x48, 0xa5]);
+    m.with_regs(0, |r| (r.rsi, r.rdi) = (MMIO, 0x9008));
+    m.npf(0, MMIO, false);
+    assert_eq!(m.run(0), Ok(Left::Mmio { gpa: MMIO, write: false, data: vec![0; 8] }));
+    m.page(0).write(abi::uapi::run::exit::MMIO_DATA, &[5, 0, 0, 0, 0, 0, 0, 0]);
+    let sim = m.sim.clone();
+    m.sim.during_wait(move || sim.set_page(RAM_HVA + 0x9000, Page::Writable));
+    m.run_out(0);
+    assert_eq!(m.read_ram::<u64>(0x9008), 5);
+    m.end();
 }
 
 #[test]

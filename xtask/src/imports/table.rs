@@ -48,7 +48,6 @@ pub const WITHOUT: &[(&str, &str)] = &[
         irq_remapping_cap irq_set_vcpu_affinity param_ops_bint x86_cpu_to_apicid"),
     ("KVM_CAP_VM_DISABLE_NX_HUGE_PAGES: absent", "capable"),
 
-    ("SIGBUS for memory that the host knows to be broken: not there yet", "send_sig_mceerr"),
     ("counters of the host that leave guests out, and perf's view into guests: not there yet", "
         amd_pmu_disable_virt amd_pmu_enable_virt perf_register_guest_info_callbacks perf_unregister_guest_info_callbacks"),
     ("telling guests that the host was suspended: not there yet", "register_pm_notifier unregister_pm_notifier"),
