@@ -112,6 +112,9 @@ pub struct TimePoint {
     pub boot_ns: u64,
     /// Nanoseconds since the epoch (CLOCK_REALTIME).
     pub real_ns: u64,
+    /// Cycles by which the host's TSC has been set back so far, altogether: in a sleep that the processor lost its state
+    /// in it begins anew.
+    pub tsc_lost: u64,
 }
 
 /// Why a host access to user memory did not happen.
@@ -299,6 +302,11 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn tsc(&self) -> u64;
     /// All clocks at one moment.
     fn time_point(&self) -> TimePoint;
+    /// How often the machine has gone to sleep, or was about to. The TSC may have been set back and time have passed
+    /// unseen when it changes. No vCPU is in KVM_RUN while the machine sleeps.
+    fn suspends(&self) -> u64 {
+        0
+    }
     /// Host TSC frequency in kHz.
     fn tsc_khz(&self) -> u32;
     /// Is the TSC the host's clock source, in step on all CPUs (a stable paravirtual clock is possible)?

@@ -174,9 +174,14 @@ impl Host for Linux {
 
     fn time_point(&self) -> TimePoint {
         let mut t = TimePoint::default();
-        // SAFETY: three numbers of ours.
-        unsafe { shim::hsave_time_point(&mut t.tsc, &mut t.boot_ns, &mut t.real_ns) };
+        // SAFETY: four numbers of ours.
+        unsafe { shim::hsave_time_point(&mut t.tsc, &mut t.boot_ns, &mut t.real_ns, &mut t.tsc_lost) };
         t
+    }
+
+    #[inline]
+    fn suspends(&self) -> u64 {
+        shim::hsave_suspends()
     }
 
     fn tsc_khz(&self) -> u32 {

@@ -155,7 +155,8 @@ unsafe extern "C" {
     pub safe fn hsave_tsc_is_stable() -> bool;
     pub safe fn hsave_tsc_khz() -> u32;
     pub safe fn hsave_now_ns() -> u64;
-    pub fn hsave_time_point(tsc: *mut u64, boot_ns: *mut u64, real_ns: *mut u64);
+    pub fn hsave_time_point(tsc: *mut u64, boot_ns: *mut u64, real_ns: *mut u64, lost: *mut u64);
+    pub safe fn hsave_suspends() -> u64;
 
     // event.c
     pub safe fn hsave_eventfd_get(fd: i32) -> *mut KEventFd;

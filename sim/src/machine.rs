@@ -50,6 +50,11 @@ pub struct Shared {
     during_fault: Hook,
     pub(crate) during_kick: Hook,
     during_wait: Hook,
+    /// How often the machine slept.
+    suspends: AtomicU64,
+    /// Nanoseconds that it slept, and cycles that its TSC lost with it.
+    slept: AtomicU64,
+    tsc_lost: AtomicU64,
     /// Addresses of pages for which a thread was sent SIGBUS.
     pub sigbus: parking_lot::Mutex<Vec<u64>>,
     features: CpuFeatures,
@@ -120,6 +125,9 @@ impl Sim {
             during_fault: Hook::default(),
             during_kick: Hook::default(),
             during_wait: Hook::default(),
+            suspends: AtomicU64::new(0),
+            slept: AtomicU64::new(0),
+            tsc_lost: AtomicU64::new(0),
             sigbus: Default::default(),
             features,
             assembly: AtomicBool::new(false),
@@ -195,6 +203,15 @@ impl Sim {
     /// Does this the next time that the hypervisor has got a user page and not yet mapped it.
     pub fn during_fault(&self, f: impl FnOnce() + Send + 'static) {
         *self.0.during_fault.0.lock() = Some(Box::new(f));
+    }
+
+    /// The machine sleeps for `ns`: the TSC begins at 0 again.
+    pub fn sleeps(&self, ns: u64) {
+        let lost = self.tsc();
+        self.0.suspends.fetch_add(1, SeqCst);
+        self.0.now.fetch_add(ns, SeqCst);
+        self.0.slept.fetch_add(ns, SeqCst);
+        self.0.tsc_lost.fetch_add(lost, SeqCst);
     }
 
     /// Does this the next time that a thread gives its CPU away because it cannot go on.
@@ -435,10 +452,20 @@ impl Host for Sim {
         self.0.now.load(SeqCst)
     }
     fn tsc(&self) -> u64 {
-        self.now_ns().wrapping_mul(2)
+        // Two cycles per nanosecond that the machine did not sleep.
+        let awake = self.now_ns().wrapping_sub(self.0.slept.load(SeqCst));
+        awake.wrapping_mul(2).wrapping_sub(self.0.tsc_lost.load(SeqCst))
     }
     fn time_point(&self) -> TimePoint {
-        TimePoint { tsc: self.tsc(), boot_ns: self.now_ns(), real_ns: self.now_ns() + 1_700_000_000_000_000_000 }
+        TimePoint {
+            tsc: self.tsc(),
+            boot_ns: self.now_ns(),
+            real_ns: self.now_ns() + 1_700_000_000_000_000_000,
+            tsc_lost: self.0.tsc_lost.load(SeqCst),
+        }
+    }
+    fn suspends(&self) -> u64 {
+        self.0.suspends.load(SeqCst)
     }
     fn tsc_khz(&self) -> u32 {
         2_000_000

@@ -251,6 +251,23 @@ impl<H: Host> Ctx<'_, H> {
         }
     }
 
+    /// The machine has slept, or was about to: the guest's TSC and clock go on, and the guest is told that it did not run
+    /// for a while, so that its watchdogs do not take that for a hang.
+    #[cold]
+    pub(crate) fn woke_up(&mut self) {
+        let now = self.vm.host.time_point();
+        let mut clock = self.vm.clock.lock();
+        let moved = self.core.clock.make_up(&mut clock, now);
+        let all = clock.look_at_tsc(now);
+        drop(clock);
+        if moved {
+            self.tsc_moved();
+        }
+        // Without a clock page there is nobody to tell.
+        let _ = self.core.clock.pause();
+        self.ring_clock(all);
+    }
+
     /// KVM_KVMCLOCK_CTRL. Errors: EINVAL (the guest has no clock page).
     pub fn kvmclock_ctrl(&mut self) -> Result<(), Errno> {
         self.core.clock.pause()?;

@@ -130,6 +130,8 @@ pub struct Core<H: Host> {
     pub guest_cr4: u64,
     /// The guest's debug registers, and the debugger's.
     pub debug: DebugState,
+    /// [`Host::suspends`] when the clocks were last looked at.
+    pub(crate) suspends: u64,
     /// KVM_RUN has been called.
     pub has_run: bool,
     /// V_TPR as last seen in the VMCB, to notice the guest's own changes.

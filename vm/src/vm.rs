@@ -247,6 +247,7 @@ impl<H: Host> Vm<H> {
             apic_base: 0xfee0_0800 | if bsp { 0x100 } else { 0 },
             cr8: 0,
             vtpr: 0,
+            suspends: host.suspends(),
             has_run: false,
             guest_cr0: 0,
             guest_cr4: 0,
@@ -297,7 +298,13 @@ impl<H: Host> Vm<H> {
     /// Runs `f` with the vCPU's own state locked. May sleep until another ioctl on this vCPU returns.
     pub fn with_vcpu<R>(&self, v: &Vcpu<H>, f: impl FnOnce(&mut Ctx<'_, H>) -> R) -> R {
         let mut core = v.core.lock();
-        f(&mut Ctx { vm: self, me: v, core: &mut core })
+        let mut ctx = Ctx { vm: self, me: v, core: &mut core };
+        let suspends = self.host.suspends();
+        if ctx.core.suspends != suspends {
+            ctx.core.suspends = suspends;
+            ctx.woke_up();
+        }
+        f(&mut ctx)
     }
 
     /// Is this the bootstrap processor?

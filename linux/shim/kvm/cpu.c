@@ -168,12 +168,14 @@ static struct notifier_block reboot_notifier = { .notifier_call = reboot };
 /* Suspend takes the other CPUs through hotplug; these are for the last one, interrupts off. */
 static int suspend(void)
 {
+	hsave_clock_suspend();
 	offline(smp_processor_id());
 	return 0;
 }
 
 static void resume(void)
 {
+	hsave_clock_resume();
 	online(smp_processor_id());
 }
 

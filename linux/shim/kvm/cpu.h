@@ -13,6 +13,15 @@ DECLARE_PER_CPU_ALIGNED(struct hsave_cpu_data, hsave_cpu_data);
 /* cpu.c; the assembly looks at it. */
 extern u8 hsave_rebooting;
 
+/* clock.c; the last CPU, interrupts off. */
+void hsave_clock_suspend(void);
+void hsave_clock_resume(void);
+
+/* perf.c; the first is undone by the second, the third ends what hsave_guest_interrupted() began on this CPU. */
+void hsave_perf_start(void);
+void hsave_perf_stop(void);
+void hsave_guest_handled(void);
+
 /* tsc_aux.c; on the CPU itself, preemption off. */
 void hsave_tsc_aux_start(void);
 void hsave_tsc_aux_stop(void);

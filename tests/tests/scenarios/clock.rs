@@ -59,3 +59,37 @@ fn a_clock_page_outside_of_memory_harms_nobody() {
     m.run_out(0);
     assert_eq!(m.injected(0), []);
 }
+
+#[test]
+fn guest_time_goes_on_when_the_machine_has_slept() {
+    const SLEPT: u64 = 3_000_000_000;
+    let m = Machine::new();
+    m.long(0, &[]);
+    m.wrmsr(0, SYSTEM_TIME, PAGE | 1);
+    m.does(0, |_| ());
+    m.run_out(0);
+    let flags = |m: &Machine| m.read_ram::<u8>(PAGE + 29);
+    let clock = |m: &Machine| {
+        assert_eq!(m.vm(KVM_GET_CLOCK, tests::scenario::DATA), Ok(0));
+        m.get_at::<kvm_clock_data>(tests::scenario::DATA).clock
+    };
+    assert_eq!(flags(&m), 1, "one line over the host's TSC");
+    m.sim.advance(1_000_000_000);
+    let (tsc, before) = (m.msr(0, 0x10), clock(&m));
+    m.sim.sleeps(SLEPT);
+    // Also if nobody has looked at the vCPU yet.
+    assert_eq!(clock(&m), before + SLEPT);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(m.msr(0, 0x10), tsc, "the host's TSC began anew, the guest's did not");
+    assert_eq!(flags(&m), 2, "PVCLOCK_GUEST_STOPPED, and one line no more");
+    m.sim.advance(500_000_000);
+    assert_eq!(m.msr(0, 0x10), tsc + 1_000_000_000);
+    assert!(guest_time(&m).abs_diff(clock(&m)) <= 2);
+    m.sim.sleeps(SLEPT);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(m.msr(0, 0x10), tsc + 1_000_000_000);
+    assert_eq!(flags(&m), 2);
+    m.end();
+}

@@ -10,7 +10,7 @@ const SECOND: u64 = 1_000_000_000;
 
 /// Some time after boot; the TSC started with the host.
 fn at(ns: u64) -> TimePoint {
-    TimePoint { tsc: ns * 2, boot_ns: ns, real_ns: 1_700_000_000 * SECOND + ns }
+    TimePoint { tsc: ns * 2, boot_ns: ns, real_ns: 1_700_000_000 * SECOND + ns, tsc_lost: 0 }
 }
 
 struct Ram {
@@ -264,4 +264,34 @@ fn a_scaled_tsc_counts_differently_from_the_hosts() {
     c[0].publish(&vm, at(5 * SECOND), &mut ram);
     let later = at(9 * SECOND);
     assert!(ram.guest_time(c[0].guest_tsc(later.tsc)).abs_diff(vm.now(later)) < 2_000);
+}
+
+#[test]
+fn a_host_tsc_that_was_set_back() {
+    // It lost all that it had counted, and the machine slept from 10 to 20 s.
+    let after = |ns: u64| TimePoint { tsc: (ns - 20 * SECOND) * 2, tsc_lost: 20 * SECOND, ..at(ns) };
+    let mut vm = VmClock::new(at(0), KHZ, true);
+    let mut c = [VcpuClock::new(KHZ), VcpuClock::new(KHZ)];
+    for c in &mut c {
+        vm.vcpu_created(c, at(SECOND));
+    }
+    assert!(vm.is_master());
+    let before = c[0].guest_tsc(at(10 * SECOND).tsc);
+    // Whoever asks before a vCPU was looked at gets no nonsense.
+    assert_eq!(vm.now(after(21 * SECOND)), 21 * SECOND);
+    assert!(c[0].make_up(&mut vm, after(20 * SECOND)));
+    assert!(vm.look_at_tsc(after(20 * SECOND)), "the clock changes for all");
+    assert!(!vm.is_master());
+    // The TSC goes on, the clock has counted the sleep.
+    assert_eq!(c[0].guest_tsc(after(20 * SECOND).tsc), before);
+    assert_eq!(c[0].guest_tsc(after(22 * SECOND).tsc), before + 4 * SECOND);
+    assert_eq!(vm.now(after(22 * SECOND)), 22 * SECOND);
+    assert!(!c[0].make_up(&mut vm, after(22 * SECOND)), "once");
+    // The others follow, those that come later too; but never again on one line.
+    assert!(c[1].make_up(&mut vm, after(23 * SECOND)));
+    let mut late = VcpuClock::new(KHZ);
+    vm.vcpu_created(&mut late, after(24 * SECOND));
+    let tsc = after(25 * SECOND).tsc;
+    assert_eq!([c[1].guest_tsc(tsc), late.guest_tsc(tsc)], [c[0].guest_tsc(tsc); 2]);
+    assert!(!vm.set_stable(true, after(26 * SECOND)) && !vm.is_master());
 }

@@ -8,6 +8,8 @@ use host::{Errno, TimePoint};
 pub struct VcpuClock {
     pub(super) offset: u64,
     pub(super) frequency: Frequency,
+    /// What the host's TSC had lost ([`TimePoint::tsc_lost`]) when `offset` was last right.
+    pub(super) lost: u64,
     /// Which of the VM's TSC generations it runs in.
     pub(super) generation: u64,
     /// Host time in ns, and the guest's TSC at that time: what a TSC that catches up is counted from.
@@ -27,7 +29,16 @@ impl VcpuClock {
     /// A vCPU whose TSC runs at `tsc_khz`, the host's frequency. [`VmClock::vcpu_created`] puts it in step with the others.
     pub fn new(tsc_khz: u32) -> Self {
         let frequency = Frequency::host(tsc_khz);
-        Self { offset: 0, frequency, generation: 0, since: (0, 0), system_time: 0, stopped: false, published: 0 }
+        Self {
+            offset: 0,
+            lost: 0,
+            frequency,
+            generation: 0,
+            since: (0, 0),
+            system_time: 0,
+            stopped: false,
+            published: 0,
+        }
     }
 
     /// What is added to the host's TSC, as the processor scales it.
@@ -97,6 +108,18 @@ impl VcpuClock {
     /// Puts the TSC where it ought to be by the host's time, forward or back: the CPU's own TSC means nothing.
     pub fn follow(&mut self, now: TimePoint) {
         self.offset = self.offset.wrapping_add(self.lag(now));
+    }
+
+    /// The host's TSC was set back: the guest's goes on from where it was. True if it was.
+    pub fn make_up(&mut self, vm: &mut VmClock, now: TimePoint) -> bool {
+        let lost = now.tsc_lost.wrapping_sub(self.lost);
+        if lost == 0 {
+            return false;
+        }
+        self.lost = now.tsc_lost;
+        self.offset = self.offset.wrapping_add(self.frequency.scale(lost));
+        vm.member_made_up(self);
+        true
     }
 
     /// How long the guest's TSC takes for so many cycles, in ns, rounded up: a timer set so never fires early.

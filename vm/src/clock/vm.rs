@@ -60,6 +60,9 @@ pub struct VmClock {
     since: (u64, u64),
     in_step: u32,
     vcpus: u32,
+    /// What the host's TSC had lost when the VM was made. If it has lost more since, there is no straight line over it any
+    /// more, for good: it may happen again at any time, and the line would end in the past.
+    lost: u64,
     /// User space has written a TSC; from then on its writes are taken to be attempts at being in step.
     user_set: bool,
 }
@@ -79,13 +82,14 @@ impl VmClock {
             since: (now.boot_ns, 0),
             in_step: 0,
             vcpus: 0,
+            lost: now.tsc_lost,
             user_set: false,
         }
     }
 
     /// Host time in ns: on the master line while there is one.
     fn base(&self, now: TimePoint) -> u64 {
-        match self.master {
+        match self.master.filter(|_| now.tsc_lost == self.lost) {
             Some(m) => m.ns.wrapping_add(self.host.to_ns(now.tsc.wrapping_sub(m.tsc))),
             None => now.boot_ns,
         }
@@ -103,7 +107,8 @@ impl VmClock {
 
     /// Enters or leaves the master clock; the time goes on without a step. True if it changed.
     fn update_master(&mut self, now: TimePoint) -> bool {
-        let want = self.stable && !self.old_msr && self.vcpus != 0 && self.in_step == self.vcpus;
+        let straight = self.stable && now.tsc_lost == self.lost;
+        let want = straight && !self.old_msr && self.vcpus != 0 && self.in_step == self.vcpus;
         if want == self.master.is_some() {
             return false;
         }
@@ -119,9 +124,24 @@ impl VmClock {
         self.update_master(now)
     }
 
+    /// The host's TSC was set back, and this vCPU has made up for it: so does who comes into step with it. What was written
+    /// before is compared with nothing any more.
+    pub(super) fn member_made_up(&mut self, c: &VcpuClock) {
+        if c.generation == self.generation {
+            self.current = c.offset;
+        }
+        self.last = LastWrite { khz: self.last.khz, ..LastWrite::default() };
+    }
+
+    /// The host's TSC may have been set back: leaves the master clock then. True: the clock changed for all vCPUs.
+    pub fn look_at_tsc(&mut self, now: TimePoint) -> bool {
+        self.update_master(now)
+    }
+
     /// A new vCPU: its TSC starts at zero with the first, and in step with the others. Ring the clock on all vCPUs if
     /// true.
     pub fn vcpu_created(&mut self, c: &mut VcpuClock, now: TimePoint) -> bool {
+        c.lost = now.tsc_lost;
         self.vcpus = self.vcpus.saturating_add(1);
         self.synchronize(c, 0, now)
     }
