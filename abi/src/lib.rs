@@ -27,4 +27,4 @@ mod vm_ioctl;
 pub use stats::read_stats;
 pub use system::{SystemReply, system_ioctl};
 pub use vcpu_ioctl::{VcpuReply, vcpu_ioctl, vcpu_run};
-pub use vm_ioctl::{Irqfd, VmReply, vm_ioctl};
+pub use vm_ioctl::{Irqfd, VmReply, vm_compat_ioctl, vm_ioctl};

@@ -32,6 +32,10 @@ pub enum Errno {
     ENODEV = 19,
     /// Invalid argument.
     EINVAL = 22,
+    /// The system has too many open files.
+    ENFILE = 23,
+    /// The process has too many open files.
+    EMFILE = 24,
     /// Unknown ioctl.
     ENOTTY = 25,
     /// No space (a table is full).

@@ -5,7 +5,7 @@ use host::Errno;
 
 /// The error of a negative return value; one that the hypervisor has no name for is EIO.
 pub fn from_kernel(value: i32) -> Errno {
-    const KNOWN: [Errno; 18] = [
+    const KNOWN: [Errno; 20] = [
         Errno::EPERM,
         Errno::ENOENT,
         Errno::EINTR,
@@ -20,6 +20,8 @@ pub fn from_kernel(value: i32) -> Errno {
         Errno::EEXIST,
         Errno::ENODEV,
         Errno::EINVAL,
+        Errno::ENFILE,
+        Errno::EMFILE,
         Errno::ENOTTY,
         Errno::ENOSPC,
         Errno::EOPNOTSUPP,

@@ -3,11 +3,13 @@
 //! A VM lives as long as its own file or any of its vCPUs' files. The kernel keeps a file's object alive during a call
 //! on the file.
 
-use crate::{Linux, errno::check, irqfd::Irqfds, shim, shim::KMm, shim::KNotifier};
-use abi::{SystemReply, VcpuReply, VmReply, uapi::ioctl::KVM_RUN};
+use crate::{Linux, irqfd::Irqfds, newfile::NewFile, shim, shim::KMm, shim::KNotifier};
+use abi::{
+    SystemReply, VcpuReply, VmReply,
+    uapi::ioctl::{KVM_CREATE_VCPU, KVM_RUN},
+};
 use alloc::boxed::Box;
-use arch::Hva;
-use core::ffi::{c_long, c_void};
+use core::ffi::c_long;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::*};
 use host::{Errno, OneBox, SharedPage, try_box};
@@ -172,25 +174,17 @@ fn result(r: Result<i64, Errno>) -> c_long {
     r.unwrap_or_else(|e| -i64::from(e as i32))
 }
 
-/// Hands `object` to a new file and returns the descriptor; on failure the object is dropped. The file may be closed
-/// by another thread before this returns. Errors: those of opening a file, ENOMEM.
-fn give<T>(object: T, install: impl FnOnce(*mut c_void) -> i32) -> Result<i64, Errno> {
-    let raw = Box::into_raw(try_box(|| object)?.into_inner());
-    let fd = install(raw.cast());
-    if fd < 0 {
-        // SAFETY: no file took it.
-        drop(unsafe { Box::from_raw(raw) });
-    }
-    check(fd).map(i64::from)
-}
-
 /// ioctl on /dev/kvm.
 #[unsafe(no_mangle)]
 extern "C" fn hsave_system_ioctl(cmd: u32, arg: u64) -> c_long {
     result(abi::system_ioctl(&Linux, cmd, arg).and_then(|reply| match reply {
         SystemReply::Value(v) => Ok(v),
-        // SAFETY: `hsave_vm_release` takes what the file is given.
-        SystemReply::NewVm => give(VmRef::new()?, |p| unsafe { shim::hsave_install_vm(p) }),
+        SystemReply::NewVm => {
+            let file = NewFile::new(|| shim::hsave_vm_file())?;
+            let vm = VmRef::new()?;
+            // SAFETY: `hsave_vm_release` takes what the file is given.
+            Ok(unsafe { file.give(try_box(|| vm)?) })
+        }
     }))
 }
 
@@ -202,22 +196,35 @@ extern "C" fn hsave_system_ioctl(cmd: u32, arg: u64) -> c_long {
 unsafe extern "C" fn hsave_vm_ioctl(file: *const VmRef, cmd: u32, arg: u64, mm: *const KMm) -> c_long {
     // SAFETY: by contract.
     let object = unsafe { &*file };
-    result(vm_ioctl(object, cmd, arg, mm))
+    result(vm_ioctl(object, cmd, arg, mm, abi::vm_ioctl))
 }
 
-fn vm_ioctl(object: &VmRef, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64, Errno> {
+/// The same from a 32-bit program.
+///
+/// # Safety
+/// As [`hsave_vm_ioctl`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_vm_compat_ioctl(file: *const VmRef, cmd: u32, arg: u64, mm: *const KMm) -> c_long {
+    // SAFETY: by contract.
+    let object = unsafe { &*file };
+    result(vm_ioctl(object, cmd, arg, mm, abi::vm_compat_ioctl))
+}
+
+/// What an ioctl means, by the layout of the caller's structs.
+type Meaning = fn(&Vm, u32, u64) -> Result<VmReply, Errno>;
+
+fn vm_ioctl(object: &VmRef, cmd: u32, arg: u64, mm: *const KMm, meaning: Meaning) -> Result<i64, Errno> {
     if !object.belongs_to(mm) {
         return Err(Errno::EIO);
     }
-    match abi::vm_ioctl(&object.vm, cmd, arg)? {
+    if cmd == KVM_CREATE_VCPU {
+        return create_vcpu(object, arg);
+    }
+    match meaning(&object.vm, cmd, arg)? {
         VmReply::Value(v) => Ok(v),
         VmReply::Stats => stats_file(object, None),
-        VmReply::NewVcpu { index } => {
-            let id = object.vm.vcpu(index).ok_or(Errno::EINVAL)?.id;
-            let file = VcpuFile { owner: object.clone(), index, mask: SignalMask::default() };
-            // SAFETY: `hsave_vcpu_release` takes what the file is given.
-            give(file, |p| unsafe { shim::hsave_install_vcpu(p, id) })
-        }
+        // Not reached: `create_vcpu` is for these.
+        VmReply::NewVcpu { .. } => Err(Errno::EINVAL),
         VmReply::Irqfd(i) if i.assign => {
             let vm = &raw const *object.vm;
             // SAFETY: the VM outlives the list, which goes first (`VmObject`).
@@ -227,13 +234,26 @@ fn vm_ioctl(object: &VmRef, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64, E
     }
 }
 
+/// A vCPU and its file.
+fn create_vcpu(object: &VmRef, arg: u64) -> Result<i64, Errno> {
+    // The id is checked with the rest; here it is part of a name.
+    let file = NewFile::new(|| shim::hsave_vcpu_file(arg as u32))?;
+    let mut handle = try_box(|| VcpuFile { owner: object.clone(), index: 0, mask: SignalMask::default() })?;
+    let VmReply::NewVcpu { index } = abi::vm_ioctl(&object.vm, KVM_CREATE_VCPU, arg)? else {
+        return Err(Errno::EINVAL);
+    };
+    handle.index = index;
+    // SAFETY: `hsave_vcpu_release` takes what the file is given.
+    Ok(unsafe { file.give(handle) })
+}
+
 /// The VM's file is closed. Process context.
 ///
 /// # Safety
 /// `file` is what the file was given; nobody uses it any more.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hsave_vm_release(file: *mut [VmRef; 1]) {
-    // SAFETY: by contract; it came from `give`.
+    // SAFETY: by contract; it came from `NewFile::give`.
     drop(unsafe { Box::from_raw(file) });
 }
 
@@ -276,15 +296,17 @@ fn vcpu_ioctl(file: &VcpuFile, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64
 /// `file` is what the file was given; nobody uses it any more.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hsave_vcpu_release(file: *mut [VcpuFile; 1]) {
-    // SAFETY: by contract; it came from `give`.
+    // SAFETY: by contract; it came from `NewFile::give`.
     drop(unsafe { Box::from_raw(file) });
 }
 
 /// A new statistics file. Errors: those of opening a file, ENOMEM.
 fn stats_file(owner: &VmRef, vcpu: Option<usize>) -> Result<i64, Errno> {
     let id = vcpu.and_then(|index| owner.vm.vcpu(index)).map_or(-1, |v| v.id.into());
+    let file = NewFile::new(|| shim::hsave_stats_file(id))?;
+    let stats = try_box(|| StatsFile { owner: owner.clone(), vcpu })?;
     // SAFETY: `hsave_stats_release` takes what the file is given.
-    give(StatsFile { owner: owner.clone(), vcpu }, |p| unsafe { shim::hsave_install_stats(p, id) })
+    Ok(unsafe { file.give(stats) })
 }
 
 /// read of a statistics file: number of bytes, or a negative errno.
@@ -305,7 +327,7 @@ unsafe extern "C" fn hsave_stats_read(file: *const StatsFile, to: u64, len: u64,
 /// `file` is what the file was given; nobody uses it any more.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hsave_stats_release(file: *mut [StatsFile; 1]) {
-    // SAFETY: by contract; it came from `give`.
+    // SAFETY: by contract; it came from `NewFile::give`.
     drop(unsafe { Box::from_raw(file) });
 }
 
@@ -319,69 +341,4 @@ unsafe extern "C" fn hsave_vcpu_page(file: *const VcpuFile, index: usize) -> u64
     let file = unsafe { &*file };
     let page = file.vcpu().and_then(|v| file.owner.vm.vcpu_page(v, index));
     page.map_or(0, |p| p.pa().0)
-}
-
-/// mmu notifier: `[start, end)` of the process is about to change.
-///
-/// # Safety
-/// Here and below: `vm` is the one that the notifier or irqfd was made with; both are freed before it.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn hsave_invalidate_start(vm: *const Vm, start: u64, end: u64, may_block: bool) {
-    // SAFETY: by contract.
-    unsafe { &*vm }.mmu_invalidate_start(Hva(start), Hva(end), may_block);
-}
-
-/// mmu notifier: it has changed.
-///
-/// # Safety
-/// See [`hsave_invalidate_start`].
-#[unsafe(no_mangle)]
-unsafe extern "C" fn hsave_invalidate_end(vm: *const Vm, start: u64, end: u64) {
-    // SAFETY: by contract.
-    unsafe { &*vm }.mmu_invalidate_end(Hva(start), Hva(end));
-}
-
-/// mmu notifier: was it used? Forgets it.
-///
-/// # Safety
-/// See [`hsave_invalidate_start`].
-#[unsafe(no_mangle)]
-unsafe extern "C" fn hsave_age(vm: *const Vm, start: u64, end: u64) -> bool {
-    // SAFETY: by contract.
-    unsafe { &*vm }.mmu_age(Hva(start), Hva(end))
-}
-
-/// mmu notifier: was it used?
-///
-/// # Safety
-/// See [`hsave_invalidate_start`].
-#[unsafe(no_mangle)]
-unsafe extern "C" fn hsave_test_young(vm: *const Vm, start: u64, end: u64) -> bool {
-    // SAFETY: by contract.
-    unsafe { &*vm }.mmu_test_young(Hva(start), Hva(end))
-}
-
-/// mmu notifier: the process is gone.
-///
-/// # Safety
-/// See [`hsave_invalidate_start`].
-#[unsafe(no_mangle)]
-unsafe extern "C" fn hsave_mm_release(vm: *const Vm) {
-    // SAFETY: by contract.
-    unsafe { &*vm }.mmu_release();
-}
-
-/// An eventfd raises an interrupt. Interrupts may be off.
-///
-/// # Safety
-/// See [`hsave_invalidate_start`].
-#[unsafe(no_mangle)]
-unsafe extern "C" fn hsave_irqfd_raise(vm: *const Vm, gsi: u32, resample: bool) {
-    // SAFETY: by contract.
-    let vm = unsafe { &*vm };
-    if resample {
-        vm.raise_until_eoi(gsi);
-    } else {
-        vm.pulse_gsi(gsi);
-    }
 }

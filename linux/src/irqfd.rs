@@ -1,6 +1,12 @@
 //! KVM_IRQFD: the bindings of a VM's eventfds to its interrupts.
 
-use crate::{errno::check_ptr, event::KernelEventFd, lock::SleepMutex, shim, shim::KIrqfd};
+use crate::{
+    errno::{check, check_ptr},
+    event::KernelEventFd,
+    lock::SleepMutex,
+    shim,
+    shim::{KEventFd, KIrqfd},
+};
 use abi::Irqfd;
 use alloc::vec::Vec;
 use core::ptr::NonNull;
@@ -36,21 +42,27 @@ unsafe impl Send for Bound {}
 // SAFETY: the VM may be used by any thread, and outlives the list.
 unsafe impl Send for Resampling {}
 
-impl Binding {
-    fn is_dead(&self) -> bool {
-        // SAFETY: alive until `drop`.
-        unsafe { shim::hsave_irqfd_dead(self.kernel.0.as_ptr()) }
+impl Bound {
+    /// Not bound yet. Errors: EBADF, EINVAL (no eventfd), ENOMEM.
+    fn new(fd: i32) -> Result<Self, Errno> {
+        check_ptr(shim::hsave_irqfd_new(fd)).map(Self)
     }
 
-    fn is_of(&self, event: &KernelEventFd) -> bool {
+    /// The eventfd's context, to be compared.
+    fn event(&self) -> *const KEventFd {
         // SAFETY: alive until `drop`.
-        event.is(unsafe { shim::hsave_irqfd_event(self.kernel.0.as_ptr()) })
+        unsafe { shim::hsave_irqfd_event(self.0.as_ptr()) }
+    }
+
+    fn is_dead(&self) -> bool {
+        // SAFETY: alive until `drop`.
+        unsafe { shim::hsave_irqfd_dead(self.0.as_ptr()) }
     }
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        // SAFETY: made by `assign`, and freed here only.
+        // SAFETY: made by `new`, and freed here only.
         unsafe { shim::hsave_irqfd_free(self.0.as_ptr()) }
     }
 }
@@ -77,29 +89,31 @@ impl Drop for Resampling {
 }
 
 impl Irqfds {
-    /// Binds. Errors: EBADF, EINVAL (no eventfd), EBUSY (bound already), ENOMEM, ENOSPC (too many resampled ones).
+    /// Binds. Errors: EBADF, EINVAL (no eventfd), EBUSY (bound already; since Linux 6.17 in any VM), ENOMEM, ENOSPC (too many resampled ones).
     ///
     /// # Safety
     /// `vm` is what `hsave_irqfd_raise` takes, at its final place, and outlives this list.
     pub unsafe fn assign(&self, i: Irqfd, vm: *const Vm) -> Result<(), Errno> {
-        let event = KernelEventFd::get(i.fd)?;
+        // Looked up once: the caller's other threads can change what the number means.
+        let kernel = Bound::new(i.fd)?;
         let mut list = self.0.lock();
         // Those whose descriptors were closed without a word.
-        list.retain(|b| !b.is_dead());
-        if list.iter().any(|b| b.is_of(&event)) {
+        list.retain(|b| !b.kernel.is_dead());
+        if list.iter().any(|b| b.kernel.event() == kernel.event()) {
             return Err(Errno::EBUSY);
         }
+        list.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
         // Before the eventfd can raise the line, so that there is always somebody who lowers it.
         let resample = i.resample.map(|fd| Resampling::new(vm, i.gsi, fd)).transpose()?;
-        // SAFETY: by contract.
-        let kernel = check_ptr(unsafe { shim::hsave_irqfd_new(i.fd, vm.cast(), i.gsi, resample.is_some()) })?;
-        try_push(&mut list, Binding { gsi: i.gsi, kernel: Bound(kernel), _resample: resample })
+        // SAFETY: by contract; bound once.
+        check(unsafe { shim::hsave_irqfd_bind(kernel.0.as_ptr(), vm.cast(), i.gsi, resample.is_some()) })?;
+        try_push(&mut list, Binding { gsi: i.gsi, kernel, _resample: resample })
     }
 
     /// Takes a binding back; nothing if there is none, as on stock. Errors: EBADF, EINVAL (no eventfd).
     pub fn deassign(&self, fd: i32, gsi: u32) -> Result<(), Errno> {
         let event = KernelEventFd::get(fd)?;
-        self.0.lock().retain(|b| b.gsi != gsi || !b.is_of(&event));
+        self.0.lock().retain(|b| b.gsi != gsi || !event.is(b.kernel.event()));
         Ok(())
     }
 }

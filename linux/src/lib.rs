@@ -22,6 +22,8 @@ mod load;
 mod lock;
 mod log;
 mod machine;
+mod newfile;
+mod notify;
 mod page;
 mod panic;
 mod platform;

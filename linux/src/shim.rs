@@ -30,6 +30,8 @@ opaque! {
     KNotifier = "struct hsave_notifier"
     /// The timers of a VM's devices.
     KHrtimers = "struct hsave_hrtimers"
+    /// An open file.
+    KFile = "struct file"
     /// An eventfd that raises an interrupt.
     KIrqfd = "struct hsave_irqfd"
     /// A process's address space.
@@ -164,7 +166,8 @@ unsafe extern "C" {
     pub fn hsave_eventfd_signal(ctx: *mut KEventFd);
 
     // irqfd.c
-    pub fn hsave_irqfd_new(fd: i32, vm: *const c_void, gsi: u32, resample: bool) -> *mut KIrqfd;
+    pub safe fn hsave_irqfd_new(fd: i32) -> *mut KIrqfd;
+    pub fn hsave_irqfd_bind(i: *mut KIrqfd, vm: *const c_void, gsi: u32, resample: bool) -> i32;
     pub fn hsave_irqfd_free(i: *mut KIrqfd);
     pub fn hsave_irqfd_event(i: *const KIrqfd) -> *const KEventFd;
     pub fn hsave_irqfd_dead(i: *const KIrqfd) -> bool;
@@ -178,9 +181,13 @@ unsafe extern "C" {
     // file.c
     pub safe fn hsave_device_register() -> i32;
     pub safe fn hsave_device_unregister();
-    pub fn hsave_install_vm(vm: *mut c_void) -> i32;
-    pub fn hsave_install_vcpu(vcpu: *mut c_void, id: u32) -> i32;
-    pub fn hsave_install_stats(file: *mut c_void, vcpu: i64) -> i32;
+    pub safe fn hsave_fd_reserve() -> i32;
+    pub fn hsave_fd_release(fd: i32);
+    pub safe fn hsave_vm_file() -> *mut KFile;
+    pub safe fn hsave_vcpu_file(id: u32) -> *mut KFile;
+    pub safe fn hsave_stats_file(vcpu: i64) -> *mut KFile;
+    pub fn hsave_file_drop(file: *mut KFile);
+    pub fn hsave_file_install(fd: i32, file: *mut KFile, object: *mut c_void);
     pub safe fn hsave_pid() -> u32;
 
     // log.c

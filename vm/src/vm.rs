@@ -177,10 +177,17 @@ impl<H: Host> Vm<H> {
         }
         let slot = self.slot(index)?;
         self.apics.reserve(id)?;
-        let vcpu = self.new_vcpu(id, index)?;
+        let mut vcpu = self.new_vcpu(id, index)?;
+        // Nothing fails from here on: who is counted among those in step is there.
+        let core = vcpu.core.get_mut();
+        let changed = self.clock.lock().vcpu_created(&mut core.clock, self.host.time_point());
+        core.load_tsc();
         slot.set(vcpu.into_inner()).map_err(|_| Errno::EEXIST)?;
         self.count.store(index + 1, Release);
         self.vcpu_appeared(id, index);
+        if changed {
+            self.ring_all(Request::ClockUpdate);
+        }
         Ok(index)
     }
 
@@ -214,9 +221,6 @@ impl<H: Host> Vm<H> {
         clock.set_tolerance(host.tsc_tolerance_ppm());
         // One that the processor cannot give is what the vCPU says it has all the same, as on stock.
         let _ = clock.set_tsc_khz(self.config.tsc_khz.load(Relaxed), host.tsc_khz(), host.features().tsc_scaling);
-        if self.clock.lock().vcpu_created(&mut clock, host.time_point()) {
-            self.ring_all(Request::ClockUpdate);
-        }
         let without_lapic = lapic.is_none();
         let fast = Fast::new(lapic)?;
         let fpu = host.new_fpu()?;
@@ -263,7 +267,6 @@ impl<H: Host> Vm<H> {
         core.set_idle_exits(self.config.disabled_exits.load(Relaxed), host.pause_parameters());
         core.load_exception_intercepts();
         core.reset_registers(false);
-        core.load_tsc();
         core.hide_rdtscp();
         core.apply_msr_policy(self.msr_filter.read().as_ref());
         let lint0 = AtomicU8::new(core.fast.lapic.as_ref().map_or(0, |l| l.lint0() as u8));

@@ -264,6 +264,7 @@ pub const ALL: &[Scenario] = &[
          kill -0 $pid 2>/dev/null || break; done; kill -0 $pid 2>/dev/null && exit 2; rmmod kvm_amd kvm || exit 3",
     ),
     program("lifecycle", &["lifecycle"], "/payload/lifecycle"),
+    program("trouble", &["trouble"], "/payload/trouble"),
     // Storms at random; the seed is printed first.
     Scenario { slow: &[Kernel::V6_1], ..program("stress", &["stress"], "/payload/stress") },
     scenario(

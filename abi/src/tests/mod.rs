@@ -7,7 +7,7 @@ mod vm;
 use crate::codec::{Abi, Field, get, put, put_array};
 use crate::uapi::ioctl::*;
 use crate::uapi::*;
-use crate::{SystemReply, VcpuReply, VmReply, system_ioctl, vcpu_ioctl, vcpu_run, vm_ioctl};
+use crate::{SystemReply, VcpuReply, VmReply, system_ioctl, vcpu_ioctl, vcpu_run, vm_compat_ioctl, vm_ioctl};
 use ::vm::Vm;
 use host::{CpuFeatures, Errno, OneBox};
 use sim::{HVA_BASE, Sim};

@@ -312,3 +312,43 @@ fn msr_filter() {
     assert_eq!(set(KVM_MSR_FILTER_DEFAULT_DENY, none), Err(Errno::EINVAL));
     assert_eq!(set(KVM_MSR_FILTER_DEFAULT_DENY, range), Ok(0));
 }
+
+#[test]
+fn structs_of_32_bit_programs() {
+    let bed = Bed::bare();
+    let compat = |cmd, words: &[u32]| {
+        put_array(&bed.sim, ARG, 0, words.iter().copied()).expect("writable pages");
+        vm_compat_ioctl(&bed.vm, cmd, ARG).map(|_| ())
+    };
+    // Flags, then flags, number, first MSR and the bitmap's address of each range; no more than the 260 bytes count.
+    let filter = |number, bitmap| {
+        let mut words = [0; 66];
+        words[..5].copy_from_slice(&[KVM_MSR_FILTER_DEFAULT_DENY, 3, number, 0x35, bitmap]);
+        words[65] = !0;
+        words
+    };
+    assert_eq!(compat(KVM_X86_SET_MSR_FILTER_COMPAT, &filter(1, NOWHERE as u32)), Err(Errno::EFAULT));
+    assert_eq!(compat(KVM_X86_SET_MSR_FILTER_COMPAT, &filter(0, 0)), Err(Errno::EINVAL), "nothing but denied");
+    let mut open = filter(0, 0);
+    open[0] = 0;
+    assert_eq!(compat(KVM_X86_SET_MSR_FILTER_COMPAT, &open), Ok(()));
+    assert_eq!(bed.vm(KVM_X86_SET_MSR_FILTER_COMPAT, ARG), Err(Errno::ENOTTY), "not of 64-bit programs");
+    // The upper half of an address is not part of it: the same struct leads elsewhere.
+    let region = kvm_userspace_memory_region {
+        flags: KVM_MEM_LOG_DIRTY_PAGES,
+        memory_size: 0x4000,
+        userspace_addr: DATA,
+        ..Default::default()
+    };
+    assert_eq!(bed.vm_with(KVM_SET_USER_MEMORY_REGION, &region), Ok(0));
+    let (low, high) = (DATA as u32, (DATA >> 32) as u32);
+    let words = [0, 0, low, high];
+    assert_eq!(compat(KVM_GET_DIRTY_LOG, &words), Err(Errno::EFAULT));
+    assert_eq!(bed.vm(KVM_GET_DIRTY_LOG, ARG), Ok(0));
+    assert_eq!(bed.enable(cap::MANUAL_DIRTY_LOG_PROTECT2, 1), Ok(0));
+    let words = [0, 4, 0, 0, low, high];
+    assert_eq!(compat(KVM_CLEAR_DIRTY_LOG, &words), Err(Errno::EFAULT));
+    assert_eq!(bed.vm(KVM_CLEAR_DIRTY_LOG, ARG), Ok(0));
+    // All else is the same for both.
+    assert_eq!(compat(KVM_CREATE_VCPU, &[]), Err(Errno::EINVAL), "the argument is no id");
+}

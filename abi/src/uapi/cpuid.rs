@@ -76,6 +76,8 @@ pub const MAX_CPUID_ENTRIES: usize = 256;
 pub const MAX_IO_MSRS: usize = 256;
 /// KVM_MSR_FILTER_MAX_BITMAP_SIZE, bytes.
 pub const MSR_FILTER_MAX_BITMAP_SIZE: usize = 0x600;
+/// Size of `kvm_msr_filter` where pointers have 32 bits: flags, and sixteen ranges of four words each.
+pub const MSR_FILTER_COMPAT_SIZE: usize = 4 + 16 * 16;
 /// `kvm_msr_filter.flags`: what no range covers is refused.
 pub const KVM_MSR_FILTER_DEFAULT_DENY: u32 = 1;
 /// `kvm_msr_filter_range.flags`: the range is about reads.

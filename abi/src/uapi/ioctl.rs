@@ -30,6 +30,9 @@ pub const fn is_kvm(cmd: u32) -> bool {
     cmd >> 8 & 0xff == KVMIO
 }
 
+/// KVM_X86_SET_MSR_FILTER as 32-bit programs have it: its struct is [`MSR_FILTER_COMPAT_SIZE`] bytes long.
+pub const KVM_X86_SET_MSR_FILTER_COMPAT: u32 = number(1, 0xc6, MSR_FILTER_COMPAT_SIZE);
+
 macro_rules! numbers {
     ($($name:ident = $e:expr;)*) => {
         $(#[allow(missing_docs)] pub const $name: u32 = $e;)*

@@ -1,6 +1,6 @@
 //! KVM_X86_SET_MSR_FILTER (KVM API document 4.97).
 
-use crate::codec::{get, read};
+use crate::codec::read;
 use crate::uapi::*;
 use host::{Errno, Host, try_filled, try_push};
 use vm::Vm;
@@ -11,8 +11,7 @@ use alloc::vec::Vec;
 
 /// Replaces the MSR filter. Errors: EINVAL (flags; a range without flags or too long; default deny without any
 /// range), EFAULT, ENOMEM. The old filter stays then.
-pub fn set_msr_filter<H: Host>(vm: &Vm<H>, arg: u64) -> Result<(), Errno> {
-    let filter: kvm_msr_filter = get(&vm.host, arg)?;
+pub fn set_msr_filter<H: Host>(vm: &Vm<H>, filter: &kvm_msr_filter) -> Result<(), Errno> {
     let deny = filter.flags & KVM_MSR_FILTER_DEFAULT_DENY != 0;
     let used = || filter.ranges.iter().filter(|r| r.nmsrs != 0);
     if filter.flags & !KVM_MSR_FILTER_DEFAULT_DENY != 0 || deny && used().next().is_none() {

@@ -1,10 +1,13 @@
 //! ioctls on a VM (KVM API document, section 4, "Type: vm ioctl").
 
 mod chips;
+mod compat;
 mod enable_cap;
 mod filter;
 mod irq;
 mod memory;
+
+pub use compat::vm_compat_ioctl;
 
 use crate::caps;
 use crate::codec::{get, put};
@@ -59,8 +62,8 @@ pub fn vm_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<VmReply, Errn
 
         KVM_SET_USER_MEMORY_REGION => done(memory::set_region(vm, arg))?,
         KVM_SET_USER_MEMORY_REGION2 => done(memory::set_region2(vm, arg))?,
-        KVM_GET_DIRTY_LOG => done(memory::get_dirty_log(vm, arg))?,
-        KVM_CLEAR_DIRTY_LOG => done(memory::clear_dirty_log(vm, arg))?,
+        KVM_GET_DIRTY_LOG => done(memory::get_dirty_log(vm, &get(host, arg)?))?,
+        KVM_CLEAR_DIRTY_LOG => done(memory::clear_dirty_log(vm, &get(host, arg)?))?,
         KVM_SET_NR_MMU_PAGES => done(memory::limit_shadow_pages(arg))?,
         KVM_SET_TSS_ADDR => done(memory::set_tss_addr(arg))?,
         KVM_SET_IDENTITY_MAP_ADDR => done(memory::set_identity_map_addr(vm, arg))?,
@@ -97,7 +100,7 @@ pub fn vm_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<VmReply, Errn
         },
 
         KVM_SET_BOOT_CPU_ID => done(vm.set_boot_cpu_id(arg))?,
-        KVM_X86_SET_MSR_FILTER => done(filter::set_msr_filter(vm, arg))?,
+        KVM_X86_SET_MSR_FILTER => done(filter::set_msr_filter(vm, &get(host, arg)?))?,
         // No type of device exists.
         KVM_CREATE_DEVICE => get::<H, kvm_create_device>(host, arg).and(Err(Errno::ENODEV))?,
         _ => return Err(Errno::ENOTTY),

@@ -38,13 +38,20 @@ static long vm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 
 static int vm_release(struct inode *inode, struct file *file)
 {
-	hsave_vm_release(file->private_data);
+	if (file->private_data)
+		hsave_vm_release(file->private_data);
 	return 0;
+}
+
+/* A 32-bit program: some of the structs that it hands over are laid out differently. */
+static long vm_compat_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	return hsave_vm_compat_ioctl(file->private_data, cmd, arg, current->mm);
 }
 
 static struct file_operations vm_fops = {
 	.unlocked_ioctl = vm_ioctl,
-	.compat_ioctl = vm_ioctl,
+	.compat_ioctl = vm_compat_ioctl,
 	.release = vm_release,
 	.llseek = noop_llseek,
 };
@@ -56,7 +63,8 @@ static long vcpu_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 
 static int vcpu_release(struct inode *inode, struct file *file)
 {
-	hsave_vcpu_release(file->private_data);
+	if (file->private_data)
+		hsave_vcpu_release(file->private_data);
 	return 0;
 }
 
@@ -100,7 +108,8 @@ static ssize_t stats_read(struct file *file, char __user *to, size_t len, loff_t
 
 static int stats_release(struct inode *inode, struct file *file)
 {
-	hsave_stats_release(file->private_data);
+	if (file->private_data)
+		hsave_stats_release(file->private_data);
 	return 0;
 }
 
@@ -110,50 +119,59 @@ static struct file_operations stats_fops = {
 	.llseek = noop_llseek,
 };
 
-/* The descriptor of a new file that owns object, or an error with the object untouched. */
-static int install_mode(const char *name, const struct file_operations *fops, void *object, int flags, fmode_t mode)
-{
-	struct file *file;
-	int fd = get_unused_fd_flags(O_CLOEXEC);
+/*
+ * A new file is made in steps, each of which can be taken back: a descriptor, the file, and then, when nothing can fail
+ * any more, the object that it is to own.
+ */
 
-	if (fd < 0)
-		return fd;
-	file = anon_inode_getfile(name, fops, object, flags);
-	if (IS_ERR(file)) {
-		put_unused_fd(fd);
-		return PTR_ERR(file);
-	}
-	file->f_mode |= mode;
-	fd_install(fd, file);
-	return fd;
+int hsave_fd_reserve(void)
+{
+	return get_unused_fd_flags(O_CLOEXEC);
 }
 
-static int install(const char *name, const struct file_operations *fops, void *object)
+void hsave_fd_release(int fd)
 {
-	return install_mode(name, fops, object, O_RDWR, 0);
+	put_unused_fd(fd);
 }
 
-int hsave_install_vm(void *vm)
+/* A file that owns nothing yet, or an ERR_PTR. */
+struct file *hsave_vm_file(void)
 {
-	return install("kvm-vm", &vm_fops, vm);
+	return anon_inode_getfile("kvm-vm", &vm_fops, NULL, O_RDWR);
 }
 
-int hsave_install_vcpu(void *vcpu, u32 id)
+struct file *hsave_vcpu_file(u32 id)
 {
 	char name[24];
 
 	snprintf(name, sizeof(name), "kvm-vcpu:%u", id);
-	return install(name, &vcpu_fops, vcpu);
+	return anon_inode_getfile(name, &vcpu_fops, NULL, O_RDWR);
 }
 
 /* A negative vcpu: those of the VM. They are read at any offset. */
-int hsave_install_stats(void *stats, s64 vcpu)
+struct file *hsave_stats_file(s64 vcpu)
 {
 	char name[32] = "kvm-vm-stats";
+	struct file *file;
 
 	if (vcpu >= 0)
 		snprintf(name, sizeof(name), "kvm-vcpu-stats:%lld", vcpu);
-	return install_mode(name, &stats_fops, stats, O_RDONLY, FMODE_PREAD);
+	file = anon_inode_getfile(name, &stats_fops, NULL, O_RDONLY);
+	if (!IS_ERR(file))
+		file->f_mode |= FMODE_PREAD;
+	return file;
+}
+
+void hsave_file_drop(struct file *file)
+{
+	fput(file);
+}
+
+/* Another thread may close the descriptor before this returns. */
+void hsave_file_install(int fd, struct file *file, void *object)
+{
+	file->private_data = object;
+	fd_install(fd, file);
 }
 
 u32 hsave_pid(void)

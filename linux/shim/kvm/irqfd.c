@@ -16,10 +16,15 @@ struct hsave_irqfd {
 	wait_queue_entry_t wait;
 	poll_table table;
 	struct eventfd_ctx *ctx;
+	/* Until it is bound. */
+	struct file *file;
 	const void *vm;
 	u32 gsi;
 	bool resample;
 	bool dead;
+	/* In the eventfd's wait queue, or why not. */
+	bool queued;
+	int err;
 };
 
 /* Called with the eventfd's lock held and interrupts off. */
@@ -40,14 +45,23 @@ static int wakeup(wait_queue_entry_t *wait, unsigned int mode, int sync, void *k
 
 static void queue(struct file *file, wait_queue_head_t *head, poll_table *table)
 {
-	add_wait_queue_priority(head, &container_of(table, struct hsave_irqfd, table)->wait);
+	struct hsave_irqfd *i = container_of(table, struct hsave_irqfd, table);
+
+#if LINUX_AT_LEAST(6, 17)
+	/* Nobody else is woken, and one eventfd raises one interrupt only, of all VMs. */
+	i->err = add_wait_queue_priority_exclusive(head, &i->wait);
+#else
+	add_wait_queue_priority(head, &i->wait);
+#endif
+	i->queued = !i->err;
 }
 
-/* Binds the eventfd to the VM's gsi; it raises from here on. An ERR_PTR: -EBADF, -EINVAL, -ENOMEM. */
-struct hsave_irqfd *hsave_irqfd_new(int fd, const void *vm, u32 gsi, bool resample)
+/* The eventfd behind a descriptor, which raises nothing yet. An ERR_PTR: -EBADF, -EINVAL, -ENOMEM. */
+struct hsave_irqfd *hsave_irqfd_new(int fd)
 {
 	struct hsave_irqfd *i;
 	struct file *file = fget(fd);
+	int err;
 
 	if (!file)
 		return ERR_PTR(-EBADF);
@@ -56,24 +70,37 @@ struct hsave_irqfd *hsave_irqfd_new(int fd, const void *vm, u32 gsi, bool resamp
 		fput(file);
 		return ERR_PTR(-ENOMEM);
 	}
-	i->vm = vm;
-	i->gsi = gsi;
-	i->resample = resample;
+	i->file = file;
 	i->ctx = eventfd_ctx_fileget(file);
 	if (IS_ERR(i->ctx)) {
-		int err = PTR_ERR(i->ctx);
-
-		kfree(i);
+		err = PTR_ERR(i->ctx);
 		fput(file);
+		kfree(i);
 		return ERR_PTR(err);
 	}
 	init_waitqueue_func_entry(&i->wait, wakeup);
 	init_poll_funcptr(&i->table, queue);
-	/* What was signalled before counts too: nobody is woken for it any more. */
-	if (vfs_poll(file, &i->table) & EPOLLIN)
-		hsave_irqfd_raise(vm, gsi, resample);
-	fput(file);
 	return i;
+}
+
+/* Binds it to the VM's gsi, which it raises from here on; once. 0, or -EBUSY: it raises an interrupt already. */
+int hsave_irqfd_bind(struct hsave_irqfd *i, const void *vm, u32 gsi, bool resample)
+{
+	__poll_t events;
+
+	i->vm = vm;
+	i->gsi = gsi;
+	i->resample = resample;
+	events = vfs_poll(i->file, &i->table);
+	/* The context is enough from here on: the eventfd's descriptors may all be closed. */
+	fput(i->file);
+	i->file = NULL;
+	if (i->err)
+		return i->err;
+	/* What was signalled before counts too: nobody is woken for it any more. */
+	if (events & EPOLLIN)
+		hsave_irqfd_raise(vm, gsi, resample);
+	return 0;
 }
 
 /* Nothing is raised after it. */
@@ -81,8 +108,11 @@ void hsave_irqfd_free(struct hsave_irqfd *i)
 {
 	u64 count;
 
-	eventfd_ctx_remove_wait_queue(i->ctx, &i->wait, &count);
+	if (i->queued)
+		eventfd_ctx_remove_wait_queue(i->ctx, &i->wait, &count);
 	eventfd_ctx_put(i->ctx);
+	if (i->file)
+		fput(i->file);
 	kfree(i);
 }
 

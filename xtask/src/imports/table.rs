@@ -51,7 +51,6 @@ pub const WITHOUT: &[(&str, &str)] = &[
     ("counters of the host that leave guests out, and perf's view into guests: not there yet", "
         amd_pmu_disable_virt amd_pmu_enable_virt perf_register_guest_info_callbacks perf_unregister_guest_info_callbacks"),
     ("BP_SPEC_REDUCE on Zen 5: not there yet", "msr_clear_bit msr_set_bit"),
-    ("irqfds that shut out other waiters: not there yet", "add_wait_queue_priority_exclusive"),
 
     // What only other processors need.
     ("shadow paging: absent; with it go its caches, its shrinker and its statistics", "
