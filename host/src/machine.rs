@@ -48,6 +48,8 @@ pub trait Hrtimers {
     fn arm(&self, which: Hrtimer, deadline: u64);
     /// Takes one back. Any context.
     fn cancel(&self, which: Hrtimer);
+    /// If it is set, it expires on the current CPU from now on. May sleep.
+    fn migrate(&self, _which: Hrtimer) {}
 }
 
 /// The devices that have one.

@@ -29,7 +29,35 @@ pub struct VmObject {
     /// The process that made it.
     pid: u32,
     vm: OneBox<Vm>,
+    /// Goes last: some processors run differently while there are VMs.
+    _counted: Counted,
 }
+
+/// One VM, for the shim's count of them.
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        shim::hsave_vm_comes();
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        // SAFETY: `new` counted it.
+        unsafe { shim::hsave_vm_gone() }
+    }
+}
+
+/// What files hold is used by any thread at once.
+const fn shared_by_threads<T: Sync>() {}
+const _: () = {
+    shared_by_threads::<VmObject>();
+    shared_by_threads::<VmRef>();
+    shared_by_threads::<VcpuFile>();
+    shared_by_threads::<StatsFile>();
+};
 
 /// A counted reference to a VM.
 struct VmRef(NonNull<VmObject>);
@@ -45,6 +73,7 @@ impl VmRef {
             irqfds: Irqfds::default(),
             pid: shim::hsave_pid(),
             vm,
+            _counted: Counted::new(),
         })?;
         let object = Box::into_raw(object.into_inner()).cast::<VmObject>();
         // SAFETY: the box's pointer.
@@ -81,6 +110,8 @@ impl Clone for VmRef {
 
 // SAFETY: the object is only ever shared, and may be dropped by any thread.
 unsafe impl Send for VmRef {}
+// SAFETY: as above; a shared reference gives no more than a shared object.
+unsafe impl Sync for VmRef {}
 
 impl core::ops::Deref for VmRef {
     type Target = VmObject;
@@ -276,7 +307,7 @@ fn vcpu_ioctl(file: &VcpuFile, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64
     let vm = &file.owner.vm;
     let vcpu = file.vcpu().ok_or(Errno::EIO)?;
     if cmd == KVM_RUN {
-        let _running = vcpu.thread.running();
+        let _running = vcpu.thread.running(vm);
         let _masked = file.mask.apply();
         return abi::vcpu_run(vm, vcpu, arg);
     }

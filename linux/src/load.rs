@@ -30,6 +30,10 @@ impl Prepared {
             log::err("the host's memory is encrypted (mem_encrypt=on), which hsave cannot do yet");
             return Err(Errno::EOPNOTSUPP);
         }
+        if shim::hsave_snp_is_on() {
+            log::err("SEV-SNP is on (the host's firmware setting), which hsave cannot live with yet");
+            return Err(Errno::EOPNOTSUPP);
+        }
         let machine = Machine::new().map_err(|why| {
             log::err(why.reason());
             why.errno()

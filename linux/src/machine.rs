@@ -63,7 +63,8 @@ impl Host for Linux {
     }
 
     fn free_table(&self, page: TablePage) {
-        shim::hsave_table_free(page.pa().0);
+        // SAFETY: a page-table page that nothing refers to any more (contract of the trait); the shim looks at its mark.
+        unsafe { shim::hsave_table_free(page.pa().0) }
     }
 
     fn nested_levels(&self) -> u8 {
@@ -288,7 +289,8 @@ impl Host for Linux {
 
     fn command(&self, what: Command) {
         match what {
-            Command::Prediction(bits) => shim::hsave_prediction_command(bits),
+            // SAFETY: the processor has these bits (contract of `Command`).
+            Command::Prediction(bits) => unsafe { shim::hsave_prediction_command(bits) },
             Command::FlushL1d => shim::hsave_flush_l1d(),
         }
     }

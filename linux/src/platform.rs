@@ -25,6 +25,13 @@ unsafe impl Platform for Kernel {
         Some(Pages { va: NonNull::new(va)?, pa: HostPa(pa) })
     }
 
+    fn alloc_cpu_page(cpu: u32) -> Option<Pages> {
+        let mut pa = 0;
+        // SAFETY: the number is a possible CPU's; `pa` is written on success.
+        let va = unsafe { shim::hsave_cpu_page_alloc(cpu, &mut pa) };
+        Some(Pages { va: NonNull::new(va)?, pa: HostPa(pa) })
+    }
+
     unsafe fn free_pages(pages: Pages, order: u32) {
         // SAFETY: by contract they came from `alloc_pages`.
         unsafe { shim::hsave_pages_free(pages.va.as_ptr(), order) }
@@ -43,42 +50,38 @@ unsafe impl Platform for Kernel {
         }
     }
 
-    #[inline(always)]
-    fn irq_disable() {
-        // SAFETY: what follows runs with interrupts off until `irq_enable` or `guest_done`.
-        #[cfg(target_os = "none")]
-        unsafe {
-            asm!("cli", options(nostack));
-        }
-    }
-
-    #[inline(always)]
-    fn irq_enable() {
-        // SAFETY: interrupts were on when `irq_disable` was called, and nothing is held that they take.
-        #[cfg(target_os = "none")]
-        unsafe {
-            asm!("sti", options(nostack));
-        }
-    }
-
     #[inline]
     fn may_enter() -> bool {
         shim::hsave_may_enter()
     }
 
+    fn irq_enable() {
+        // SAFETY: after `may_enter`, which found interrupts on; nothing is held that they take.
+        unsafe { shim::hsave_irq_enable() }
+    }
+
     #[inline]
     fn guest_enter() {
-        shim::hsave_guest_enter();
+        // SAFETY: interrupts are off, GIF is clear; `guest_exit` follows.
+        unsafe { shim::hsave_guest_enter() }
     }
 
     #[inline]
     fn guest_exit() {
-        shim::hsave_guest_exit();
+        // SAFETY: as above, after `guest_enter`.
+        unsafe { shim::hsave_guest_exit() }
+    }
+
+    #[inline]
+    fn guest_interrupted(rip: u64, user: bool) {
+        // SAFETY: interrupts are off; `guest_done` follows.
+        unsafe { shim::hsave_guest_interrupted(rip, user) }
     }
 
     #[inline]
     fn guest_done(pending: bool) {
-        shim::hsave_guest_done(pending);
+        // SAFETY: interrupts are off since `may_enter`, after `guest_exit`.
+        unsafe { shim::hsave_guest_done(pending) }
     }
 
     fn guest_barrier() {
@@ -90,7 +93,8 @@ unsafe impl Platform for Kernel {
     }
 
     fn machine_check() {
-        shim::hsave_machine_check();
+        // SAFETY: interrupts are off, and a machine check ended the guest's run.
+        unsafe { shim::hsave_machine_check() }
     }
 
     fn has_retbleed() -> bool {
@@ -118,7 +122,8 @@ unsafe impl Platform for Kernel {
     }
 
     fn svme_off() {
-        shim::hsave_svme_off();
+        // SAFETY: no guest runs on this CPU (contract of the caller, `Machine::disable`), and `svme_on` was called.
+        unsafe { shim::hsave_svme_off() }
     }
 
     fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {

@@ -53,10 +53,11 @@ unsafe extern "C" {
     pub fn hsave_heap_alloc(size: usize, zeroed: bool) -> *mut u8;
     pub fn hsave_heap_free(p: *mut u8);
     pub fn hsave_pages_alloc(order: u32, pa: *mut u64) -> *mut u8;
+    pub fn hsave_cpu_page_alloc(cpu: u32, pa: *mut u64) -> *mut u8;
     pub fn hsave_pages_free(va: *mut u8, order: u32);
     pub safe fn hsave_table_alloc() -> u64;
     pub safe fn hsave_table(pa: u64) -> *mut c_void;
-    pub safe fn hsave_table_free(pa: u64);
+    pub fn hsave_table_free(pa: u64);
     pub fn hsave_shared_alloc(pa: *mut u64) -> *mut u8;
     pub fn hsave_shared_free(pa: u64);
 
@@ -83,9 +84,9 @@ unsafe extern "C" {
     pub fn hsave_wait_word(word: *const u32, value: u32);
     pub fn hsave_wake_word(word: *const u32);
     pub safe fn hsave_preempt_disable();
-    pub safe fn hsave_preempt_enable();
-    pub safe fn hsave_irq_save() -> usize;
-    pub fn hsave_irq_restore(flags: usize);
+    pub fn hsave_preempt_enable();
+    pub safe fn hsave_irq_save();
+    pub fn hsave_irq_restore();
     pub safe fn hsave_cond_resched();
     pub safe fn hsave_do_work() -> i32;
     pub safe fn hsave_sigmask_set(mask: u64);
@@ -98,6 +99,7 @@ unsafe extern "C" {
     pub fn hsave_thread_kick(t: *mut KThread);
     pub fn hsave_thread_wake(t: *mut KThread);
     pub fn hsave_thread_yield_to(t: *mut KThread) -> i32;
+    pub fn hsave_thread_abandon() -> *const c_void;
     pub fn hsave_thread_note(t: *mut KThread, at: u64);
     pub fn hsave_thread_preemptions(t: *mut KThread, reported: *mut u64, other: *mut u64);
     pub fn hsave_thread_preemptible(t: *mut KThread, yes: bool);
@@ -109,6 +111,7 @@ unsafe extern "C" {
     pub fn hsave_thread_block_end(t: *mut KThread);
     pub fn hsave_timer_arm(t: *mut KThread, ns: u64);
     pub fn hsave_timer_cancel(t: *mut KThread);
+    pub fn hsave_timer_migrate(t: *mut KThread);
 
     // async_pf.c
     pub safe fn hsave_page_ins_start() -> i32;
@@ -124,6 +127,7 @@ unsafe extern "C" {
     pub fn hsave_hrtimers_free(all: *mut KHrtimers);
     pub fn hsave_hrtimer_arm(all: *mut KHrtimers, which: u32, ns: u64);
     pub fn hsave_hrtimer_cancel(all: *mut KHrtimers, which: u32);
+    pub fn hsave_hrtimer_migrate(all: *mut KHrtimers, which: u32);
 
     // params.c
     pub safe fn hsave_min_timer_period_us() -> u32;
@@ -141,6 +145,7 @@ unsafe extern "C" {
     pub safe fn hsave_fpu_new() -> *mut KFpu;
     pub fn hsave_fpu_free(fpu: *mut KFpu);
     pub fn hsave_fpu_swap(fpu: *mut KFpu, enter: bool);
+    pub fn hsave_fpu_abandon();
     pub fn hsave_fpu_user_size(fpu: *const KFpu) -> usize;
     pub fn hsave_fpu_get(fpu: *mut KFpu, buf: *mut u8, size: u32, xfeatures: u64, pkru: u32);
     pub fn hsave_fpu_set(fpu: *mut KFpu, buf: *const u8, xcr0: u64, pkru: *mut u32) -> i32;
@@ -197,10 +202,19 @@ unsafe extern "C" {
     pub safe fn hsave_log_unexpected_exit(vcpu: u32, rip: u64, code: u64);
     pub fn hsave_log_field(name: *const u8, len: usize, value: u64);
     pub fn hsave_log_segment(name: *const u8, len: usize, selector: u16, attrib: u16, limit: u32, base: u64);
-    pub fn hsave_bug(file: *const u8, len: usize, line: u32);
+    pub fn hsave_panicked(file: *const u8, len: usize, line: u32);
+    pub fn hsave_bug();
+
+    // perf.c
+    pub fn hsave_guest_interrupted(ip: u64, user: bool);
+
+    // srso.c
+    pub safe fn hsave_vm_comes();
+    pub fn hsave_vm_gone();
 
     // cpu.c, tsc_aux.c
     pub safe fn hsave_memory_is_encrypted() -> bool;
+    pub safe fn hsave_snp_is_on() -> bool;
     pub safe fn hsave_next_cpu(previous: i32) -> u32;
     pub safe fn hsave_unhandled_wrmsr(vcpu: u32, rip: u64, index: u32, value: u64);
     pub safe fn hsave_ignores_msr(index: u32, write: bool, value: u64) -> bool;
@@ -210,22 +224,23 @@ unsafe extern "C" {
     pub safe fn hsave_cpus_start() -> i32;
     pub safe fn hsave_cpus_stop();
     pub safe fn hsave_svme_on() -> i32;
-    pub safe fn hsave_svme_off();
+    pub fn hsave_svme_off();
     pub safe fn hsave_set_user_return_tsc_aux(value: u64);
 
     // platform.c
     pub safe fn hsave_may_enter() -> bool;
-    pub safe fn hsave_guest_enter();
-    pub safe fn hsave_guest_exit();
-    pub safe fn hsave_guest_done(pending: bool);
+    pub fn hsave_irq_enable();
+    pub fn hsave_guest_enter();
+    pub fn hsave_guest_exit();
+    pub fn hsave_guest_done(pending: bool);
     pub safe fn hsave_guest_barrier();
     pub safe fn hsave_interrupt_self();
-    pub safe fn hsave_machine_check();
+    pub fn hsave_machine_check();
     pub safe fn hsave_has_retbleed() -> bool;
     pub safe fn hsave_has_virt_ssbd() -> bool;
     pub safe fn hsave_task_ssbd() -> bool;
     pub safe fn hsave_virt_spec_ctrl(value: u64, enter: bool);
-    pub safe fn hsave_prediction_command(bits: u64);
+    pub fn hsave_prediction_command(bits: u64);
     pub safe fn hsave_flush_l1d();
     pub fn hsave_read_msr(index: u32, value: *mut u64) -> i32;
     pub safe fn hsave_cpuid_mask(leaf: u32, subleaf: u32, reg: u32) -> u32;

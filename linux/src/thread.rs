@@ -1,12 +1,14 @@
 //! The thread of a vCPU.
 
-use crate::{errno::check, lock::SleepMutex, shim, shim::KPageIns, shim::KThread};
+use crate::{Linux, errno::check, lock::SleepMutex, shim, shim::KPageIns, shim::KThread};
 use arch::Hva;
 use core::ffi::c_void;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering::*};
 use host::{Errno, PageIns, Request, VcpuRequests, VcpuThread, try_box};
 use lock_api::RawMutex;
+
+type Vm = vm::Vm<Linux>;
 
 /// Requests, sleeping place, timer.
 pub struct Thread(NonNull<Shared>);
@@ -24,6 +26,8 @@ struct Shared {
     blocked: AtomicBool,
     /// Who is in KVM_RUN.
     run: SleepMutex,
+    /// The VM of whoever is.
+    vm: AtomicPtr<Vm>,
 }
 
 // SAFETY: `Shared` is reached by shared reference only, and all in it may be used from any thread.
@@ -41,6 +45,7 @@ impl Thread {
             kernel_page_ins: AtomicPtr::new(null_mut()),
             blocked: AtomicBool::new(false),
             run: SleepMutex::INIT,
+            vm: AtomicPtr::default(),
         };
         let shared = alloc::boxed::Box::into_raw(try_box(|| shared)?.into_inner()).cast::<Shared>();
         // SAFETY: the box's pointer.
@@ -63,12 +68,24 @@ impl Thread {
     /// The current task is in KVM_RUN until the guard is dropped: [`kick`](VcpuThread::kick) finds it. Waits for
     /// another thread that is in KVM_RUN of the same vCPU.
     #[inline]
-    pub fn running(&self) -> Running<'_> {
+    pub fn running<'a>(&'a self, vm: &'a Vm) -> Running<'a> {
         let shared = self.shared();
         shared.run.lock();
+        shared.vm.store((&raw const *vm).cast_mut(), Relaxed);
         // SAFETY: the lock makes us the only one.
         unsafe { shim::hsave_thread_run(shared.kernel(), true) };
         Running(shared)
+    }
+}
+
+/// The VM's vCPUs run no more: one of its threads dies.
+///
+/// # Safety
+/// `owner` is what the shim says this thread is in KVM_RUN of, or null.
+pub unsafe fn abandon(owner: *const c_void) {
+    // SAFETY: by contract it is the `Shared` of a vCPU whose file is in use; so is its VM, which `running` noted.
+    if let Some(vm) = unsafe { owner.cast::<Shared>().as_ref().and_then(|shared| shared.vm.load(Relaxed).as_ref()) } {
+        vm.kill();
     }
 }
 
@@ -162,6 +179,11 @@ impl VcpuThread for Thread {
         unsafe { shim::hsave_timer_arm(self.shared().kernel(), deadline) }
     }
 
+    fn migrate_timer(&self) {
+        // SAFETY: as above; the caller is the thread itself, which alone arms and cancels it.
+        unsafe { shim::hsave_timer_migrate(self.shared().kernel()) }
+    }
+
     fn cancel_timer(&self) {
         // SAFETY: as above.
         unsafe { shim::hsave_timer_cancel(self.shared().kernel()) }
@@ -223,7 +245,7 @@ unsafe extern "C" fn hsave_timer_expired(owner: *const c_void) {
     shared.wake();
 }
 
-/// A vCPU's thread got a CPU again, or another one; interrupts are off.
+/// A vCPU's thread got a CPU again, or another one. Preemption is off.
 ///
 /// # Safety
 /// As [`hsave_timer_expired`].

@@ -47,6 +47,7 @@ pub(crate) struct Inner {
     kicks: AtomicUsize,
     blocked: AtomicBool,
     yields: AtomicUsize,
+    migrations: AtomicUsize,
     note: AtomicU64,
     page_ins: PageIns,
     /// Those that are under way.
@@ -115,6 +116,7 @@ impl SimThread {
                 kicks: AtomicUsize::new(0),
                 blocked: AtomicBool::new(false),
                 yields: AtomicUsize::new(0),
+                migrations: AtomicUsize::new(0),
                 note: AtomicU64::new(0),
                 page_ins: PageIns::new(),
                 under_way: Mutex::new(Vec::new()),
@@ -135,6 +137,11 @@ impl SimThread {
     /// How often another vCPU gave it its processor.
     pub fn yields(&self) -> usize {
         self.0.yields.load(SeqCst)
+    }
+
+    /// How often its timer was to follow it to another CPU.
+    pub fn migrations(&self) -> usize {
+        self.0.migrations.load(SeqCst)
     }
 
     /// Makes it look asleep to others, or awake.
@@ -223,6 +230,10 @@ impl VcpuThread for SimThread {
     // One that has passed fires when time goes on: the host's interrupt takes some.
     fn arm_timer(&self, deadline: u64) {
         self.0.deadline.store(deadline, SeqCst);
+    }
+
+    fn migrate_timer(&self) {
+        self.0.migrations.fetch_add(1, SeqCst);
     }
 
     fn cancel_timer(&self) {

@@ -114,7 +114,7 @@ impl<P: Platform> Machine<P> {
         // SAFETY: by contract.
         let cpu = unsafe { cpu.as_ref() };
         if cpu.hsave_va.get() == 0 {
-            let pages = Block::<P, 0>::new()?.into_raw();
+            let pages = Block::<P, 0>::for_cpu(cpu.number)?.into_raw();
             cpu.hsave_va.set(pages.va.as_ptr().expose_provenance());
             cpu.hsave_pa.set(pages.pa);
         }

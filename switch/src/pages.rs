@@ -52,6 +52,13 @@ impl<P: Platform, const ORDER: u32> Block<P, ORDER> {
     }
 }
 
+impl<P: Platform> Block<P, 0> {
+    /// A zeroed page for a CPU itself. Errors: ENOMEM.
+    pub fn for_cpu(cpu: u32) -> Result<Self, Errno> {
+        Ok(Self { pages: P::alloc_cpu_page(cpu).ok_or(Errno::ENOMEM)?, platform: PhantomData })
+    }
+}
+
 impl<P: Platform, const ORDER: u32> Drop for Block<P, ORDER> {
     fn drop(&mut self) {
         // SAFETY: they came from `alloc_pages` with this order. Their owner is a vCPU that no longer runs, or the

@@ -29,6 +29,9 @@ pub unsafe trait Platform: 'static {
 
     /// `1 << order` zeroed contiguous pages, accounted to the caller's memory cgroup. May sleep. None: no memory.
     fn alloc_pages(order: u32) -> Option<Pages>;
+    /// A zeroed page for a CPU itself, on its NUMA node and accounted to nobody; [`free_pages`](Self::free_pages) frees it.
+    /// May sleep. None: no memory.
+    fn alloc_cpu_page(cpu: u32) -> Option<Pages>;
     /// Frees what [`alloc_pages`](Self::alloc_pages) returned for the same `order`.
     ///
     /// # Safety
@@ -39,21 +42,22 @@ pub unsafe trait Platform: 'static {
     /// off. The same CPU always gives the same address.
     fn cpu_data() -> NonNull<CpuData>;
 
-    /// Interrupts off on this CPU (`local_irq_disable`).
-    fn irq_disable();
-    /// Interrupts on again after [`irq_disable`](Self::irq_disable), when the guest was not entered.
-    fn irq_enable();
-
-    /// Interrupts off, last look: true if the guest may be entered, false if the kernel wants work done first
-    /// (`xfer_to_guest_mode_work_pending`). If true, the FPU registers are this task's (`switch_fpu_return` where
-    /// TIF_NEED_FPU_LOAD is set).
+    /// Switches interrupts off (`local_irq_disable`) and takes a last look: true if the guest may be entered, false, with
+    /// interrupts on again, if the kernel wants work done first (`xfer_to_guest_mode_work_pending`). If true, the FPU
+    /// registers are this task's (`switch_fpu_return` where TIF_NEED_FPU_LOAD is set).
     fn may_enter() -> bool;
+    /// Interrupts on again after [`may_enter`](Self::may_enter), when the guest was not entered.
+    fn irq_enable();
     /// Interrupts off: the CPU goes to the guest (`guest_timing_enter_irqoff`, `guest_state_enter_irqoff`). From
     /// here to [`guest_exit`](Self::guest_exit) nothing of the kernel is called.
     fn guest_enter();
     /// Interrupts off: the CPU is back (`guest_state_exit_irqoff`); gives the host its hardware breakpoints back if
     /// it uses any (`hw_breakpoint_active`, `hw_breakpoint_restore`).
     fn guest_exit();
+    /// Interrupts off, after [`guest_exit`](Self::guest_exit): what ended the run is an interrupt or NMI that has not been
+    /// taken yet. Until [`guest_done`](Self::guest_done) the kernel's profiler is told that the guest was at `rip`, in
+    /// `user` mode or not.
+    fn guest_interrupted(rip: u64, user: bool);
     /// Ends the time of the guest (`guest_timing_exit_irqoff`) and switches interrupts on. With `pending` an
     /// interrupt ended the run: it is taken first, with preemption off, so that the tick is accounted to the guest.
     fn guest_done(pending: bool);

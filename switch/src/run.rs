@@ -28,8 +28,10 @@ struct Changed {
 impl<P: Platform> Svm<P> {
     #[inline]
     pub(crate) fn run<F: FastExits>(&mut self, requests: &VcpuRequests, fast: &mut F) -> Exit {
-        P::irq_disable();
-        if !P::may_enter() || !requests.try_enter() {
+        if !P::may_enter() {
+            return Exit::None;
+        }
+        if !requests.try_enter() {
             P::irq_enable();
             return Exit::None;
         }
@@ -77,6 +79,11 @@ impl<P: Platform> Svm<P> {
             insn::cli();
             (*this).load_host(&changed);
             P::guest_exit();
+            let vmcb = (*this).vmcb();
+            if matches!(vmcb.control.exit_code, code::INTR | code::NMI) {
+                // What waits is taken at STGI (an NMI) or in `guest_done`: it interrupted the guest, not what follows.
+                P::guest_interrupted(vmcb.save.rip, vmcb.save.cpl == 3);
+            }
             insn::stgi();
         }
 

@@ -10,7 +10,7 @@ use crate::vcpu::Core;
 use crate::{CpuidEntry, Ctx, Vm};
 use arch::{Exception, Gpa, Intercepts, cr::Cr4, event::vector};
 use core::sync::atomic::Ordering::Relaxed;
-use host::{Cpu, Errno, Host, Request, VcpuThread};
+use host::{Cpu, Errno, Host, Hrtimer, Hrtimers, Request, VcpuThread};
 use irqchip::ChipMode;
 
 /// Guest memory for the clock pages.
@@ -232,6 +232,7 @@ impl<H: Host> Ctx<'_, H> {
 
     /// Request::StealUpdate: the thread has a CPU again, perhaps another one.
     pub(crate) fn scheduled(&mut self) {
+        self.migrate_timers();
         self.update_steal_time();
         let stable = self.vm.host.tsc_is_stable();
         if stable && self.vm.clock.lock().is_master() {
@@ -248,6 +249,15 @@ impl<H: Host> Ctx<'_, H> {
         }
         if changed || !master && self.core.clock.is_stale(now) {
             self.ring_clock(changed);
+        }
+    }
+
+    /// Timers expire where the vCPU is: an expiry elsewhere would take an IPI to get it out of the guest. The PIT interrupts
+    /// the boot processor, nearly always.
+    fn migrate_timers(&self) {
+        self.me.thread.migrate_timer();
+        if self.vm.chips().is_some() && self.vm.is_bsp(self.me.id) {
+            self.vm.hrtimers.migrate(Hrtimer::Pit);
         }
     }
 

@@ -12,6 +12,7 @@
 #include <linux/smp.h>
 #include <linux/syscore_ops.h>
 #include <asm/msr.h>
+#include <asm/perf_event.h>
 #include <asm/reboot.h>
 #if __has_include(<asm/virt.h>)
 #include <asm/virt.h>
@@ -48,6 +49,19 @@ bool hsave_memory_is_encrypted(void)
 	return cc_platform_has(CC_ATTR_HOST_MEM_ENCRYPT);
 }
 
+/*
+ * SEV-SNP: VMRUN marks the pages of VMCB and host save area as in use in the RMP, and an erratum makes accesses to the rest
+ * of their 2 MiB fault then; and the firmware's initialisation, which may come at any time, clears VM_HSAVE_PA on all CPUs.
+ */
+bool hsave_snp_is_on(void)
+{
+#if LINUX_AT_LEAST(6, 9)
+	return cc_platform_has(CC_ATTR_HOST_SEV_SNP);
+#else
+	return false;
+#endif
+}
+
 /* The CPU's data, with the fields filled that everybody relies on. */
 struct hsave_cpu_data *hsave_cpu_data_of(unsigned int cpu)
 {
@@ -68,6 +82,9 @@ static int online(unsigned int cpu)
 	preempt_disable();
 	hsave_tsc_aux_start();
 	err = READ_ONCE(hsave_rebooting) ? -EBUSY : hsave_cpu_online();
+	/* Counters that are for the host or for guests only tell them apart while EFER.SVME is set. */
+	if (!err)
+		amd_pmu_enable_virt();
 	preempt_enable();
 	if (err && started)
 		pr_err("cannot enable SVM on CPU %u (%d)\n", cpu, err);
@@ -83,7 +100,10 @@ static int offline(unsigned int cpu)
 {
 	preempt_disable();
 	hsave_tsc_aux_stop();
+	amd_pmu_disable_virt();
 	hsave_cpu_offline();
+	/* A CPU that wakes up has its MSRs in the state of a reset. */
+	hsave_speculation_restore();
 	preempt_enable();
 	return 0;
 }
@@ -230,6 +250,7 @@ int hsave_cpus_start(void)
 		return err;
 	}
 	started = true;
+	hsave_perf_start();
 	register_suspend();
 	register_reboot_notifier(&reboot_notifier);
 	return 0;
@@ -239,6 +260,7 @@ void hsave_cpus_stop(void)
 {
 	unregister_reboot_notifier(&reboot_notifier);
 	unregister_suspend();
+	hsave_perf_stop();
 	started = false;
 	/* Runs offline() on each. */
 	cpuhp_remove_state(KVM_STATE);

@@ -6,6 +6,7 @@
 #define HSAVE_CPU_H
 
 #include <linux/percpu.h>
+#include <asm/cpufeature.h>
 #include <hsave.h>
 
 DECLARE_PER_CPU_ALIGNED(struct hsave_cpu_data, hsave_cpu_data);
@@ -25,6 +26,16 @@ void hsave_guest_handled(void);
 /* tsc_aux.c; on the CPU itself, preemption off. */
 void hsave_tsc_aux_start(void);
 void hsave_tsc_aux_stop(void);
+
+/*
+ * srso.c: this CPU is about to enter a guest; interrupts off. And: it stops running guests; any context.
+ */
+#ifdef X86_FEATURE_SRSO_BP_SPEC_REDUCE
+void hsave_speculation_reduce(void);
+void hsave_speculation_restore(void);
+#else
+static inline void hsave_speculation_restore(void) { }
+#endif
 
 /* The names changed in Linux 6.16. */
 #ifndef rdmsrl

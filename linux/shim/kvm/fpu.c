@@ -2,6 +2,7 @@
 /*
  * The guest's FPU state, kept by the kernel's own FPU code.
  */
+#include <linux/sched.h>
 #include <linux/slab.h>
 #include <asm/fpu/api.h>
 #include <asm/fpu/types.h>
@@ -156,4 +157,19 @@ void hsave_fpu_mmx_set(u32 n, u64 value)
 #undef SET
 	}
 	fpregs_unlock();
+}
+
+/* This task dies in KVM_RUN: its FPU state is its own again before the guest's is freed. */
+void hsave_fpu_abandon(void)
+{
+#if LINUX_AT_LEAST(6, 16)
+	/* x86_task_fpu(), which is not for modules where the kernel checks its use. */
+	struct fpu *fpu = (void *)current + sizeof(*current);
+#else
+	struct fpu *fpu = &current->thread.fpu;
+#endif
+	struct fpu_guest guest = { .fpstate = fpu->fpstate };
+
+	if (fpu->__task_fpstate)
+		fpu_swap_kvm_fpstate(&guest, false);
 }

@@ -4,7 +4,10 @@
  */
 #define pr_fmt(fmt) "kvm: " fmt
 #include <linux/bug.h>
+#include <linux/irqflags.h>
+#include <linux/panic.h>
 #include <linux/pid.h>
+#include <linux/preempt.h>
 #include <linux/printk.h>
 #include <linux/ratelimit.h>
 #include <linux/sched.h>
@@ -43,9 +46,16 @@ void hsave_log_segment(const u8 *name, size_t len, u16 selector, u16 attrib, u32
 	pr_err("%-5.*s s: %04x a: %04x l: %08x b: %016llx\n", (int)len, name, selector, attrib, limit, base);
 }
 
-/* A panic in Rust. Does not return, but is not declared so: objtool knows no such function of ours. */
-void hsave_bug(const u8 *file, size_t len, u32 line)
+/* A panic in Rust. Returns if no more than this thread has to end. */
+void hsave_panicked(const u8 *file, size_t len, u32 line)
 {
 	pr_emerg("panic at %.*s:%u\n", (int)len, file, line);
+	if (in_interrupt() || irqs_disabled() || preempt_count())
+		panic("kvm: panic at %.*s:%u in atomic context\n", (int)len, file, line);
+}
+
+/* The end of the thread. Does not return, but is not declared so: objtool knows no such function of ours. */
+void hsave_bug(void)
+{
 	BUG();
 }

@@ -7,6 +7,7 @@
 #include <linux/kvm_host.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
+#include <linux/topology.h>
 #include <hsave.h>
 
 /* Nothing that we allocate comes near it; keeps the allocator's own size checks from warning. */
@@ -28,6 +29,20 @@ void hsave_heap_free(u8 *p)
 u8 *hsave_pages_alloc(unsigned int order, u64 *pa)
 {
 	struct page *page = alloc_pages(GFP_KERNEL_ACCOUNT | __GFP_ZERO, order);
+
+	if (!page)
+		return NULL;
+	*pa = page_to_phys(page);
+	return page_address(page);
+}
+
+/*
+ * A zeroed page that a CPU uses for as long as the module is loaded: on its own node, and nobody's who happens to load the
+ * module.
+ */
+u8 *hsave_cpu_page_alloc(u32 cpu, u64 *pa)
+{
+	struct page *page = alloc_pages_node(cpu_to_node(cpu), GFP_KERNEL | __GFP_ZERO, 0);
 
 	if (!page)
 		return NULL;

@@ -20,15 +20,31 @@
 #include <hsave.h>
 #include "cpu.h"
 
-/* False: the kernel wants work done first. True: the FPU registers are this task's. */
+/*
+ * Switches interrupts off. False: the kernel wants work done first. True: the FPU registers are this task's, and interrupts
+ * stay off.
+ */
 bool hsave_may_enter(void)
 {
+	local_irq_disable();
 	xfer_to_guest_mode_prepare();
-	if (xfer_to_guest_mode_work_pending())
+	if (xfer_to_guest_mode_work_pending()) {
+		local_irq_enable();
 		return false;
+	}
 	if (test_thread_flag(TIF_NEED_FPU_LOAD))
 		switch_fpu_return();
+#ifdef X86_FEATURE_SRSO_BP_SPEC_REDUCE
+	if (cpu_feature_enabled(X86_FEATURE_SRSO_BP_SPEC_REDUCE))
+		hsave_speculation_reduce();
+#endif
 	return true;
+}
+
+/* Interrupts on again when the guest was not entered after all. */
+void hsave_irq_enable(void)
+{
+	local_irq_enable();
 }
 
 /* GIF is clear around these two, and RCU does not watch in between: nothing of them may be traced. */
@@ -37,7 +53,8 @@ noinstr void hsave_guest_enter(void)
 	instrumentation_begin();
 	guest_timing_enter_irqoff();
 	instrumentation_end();
-	context_tracking_guest_enter();
+	/* With lockdep, interrupts count as on from here to guest_state_exit_irqoff(): RFLAGS.IF is set at VMRUN. */
+	guest_state_enter_irqoff();
 	/*
 	 * X86_BUG_DIV0: on Zen 1 a division that faults forwards the quotient of the last one on this core, which would be
 	 * the host's.
@@ -47,7 +64,7 @@ noinstr void hsave_guest_enter(void)
 
 noinstr void hsave_guest_exit(void)
 {
-	context_tracking_guest_exit();
+	guest_state_exit_irqoff();
 	instrumentation_begin();
 	if (hw_breakpoint_active())
 		hw_breakpoint_restore();
@@ -78,6 +95,7 @@ void hsave_guest_done(bool pending)
 		asm volatile("nop");
 		local_irq_disable();
 	}
+	hsave_guest_handled();
 	guest_timing_exit_irqoff();
 	local_irq_enable();
 	if (pending)
@@ -105,16 +123,18 @@ void hsave_interrupt_self(void)
 #endif
 }
 
+/*
+ * The processor leaves the guest instead of raising the machine check, so the kernel's handler has to be called. It is
+ * told that user mode was interrupted, which is as much of the kernel's as a guest is: an error in memory that the guest
+ * has read costs the VMM a signal, and not the host its life. A kernel without CONFIG_X86_MCE has no handler, and the
+ * processor no machine checks: CR4.MCE is clear there.
+ */
 void hsave_machine_check(void)
 {
-#if LINUX_AT_LEAST(6, 12)
-	/* As if from user mode: nothing of the kernel was interrupted. */
+#ifdef CONFIG_X86_MCE
 	struct pt_regs regs = { .cs = 3, .flags = X86_EFLAGS_IF };
 
 	do_machine_check(&regs);
-#else
-	/* The handler is not exported. */
-	asm volatile("int $18");
 #endif
 }
 

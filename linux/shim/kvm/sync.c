@@ -3,6 +3,7 @@
  * What locks and loops need of the scheduler: sleeping on a word, preemption, interrupts, pending work.
  */
 #include <linux/kvm_host.h>
+#include <linux/percpu.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/wait_bit.h>
@@ -40,18 +41,27 @@ void hsave_preempt_enable(void)
 	preempt_enable();
 }
 
-unsigned long hsave_irq_save(void)
+/* How many of our locks that want interrupts off this CPU holds, and what was before the first of them. */
+static DEFINE_PER_CPU(unsigned int, irq_depth);
+static DEFINE_PER_CPU(unsigned long, irq_flags);
+
+void hsave_irq_save(void)
 {
 	unsigned long flags;
 
 	local_irq_save(flags);
 	preempt_disable();
-	return flags;
+	if (!__this_cpu_read(irq_depth))
+		__this_cpu_write(irq_flags, flags);
+	__this_cpu_inc(irq_depth);
 }
 
-void hsave_irq_restore(unsigned long flags)
+void hsave_irq_restore(void)
 {
-	local_irq_restore(flags);
+	unsigned long flags = __this_cpu_read(irq_flags);
+
+	if (!__this_cpu_dec_return(irq_depth))
+		local_irq_restore(flags);
 	preempt_enable();
 }
 

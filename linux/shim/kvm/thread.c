@@ -31,6 +31,8 @@ struct hsave_thread {
 	/* The task in KVM_RUN; set and cleared by that task itself, so it lives while RCU readers see it here. */
 	struct task_struct __rcu *runner;
 	struct hrtimer timer;
+	/* Where the timer was armed. */
+	int timer_cpu;
 	const void *owner;
 };
 
@@ -115,6 +117,26 @@ void hsave_thread_run(struct hsave_thread *t, bool running)
 		WRITE_ONCE(t->cpu, raw_smp_processor_id());
 		hsave_scheduled(t->owner);
 	}
+}
+
+/*
+ * The current task dies in the middle of KVM_RUN: the scheduler forgets the thread. Its owner, or NULL: it is in no KVM_RUN.
+ */
+const void *hsave_thread_abandon(void)
+{
+	struct preempt_notifier *notifier;
+	struct hlist_node *next;
+	struct hsave_thread *t;
+
+	hlist_for_each_entry_safe(notifier, next, &current->preempt_notifiers, link) {
+		if (notifier->ops != &preempt_ops)
+			continue;
+		t = container_of(notifier, struct hsave_thread, notifier);
+		rcu_assign_pointer(t->runner, NULL);
+		preempt_notifier_unregister(notifier);
+		return t->owner;
+	}
+	return NULL;
 }
 
 /* Where to note that the runner lost its CPU; 0: nowhere. Nothing is written to the old place when this returns. */
@@ -215,10 +237,26 @@ void hsave_thread_block_end(struct hsave_thread *t)
 
 void hsave_timer_arm(struct hsave_thread *t, u64 ns)
 {
+	t->timer_cpu = raw_smp_processor_id();
 	hrtimer_start(&t->timer, ns_to_ktime(min_t(u64, ns, KTIME_MAX)), HRTIMER_MODE_ABS_HARD);
 }
 
 void hsave_timer_cancel(struct hsave_thread *t)
 {
 	hrtimer_try_to_cancel(&t->timer);
+}
+
+/*
+ * The runner is on another CPU than where the timer was armed: it expires here from now on, and not by an IPI. Not while the
+ * timer is armed or cancelled elsewhere.
+ */
+void hsave_timer_migrate(struct hsave_thread *t)
+{
+	int cpu = raw_smp_processor_id();
+
+	if (t->timer_cpu == cpu)
+		return;
+	t->timer_cpu = cpu;
+	if (hrtimer_cancel(&t->timer))
+		hrtimer_start_expires(&t->timer, HRTIMER_MODE_ABS_HARD);
 }

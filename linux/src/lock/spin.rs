@@ -1,7 +1,6 @@
 //! Locks whose holder must not sleep: preemption is off while they are held.
 
 use crate::shim;
-use core::cell::UnsafeCell;
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 use lock_api::{GuardNoSend, RawMutex, RawRwLock};
@@ -35,7 +34,8 @@ unsafe impl RawMutex for SpinLock {
         shim::hsave_preempt_disable();
         let got = !self.0.swap(true, Acquire);
         if !got {
-            shim::hsave_preempt_enable();
+            // SAFETY: disabled three lines above.
+            unsafe { shim::hsave_preempt_enable() }
         }
         got
     }
@@ -43,56 +43,43 @@ unsafe impl RawMutex for SpinLock {
     #[inline]
     unsafe fn unlock(&self) {
         self.0.store(false, Release);
-        shim::hsave_preempt_enable();
+        // SAFETY: disabled when the lock was taken.
+        unsafe { shim::hsave_preempt_enable() }
     }
 }
 
-/// Also for code that runs with interrupts off: off while it is held.
-pub struct IrqSpinLock {
-    held: AtomicBool,
-    /// The holder's interrupt flag from before.
-    flags: UnsafeCell<usize>,
-}
-
-// SAFETY: `flags` is the holder's alone.
-unsafe impl Sync for IrqSpinLock {}
+/// Also for code that runs with interrupts off: off while it is held. Whether they come on again is not the lock's to know
+/// but the CPU's, which counts how many such locks it holds: they may be given back in any order.
+pub struct IrqSpinLock(AtomicBool);
 
 // SAFETY: as SpinLock.
 unsafe impl RawMutex for IrqSpinLock {
     #[allow(clippy::declare_interior_mutable_const)]
-    const INIT: Self = Self { held: AtomicBool::new(false), flags: UnsafeCell::new(0) };
+    const INIT: Self = Self(AtomicBool::new(false));
     type GuardMarker = GuardNoSend;
 
     #[inline]
     fn lock(&self) {
-        let flags = shim::hsave_irq_save();
-        acquire(&self.held);
-        // SAFETY: we hold the lock.
-        unsafe { *self.flags.get() = flags };
+        shim::hsave_irq_save();
+        acquire(&self.0);
     }
 
     #[inline]
     fn try_lock(&self) -> bool {
-        let flags = shim::hsave_irq_save();
-        let got = !self.held.swap(true, Acquire);
-        if got {
-            // SAFETY: we hold the lock.
-            unsafe { *self.flags.get() = flags };
-        } else {
-            // SAFETY: the flags are those from two lines above.
-            unsafe { shim::hsave_irq_restore(flags) };
+        shim::hsave_irq_save();
+        let got = !self.0.swap(true, Acquire);
+        if !got {
+            // SAFETY: saved three lines above.
+            unsafe { shim::hsave_irq_restore() }
         }
         got
     }
 
     #[inline]
     unsafe fn unlock(&self) {
-        // SAFETY: we hold the lock (contract), so these are the flags of our `lock`.
-        unsafe {
-            let flags = *self.flags.get();
-            self.held.store(false, Release);
-            shim::hsave_irq_restore(flags);
-        }
+        self.0.store(false, Release);
+        // SAFETY: saved when the lock was taken (contract), on this CPU.
+        unsafe { shim::hsave_irq_restore() }
     }
 }
 
@@ -122,7 +109,8 @@ unsafe impl RawRwLock for SpinRwLock {
         shim::hsave_preempt_disable();
         let got = self.read();
         if !got {
-            shim::hsave_preempt_enable();
+            // SAFETY: disabled three lines above.
+            unsafe { shim::hsave_preempt_enable() }
         }
         got
     }
@@ -130,7 +118,8 @@ unsafe impl RawRwLock for SpinRwLock {
     #[inline]
     unsafe fn unlock_shared(&self) {
         self.0.fetch_sub(1, Release);
-        shim::hsave_preempt_enable();
+        // SAFETY: disabled when the lock was taken.
+        unsafe { shim::hsave_preempt_enable() }
     }
 
     #[inline]
@@ -147,7 +136,8 @@ unsafe impl RawRwLock for SpinRwLock {
         shim::hsave_preempt_disable();
         let got = self.write();
         if !got {
-            shim::hsave_preempt_enable();
+            // SAFETY: disabled three lines above.
+            unsafe { shim::hsave_preempt_enable() }
         }
         got
     }
@@ -156,7 +146,8 @@ unsafe impl RawRwLock for SpinRwLock {
     unsafe fn unlock_exclusive(&self) {
         // The mark of a waiting writer stays.
         self.0.fetch_and(!WRITER, Release);
-        shim::hsave_preempt_enable();
+        // SAFETY: disabled when the lock was taken.
+        unsafe { shim::hsave_preempt_enable() }
     }
 }
 

@@ -276,6 +276,9 @@ unsafe impl Platform for Kernel {
             Some(Pages { va, pa: HostPa(va.as_ptr().expose_provenance() as u64) })
         })
     }
+    fn alloc_cpu_page(_cpu: u32) -> Option<Pages> {
+        Self::alloc_pages(0)
+    }
     unsafe fn free_pages(pages: Pages, order: u32) {
         script(|s| s.held -= 1 << order);
         // SAFETY: allocated above with this layout.
@@ -284,22 +287,23 @@ unsafe impl Platform for Kernel {
     fn cpu_data() -> NonNull<CpuData> {
         NonNull::new(cpu_data(hw().cpu)).expect("an address")
     }
-    fn irq_disable() {
-        hw().interrupts = false;
-        call("irq_disable");
+    fn may_enter() -> bool {
+        hw().interrupts = !hw().may_enter;
+        call(if hw().may_enter { "may_enter" } else { "may not enter" });
+        hw().may_enter
     }
     fn irq_enable() {
         (hw().interrupts, hw().interrupt) = (true, false);
         call("irq_enable");
-    }
-    fn may_enter() -> bool {
-        hw().may_enter
     }
     fn guest_enter() {
         call("guest_enter");
     }
     fn guest_exit() {
         call("guest_exit");
+    }
+    fn guest_interrupted(_rip: u64, user: bool) {
+        call(if user { "guest_interrupted in user mode" } else { "guest_interrupted" });
     }
     fn guest_done(pending: bool) {
         (hw().interrupts, hw().interrupt) = (true, false);

@@ -60,18 +60,40 @@ fn one_run_from_interrupts_off_to_interrupts_on() {
     assert_eq!(
         order,
         [
-            Op::Call("irq_disable"),
+            Op::Call("may_enter"),
             Op::Clgi,
             Op::Call("guest_enter"),
             Op::Sti,
             vmcb,
             Op::Cli,
             Op::Call("guest_exit"),
+            Op::Call("guest_interrupted"),
             Op::Stgi,
             Op::Call("guest_done, take the interrupt"),
         ]
     );
     assert!(hw().gif && hw().interrupts && !requests.needs_ipi());
+}
+
+#[test]
+fn the_profiler_learns_where_an_interrupt_or_nmi_found_the_guest() {
+    let b = Bench::new();
+    let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
+    cpu.begin();
+    let requests = VcpuRequests::new();
+    let mut told = |exit, cpl| {
+        hw().guest = Box::new(move |_, vmcb| (vmcb.control.exit_code, vmcb.save.cpl) = (exit, cpl));
+        cpu.enter(&requests, &mut Handler::none());
+        let trace = b.trace();
+        let at = |op| trace.iter().position(|&o| o == op);
+        let call = ["guest_interrupted", "guest_interrupted in user mode"].into_iter().find_map(|c| at(Op::Call(c)));
+        // Before the NMI can come.
+        call.inspect(|&n| assert!(Some(n) < at(Op::Stgi))).map(|n| trace[n])
+    };
+    assert_eq!(told(code::NMI, 0), Some(Op::Call("guest_interrupted")));
+    assert_eq!(told(code::NMI, 3), Some(Op::Call("guest_interrupted in user mode")));
+    assert_eq!(told(code::INTR, 3), Some(Op::Call("guest_interrupted in user mode")));
+    assert_eq!(told(code::HLT, 3), None);
 }
 
 #[test]
@@ -84,7 +106,7 @@ fn a_request_or_a_signal_keeps_the_guest_out() {
     requests.take_all();
     hw().may_enter = false;
     assert_eq!(cpu.enter(&requests, &mut Handler::none()), Exit::None);
-    assert_eq!(b.trace(), [Op::Call("irq_disable"), Op::Call("irq_enable")].repeat(2));
+    assert_eq!(b.trace(), ["may_enter", "irq_enable", "may not enter"].map(Op::Call));
     assert!(cpu.broken().is_none() && !requests.needs_ipi());
 }
 

@@ -1,7 +1,7 @@
 //! HLT sleeps until the local APIC's timer fires, in virtual time.
 
 use sim::arch::exit::code;
-use sim::host::{Errno, Host};
+use sim::host::{Errno, Host, Request, VcpuThread};
 use tests::scenario::{Left, Machine};
 
 const SVR_TO_LVT: u32 = 0x832;
@@ -173,4 +173,15 @@ fn a_new_deadline_replaces_the_old() {
     m.does(0, |_| ());
     m.run_out(0);
     assert_eq!(m.sim.now_ns() - start, 5_000);
+}
+
+#[test]
+fn follows_the_vcpu_to_another_cpu() {
+    let m = machine(0);
+    let before = m.cpu(0).thread.migrations();
+    m.cpu(0).thread.requests().make_request(Request::StealUpdate);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(m.cpu(0).thread.migrations(), before + 1);
+    m.end();
 }

@@ -48,10 +48,6 @@ pub const WITHOUT: &[(&str, &str)] = &[
         irq_remapping_cap irq_set_vcpu_affinity param_ops_bint x86_cpu_to_apicid"),
     ("KVM_CAP_VM_DISABLE_NX_HUGE_PAGES: absent", "capable"),
 
-    ("counters of the host that leave guests out, and perf's view into guests: not there yet", "
-        amd_pmu_disable_virt amd_pmu_enable_virt perf_register_guest_info_callbacks perf_unregister_guest_info_callbacks"),
-    ("BP_SPEC_REDUCE on Zen 5: not there yet", "msr_clear_bit msr_set_bit"),
-
     // What only other processors need.
     ("shadow paging: absent; with it go its caches, its shrinker and its statistics", "
         __percpu_counter_init __percpu_counter_init_many kmem_cache_alloc kmem_cache_alloc_noprof kmem_cache_create
@@ -106,8 +102,8 @@ pub const WITHOUT: &[(&str, &str)] = &[
         __copy_overflow __get_user_4 __get_user_nocheck_4 __get_user_nocheck_8 __put_user_4 __put_user_8
         __put_user_nocheck_4 _copy_from_user memdup_user vmemdup_user"),
     ("pages come from alloc_pages, and everything else from kvmalloc, zeroed there", "
-        __alloc_pages_noprof __clear_pages_unrolled __get_free_pages __kmalloc __kmalloc_large_noprof __kmalloc_noprof
-        __vcalloc __vcalloc_noprof __vmalloc __vmalloc_noprof alloc_pages_node_noprof clear_page_erms
+        __clear_pages_unrolled __get_free_pages __kmalloc __kmalloc_large_noprof __kmalloc_noprof
+        __vcalloc __vcalloc_noprof __vmalloc __vmalloc_noprof clear_page_erms
         clear_page_orig clear_page_rep get_free_pages_noprof get_zeroed_page get_zeroed_page_noprof
         kmem_cache_alloc_lru_noprof vfree vzalloc vzalloc_noprof"),
     ("per-CPU data is part of the module", "__alloc_percpu free_percpu pcpu_alloc_noprof"),
