@@ -195,9 +195,13 @@ impl<H: Host> Mmu<H> {
         if level >= MapLevel::Page1G as u8 && !self.page_1g {
             level = MapLevel::Page2M as u8;
         }
+        // That 2 MiB fit is known by now.
+        while level > MapLevel::Page2M as u8 && !fits(maps, slot, gfn, pfn.number(), level) {
+            level -= 1;
+        }
         // What surrounds the page is not mapped with it while the host changes a part of that.
         let changing = |size: u64| self.invalidation_in_progress(slot.hva_of(gfn & !(size - 1)), size);
-        while level > 1 && (!fits(maps, slot, gfn, pfn.number(), level) || changing(pages(level))) {
+        while level > 1 && changing(pages(level)) {
             level -= 1;
         }
         Leaf { pfn, write, level: level.max(1) }

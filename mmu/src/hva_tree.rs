@@ -5,6 +5,9 @@ use crate::slot::Memslot;
 use alloc::vec::Vec;
 use host::Errno;
 
+/// So many ranges are searched one after the other: most VMs have no more, and a tree would only cost.
+const FEW: usize = 16;
+
 /// A slot's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Range {
@@ -38,7 +41,7 @@ impl Range {
 pub struct HvaTree {
     ranges: Vec<Range>,
     /// Node 1 is the root, node `n` has the children `2n` and `2n + 1`; the leaves, from the middle on, are the ends of
-    /// the ranges, or 0. Its length is twice a power of two.
+    /// the ranges, or 0. Its length is twice a power of two, or 0 while there is room for [`FEW`] only.
     ends: Vec<u64>,
     /// Nodes that were looked at.
     #[cfg(test)]
@@ -49,7 +52,7 @@ impl HvaTree {
     /// An empty one with room for `n` slots. Errors: ENOMEM.
     pub fn with_room(n: usize) -> Result<Self, Errno> {
         let mut tree = Self::default();
-        let nodes = n.next_power_of_two().saturating_mul(2);
+        let nodes = if n <= FEW { 0 } else { n.next_power_of_two().saturating_mul(2) };
         tree.ranges.try_reserve_exact(n).map_err(|_| Errno::ENOMEM)?;
         tree.ends.try_reserve_exact(nodes).map_err(|_| Errno::ENOMEM)?;
         // Says what the reservation has made true, so that no path that grows further is compiled.
@@ -70,7 +73,7 @@ impl HvaTree {
 
     /// Slots that fit.
     pub fn room(&self) -> usize {
-        self.ranges.capacity().min(self.leaves())
+        self.ranges.capacity().min(if self.ends.is_empty() { FEW } else { self.leaves() })
     }
 
     fn leaves(&self) -> usize {
@@ -107,6 +110,9 @@ impl HvaTree {
     /// Computes the ends anew for the places from `first` to `last`, and what is above them.
     fn update(&mut self, first: usize, last: usize) {
         let leaves = self.leaves();
+        if leaves == 0 {
+            return;
+        }
         let (mut first, mut last) = (leaves.wrapping_add(first), leaves.wrapping_add(last));
         for node in first..=last {
             let end = self.ranges.get(node.wrapping_sub(leaves)).map_or(0, |r| r.end);
@@ -139,6 +145,10 @@ impl HvaTree {
     /// The first place from `from` on whose range ends after `start`.
     fn next(&self, from: usize, start: u64) -> Option<usize> {
         let leaves = self.leaves();
+        if leaves == 0 {
+            let later = self.ranges.get(from..)?;
+            return later.iter().position(|r| r.end > start).map(|n| from.wrapping_add(n));
+        }
         if from >= leaves {
             return None;
         }
