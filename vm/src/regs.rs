@@ -104,10 +104,8 @@ impl<H: Host> Core<H> {
             return gp;
         }
         self.load_cr4(value);
-        let changed = old_bits ^ new;
-        if changed.contains(Cr4::LA57) {
-            self.cpu.flush_tlb();
-        } else if changed.intersects(Cr4::PSE | Cr4::PAE | Cr4::PGE | Cr4::PCIDE | Cr4::SMEP | Cr4::SMAP | Cr4::PKE) {
+        let translating = Cr4::PSE | Cr4::PAE | Cr4::PGE | Cr4::LA57 | Cr4::PCIDE | Cr4::SMEP | Cr4::SMAP | Cr4::PKE;
+        if (old_bits ^ new).intersects(translating) {
             self.cpu.flush_tlb();
         }
         Ok(())
