@@ -53,8 +53,16 @@ noinstr void hsave_guest_enter(void)
 	instrumentation_begin();
 	guest_timing_enter_irqoff();
 	instrumentation_end();
-	/* With lockdep, interrupts count as on from here to guest_state_exit_irqoff(): RFLAGS.IF is set at VMRUN. */
+	/*
+	 * Where the kernel follows whether interrupts are on, they count as on from here to the exit: RFLAGS.IF is set at VMRUN.
+	 * Elsewhere the rest of guest_state_enter_irqoff() is a note for RCU at each exit, some 100 instructions, which
+	 * hsave_guest_done() makes once for each interrupt.
+	 */
+#ifdef CONFIG_TRACE_IRQFLAGS
 	guest_state_enter_irqoff();
+#else
+	context_tracking_guest_enter();
+#endif
 	/*
 	 * X86_BUG_DIV0: on Zen 1 a division that faults forwards the quotient of the last one on this core, which would be
 	 * the host's.
@@ -64,7 +72,11 @@ noinstr void hsave_guest_enter(void)
 
 noinstr void hsave_guest_exit(void)
 {
+#ifdef CONFIG_TRACE_IRQFLAGS
 	guest_state_exit_irqoff();
+#else
+	context_tracking_guest_exit();
+#endif
 	instrumentation_begin();
 	if (hw_breakpoint_active())
 		hw_breakpoint_restore();
