@@ -56,6 +56,9 @@ pub enum Command {
         /// Who emulates the AMD machine
         #[arg(long, default_value = "plain")]
         processor: Processor,
+        /// Each emulated host runs for a quarter of the time only, as on a slow machine: nothing may come out differently
+        #[arg(long, hide = true)]
+        slow: bool,
     },
     /// Check the rules of the house that the compiler does not know
     Tidy,
@@ -185,8 +188,8 @@ impl Command {
                 return run::emulated(&env, processor, kernel, module, &machine);
             }
             Self::Run { machine, here: true, .. } => return run::here(&env, &machine),
-            Self::Test { all, only, kernel, processor } => {
-                return test::run(&env, &Selection { all, only, kernel, processor });
+            Self::Test { all, only, kernel, processor, slow } => {
+                return test::run(&env, &Selection { all, only, kernel, processor, slow });
             }
             Self::Tidy => tidy::run(&env)?,
             Self::Panics => return panics::command(&env),

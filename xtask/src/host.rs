@@ -7,12 +7,14 @@
 use crate::{
     cpio::Archive,
     env::Env,
+    guest_time::{self, GuestTime},
     image::{self, Tools},
     kernels::{self, Kernel, Unpacked},
     modules::Modules,
     strict::{self, Processor},
     ui,
     verdict::{Outcome, Verdict, emulator_failure, is_complaint, reports},
+    wait::{Holder, wait},
 };
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -20,7 +22,7 @@ use std::{
     fs,
     io::{Read, Write},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
@@ -48,7 +50,8 @@ pub struct Boot {
     pub smp: u32,
     /// Megabytes.
     pub memory: u32,
-    /// Count instructions: virtual time is the number of instructions that all processors execute, exactly repeatable.
+    /// Count instructions: virtual time is the number of instructions that all processors execute, exactly repeatable. They take
+    /// turns on one thread, and time in which none has anything to do passes at once.
     pub icount: bool,
     /// The processor model, as QEMU's `-cpu` takes it.
     pub cpu: String,
@@ -59,6 +62,7 @@ pub struct Boot {
     pub script: String,
     /// Files to add: path in the host, path here.
     pub files: Vec<(String, PathBuf)>,
+    /// How long it may take, in the emulated host's time.
     pub timeout: Duration,
     /// Show the script's output while it runs.
     pub show: bool,
@@ -94,8 +98,9 @@ impl Boot {
 /// What init logs before it loads the modules.
 pub const STARTED: &str = "hsave: modules";
 
-/// Until then: four seconds on an idle machine.
-const STARTS_WITHIN: Duration = Duration::from_secs(120);
+/// For hosts whose time is that of this machine: where it is slow, watchdogs bark at nothing.
+const NO_WATCHDOGS: &str = "nowatchdog nosoftlockup rcupdate.rcu_cpu_stall_suppress=1 workqueue.watchdog_thresh=0 \
+     sysctl.kernel.hung_task_timeout_secs=0 tsc=nowatchdog ";
 
 /// How often a run is tried again after a failure of the emulator's own: on a loaded machine, several in a row are seen.
 const RETRIES: u32 = 12;
@@ -106,6 +111,8 @@ pub struct Machine {
     base: PathBuf,
     /// The strict processor's emulator, in place of Debian's.
     strict: Option<PathBuf>,
+    /// Each host is to run for a quarter of the time only.
+    held: bool,
 }
 
 impl Machine {
@@ -117,7 +124,12 @@ impl Machine {
             Processor::Strict => strict::fetch(env)?,
             Processor::Plain => None,
         };
-        Ok(Self { tools, base, strict })
+        Ok(Self { tools, base, strict, held: false })
+    }
+
+    /// Whether each host is to run for a quarter of the time only.
+    pub fn held(self, held: bool) -> Self {
+        Self { held, ..self }
     }
 
     /// Changes with everything that every boot has in common.
@@ -144,7 +156,7 @@ impl Machine {
         loop {
             let run = Run::new(env, self, boot, &kernel)?;
             let start = Instant::now();
-            let (mut outcome, emulator) = run.go(boot)?;
+            let (mut outcome, emulator) = run.go(boot, self.held)?;
             outcome.seconds = start.elapsed().as_secs_f32();
             if let Some(failure) = emulator.filter(|_| retries < RETRIES) {
                 ui::note(&format!("once more, because the emulator failed after {:.0} s: {failure}", outcome.seconds));
@@ -196,12 +208,17 @@ impl Run {
         // On a loaded machine the emulated timer may miss the kernel's check of it, which then panics.
         let mut append =
             "no_timer_check console=ttyS0 panic=-1 oops=panic quiet loglevel=5 8250.nr_uarts=4 ".to_owned();
+        if !boot.icount {
+            append += NO_WATCHDOGS;
+        }
         append += &boot.cmdline;
         let qemu = &mut run.qemu;
         qemu.args(["-nodefaults", "-display", "none", "-no-reboot", "-cpu", &machine.cpu(boot)]);
         qemu.args(["-m", &boot.memory.to_string()]);
         if boot.icount {
             qemu.args(["-icount", "shift=0,sleep=off", "-accel", "tcg,thread=single"]);
+            // What RDRAND gives.
+            qemu.args(["-seed", "1"]);
         } else {
             qemu.args(["-accel", "tcg,thread=multi"]);
         }
@@ -216,7 +233,7 @@ impl Run {
         } else {
             qemu.args(["-serial", "stdio"]);
         }
-        qemu.args(["-serial", &file("report")]);
+        qemu.args(["-serial", &file("report")]).args(guest_time::arguments(&run.dir));
         qemu.arg("-kernel")
             .arg(&kernel.image)
             .arg("-initrd")
@@ -227,7 +244,8 @@ impl Run {
     }
 
     /// What came of it, and what the emulator did wrong.
-    fn go(mut self, boot: &Boot) -> Result<(Outcome, Option<&'static str>)> {
+    fn go(mut self, boot: &Boot, held: bool) -> Result<(Outcome, Option<&'static str>)> {
+        let mut time = GuestTime::new(&self.dir)?;
         if boot.interactive {
             let errors = self.dir.join("errors");
             let status = self.qemu.stderr(fs::File::create(&errors)?).status().context("cannot start QEMU")?;
@@ -244,7 +262,9 @@ impl Run {
         let show = boot.show;
         let reader = std::thread::spawn(move || drain(stdout, show));
         let errors = std::thread::spawn(move || drain(stderr, false));
-        let status = wait(&mut child, boot.timeout, || self.log().contains(STARTED))?;
+        let holder = if held { Some(Holder::new(&child, boot.icount)?) } else { None };
+        let status = wait(&mut child, boot, &mut time, || self.log().contains(STARTED))?;
+        drop(holder);
         let output = reader.join().unwrap_or_default();
         let mut errors = errors.join().unwrap_or_default();
         let Some(status) = status else {
@@ -345,25 +365,6 @@ fn drain(mut from: impl Read, show: bool) -> String {
         }
     }
     String::from_utf8_lossy(&all).replace('\r', "")
-}
-
-/// Waits for our child; after the timeout it is ended, and only it, and much earlier if the host does not start at all.
-fn wait(child: &mut Child, timeout: Duration, started: impl Fn() -> bool) -> Result<Option<ExitStatus>> {
-    let start = Instant::now();
-    let mut checked = false;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        let check = !checked && start.elapsed() > STARTS_WITHIN;
-        checked |= check;
-        if start.elapsed() > timeout || check && !started() {
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// Our modules for a stock kernel, built where every command finds them.

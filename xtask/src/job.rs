@@ -1,7 +1,7 @@
 //! One scenario on one kernel: run on ours, and compared with stock where that is asked for.
 
 use crate::{
-    compare::differences,
+    compare::{about_time, differences},
     env::{Env, key},
     expected,
     host::{Boot, Flavour, Machine},
@@ -37,6 +37,8 @@ pub struct Ran {
     ours: f32,
     /// The same on stock kvm-amd, whenever that was measured.
     stock: Option<f32>,
+    /// How many lines said that something was slow, of the host and its guests: with ours, and what is kept of stock.
+    pub about_time: [usize; 2],
 }
 
 impl Ran {
@@ -58,7 +60,7 @@ pub fn run(
     let modules = modules.context("the module was not built")?;
     let mut boot = Boot::new(job.kernel, Flavour::Ours, job.scenario.script);
     (boot.ours, boot.load, boot.timeout) = (Some(modules.clone()), job.scenario.load, job.scenario.timeout);
-    (boot.smp, boot.cpu) = (job.scenario.smp, job.scenario.cpu.to_owned());
+    (boot.smp, boot.cpu, boot.icount) = (job.scenario.smp, job.scenario.cpu.to_owned(), job.scenario.icount);
     boot.cmdline = job.scenario.cmdline.to_owned();
     for name in job.scenario.payloads.iter().chain(&["heartbeat"]) {
         boot.files.push(payload::file(payloads, name)?);
@@ -74,7 +76,8 @@ pub fn run(
         keep()?;
         bail!("{}\n--- output\n{output}\n--- host kernel log\n{log}\n---", outcome.explain());
     }
-    let ran = Ran { retries: outcome.retries, ours: outcome.seconds, stock: None };
+    let said = about_time(&outcome.output) + about_time(&outcome.log);
+    let ran = Ran { retries: outcome.retries, ours: outcome.seconds, stock: None, about_time: [said, 0] };
     if !job.scenario.compare {
         return Ok(ran);
     }
@@ -94,7 +97,7 @@ pub fn run(
             beside.display()
         );
     }
-    Ok(Ran { retries: ran.retries + retries, stock: seconds, ..ran })
+    Ok(Ran { retries: ran.retries + retries, stock: seconds, about_time: [said, about_time(&stock)], ..ran })
 }
 
 /// What the same script prints on stock kvm-amd, and how many seconds it took. That does not change, so it is kept in
@@ -113,6 +116,9 @@ fn on_stock(
     let mut identity = vec![release, machine.identity(), boot.script.clone(), boot.smp.to_string(), boot.cpu.clone()];
     if !boot.cmdline.is_empty() {
         identity.push(boot.cmdline.clone());
+    }
+    if boot.icount {
+        identity.push("icount".to_owned());
     }
     for name in job.scenario.payloads {
         identity.push(key(&[&format!("{:?}", fs::read(payload::file(payloads, name)?.1)?)]));

@@ -31,7 +31,12 @@ pub struct Scenario {
     /// Further words of the host kernel's command line.
     pub cmdline: &'static str,
     pub smp: u32,
+    /// In virtual time: its processors take turns, and it does the same whenever and wherever it runs.
+    pub icount: bool,
+    /// How long it may take, in the host's time.
     pub timeout: Duration,
+    /// About how many seconds it takes, beside another, on two idle cores: to tell how long all will take.
+    pub seconds: u32,
 }
 
 impl Scenario {
@@ -60,14 +65,22 @@ const fn scenario(name: &'static str, script: &'static str) -> Scenario {
         cpu,
         cmdline: "",
         smp: 2,
+        icount: false,
         timeout,
+        seconds: 20,
     }
+}
+
+/// In virtual time. For what has one vCPU at a time: several that wait for each other take turns badly, and storms are to meet in ways
+/// that turns do not show.
+const fn virtual_time(scenario: Scenario) -> Scenario {
+    Scenario { icount: true, ..scenario }
 }
 
 /// A Linux guest in QEMU, twice from power-on to power-off, its console, disk and network the same as on stock
 /// kvm-amd (`boot-guest MACHINE client`).
 const fn boot(name: &'static str, script: &'static str) -> Scenario {
-    Scenario { compare: true, timeout: Duration::from_secs(600), ..scenario(name, script) }
+    Scenario { compare: true, timeout: Duration::from_secs(600), seconds: 60, ..scenario(name, script) }
 }
 
 /// Rows of a board, a kind of interrupt controller and a firmware: each with so many vCPUs.
@@ -129,14 +142,15 @@ const fn policy(name: &'static str, cpu: &'static str) -> Scenario {
 macro_rules! vmm {
     ($script:literal) => {
         concat!(
-            "vmm() { echo \"vmm $*\"; timeout 120 /payload/vmm \"$@\" || exit 1; }; initrd=/guest/initrd; ",
+            "vmm() { echo \"vmm $*\"; timeout $((120 * SLOW)) /payload/vmm \"$@\" || exit 1; }; initrd=/guest/initrd; ",
             $script
         )
     };
 }
 
 const fn vmm(name: &'static str, script: &'static str) -> Scenario {
-    Scenario { vmlinux: true, timeout: Duration::from_secs(400), ..program(name, &["vmm"], script) }
+    let scenario = Scenario { vmlinux: true, timeout: Duration::from_secs(400), ..program(name, &["vmm"], script) };
+    Scenario { seconds: 90, ..scenario }
 }
 
 /// Loads the modules on a processor they must refuse: the last one fails, and nothing is left behind.
@@ -146,7 +160,7 @@ const REFUSED: &str = "for module in $(cat /modules/kvm); do insmod /modules/$mo
 
 /// All others, in the order in which they are started.
 pub const ALL: &[Scenario] = &[
-    boot("boot-microvm", "boot-guest microvm client"),
+    virtual_time(boot("boot-microvm", "boot-guest microvm client")),
     boot("boot-q35-split", "CPUS=2 IRQCHIP=split boot-guest q35 client"),
     boot("boot-pc-split", "IRQCHIP=split boot-guest pc check"),
     Scenario { slow: &[Kernel::V6_1, Kernel::V6_12], ..boot("boot-q35", "CPUS=2 boot-guest q35 client") },
@@ -155,6 +169,7 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         slow: &[Kernel::V6_1, Kernel::V7_3],
         timeout: Duration::from_secs(600),
+        seconds: 150,
         ..scenario(
             "migrate",
             "CPUS=2 boot-guest q35 moves && rm -r /tmp/* && CHANGE=yes IRQCHIP=split boot-guest pc moves",
@@ -202,7 +217,7 @@ pub const ALL: &[Scenario] = &[
             "for m in kvm kvm_amd; do for f in /sys/module/$m/parameters/*; do \
              echo \"$m ${f##*/} $(stat -c %a $f) $(cat $f)\"; done; done; \
              for m in EPYC EPYC-Rome qemu64,+aes,+popcnt,+pni,+sse4.1,+sse4.2,+ssse3 qemu64; do \
-             echo quit | timeout 60 qemu-system-x86_64 -accel kvm -cpu $m,enforce -nodefaults -display none -S \
+             echo quit | timeout $((60 * SLOW)) qemu-system-x86_64 -accel kvm -cpu $m,enforce -nodefaults -display none -S \
              -monitor stdio >/tmp/said 2>&1; echo \"$m: $?\"; grep -v '^QEMU\\|^(qemu)' /tmp/said; done; true",
         )
     },
@@ -212,6 +227,7 @@ pub const ALL: &[Scenario] = &[
         expected: expected::EMULATED,
         kernels: &[Kernel::V6_12],
         timeout: Duration::from_secs(600),
+        seconds: 100,
         ..program("emulated", &["emulated"], "/payload/emulated")
     },
     // What user space sees and sets of a vCPU at each kind of exit, with events on their way, under a debugger: as on stock.
@@ -231,7 +247,7 @@ pub const ALL: &[Scenario] = &[
             "kvm-ioctls-tests",
             &[crate_tests::NAME],
             "cd /tmp; suite=/payload/kvm-ioctls-tests; $suite --list --format terse | sed -n 's/: test$//p' >list; \
-             [ $(wc -l <list) -ge 70 ] || exit 1; while read -r name; do timeout 60 $suite --exact \"$name\" \
+             [ $(wc -l <list) -ge 70 ] || exit 1; while read -r name; do timeout $((60 * SLOW)) $suite --exact \"$name\" \
              --test-threads 1 >said 2>&1 </dev/null; status=$?; echo \"$name: $status\"; \
              [ $status = 0 ] || sed 's/^/  /' said >/dev/ttyS0; done <list",
         )

@@ -7,7 +7,9 @@ use crate::{
     i386, imports,
     job::{self, Job},
     kernels::{self, Kernel},
-    miri, mitigations, module, object, oldest, panics, payload, proc, rust_src, scenarios, selftests,
+    miri, mitigations, module, object, oldest, panics, payload, proc,
+    progress::Progress,
+    rust_src, scenarios, selftests,
     strict::Processor,
     strict_checks, tidy, ui, verify,
 };
@@ -20,8 +22,11 @@ use std::{
     time::Instant,
 };
 
-/// How many emulated hosts run at a time.
-const PARALLEL: usize = 2;
+/// How many emulated hosts run at a time: as many as there are processors, within what memory allows.
+fn parallel() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).clamp(2, 6)
+}
+
 /// So many scenarios that failed are run once more, alone, on stock as well: the emulator fails in ways that nothing tells
 /// from a failure of ours. More of them are ours.
 const SECOND_CHANCES: usize = 3;
@@ -36,6 +41,8 @@ pub struct Selection {
     pub kernel: Option<Kernel>,
     /// Who emulates the host.
     pub processor: Processor,
+    /// Each emulated host runs for a quarter of the time only.
+    pub slow: bool,
 }
 
 /// What needs no module, when it is asked for by name.
@@ -64,6 +71,8 @@ struct Tally {
     /// Failed once, and passed the second time.
     unsteady: Vec<String>,
     retries: u32,
+    /// Lines about time, of ours and of stock's.
+    about_time: [usize; 2],
 }
 
 impl Tally {
@@ -114,6 +123,12 @@ pub fn run(env: &Env, selection: &Selection) -> Result<ExitCode> {
     plain_machines(env, selection, &mut tally);
 
     println!("\n{:.0} minutes; the emulator failed by itself {} times", minutes(start), tally.retries);
+    let [ours, stock] = tally.about_time;
+    if ours + stock > 0 {
+        println!(
+            "{ours} lines on time (lockups, clocks, slow interrupts) with ours, {stock} with stock; they are no difference"
+        );
+    }
     for name in &tally.unsteady {
         println!("failed once, passed once: {name}   (the first time is in {})", job::failure(env, name).display());
     }
@@ -229,14 +244,16 @@ fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBu
         return Ok(());
     }
     tally.check("scenario-table", || every_payload_is_used(env));
-    let machine = Machine::new(env, selection.processor)?;
+    let machine = Machine::new(env, selection.processor)?.held(selection.slow);
     let payloads = tally.check("test-programs", || payload::build(env)).unwrap_or_default();
 
-    let total = jobs.len();
+    let progress = Progress::new(env, &jobs);
+    ui::note(&progress.begin(parallel()));
+    let progress = Mutex::new(progress);
     jobs.reverse();
     let (queue, tally, failed) = (Mutex::new(jobs), Mutex::new(tally), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
-        for _ in 0..PARALLEL {
+        for _ in 0..parallel() {
             scope.spawn(|| {
                 while let Some(job) = queue.lock().ok().and_then(|mut queue| queue.pop()) {
                     let start = Instant::now();
@@ -245,18 +262,18 @@ fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBu
                     let name = job.name();
                     let ran = result.as_ref().ok().map(|ran| {
                         tally.retries += ran.retries;
+                        for (sum, lines) in tally.about_time.iter_mut().zip(ran.about_time) {
+                            *sum += lines;
+                        }
                         format!(", the last start {}", ran.took())
                     });
+                    let took = start.elapsed();
+                    let Ok(mut progress) = progress.lock() else { return };
+                    let left = progress.done(env, &job, took);
                     if tally.check(&name, || result).is_none() {
                         failed.push(job);
                     }
-                    let left = queue.lock().map_or(0, |queue| queue.len());
-                    ui::note(&format!(
-                        "{:.0} s{}; {} of {total} scenarios started",
-                        start.elapsed().as_secs_f32(),
-                        ran.unwrap_or_default(),
-                        total - left
-                    ));
+                    ui::note(&format!("{:.0} s{}; {left}", took.as_secs_f32(), ran.unwrap_or_default()));
                 }
             });
         }
@@ -288,11 +305,11 @@ fn kernel_selftests(
     }
     let Some(programs) = tally.check("selftests-build", || selftests::build(env)) else { return Ok(()) };
     let modules = built.get(&selftests::KERNEL);
-    let machine = Machine::new(env, selection.processor)?;
+    let machine = Machine::new(env, selection.processor)?.held(selection.slow);
     groups.reverse();
     let (queue, tally) = (Mutex::new(groups), Mutex::new(tally));
     std::thread::scope(|scope| {
-        for _ in 0..PARALLEL {
+        for _ in 0..parallel() {
             scope.spawn(|| {
                 while let Some(group) = queue.lock().ok().and_then(|mut queue| queue.pop()) {
                     let outcome = modules

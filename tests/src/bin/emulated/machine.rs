@@ -4,7 +4,9 @@ use anyhow::{Context, Result};
 use kvm_bindings::{kvm_fpu, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::fmt::Write;
+use std::time::Duration;
 use tests::client::{CODE, Client, STACK};
+use tests::pace::limit;
 use vmm_sys_util::signal::register_signal_handler;
 
 /// How the guest runs.
@@ -30,16 +32,16 @@ const HLT: u8 = 0xf4;
 /// More exits than one instruction can make.
 const EXITS: usize = 64;
 
-/// Seconds for one case: a few loop.
-const PATIENCE: i64 = 1;
+/// For one case, on an idle machine: a few loop.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 extern "C" fn rings(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// KVM_RUN ends with EINTR after so many seconds; 0: not.
-fn patience(seconds: i64) {
+/// KVM_RUN ends with EINTR after so long; zero: not.
+fn patience(time: Duration) {
     let once = libc::itimerval {
         it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
-        it_value: libc::timeval { tv_sec: seconds, tv_usec: 0 },
+        it_value: libc::timeval { tv_sec: time.as_secs() as libc::time_t, tv_usec: 0 },
     };
     // SAFETY: the struct is valid, and nothing is returned.
     unsafe { libc::setitimer(libc::ITIMER_REAL, &once, std::ptr::null_mut()) };
@@ -146,7 +148,7 @@ impl Machine {
         self.vcpu.set_regs(&self.regs)?;
         self.vcpu.set_fpu(&self.fpu)?;
         self.vcpu.set_vcpu_events(&self.events)?;
-        patience(PATIENCE);
+        patience(limit(PATIENCE));
         let mut line = String::new();
         let mut met = false;
         let mut end = "goes on";
@@ -196,7 +198,7 @@ impl Machine {
                 }
             }
         }
-        patience(0);
+        patience(Duration::ZERO);
         if !end.is_empty() {
             self.finish()?;
         }

@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tests::client::Client;
+use tests::pace::limit;
 use tests::random::Random;
 use vmm_sys_util::signal::{Killable, register_signal_handler};
 
 /// vCPUs of a storm.
 pub const CPUS: u64 = 4;
-/// How long a vCPU may take to leave the guest.
+/// How long a vCPU may take to leave the guest, on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 const KICK: libc::c_int = libc::SIGUSR1;
 
@@ -166,7 +167,7 @@ impl Storm {
         while self.threads.iter().any(|t| !t.is_finished()) {
             self.kick()?;
             std::thread::sleep(Duration::from_millis(2));
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > limit(PATIENCE) {
                 println!("FAIL a vCPU does not leave the guest");
                 std::process::exit(1);
             }

@@ -43,6 +43,8 @@ pub fn load(config: &Config, memory: &GuestMemoryMmap, size: u64) -> Result<Entr
     memory.write_slice(&initrd, GuestAddress(initrd_at))?;
     let mut line = Cmdline::new(1024)?;
     line.insert_str("console=ttyS0 panic=-1 printk.time=0 pci=off reboot=k hsave=shell")?;
+    // On a slow machine they bark at nothing.
+    line.insert_str("tsc=nowatchdog nowatchdog nosoftlockup rcupdate.rcu_cpu_stall_suppress=1")?;
     load_cmdline(memory, GuestAddress(COMMAND_LINE), &line)?;
     if config.acpi() {
         acpi::write(memory, config.cpus)?;
