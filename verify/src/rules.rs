@@ -32,7 +32,7 @@ pub const UNTRAINING: &[&str] = &[
     "write_ibpb",
 ];
 /// Functions that the caller may call with GIF clear.
-pub const WITH_GIF_CLEAR: &[&str] = &["hsave_guest_enter", "hsave_guest_exit", ENTRY];
+pub const WITH_GIF_CLEAR: &[&str] = &["hsave_guest_enter", "hsave_guest_exit", "hsave_guest_interrupted", ENTRY];
 /// Jumping there is a RET.
 pub const RETURN_THUNK: &str = "__x86_return_thunk";
 /// Going there is an indirect branch.

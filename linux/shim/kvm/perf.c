@@ -2,6 +2,8 @@
 /*
  * The host's performance counters while guests run: which of them count, and whose instruction a sample belongs to.
  */
+#include <linux/compiler.h>
+#include <linux/instrumentation.h>
 #include <linux/percpu.h>
 #include <linux/perf_event.h>
 #include <hsave.h>
@@ -30,10 +32,13 @@ static unsigned long get_ip(void)
 
 static struct perf_guest_info_callbacks callbacks = { .state = state, .get_ip = get_ip };
 
-void hsave_guest_interrupted(u64 ip, bool user)
+/* GIF is clear: a breakpoint of the tracer's would be one too many. */
+noinstr void hsave_guest_interrupted(u64 ip, bool user)
 {
+	instrumentation_begin();
 	this_cpu_write(interrupted.ip, ip);
 	this_cpu_write(interrupted.state, PERF_GUEST_ACTIVE | (user ? PERF_GUEST_USER : 0));
+	instrumentation_end();
 }
 
 void hsave_guest_handled(void)
@@ -53,7 +58,7 @@ void hsave_perf_stop(void)
 
 #else
 
-void hsave_guest_interrupted(u64 ip, bool user)
+noinstr void hsave_guest_interrupted(u64 ip, bool user)
 {
 }
 
