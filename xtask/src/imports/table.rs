@@ -117,7 +117,6 @@ pub const WITHOUT: &[(&str, &str)] = &[
     ("CR4.MCE is always set while a guest runs", "cr4_read_shadow"),
     ("what a CPU can do is asked with CPUID on it", "cpu_info"),
     ("the task register comes back with VMLOAD, not by the descriptor in the GDT", "gdt_page"),
-    ("pages of a vCPU come from the node of the thread that makes it, without asking for that node", "numa_node"),
     ("each vCPU has the timer's deadline, so the time left is a difference", "__hrtimer_get_remaining ktime_get_raw"),
     ("a guest's timer is never early, so that nothing waits out the rest", "__delay __ndelay"),
     ("counters of Rust's own where stock patches code as long as no APIC is switched off", "
