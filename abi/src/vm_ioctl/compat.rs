@@ -41,7 +41,7 @@ fn wider(bytes: &[u8; MSR_FILTER_COMPAT_SIZE]) -> kvm_msr_filter {
     let mut filter = kvm_msr_filter { flags, ..Default::default() };
     for (to, from) in filter.ranges.iter_mut().zip(ranges.chunks_exact(4)) {
         if let [flags, nmsrs, base, bitmap] = *from {
-            *to = kvm_msr_filter_range { flags, nmsrs, base, bitmap: bitmap.into(), ..Default::default() };
+            *to = kvm_msr_filter_range { flags, nmsrs, base, bitmap: bitmap.into() };
         }
     }
     filter

@@ -25,7 +25,7 @@ pub fn vmcb<H: Host>(ctx: &Ctx<'_, H>) {
         ("tlb_ctl:", c.tlb_control.into()),
         ("int_ctl:", c.int_ctl.into()),
         ("int_vector:", c.int_vector.into()),
-        ("int_state:", c.int_state.into()),
+        ("int_state:", c.int_state),
         ("exit_code:", c.exit_code),
         ("exit_info1:", c.exit_info_1),
         ("exit_info2:", c.exit_info_2),
