@@ -26,6 +26,10 @@ fn taken(rank: u8) {
 
 fn gone(rank: u8) {
     HELD.set(HELD.get() & !(1 << rank));
+    // Whoever waits for a sleeping lock is woken, which takes a lock of the kernel's that sleeps on PREEMPT_RT.
+    if rank < host::rank::MMU {
+        may_sleep();
+    }
 }
 
 /// What follows sleeps, at least on some kernels: no spin lock may be held.

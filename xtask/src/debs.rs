@@ -253,6 +253,13 @@ fn deb822_sources(text: &str) -> Vec<(String, String)> {
     pairs
 }
 
+/// The suite of the machine's own release. Errors: it is another than those that `x` works on.
+pub fn own() -> Result<Suite> {
+    let name = code_name();
+    let known = [BOOKWORM, TRIXIE].into_iter().find(|suite| suite.0 == name);
+    known.with_context(|| format!("this needs Debian 12 or 13, not {name}"))
+}
+
 /// The machine's Debian release, such as `bookworm`.
 pub fn code_name() -> String {
     let text = fs::read_to_string("/etc/os-release").unwrap_or_default();

@@ -2,6 +2,7 @@
 
 use crate::{
     compare::{about_time, differences},
+    debug,
     env::{Env, key},
     expected,
     host::{Boot, Flavour, Machine},
@@ -59,7 +60,8 @@ pub fn run(
 ) -> Result<Ran> {
     let modules = modules.context("the module was not built")?;
     let mut boot = Boot::new(job.kernel, Flavour::Ours, job.scenario.script);
-    (boot.ours, boot.load, boot.timeout) = (Some(modules.clone()), job.scenario.load, job.scenario.timeout);
+    (boot.ours, boot.load) = (Some(modules.clone()), job.scenario.load);
+    boot.timeout = job.scenario.timeout * job.kernel.slowness();
     (boot.smp, boot.cpu, boot.icount) = (job.scenario.smp, job.scenario.cpu.to_owned(), job.scenario.icount);
     boot.cmdline = job.scenario.cmdline.to_owned();
     for name in job.scenario.payloads.iter().chain(&["heartbeat"]) {
@@ -68,7 +70,7 @@ pub fn run(
     if job.scenario.vmlinux {
         boot.files.push(("guest/vmlinux".to_owned(), image::vmlinux(env)?));
     }
-    let outcome = machine.boot(env, &boot)?;
+    let outcome = machine.boot(env, &debug::with_checks(&boot))?;
     let kept = failure(env, &job.name());
     let keep = || proc::write_if_changed(&kept, format!("{}\n--- host\n{}", outcome.output, outcome.log).as_bytes());
     if !outcome.passed() {

@@ -1,7 +1,9 @@
-//! The stock Debian kernels that hsave is built for and tested on, unpacked in the cache.
+//! The kernels that hsave is built for and tested on, in the cache: Debian's own, and one built from Debian's sources with
+//! everything in it that checks ([`debug`](crate::debug)).
 
 use crate::{
     debs::{self, Suite},
+    debug,
     env::{Env, key},
     proc, ui,
 };
@@ -32,14 +34,22 @@ pub enum Kernel {
     V6_12Rt,
     #[value(name = "7.3-rt")]
     V7_3Rt,
+    #[value(name = "6.12-debug")]
+    V6_12Debug,
 }
 
 /// Those that everything is tested on.
 pub const ALL: [Kernel; 3] = [Kernel::V6_1, Kernel::V6_12, Kernel::V7_3];
 
 /// Those of `./x test --all` and of who asks for them by name.
-pub const OTHERS: [Kernel; 5] =
-    [Kernel::V6_1Generic, Kernel::V6_12Generic, Kernel::V7_3Generic, Kernel::V6_12Rt, Kernel::V7_3Rt];
+pub const OTHERS: [Kernel; 6] = [
+    Kernel::V6_1Generic,
+    Kernel::V6_12Generic,
+    Kernel::V7_3Generic,
+    Kernel::V6_12Rt,
+    Kernel::V7_3Rt,
+    Kernel::V6_12Debug,
+];
 
 /// What a kernel was configured for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +58,8 @@ pub enum Flavour {
     Generic,
     /// PREEMPT_RT.
     Rt,
+    /// With locks, memory and undefined behaviour checked, and allocations that fail when told to.
+    Debug,
 }
 
 impl Kernel {
@@ -61,6 +73,7 @@ impl Kernel {
             Self::V7_3Generic => "7.3-generic",
             Self::V6_12Rt => "6.12-rt",
             Self::V7_3Rt => "7.3-rt",
+            Self::V6_12Debug => "6.12-debug",
         }
     }
 
@@ -69,6 +82,7 @@ impl Kernel {
             Self::V6_1 | Self::V6_12 | Self::V7_3 => Flavour::Cloud,
             Self::V6_1Generic | Self::V6_12Generic | Self::V7_3Generic => Flavour::Generic,
             Self::V6_12Rt | Self::V7_3Rt => Flavour::Rt,
+            Self::V6_12Debug => Flavour::Debug,
         }
     }
 
@@ -76,9 +90,14 @@ impl Kernel {
     pub fn series(self) -> Self {
         match self {
             Self::V6_1 | Self::V6_1Generic => Self::V6_1,
-            Self::V6_12 | Self::V6_12Generic | Self::V6_12Rt => Self::V6_12,
+            Self::V6_12 | Self::V6_12Generic | Self::V6_12Rt | Self::V6_12Debug => Self::V6_12,
             Self::V7_3 | Self::V7_3Generic | Self::V7_3Rt => Self::V7_3,
         }
+    }
+
+    /// How much longer than on the kernel of the same series things may take.
+    pub fn slowness(self) -> u32 {
+        if self.flavour() == Flavour::Debug { 6 } else { 1 }
     }
 
     fn suite(self) -> Suite {
@@ -116,6 +135,7 @@ pub fn fetch(env: &Env, kernel: Kernel) -> Result<Unpacked> {
         Flavour::Cloud => ["linux-image-cloud-amd64", "linux-headers-cloud-amd64"],
         Flavour::Generic => ["linux-image-amd64", "linux-headers-amd64"],
         Flavour::Rt => ["linux-image-rt-amd64", "linux-headers-rt-amd64"],
+        Flavour::Debug => return debug::fetch(env, kernel),
     };
     let mut packages = suite.closure(env, &meta)?;
     // Meta packages and what only matters to an installed kernel are left out.

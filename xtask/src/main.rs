@@ -13,6 +13,7 @@ mod compiler;
 mod cpio;
 mod crate_tests;
 mod debs;
+mod debug;
 mod env;
 mod expected;
 mod foreign;

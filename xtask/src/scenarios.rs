@@ -281,6 +281,8 @@ pub const ALL: &[Scenario] = &[
     ),
     program("lifecycle", &["lifecycle"], "/payload/lifecycle"),
     program("trouble", &["trouble"], "/payload/trouble"),
+    // Allocations that fail: only a kernel with fault injection has them.
+    Scenario { kernels: &[Kernel::V6_12Debug], ..program("faults", &["faults"], "/payload/faults") },
     // Storms at random; the seed is printed first.
     Scenario { slow: &[Kernel::V6_1], ..program("stress", &["stress"], "/payload/stress") },
     scenario(

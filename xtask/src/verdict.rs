@@ -92,7 +92,18 @@ fn is_stale_breakpoint(log: &str) -> bool {
 /// What a healthy host kernel never prints, at the start of a message or anywhere in it.
 pub fn is_complaint(line: &str) -> bool {
     let message = line.split_once("] ").map_or(line, |(_, message)| message);
-    let starts = ["BUG:", "WARNING:", "Oops", "Kernel panic", "general protection fault", "Call Trace:", "UBSAN:"];
+    let starts = [
+        "BUG:",
+        "[ BUG:",
+        "WARNING:",
+        "INFO: trying to register",
+        "INFO: lockdep is turned off",
+        "Oops",
+        "Kernel panic",
+        "general protection fault",
+        "Call Trace:",
+        "UBSAN:",
+    ];
     let anywhere = ["watchdog: BUG", "detected stall", "blocked for more than", "refcount_t:", "unchecked MSR access"];
     starts.iter().any(|mark| message.starts_with(mark)) || anywhere.iter().any(|mark| message.contains(mark))
 }

@@ -28,6 +28,7 @@ pub fn wait(
     time: &mut GuestTime,
     started: impl Fn() -> bool,
 ) -> Result<Option<ExitStatus>> {
+    let starts_within = STARTS_WITHIN * boot.kernel.slowness();
     let mut start = None;
     let mut last = (Duration::ZERO, Duration::ZERO, Instant::now());
     for round in 0_u64.. {
@@ -47,8 +48,8 @@ pub fn wait(
         }
         let over = match start {
             Some(start) => now > start + limit(boot, start),
-            None if boot.icount => now > STARTS_WITHIN,
-            None => used > STARTS_WITHIN || now > STARTS_WITHIN * TIMES_AS_MUCH,
+            None if boot.icount => now > starts_within,
+            None => used > starts_within || now > starts_within * TIMES_AS_MUCH,
         };
         let hangs = used.saturating_sub(last.1) > STANDS_STILL[0] || last.2.elapsed() > STANDS_STILL[1];
         if over || hangs {

@@ -17,7 +17,8 @@ u8 *hsave_heap_alloc(size_t size, bool zeroed)
 {
 	if (size > HEAP_MAX)
 		return NULL;
-	return kvmalloc(size, zeroed ? GFP_KERNEL_ACCOUNT | __GFP_ZERO : GFP_KERNEL_ACCOUNT);
+	/* Whoever asks is told by ENOMEM, which is no news for the log. */
+	return kvmalloc(size, GFP_KERNEL_ACCOUNT | __GFP_NOWARN | (zeroed ? __GFP_ZERO : 0));
 }
 
 void hsave_heap_free(u8 *p)
