@@ -58,7 +58,7 @@ pub const CHIPS: &[Expected] = expected! {
         "msi: illegal vector:";
 };
 
-/// Parameters of the modules (docs/decisions/0024).
+/// Parameters of the modules (docs/decisions/0022).
 pub const PARAMETERS: &[Expected] = expected! {
     "what is not available is off, and cannot be set":
         "kvm eager_page_split", "kvm flush_on_reuse", "kvm force_emulation_prefix", "kvm kvmclock_periodic_sync",

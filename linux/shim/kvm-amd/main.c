@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * kvm-amd.ko: the name that udev, modprobe and administrators use. Loading it starts the hypervisor in kvm.ko. Its
- * parameters are those of the stock module (docs/decisions/0024).
+ * parameters are those of the stock module (docs/decisions/0022).
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 #include <linux/bits.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Parameters of the stock kvm.ko, under its names (docs/decisions/0024): those that are honoured and not part of another
+ * Parameters of the stock kvm.ko, under its names (docs/decisions/0022): those that are honoured and not part of another
  * file, and those of what is not available here, which say so and cannot be set. kvm-amd.ko hands its own over.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt

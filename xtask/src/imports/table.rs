@@ -87,7 +87,7 @@ pub const WITHOUT: &[(&str, &str)] = &[
         __xa_cmpxchg __xa_insert idr_alloc idr_destroy idr_find idr_get_next idr_remove interval_tree_insert
         interval_tree_iter_first interval_tree_iter_next interval_tree_remove mtree_load rb_erase rb_insert_color rb_last
         rb_next rb_prev rb_replace_node xa_destroy xa_erase xa_find xa_find_after xa_load xa_store"),
-    ("other threads do nothing for a VM but bring pages in, and are not waited for (docs/decisions/0010, 0025)", "
+    ("other threads do nothing for a VM but bring pages in, and are not waited for (docs/decisions/0010, 0023)", "
         __flush_workqueue cancel_delayed_work_sync cancel_work_sync
         delayed_work_timer_fn flush_work init_timer_key irq_work_queue irq_work_sync jiffies
         kthread_create_worker kthread_create_worker_on_node kthread_destroy_worker kthread_flush_work kthread_queue_work
