@@ -89,11 +89,9 @@ const fn request(name: &'static str, before: fn() -> Result<Subject>, request: f
 
 /// Runs until the guest has said that all is written; then each page of the window has been counted up once.
 fn run(subject: &mut Subject) -> Outcome {
-    loop {
-        match subject.vcpu()?.run()? {
-            VcpuExit::IoOut(SAYS, _) => return Ok(()),
-            _ => return Err(kvm_ioctls::Error::new(libc::EPROTO)),
-        }
+    match subject.vcpu()?.run()? {
+        VcpuExit::IoOut(SAYS, _) => Ok(()),
+        _ => Err(kvm_ioctls::Error::new(libc::EPROTO)),
     }
 }
 
