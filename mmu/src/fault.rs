@@ -93,7 +93,7 @@ impl<H: Host> Mmu<H> {
         let hva = slot.hva_of(gfn);
         if region.invalid
             || maps.released
-            || self.invalidation_in_progress(hva, 1)
+            || self.invalidation_nearby(hva)
             || write && slot.read_only()
             || gfn >= maps.tree.limit()
         {
@@ -108,6 +108,20 @@ impl<H: Host> Mmu<H> {
             Installed::Done => Some(RetPf::Fixed),
             Installed::NoTable | Installed::Conflict => None,
         }
+    }
+
+    /// The largest level at which anything is mapped.
+    #[inline]
+    fn largest(&self) -> u8 {
+        if self.page_1g { MapLevel::Page1G as u8 } else { MapLevel::Page2M as u8 }
+    }
+
+    /// Is a part being invalidated of what the largest page around `hva` would map? Asked before the host says how large its page
+    /// there is, as in [`leaf`](Self::leaf).
+    #[inline]
+    fn invalidation_nearby(&self, hva: Hva) -> bool {
+        let size = pages(self.largest());
+        self.invalidation_in_progress(Hva(hva.0 & !((size << 12) - 1)), size)
     }
 
     /// How many entries map guest memory, by their level: 4 KiB, 2 MiB, 1 GiB. Memory that changes meanwhile is in or
@@ -187,23 +201,22 @@ impl<H: Host> Mmu<H> {
         // page, so it is mapped in small ones, unless it will never be writable.
         // The host's own tables are looked at only where the page's place allows a large one at all.
         let whole = (write || slot.read_only()) && fits(maps, slot, gfn, pfn.number(), MapLevel::Page2M as u8);
-        let mut level = match page.level {
-            _ if !whole => 1,
-            Some(level) => level as u8,
-            None => self.host.user_level(slot.hva_of(gfn)) as u8,
-        };
-        if level >= MapLevel::Page1G as u8 && !self.page_1g {
-            level = MapLevel::Page2M as u8;
-        }
+        let mut most = if !whole { 1 } else { self.largest() };
         // That 2 MiB fit is known by now.
-        while level > MapLevel::Page2M as u8 && !fits(maps, slot, gfn, pfn.number(), level) {
-            level -= 1;
+        while most > MapLevel::Page2M as u8 && !fits(maps, slot, gfn, pfn.number(), most) {
+            most -= 1;
         }
-        // What surrounds the page is not mapped with it while the host changes a part of that.
+        // What surrounds the page is not mapped with it while the host changes a part of that. This is asked before the host's
+        // tables are looked at: a change that begins later waits for our lock, one that has ended is in the tables.
         let changing = |size: u64| self.invalidation_in_progress(slot.hva_of(gfn & !(size - 1)), size);
-        while level > 1 && changing(pages(level)) {
-            level -= 1;
+        while most > 1 && changing(pages(most)) {
+            most -= 1;
         }
+        let level = match page.level {
+            _ if most <= 1 => 1,
+            Some(level) => most.min(level as u8),
+            None => most.min(self.host.user_level(slot.hva_of(gfn)) as u8),
+        };
         Leaf { pfn, write, level: level.max(1) }
     }
 }
