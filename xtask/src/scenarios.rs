@@ -285,10 +285,15 @@ pub const ALL: &[Scenario] = &[
     Scenario { kernels: &[Kernel::V6_12Debug], ..program("faults", &["faults"], "/payload/faults") },
     // Storms at random; the seed is printed first.
     Scenario { slow: &[Kernel::V6_1], ..program("stress", &["stress"], "/payload/stress") },
+    // And with what other modules' modprobe.d may have for stock's.
     scenario(
         "load-unload",
         "for i in 1 2 3; do rmmod kvm_amd && rmmod kvm || exit 1; [ ! -e /dev/kvm ] || exit 2; \
-         insmod /modules/kvm.ko && insmod /modules/kvm-amd.ko || exit 3; [ -c /dev/kvm ] || exit 4; done",
+         insmod /modules/kvm.ko && insmod /modules/kvm-amd.ko || exit 3; [ -c /dev/kvm ] || exit 4; done; \
+         for word in auto force never off; do rmmod kvm_amd && rmmod kvm && insmod /modules/kvm.ko nx_huge_pages=$word && \
+         insmod /modules/kvm-amd.ko avic=auto nested=1 || exit 5; p=/sys/module; \
+         [ $(cat $p/kvm/parameters/nx_huge_pages $p/kvm_amd/parameters/avic $p/kvm_amd/parameters/nested | tr -d '\\n') = NN0 ] \
+         || exit 6; done",
     ),
     Scenario { load: false, cpu: "EPYC,-svm", compare: true, ..scenario("refused-without-svm", REFUSED) },
     // Stock falls back to shadow paging, which is not here.

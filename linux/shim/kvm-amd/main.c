@@ -6,6 +6,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 #include <linux/bits.h>
 #include <linux/module.h>
+#include <linux/string.h>
 #include <linux/mod_devicetable.h>
 #include <asm/cpu_device_id.h>
 #include <asm/cpufeature.h>
@@ -59,7 +60,22 @@ MODULE_PARM_DESC(pause_filter_count_max, "Most that it grows to");
 	MODULE_PARM_DESC(name, what "; not available, stays off")
 
 ABSENT(nested, int, "Nested virtualization");
-ABSENT(avic, bool, "Interrupt delivery by the processor");
+/* Newer stock modules also take the word "auto", which must not keep this one from loading. */
+static bool avic;
+
+static int set_avic(const char *value, const struct kernel_param *kp)
+{
+	return value && sysfs_streq(value, "auto") ? 0 : param_set_bool(value, kp);
+}
+
+static const struct kernel_param_ops avic_ops = {
+	.flags = KERNEL_PARAM_OPS_FL_NOARG,
+	.set = set_avic,
+	.get = param_get_bool,
+};
+module_param_cb(avic, &avic_ops, &avic, 0444);
+__MODULE_PARM_TYPE(avic, "bool");
+MODULE_PARM_DESC(avic, "Interrupt delivery by the processor; not available, stays off");
 ABSENT(force_avic, bool, "The same where the processor does not say that it can");
 ABSENT(lbrv, int, "Branch records of guests");
 ABSENT(vgif, int, "Virtual global interrupt flag, for nested virtualization");

@@ -7,6 +7,7 @@
 #include <linux/module.h>
 #include <linux/printk.h>
 #include <linux/ratelimit.h>
+#include <linux/string.h>
 #include <hsave.h>
 
 static unsigned int min_timer_period_us = 200;
@@ -52,11 +53,25 @@ ABSENT(flush_on_reuse, bool, "Flush when shadow page tables are used again");
 ABSENT(kvmclock_periodic_sync, bool, "Update of all clock pages every five minutes");
 ABSENT(lapic_timer_advance, bool, "Local APIC timers that fire ahead of their time");
 ABSENT(mmio_caching, bool, "Nested page-table entries for addresses of devices");
-ABSENT(nx_huge_pages, bool, "Large pages without execute permission");
 ABSENT(nx_huge_pages_recovery_period_ms, uint, "Period of joining pages that nx_huge_pages has split");
 ABSENT(nx_huge_pages_recovery_ratio, uint, "Share of them that is joined at a time");
 ABSENT(pi_inject_timer, int, "Timer interrupts that are posted from another CPU");
 ABSENT(vector_hashing, bool, "Choice of the destination of lowest-priority interrupts by their vector");
+
+/* Stock takes words (auto, force, never, off): whatever modprobe.d has, it must not keep the module from loading. */
+static bool nx_huge_pages;
+
+static int set_nx_huge_pages(const char *value, const struct kernel_param *kp)
+{
+	nx_huge_pages = !sysfs_streq(value, "off") && !sysfs_streq(value, "never") && !sysfs_streq(value, "0") &&
+			!sysfs_streq(value, "n") && !sysfs_streq(value, "N");
+	return 0;
+}
+
+static const struct kernel_param_ops nx_huge_pages_ops = { .set = set_nx_huge_pages, .get = param_get_bool };
+module_param_cb(nx_huge_pages, &nx_huge_pages_ops, &nx_huge_pages, 0444);
+__MODULE_PARM_TYPE(nx_huge_pages, "bool");
+MODULE_PARM_DESC(nx_huge_pages, "Large pages without execute permission; not available, stays off");
 
 #define OFF(name)                                                                                   \
 	do {                                                                                        \
