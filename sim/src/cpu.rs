@@ -65,6 +65,8 @@ pub struct SimCpu {
     pub(crate) exit_at_once: bool,
     /// RFLAGS.TF traps after each step that goes on to the next.
     pub single_steps: bool,
+    /// The processor has NRIPS, whether that is said of it or not (the parameter `nrips`).
+    pub has_nrips: bool,
     /// The event that was delivered last, and RFLAGS before that.
     delivered: EventInj,
     rflags_before: u64,
@@ -100,6 +102,7 @@ impl SimCpu {
             running: false,
             exit_at_once: false,
             single_steps: false,
+            has_nrips: features.nrips,
             delivered: EventInj::NONE,
             rflags_before: 0,
         }
@@ -148,7 +151,7 @@ impl SimCpu {
         if e.valid() {
             let trap = e.kind() == Some(EventType::Exception) && matches!(e.vector(), 3 | 4);
             let software = trap || e.kind() == Some(EventType::Soft);
-            self.injected.push((e, if software && self.features.nrips { next_rip } else { self.save.rip }));
+            self.injected.push((e, if software && self.has_nrips { next_rip } else { self.save.rip }));
             self.delivered = e;
             self.save.rflags &= !Rflags::TF.bits();
             if e.kind() != Some(EventType::Exception) {
@@ -210,7 +213,10 @@ impl SimCpu {
     /// Runs the guest until it exits.
     pub(crate) fn guest_runs(&mut self) -> (u64, u64, u64) {
         self.control.exit_int_info = EventInj::NONE;
-        let next_rip = std::mem::take(&mut self.control.next_rip);
+        let next_rip = self.control.next_rip;
+        if self.has_nrips {
+            self.control.next_rip = 0;
+        }
         if self.refused() {
             return (code::INVALID, 0, 0);
         }

@@ -46,12 +46,12 @@ impl Injection {
 }
 
 impl<H: Host> Core<H> {
-    /// Tells the processor where the handler of an event that comes from an instruction returns.
+    /// Tells the processor where the handler of an event that comes from an instruction returns. Where NRIPS is not used the
+    /// processor may have it all the same (the parameter `nrips`): then it pushes VMCB.nRIP, otherwise RIP.
     pub(crate) fn set_return_address(&mut self) {
         let Some(software) = &mut self.inject.software else { return };
-        if self.features.nrips {
-            self.cpu.set_next_rip(software.next_rip);
-        } else {
+        self.cpu.set_next_rip(software.next_rip);
+        if !self.features.nrips {
             software.moved = true;
             self.cpu.save_mut(CleanBits::empty()).rip = software.next_rip;
         }
@@ -61,6 +61,10 @@ impl<H: Host> Core<H> {
     pub(crate) fn take_back_rip(&mut self, delivered: bool) {
         let Some(software) = &mut self.inject.software else { return };
         let moved = core::mem::take(&mut software.moved);
+        if moved {
+            // A processor without NRIPS leaves it there, where it would be taken for what it says of the exit.
+            self.cpu.set_next_rip(0);
+        }
         let save = self.cpu.save_mut(CleanBits::empty());
         // The handler of another exception, whose delivery was cut short, has to return to the instruction as well.
         if moved && !delivered && (save.rip, save.cs.base) == (software.next_rip, software.cs_base) {

@@ -1,5 +1,5 @@
 //! Events that come from an instruction (INT3, INTO, INTn): their handlers return behind it, in whichever way they come, with
-//! and without a processor that saves the next RIP.
+//! and without a processor that saves the next RIP, and with one of which that is not known.
 
 use abi::uapi::ioctl::*;
 use kvm_bindings::*;
@@ -10,9 +10,10 @@ use tests::scenario::{CODE, Left, Machine, PLAIN};
 
 const EXC: EventType = EventType::Exception;
 
-fn machines(bytes: &'static [u8]) -> [Machine; 2] {
-    [false, true].map(|nrips| {
+fn machines(bytes: &'static [u8]) -> [Machine; 3] {
+    [(false, false), (true, true), (false, true)].map(|(nrips, has)| {
         let m = Machine::on(CpuFeatures { nrips, ..PLAIN });
+        m.inside(0, |c| c.core.cpu.has_nrips = has);
         m.long(0, bytes);
         m
     })
@@ -232,5 +233,21 @@ fn what_an_exception_brings_is_not_lost() {
         m.does(0, |_| ());
         m.run_out(0);
         assert_eq!(m.vcpu_get::<kvm_debugregs>(0, KVM_GET_DEBUGREGS).dr6, 0xffff_4ff0);
+    }
+}
+
+/// Where the handler returns is not where the next instruction that exits ends.
+#[test]
+fn the_return_address_is_not_left_behind() {
+    for m in machines(&[0xcc]) {
+        set(&m, |e| (e.exception.injected, e.exception.nr) = (1, 3));
+        m.write_ram(CODE + 0x40, &[0x0f, 0xa2]);
+        m.sim.step(0, |c| {
+            c.guest().rip = CODE + 0x40;
+            (code::CPUID, 0, 0)
+        });
+        m.does(0, |_| ());
+        m.run_out(0);
+        assert_eq!((injected(&m), m.regs(0).rip), (vec![(EXC, 3, CODE + 1)], CODE + 0x42));
     }
 }
