@@ -89,17 +89,22 @@ impl<H: Host> Ctx<'_, H> {
         Ok(())
     }
 
-    /// Takes what other threads posted: interrupts, NMIs, INIT and SIPI.
-    pub(crate) fn process_pending_events(&mut self) {
+    /// Takes what other threads posted and what changes no register: interrupts and NMIs. User space may look at events, or
+    /// restore them, between other parts of the state: INIT would wipe those out.
+    pub(crate) fn process_interrupts(&mut self) {
         if let Some(lapic) = &mut self.core.fast.lapic {
             self.me.pir.drain_into(lapic);
         }
-        let pending_events = &self.me.pending_events;
-        let nmi = pending_events.nmi_queued.swap(0, AcqRel);
+        let nmi = self.me.pending_events.nmi_queued.swap(0, AcqRel);
         // One may be latched while a handler runs, two before the first is taken (APM 8.1.9 allows one pending).
         let limit = if self.core.inject.nmi_masked || self.core.inject.nmi_injected { 1 } else { 2 };
         self.core.inject.nmi_pending = (u32::from(self.core.inject.nmi_pending).saturating_add(nmi)).min(limit) as u8;
-        let (init, sipi) = pending_events.init_sipi.take();
+    }
+
+    /// Takes everything that other threads posted: interrupts, NMIs, INIT and SIPI.
+    pub(crate) fn process_pending_events(&mut self) {
+        self.process_interrupts();
+        let (init, sipi) = self.me.pending_events.init_sipi.take();
         if init {
             self.init();
         }

@@ -23,7 +23,7 @@ impl<H: Host> Vcpu<H> {
                     return true;
                 }
             }
-            // Never above two: `process_pending_events` latches no more.
+            // Never above two: `process_interrupts` latches no more.
             Accept::Nmi => {
                 let _ = self.pending_events.nmi_queued.fetch_update(AcqRel, Relaxed, |n| Some((n + 1).min(2)));
             }
@@ -148,7 +148,7 @@ impl<H: Host> Ctx<'_, H> {
 
     /// KVM_GET_LAPIC. Errors: EINVAL (no in-kernel local APIC).
     pub fn get_lapic(&mut self, out: &mut [u8; 1024]) -> Result<(), Errno> {
-        self.process_pending_events();
+        self.process_interrupts();
         let now = self.vm.host.now_ns();
         let format = self.vm.config.x2apic_format.load(Relaxed);
         let lapic = self.core.fast.lapic.as_ref().ok_or(Errno::EINVAL)?;

@@ -75,7 +75,7 @@ pub struct Events {
     pub nmi_masked: bool,
     /// `sipi_vector`.
     pub sipi_vector: Option<u32>,
-    /// `smi.latched_init`: INIT arrived and has not had its effect. Never shown, because it has by then.
+    /// `smi.latched_init`: INIT arrived and has not had its effect.
     pub latched_init: Option<bool>,
     /// `triple_fault.pending` (KVM_CAP_X86_TRIPLE_FAULT_EVENT).
     pub triple_fault: Option<bool>,

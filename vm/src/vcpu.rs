@@ -69,6 +69,20 @@ impl InitSipi {
         self.0.store(Self::INIT, Release);
     }
 
+    /// User space says whether an INIT is latched (KVM_SET_VCPU_EVENTS). A SIPI that waits is left alone.
+    pub fn set_latched(&self, init: bool) {
+        if init {
+            self.0.fetch_or(Self::INIT, AcqRel);
+        } else {
+            self.0.fetch_and(!Self::INIT, AcqRel);
+        }
+    }
+
+    /// Is an INIT latched, which has not had its effect?
+    pub fn is_latched(&self) -> bool {
+        self.0.load(Acquire) & Self::INIT != 0
+    }
+
     /// SIPI arrived; the last vector counts.
     pub fn sipi(&self, vector: u8) {
         let new = |old: u32| Some(old & Self::INIT | Self::SIPI | u32::from(vector));

@@ -47,7 +47,7 @@ impl<H: Host> Ctx<'_, H> {
     /// KVM_GET_VCPU_EVENTS. What comes from an instruction is not shown: user space could not say how long that is, and as
     /// RIP is still at it it comes again.
     pub fn get_events(&mut self) -> Events {
-        self.process_pending_events();
+        self.process_interrupts();
         self.deliver_payload_early();
         let interrupt = self.hard_interrupt();
         let inject = &self.core.inject;
@@ -70,7 +70,7 @@ impl<H: Host> Ctx<'_, H> {
             nmi_pending: Some(inject.nmi_pending),
             nmi_masked: inject.nmi_masked,
             sipi_vector: None,
-            latched_init: None,
+            latched_init: Some(self.core.fast.lapic.is_some() && self.me.pending_events.init_sipi.is_latched()),
             triple_fault: Some(inject.triple_fault),
         }
     }
@@ -84,7 +84,7 @@ impl<H: Host> Ctx<'_, H> {
         {
             return Err(Errno::EINVAL);
         }
-        self.process_pending_events();
+        self.process_interrupts();
         let inject = &mut self.core.inject;
         inject.exception = has_exception.then_some(Exception {
             vector: e.exception_nr,
@@ -115,8 +115,8 @@ impl<H: Host> Ctx<'_, H> {
             if let Some(v) = e.sipi_vector {
                 self.core.sipi_vector = v as u8;
             }
-            if e.latched_init == Some(true) {
-                self.me.pending_events.init_sipi.init();
+            if let Some(init) = e.latched_init {
+                self.me.pending_events.init_sipi.set_latched(init);
             }
         }
         self.me.thread_ring_event();

@@ -12,7 +12,7 @@ pub fn get_events<H: Host>(ctx: &mut Ctx<'_, H>) -> kvm_vcpu_events {
     let config = &ctx.vm.config;
     let payloads = config.exception_payload.load(Relaxed);
     let triple_faults = config.triple_fault_event.load(Relaxed);
-    // The SMM part is always valid and empty, as in a kernel built without SMM.
+    // The SMM part is always valid, and but for INIT empty, as in a kernel built without SMM.
     let mut flags = vcpuevent::VALID_NMI_PENDING | vcpuevent::VALID_SHADOW | vcpuevent::VALID_SMM;
     if payloads {
         flags |= vcpuevent::VALID_PAYLOAD;
@@ -41,6 +41,7 @@ pub fn get_events<H: Host>(ctx: &mut Ctx<'_, H>) -> kvm_vcpu_events {
             pad: 0,
         },
         flags,
+        smi: kvm_vcpu_events_smi { latched_init: (e.latched_init == Some(true)).into(), ..Default::default() },
         triple_fault: kvm_vcpu_events_triple_fault { pending: (triple_faults && e.triple_fault == Some(true)).into() },
         exception_has_payload: e.exception_payload.is_some().into(),
         exception_payload: e.exception_payload.unwrap_or(0),

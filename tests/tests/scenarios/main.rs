@@ -25,6 +25,7 @@ mod pv;
 mod quirks;
 mod random;
 mod registers;
+mod restored;
 mod smp;
 mod software;
 mod stats;
