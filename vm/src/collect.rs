@@ -12,7 +12,7 @@ impl<H: Host> Core<H> {
     #[inline]
     pub fn collect_events(&mut self) {
         if self.inject.step.is_some() {
-            self.end_step();
+            self.end_step(true);
         }
         let tpr = (self.cpu.control().int_ctl & 0xf) as u8;
         if tpr != self.vtpr {

@@ -225,7 +225,7 @@ impl<H: Host> Core<H> {
     /// The processor was not entered, or refused the guest: what was about to be injected still waits.
     pub(crate) fn cancel_injection(&mut self) {
         self.cpu.set_event_inj(EventInj::NONE);
-        self.end_step();
+        self.end_step(false);
         self.take_back_rip(false);
     }
 
@@ -293,14 +293,15 @@ impl<H: Host> Core<H> {
         }
     }
 
-    /// The entry is over, or did not come about: the trap flag is the guest's again.
-    pub(crate) fn end_step(&mut self) {
+    /// The entry is over, or did not come about (`entered` is false): the trap flag is the guest's again.
+    pub(crate) fn end_step(&mut self, entered: bool) {
         let Some(step) = self.inject.step.take() else { return };
-        let control = self.cpu.control();
-        self.inject.stepped = (control.exit_code == code::EXCP0 + u64::from(vector::DB)).then_some(step);
+        // Without an entry the exit code is that of the exit before.
+        let traps = entered && self.cpu.control().exit_code == code::EXCP0 + u64::from(vector::DB);
+        self.inject.stepped = traps.then_some(step);
         let save = self.cpu.save_mut(CleanBits::empty());
         // IRET has loaded flags that are the guest's own.
-        let loaded = self.inject.iret_rip.is_some_and(|rip| rip != save.rip);
+        let loaded = entered && self.inject.iret_rip.is_some_and(|rip| rip != save.rip);
         if !step.trap_flag && !loaded {
             save.rflags &= !Rflags::TF.bits();
         }

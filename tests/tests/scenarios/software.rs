@@ -251,3 +251,29 @@ fn the_return_address_is_not_left_behind() {
         assert_eq!((injected(&m), m.regs(0).rip), (vec![(EXC, 3, CODE + 1)], CODE + 0x42));
     }
 }
+
+/// An NMI waits for the end of the shadow, but the guest is not entered. What was stepped before that is not what comes next.
+#[test]
+fn a_step_that_did_not_come_about() {
+    let m = Machine::new();
+    m.long(0, &[]);
+    let trap = |shadow| {
+        m.sim.step(0, move |c| {
+            c.vmcb().int_state = shadow;
+            c.guest().dr6 |= 1 << 14;
+            (code::EXCP0 + 1, 0, 0)
+        });
+    };
+    debug(&m, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP);
+    trap(1);
+    assert!(matches!(m.run(0), Ok(Left::Debug { exception: 1, .. })));
+    debug(&m, 0);
+    assert_eq!(m.vcpu(0, KVM_NMI, 0), Ok(0));
+    assert!(m.run(0).is_err(), "a signal");
+    debug(&m, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_BLOCKIRQ);
+    trap(0);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(injected(&m), [(EXC, 1, CODE)], "the guest's own");
+    assert_eq!(m.vcpu_get::<kvm_debugregs>(0, KVM_GET_DEBUGREGS).dr6, 0xffff_4ff0);
+}
