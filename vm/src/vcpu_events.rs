@@ -95,6 +95,8 @@ impl<H: Host> Ctx<'_, H> {
         inject.software = None;
         inject.nmi_injected = e.nmi_injected;
         inject.nmi_masked = e.nmi_masked;
+        // The mask may be that of another handler, whose IRET has not been met.
+        (inject.iret_rip, inject.step, inject.stepped) = (None, None, None);
         if let Some(triple) = e.triple_fault {
             inject.triple_fault = triple;
         }

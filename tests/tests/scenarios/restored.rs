@@ -2,6 +2,7 @@
 
 use abi::uapi::ioctl::*;
 use kvm_bindings::*;
+use sim::arch::exit::code;
 use tests::scenario::{CODE, Machine};
 
 fn events(m: &Machine, vcpu: usize) -> kvm_vcpu_events {
@@ -67,4 +68,25 @@ fn a_sipi_behind_the_restored_init() {
     assert_eq!(m.vcpu_with(1, KVM_SET_VCPU_EVENTS, &e), Ok(0));
     m.does(1, |c| assert_eq!((c.guest().cs.selector, c.guest().rip), (0x2200, 0)));
     m.run_out(1);
+}
+
+#[test]
+fn an_nmi_handler_is_not_ended_by_the_iret_of_another() {
+    let m = Machine::new();
+    m.long(0, &[]);
+    assert_eq!(m.vcpu(0, KVM_NMI, 0), Ok(0));
+    m.does(0, |_| ());
+    m.exit(0, code::IRET);
+    m.run_out(0);
+    // The vCPU goes on elsewhere, in a handler as well.
+    m.with_regs(0, |r| r.rip = CODE + 0x40);
+    let e = events(&m, 0);
+    assert_eq!((e.nmi.masked, m.vcpu_with(0, KVM_SET_VCPU_EVENTS, &e)), (1, Ok(0)));
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(events(&m, 0).nmi.masked, 1);
+    m.exit(0, code::IRET);
+    m.does(0, |c| c.guest().rip = CODE + 0x80);
+    m.run_out(0);
+    assert_eq!(events(&m, 0).nmi.masked, 0, "its own IRET");
 }
