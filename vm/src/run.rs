@@ -26,7 +26,6 @@ impl<H: Host> Ctx<'_, H> {
         if self.core.fast.lapic.is_none() {
             self.core.cr8 = req.cr8 & 15;
         }
-        self.core.has_run = true;
         self.core.arm_single_step();
         self.shrink_pause_filter();
         self.look_at_steal_time();
@@ -111,6 +110,8 @@ impl<H: Host> Ctx<'_, H> {
             match self.core.cpu.enter(self.me.thread.requests(), &mut self.core.fast) {
                 Exit::None => self.not_entered()?,
                 exit => {
+                    // Only now: a VMM may finish its setup after a KVM_RUN that entered nothing.
+                    self.core.has_run = true;
                     self.me.stats.exits.add(self.core.fast.exits.wrapping_add(1));
                     self.core.fast.exits = 0;
                     if self.core.fast.injections != 0 {

@@ -218,6 +218,24 @@ fn cpuid_is_fixed_once_the_guest_has_run() {
     assert_eq!(m.vcpu(0, KVM_SET_CPUID2, DATA), Err(EINVAL));
 }
 
+/// KVM_RUN that only completes an exit, or that waits for INIT, has not run anything.
+#[test]
+fn cpuid_is_not_fixed_by_a_run_that_enters_nothing() {
+    let m = Machine::new();
+    m.add_vcpu(1).expect("a second vCPU");
+    m.long(0, &[]);
+    m.settle(0);
+    assert!(m.run(0).is_err(), "a signal");
+    assert!(m.run(1).is_err(), "nobody has started it");
+    for vcpu in 0..2 {
+        m.put_at(DATA, &[256u32, 0]);
+        assert_eq!(m.vcpu(vcpu, KVM_GET_CPUID2, DATA), Ok(0));
+        let n = m.get_at::<u32>(DATA);
+        m.put_at(DATA, &(n - 1));
+        assert_eq!(m.vcpu(vcpu, KVM_SET_CPUID2, DATA), Ok(0));
+    }
+}
+
 #[test]
 fn msrs_stop_at_the_first_that_is_refused() {
     let m = Machine::new();
