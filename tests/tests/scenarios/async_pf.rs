@@ -134,6 +134,28 @@ fn a_guest_that_knows_nothing_of_it_is_halted_and_takes_interrupts() {
 }
 
 #[test]
+fn an_interrupt_that_a_debugger_blocks_ends_no_halt() {
+    let m = machine();
+    page_out(&m, FAR, 1);
+    m.sim.set_page_latency(u64::MAX);
+    let debug = kvm_guest_debug { control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_BLOCKIRQ, ..Default::default() };
+    assert_eq!(m.vcpu_with(0, KVM_SET_GUEST_DEBUG, &debug), Ok(0));
+    let msi = kvm_msi { address_lo: 0xfee0_0000, data: 0x61, ..Default::default() };
+    assert_eq!((m.vm_with(KVM_SIGNAL_MSI, &msi), m.vcpu(0, KVM_NMI, 0)), (Ok(1), Ok(0)));
+    m.tries(0, FAR, false);
+    m.does(0, |_| panic!("goes on without the page"));
+    assert_eq!(m.run(0).unwrap_err().0, Errno::EINTR);
+    m.sim.drop_script(0);
+    // Once they are let through, they do.
+    assert_eq!(m.vcpu_with(0, KVM_SET_GUEST_DEBUG, &kvm_guest_debug::default()), Ok(0));
+    m.tries(0, FAR, false);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!((m.injected(0).len(), under_way(&m)), (1, 1));
+    m.end();
+}
+
+#[test]
 fn nothing_is_told_without_paging_or_while_an_event_is_delivered() {
     let m = enabled(ALWAYS);
     page_out(&m, FAR, 3);

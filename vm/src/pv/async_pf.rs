@@ -198,8 +198,10 @@ impl<H: Host> Ctx<'_, H> {
             if let Err(next) = self.service_requests() {
                 break next;
             }
+            // Interrupts and NMIs that a debugger keeps from the guest give it nothing to do: it would touch the page again.
+            let blocked = self.core.debug.control & crate::debug::BLOCKIRQ != 0;
             let goes_on = !self.core.pv.async_pf.halted || self.core.mp_state != MpState::Runnable;
-            if goes_on || self.has_events() {
+            if goes_on || !blocked && self.has_events() {
                 break Next::Resume;
             }
             if let Err(next) = self.sleep() {
