@@ -47,7 +47,7 @@ impl Progress {
 
     /// The rest goes as fast as what is done went, whatever the machine is and however many run beside each other.
     fn left_after(&self, elapsed: Duration) -> String {
-        let rest: f32 = self.left.values().sum();
+        let rest = self.left.values().fold(0.0_f32, |sum, seconds| sum + seconds);
         let done = (self.all.1 - rest).max(1.0);
         let minutes = elapsed.as_secs_f32() * rest / done / 60.0;
         format!("{} of {} scenarios done, about {minutes:.0} minutes left", self.all.0 - self.left.len(), self.all.0)
