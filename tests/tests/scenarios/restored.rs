@@ -17,11 +17,11 @@ fn mp_state(m: &Machine, vcpu: usize) -> u32 {
 fn init_on_its_way() -> Machine {
     let m = Machine::new();
     m.add_vcpu(1).expect("a second vCPU");
+    assert_eq!(m.vcpu_with(1, KVM_SET_MP_STATE, &kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }), Ok(0));
     for vcpu in 0..2 {
         m.long(vcpu, &[]);
         m.x2apic(vcpu);
     }
-    assert_eq!(m.vcpu_with(1, KVM_SET_MP_STATE, &kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }), Ok(0));
     m.wrmsr(0, 0x830, 1 << 32 | 0x4500);
     m.run_out(0);
     m
@@ -33,8 +33,7 @@ fn init_waits_until_the_state_is_complete() {
     m.with_regs(1, |r| r.rip = CODE + 0x40);
     let e = events(&m, 1);
     assert_eq!(e.smi.latched_init, 1);
-    let mut lapic = kvm_lapic_state::default();
-    lapic.clone_from(&m.vcpu_get(1, KVM_GET_LAPIC));
+    let _: kvm_lapic_state = m.vcpu_get(1, KVM_GET_LAPIC);
     assert_eq!(m.vcpu_with(1, KVM_SET_VCPU_EVENTS, &e), Ok(0));
     assert_eq!((events(&m, 1).smi.latched_init, m.regs(1).rip), (1, CODE + 0x40), "not yet");
     // It has its effect where user space asks for the outcome, or runs the guest.
@@ -54,7 +53,8 @@ fn init_that_the_restored_state_does_not_have() {
     e.flags |= KVM_VCPUEVENT_VALID_SMM;
     assert_eq!(m.vcpu_with(1, KVM_SET_VCPU_EVENTS, &e), Ok(0));
     assert_eq!(events(&m, 1).smi.latched_init, 0);
-    m.does(1, |c| assert_eq!(c.guest().rip, CODE));
+    m.with_regs(1, |r| r.rip = CODE + 0x40);
+    m.does(1, |c| assert_eq!(c.guest().rip, CODE + 0x40));
     m.run_out(1);
     assert_eq!(mp_state(&m, 1), KVM_MP_STATE_RUNNABLE);
 }
