@@ -291,6 +291,10 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn cmpxchg_guest(&self, at: Hva, old: u64, new: u64, size: u8) -> Result<bool, Stop> {
         self.cmpxchg_user(at, old, new, size)
     }
+    /// Sleeps until the page at `hva` can be accessed (with `write`: be written, if the task may do that at all), or it is
+    /// certain that it cannot. Unlike [`read_guest`](Self::read_guest) it goes on while a signal is pending, unless the
+    /// thread is about to die; unlike [`read_user`](Self::read_user) it never spins then.
+    fn wait_for_page(&self, _hva: Hva, _write: bool) {}
     /// Is the current thread about to die? Whatever waits for something else than it gives up.
     fn killed(&self) -> bool {
         false

@@ -152,6 +152,10 @@ impl Host for Linux {
         }
     }
 
+    fn wait_for_page(&self, hva: Hva, write: bool) {
+        shim::hsave_wait_for_page(hva.0, write);
+    }
+
     fn killed(&self) -> bool {
         shim::hsave_killed()
     }

@@ -78,6 +78,7 @@ unsafe extern "C" {
     pub fn hsave_read_guest_u64(from: u64, value: *mut u64) -> i32;
     pub fn hsave_write_guest(to: u64, from: *const u8, n: usize) -> i32;
     pub safe fn hsave_cmpxchg_guest(at: u64, old: u64, new: u64, size: u32) -> i32;
+    pub safe fn hsave_wait_for_page(hva: u64, write: bool);
     pub safe fn hsave_killed() -> bool;
 
     // sync.c

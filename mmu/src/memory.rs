@@ -103,6 +103,19 @@ impl<H: Host> Mmu<H> {
         Ok(!old & mask)
     }
 
+    /// Sleeps until the page at `gpa` is there, or it is certain that it will not be, whatever signals are pending; only
+    /// one that kills ends this. Returns at once where there is no memory.
+    pub fn wait_for_page(&self, gpa: Gpa) {
+        let memory = self.memory();
+        let writable = memory.writable(gpa).map(|(hva, ..)| (hva, true));
+        let place = writable.or_else(|_| memory.readable(gpa).map(|(hva, _)| (hva, false)));
+        // It may take long: slots can be changed meanwhile.
+        drop(memory);
+        if let Ok((hva, write)) = place {
+            self.host.wait_for_page(hva, write);
+        }
+    }
+
     /// Is there memory that the guest may read, or (with `write`) write?
     pub fn is_memory(&self, gpa: Gpa, write: bool) -> bool {
         let memory = self.memory();

@@ -57,6 +57,8 @@ pub struct Shared {
     tsc_lost: AtomicU64,
     /// Addresses of pages for which a thread was sent SIGBUS.
     pub sigbus: parking_lot::Mutex<Vec<u64>>,
+    /// The pages that a thread has slept for although it had a signal pending.
+    pub awaited: parking_lot::Mutex<Vec<u64>>,
     features: CpuFeatures,
     assembly: AtomicBool,
     /// Nanoseconds that every thread has waited for a CPU.
@@ -129,6 +131,7 @@ impl Sim {
             slept: AtomicU64::new(0),
             tsc_lost: AtomicU64::new(0),
             sigbus: Default::default(),
+            awaited: Default::default(),
             features,
             assembly: AtomicBool::new(false),
             run_delay: AtomicU64::new(0),
@@ -443,6 +446,11 @@ impl Host for Sim {
     }
     fn cmpxchg_guest(&self, at: Hva, old: u64, new: u64, size: u8) -> Result<bool, Stop> {
         self.guest_access(at, self.cmpxchg_user(at, old, new, size))
+    }
+    fn wait_for_page(&self, hva: Hva, _write: bool) {
+        lock::may_sleep();
+        uncounted(|| self.0.awaited.lock().push(hva.0 & !0xfff));
+        uncounted(|| self.0.during_wait.fire());
     }
     fn user_range_ok(&self, hva: Hva, len: u64) -> bool {
         self.0.memory.contains(hva.0, len)

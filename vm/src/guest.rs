@@ -56,7 +56,12 @@ impl<H: Host> Ctx<'_, H> {
                     self.core.mmio_fragments.forget();
                     return self.completed(done);
                 }
-                Err(_) if self.has_to_wait() => self.vm.host.cond_resched(),
+                Err(_) if self.has_to_wait() => {
+                    if let Some(gpa) = self.core.awaited {
+                        self.vm.mmu.wait_for_page(gpa);
+                    }
+                    self.vm.host.cond_resched();
+                }
                 Err(stop) => return self.stopped(stop),
             }
         }
@@ -64,7 +69,8 @@ impl<H: Host> Ctx<'_, H> {
 
     /// A signal ended the wait for memory of the VMM's. An instruction that has done nothing yet begins anew with the next
     /// KVM_RUN; but what user space answered to its reads would be lost, and who moves the vCPU then (KVM_RUN with
-    /// `immediate_exit` has to complete it before) would lose it, too. So that one goes on waiting, as on stock.
+    /// `immediate_exit` has to complete it before) would lose it, too. So that one goes on waiting, as on stock, in a way
+    /// that the signal, which is still pending, does not end at once.
     fn has_to_wait(&mut self) -> bool {
         let waits = matches!(self.core.host_stop, Some(Next::Fail(Errno::EINTR, _)))
             && self.core.mmio_fragments.answered()

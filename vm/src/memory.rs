@@ -51,7 +51,7 @@ impl<H: Host> Ctx<'_, H> {
         match self.vm.mmu.walk(&paging, linear, kind) {
             Ok(t) => Ok(t.gpa),
             Err(mmu::WalkError::Fault { code }) => Err(Stop::Fault(Exception::pf(code, linear))),
-            Err(mmu::WalkError::Host { stop, .. }) => Err(self.host_failed(stop)),
+            Err(mmu::WalkError::Host { gpa, stop }) => Err(self.host_failed(gpa, stop)),
         }
     }
 
@@ -65,9 +65,10 @@ impl<H: Host> Ctx<'_, H> {
         known.map_or_else(|| self.translate_for(linear, kind), Ok)
     }
 
-    /// The access cannot be done because of the VMM's memory: the instruction ends, KVM_RUN fails.
-    fn host_failed(&mut self, stop: HostStop) -> Stop {
+    /// The access cannot be done because of the VMM's memory behind `gpa`: the instruction ends, KVM_RUN fails.
+    fn host_failed(&mut self, gpa: Gpa, stop: HostStop) -> Stop {
         self.core.mmio_fragments.wanted = None;
+        self.core.awaited = Some(gpa);
         self.core.host_stop = Some(fault_outcome(stop));
         Stop::NeedUser
     }
@@ -84,7 +85,7 @@ impl<H: Host> Ctx<'_, H> {
             Ok(()) => Ok(()),
             // Code in device memory cannot be emulated.
             Err(PhysError::NoSlot(_)) => Err(Stop::Unhandleable),
-            Err(PhysError::Host { stop, .. }) => Err(self.host_failed(stop)),
+            Err(PhysError::Host { gpa, stop }) => Err(self.host_failed(gpa, stop)),
         }
     }
 
@@ -124,7 +125,7 @@ impl<H: Host> Ctx<'_, H> {
         match done {
             Ok(()) => Ok(()),
             Err(PhysError::NoSlot(_)) => self.read_device(gpa, buf),
-            Err(PhysError::Host { stop, .. }) => Err(self.host_failed(stop)),
+            Err(PhysError::Host { gpa, stop }) => Err(self.host_failed(gpa, stop)),
         }
     }
 
@@ -172,7 +173,7 @@ impl<H: Host> Ctx<'_, H> {
             Err(PhysError::NoSlot(_)) if self.vm.device_mmio_write(gpa.0, data) => Ok(()),
             Err(PhysError::NoSlot(_)) if self.core.mmio_fragments.post(gpa.0, data) => Ok(()),
             Err(PhysError::NoSlot(_)) => Err(Stop::Unhandleable),
-            Err(PhysError::Host { stop, .. }) => Err(self.host_failed(stop)),
+            Err(PhysError::Host { gpa, stop }) => Err(self.host_failed(gpa, stop)),
         }
     }
 
@@ -200,7 +201,7 @@ impl<H: Host> Ctx<'_, H> {
                 match self.vm.mmu.cmpxchg_phys(gpa, size, old as u64, new as u64) {
                     Ok(seen) => return Ok(seen.into()),
                     Err(PhysError::NoSlot(_)) => {}
-                    Err(PhysError::Host { stop, .. }) => return Err(self.host_failed(stop)),
+                    Err(PhysError::Host { gpa, stop }) => return Err(self.host_failed(gpa, stop)),
                 }
             }
         }

@@ -162,6 +162,8 @@ pub struct Core<H: Host> {
     pub(crate) cr8_exits: bool,
     /// Why the host could not do an access of the emulated instruction.
     pub(crate) host_stop: Option<Next>,
+    /// Where that access was, or the entry of the guest's page tables that it needed.
+    pub(crate) awaited: Option<arch::Gpa>,
     /// What a write to a device in the kernel wants of user space once the instruction is complete.
     pub(crate) device_exit: Next,
     /// Data of the last exit to user space that is too long for [`UserExit`](crate::UserExit), which every handler

@@ -262,6 +262,7 @@ impl<H: Host> Vm<H> {
             cr4_read_exits: true,
             cr8_exits: without_lapic,
             host_stop: None,
+            awaited: None,
             device_exit: Next::Resume,
         })?;
         core.set_idle_exits(self.config.disabled_exits.load(Relaxed), host.pause_parameters());

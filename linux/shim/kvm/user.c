@@ -253,6 +253,22 @@ int hsave_cmpxchg_guest(u64 at, u64 old, u64 new, unsigned int size)
 	return got ? got : cmpxchg_user(at, old, new, size);
 }
 
+/*
+ * Sleeps until the page at hva is there, or cannot be. Only a fatal signal ends this, and no other keeps it from sleeping:
+ * the fault of a copy waits for userfaultfd interruptibly, and is taken again and again while a signal is pending. What
+ * the task may not write it may still read.
+ */
+void hsave_wait_for_page(u64 hva, bool write)
+{
+	struct page *page;
+	long n = get_user_pages_unlocked(hva, 1, &page, write ? FOLL_WRITE : 0);
+
+	if (n == -EFAULT && write)
+		n = get_user_pages_unlocked(hva, 1, &page, 0);
+	if (n == 1)
+		put_page(page);
+}
+
 /* Is the current task about to die? */
 bool hsave_killed(void)
 {

@@ -167,6 +167,11 @@ fn what_user_space_answered_is_not_asked_again() {
     m.sim.during_wait(move || sim.set_page(RAM_HVA + 0x9000, Page::Writable));
     m.run_out(0);
     assert_eq!(m.read_ram::<u64>(0x9008), 5);
+    assert_eq!(
+        *m.sim.0.awaited.lock(),
+        [RAM_HVA + 0x9000],
+        "slept: the signal that is pending ends any other wait at once"
+    );
     m.end();
 }
 
