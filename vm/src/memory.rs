@@ -15,7 +15,8 @@ pub(crate) fn fault_outcome(stop: HostStop) -> Next {
     match stop {
         HostStop::Fault => Next::Fail(Errno::EFAULT, UserExit::MemoryFault),
         // The thread has SIGBUS pending, which ends KVM_RUN before the guest is entered: its handler tells the guest of
-        // the error (a machine check), or gives it another page.
+        // the error (a machine check), or gives it another page. The instruction then begins anew, and so reads again
+        // what user space has answered to it before: the handler may send the guest elsewhere, so it cannot be held on to.
         HostStop::Poison => Next::Resume,
         HostStop::Errno(e) => Next::Fail(e, UserExit::Interrupted),
     }
