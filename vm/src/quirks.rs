@@ -61,7 +61,16 @@ impl<H: Host> Ctx<'_, H> {
     pub(crate) fn undefined(&mut self) -> Next {
         let linear = self.linear_rip();
         let mut code = [0; 15];
-        let got = self.fetch_code(linear, &mut code);
+        let mut got = self.fetch_code(linear, &mut code);
+        if got < code.len() {
+            // A signal, or the VMM's memory, may be why: then it is not known that the guest deserves #UD.
+            self.core.host_stop = None;
+            let fetched = emulator::fetch(self, &[]);
+            if let (Err(stop), Some(_)) = (fetched, &self.core.host_stop) {
+                return self.stopped(stop);
+            }
+            got = self.fetch_code(linear, &mut code);
+        }
         let code = code.get(..got).unwrap_or(&[]);
         if code.starts_with(&VMCALL) {
             return self.vmcall(linear);

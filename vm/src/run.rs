@@ -64,7 +64,7 @@ impl<H: Host> Ctx<'_, H> {
             return Err(self.wait_for_init());
         }
         if self.core.inject.busy() {
-            self.find_software_event();
+            self.find_software_event()?;
         }
         Ok(())
     }

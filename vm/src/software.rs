@@ -2,6 +2,7 @@
 
 use crate::Ctx;
 use crate::inject::Injection;
+use crate::run::Next;
 use crate::vcpu::Core;
 use arch::CleanBits;
 use arch::event::vector;
@@ -76,14 +77,23 @@ impl<H: Host> Core<H> {
 impl<H: Host> Ctx<'_, H> {
     /// User space may have queued the event of an instruction (KVM_GUESTDBG_INJECT_BP, KVM_SET_VCPU_EVENTS) without saying
     /// how long that is: RIP has to be at it. If it is not there is no such event, and the guest goes on where it is.
+    /// Err: the instruction cannot be read now, and KVM_RUN ends; the event is kept.
     #[cold]
-    pub(crate) fn find_software_event(&mut self) {
-        let Some(v) = self.core.inject.software_vector() else { return };
+    pub(crate) fn find_software_event(&mut self) -> Result<(), Next> {
+        let Some(v) = self.core.inject.software_vector() else { return Ok(()) };
         let (rip, cs_base) = (self.core.cpu.save().rip, self.core.cpu.save().cs.base);
         if self.core.inject.software.is_some_and(|s| (s.rip, s.cs_base) == (rip, cs_base)) {
-            return;
+            return Ok(());
         }
-        let insn = emulator::fetch(self, &[]).ok().filter(|i| match i.op {
+        self.core.host_stop = None;
+        let fetched = emulator::fetch(self, &[]).ok();
+        match self.core.host_stop.take() {
+            // SIGBUS is pending, and ends KVM_RUN before the guest is entered.
+            Some(Next::Resume) => return Ok(()),
+            Some(next) => return Err(next),
+            None => {}
+        }
+        let insn = fetched.filter(|i| match i.op {
             Op::Int3 => v == vector::BP,
             Op::Into => v == vector::OF,
             Op::Int => i.imm as u8 == v,
@@ -93,5 +103,6 @@ impl<H: Host> Ctx<'_, H> {
         if self.core.inject.software.is_none() {
             self.core.inject.drop_software();
         }
+        Ok(())
     }
 }

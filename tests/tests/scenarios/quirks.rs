@@ -2,9 +2,10 @@
 
 use abi::uapi::ioctl::*;
 use kvm_bindings::*;
+use sim::Page;
 use sim::arch::exit::code;
 use sim::host::Errno;
-use tests::scenario::{CODE, Machine};
+use tests::scenario::{CODE, Left, Machine};
 
 const UD: u64 = code::EXCP0 + 6;
 const VMCALL: &[u8] = &[0x0f, 0x01, 0xc1];
@@ -42,6 +43,22 @@ fn the_other_makers_hypercall_is_patched() {
     m.does(0, |_| ());
     m.run_out(0);
     assert_eq!((vectors(&m), m.read_ram::<u32>(CODE) & 0xffff), (vec![6], 0x0b0f));
+}
+
+/// Whether it is one cannot be told without the code: that is no reason for #UD.
+#[test]
+fn undefined_code_that_cannot_be_read_now() {
+    for how in [Page::Missing, Page::Poisoned] {
+        let m = machine(0, VMCALL);
+        m.host_changes(CODE & !0xfff, 1, how);
+        m.exit(0, UD);
+        assert_eq!((m.run(0), vectors(&m)), (Err((Errno::EINTR, Left::Intr)), vec![]));
+        m.host_changes(CODE & !0xfff, 1, Page::Writable);
+        m.exit(0, UD);
+        m.does(0, move |c| assert_eq!((c.guest().rip, c.injected.len()), (CODE, 0), "{how:?}"));
+        m.run_out(0);
+        assert_eq!(m.read_ram::<u32>(CODE) & 0xff_ffff, VMMCALL);
+    }
 }
 
 #[test]

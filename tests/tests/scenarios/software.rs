@@ -3,9 +3,10 @@
 
 use abi::uapi::ioctl::*;
 use kvm_bindings::*;
+use sim::Page;
 use sim::arch::exit::code;
 use sim::arch::{EventInj, EventType};
-use sim::host::CpuFeatures;
+use sim::host::{CpuFeatures, Errno};
 use tests::scenario::{CODE, Left, Machine, PLAIN};
 
 const EXC: EventType = EventType::Exception;
@@ -109,6 +110,24 @@ fn what_user_space_restores() {
             m.does(0, |_| ());
             m.run_out(0);
             assert_eq!(injected(&m), expected, "{bytes:x?}");
+        }
+    }
+}
+
+/// A signal, or broken memory, while the instruction is looked for: the event waits.
+#[test]
+fn an_instruction_that_cannot_be_read_now() {
+    for how in [Page::Missing, Page::Poisoned, Page::Absent] {
+        for m in machines(&[0xcc]) {
+            set(&m, |e| (e.exception.injected, e.exception.nr) = (1, 3));
+            m.with_regs(0, |r| r.rip = CODE);
+            m.host_changes(CODE & !0xfff, 1, how);
+            let errno = if how == Page::Absent { Errno::EFAULT } else { Errno::EINTR };
+            assert_eq!((m.run(0).map_err(|e| e.0), injected(&m)), (Err(errno), vec![]), "{how:?}");
+            m.host_changes(CODE & !0xfff, 1, Page::Writable);
+            m.does(0, |_| ());
+            m.run_out(0);
+            assert_eq!(injected(&m), [(EXC, 3, CODE + 1)], "{how:?}");
         }
     }
 }
