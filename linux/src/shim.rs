@@ -43,6 +43,7 @@ pub const HRTIMERS: usize = 2;
 /// Of `hsave_user_page`: the guest may write to the page.
 pub const PAGE_WRITABLE: i32 = 1;
 /// Of `hsave_user_page`: nobody counts references to the page.
+#[expect(dead_code, reason = "only the shim looks at it")]
 pub const PAGE_UNCOUNTED: i32 = 2;
 
 // SAFETY: the C compiler compares the signatures with the shim's; `safe` are functions that may be called with any
