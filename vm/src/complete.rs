@@ -1,6 +1,7 @@
 //! User space comes back from an exit that waits for its answer: the instruction goes on (KVM's `complete_userspace_io`).
 
 use crate::run::Next;
+use crate::state::Regs;
 use crate::user::{Answer, Pending, UserExit};
 use crate::{Ctx, exits};
 use host::Host;
@@ -33,6 +34,11 @@ impl<H: Host> Ctx<'_, H> {
         let Some(begun) = self.core.mmio_fragments.begun.take() else { return self.finish(pending, answer) };
         let set = self.core.regs();
         let is_string = self.core.mmio_fragments.insn.is_some_and(|i| i.is_string());
+        if is_string && matches!(pending, Pending::PioIn { .. }) && set.gpr[RCX] != begun.gpr[RCX] {
+            // INS moves as many elements as RCX says now. The answer is for another number of them: they are asked for anew.
+            self.core.load_regs(&Regs { rip: begun.rip, ..set });
+            return self.finish(pending, answer);
+        }
         self.core.load_regs(&begun);
         let faulted = self.core.inject.exception;
         let next = self.finish(pending, answer);

@@ -111,6 +111,26 @@ fn rep_insw_is_one_exit_for_all() {
     assert_eq!((m.regs(0).rdi, m.regs(0).rcx, m.regs(0).rip), (0x9008, 0, CODE + 3));
 }
 
+/// Whatever user space makes of RCX while it answers, the instruction moves so many elements and ends with zero.
+#[test]
+fn rep_insb_with_another_count() {
+    for (count, other) in [(2, 1), (3, 1000)] {
+        let m = Machine::new();
+        m.protected(0, &[0xf3, 0x6c]);
+        m.with_regs(0, |r| (r.rdi, r.rcx, r.rdx) = (0x9000, count, 0x80));
+        repeat(&m, io(0x80, 1, STRING | REP | INPUT), 2);
+        assert!(matches!(m.run(0), Ok(Left::Io { count: n, .. }) if u64::from(n) == count));
+        m.with_regs(0, |r| r.rcx = other);
+        m.port_data(0).write(0, &[0xaa; 4096]);
+        let asked = Left::Io { input: true, size: 1, port: 0x80, count: other as u32 };
+        assert_eq!(m.run(0), Ok(asked), "for so many anew");
+        m.port_data(0).write(0, &[0xaa; 4096]);
+        m.run_out(0);
+        let r = m.regs(0);
+        assert_eq!((r.rdi, r.rcx, r.rip), (0x9000 + other, 0, CODE + 2));
+    }
+}
+
 /// A device takes what REP INS brings element by element, however much it is.
 #[test]
 fn rep_insb_to_a_device() {
