@@ -58,8 +58,8 @@ pub const WITHOUT: &[(&str, &str)] = &[
         kvm_async_pf_task_wait_schedule kvm_read_and_reset_apf_flags"),
     ("no huge pages that may not execute: that is against a defect of Intel's processors (ITLB_MULTIHIT)", "
         cgroup_attach_task_all complete cpu_mitigations_off itlb_multihit_kvm_mitigation kstrtobool kthread_create_on_node
-        kthread_park kthread_parkme kthread_should_stop kthread_stop kthread_unpark param_get_bool param_get_uint
-        param_set_bint param_set_uint schedule_timeout set_user_nice sysfs_emit sysfs_streq vhost_task_create
+        kthread_park kthread_parkme kthread_should_stop kthread_stop kthread_unpark param_get_uint
+        param_set_bint param_set_uint schedule_timeout set_user_nice sysfs_emit vhost_task_create
         vhost_task_start vhost_task_stop vhost_task_wake wait_for_completion wake_up_process __msecs_to_jiffies"),
     ("features and defects of Intel's processors alone: PT, SGX, AMX with XFD, MPX, L1TF, GDS", "
         fpstate_clear_xstate_component fpu_enable_guest_xfd_features fpu_sync_guest_vmexit_xfd_state fpu_update_guest_xfd
