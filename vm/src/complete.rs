@@ -4,6 +4,7 @@ use crate::run::Next;
 use crate::state::Regs;
 use crate::user::{Answer, Pending, UserExit};
 use crate::{Ctx, exits};
+use emulator::Rep;
 use host::Host;
 
 const RCX: usize = 1;
@@ -34,8 +35,10 @@ impl<H: Host> Ctx<'_, H> {
         let Some(begun) = self.core.mmio_fragments.begun.take() else { return self.finish(pending, answer) };
         let set = self.core.regs();
         let is_string = self.core.mmio_fragments.insn.is_some_and(|i| i.is_string());
-        if is_string && matches!(pending, Pending::PioIn { .. }) && set.gpr[RCX] != begun.gpr[RCX] {
-            // INS moves as many elements as RCX says now. The answer is for another number of them: they are asked for anew.
+        let repeats = self.core.mmio_fragments.insn.is_some_and(|i| i.rep != Rep::None);
+        if is_string && repeats && matches!(pending, Pending::PioIn { .. }) && set.gpr[RCX] != begun.gpr[RCX] {
+            // REP INS moves as many elements as RCX says now. The answer is for another number of them: they are asked
+            // for anew.
             self.core.load_regs(&Regs { rip: begun.rip, ..set });
             return self.finish(pending, answer);
         }

@@ -131,6 +131,24 @@ fn rep_insb_with_another_count() {
     }
 }
 
+/// INS without a prefix does not count: what user space makes of RCX is the guest's, and the one element is not lost.
+#[test]
+fn insb_with_another_count() {
+    let m = Machine::new();
+    m.protected(0, &[0x6c]);
+    m.with_regs(0, |r| (r.rdi, r.rcx, r.rdx) = (0x9000, 3, 0x80));
+    m.sim.act(0, |c| match c.guest().rip {
+        CODE => Outcome::Again(code::IOIO, io(0x80, 1, STRING | INPUT), CODE + 1),
+        _ => Outcome::Next,
+    });
+    assert!(matches!(m.run(0), Ok(Left::Io { count: 1, .. })));
+    m.with_regs(0, |r| r.rcx = 5);
+    m.port_data(0).write(0, &[0xaa]);
+    m.run_out(0);
+    let r = m.regs(0);
+    assert_eq!((r.rdi, r.rcx, r.rip), (0x9001, 5, CODE + 1));
+}
+
 /// A device takes what REP INS brings element by element, however much it is.
 #[test]
 fn rep_insb_to_a_device() {
