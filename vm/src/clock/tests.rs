@@ -295,3 +295,38 @@ fn a_host_tsc_that_was_set_back() {
     assert_eq!([c[1].guest_tsc(tsc), late.guest_tsc(tsc)], [c[0].guest_tsc(tsc); 2]);
     assert!(!vm.set_stable(true, after(26 * SECOND)) && !vm.is_master());
 }
+
+#[test]
+fn a_vcpu_that_comes_before_the_others_have_made_up() {
+    let after = |ns: u64| TimePoint { tsc: (ns - 20 * SECOND) * 2, tsc_lost: 20 * SECOND, ..at(ns) };
+    let (mut vm, mut c) = vm_with(2, at(SECOND));
+    // The guest has put the first one's TSC forward, which is nobody else's.
+    c[0].adjust_tsc(1_000);
+    let before = c[1].guest_tsc(at(10 * SECOND).tsc);
+    let mut late = VcpuClock::new(KHZ);
+    vm.vcpu_created(&mut late, after(20 * SECOND));
+    assert_eq!(late.guest_tsc(after(20 * SECOND).tsc), before, "in step with those who have not been looked at");
+    for c in &mut c {
+        assert!(c.make_up(&mut vm, after(21 * SECOND)));
+    }
+    assert!(!late.make_up(&mut vm, after(21 * SECOND)), "it had nothing to make up for");
+    let mut later = VcpuClock::new(KHZ);
+    vm.vcpu_created(&mut later, after(22 * SECOND));
+    let tsc = after(22 * SECOND).tsc;
+    assert_eq!([c[1].guest_tsc(tsc), late.guest_tsc(tsc), later.guest_tsc(tsc)], [before + 4 * SECOND; 3]);
+    assert_eq!(c[0].guest_tsc(tsc), before + 4 * SECOND + 1_000);
+}
+
+#[test]
+fn writes_that_belong_together_while_vcpus_make_up() {
+    let after = |ns: u64| TimePoint { tsc: (ns - 20 * SECOND) * 2, tsc_lost: 20 * SECOND, ..at(ns) };
+    let (mut vm, mut c) = vm_with(2, at(SECOND));
+    // Each is looked at when user space next calls it.
+    for c in &mut c {
+        c.make_up(&mut vm, after(21 * SECOND));
+        vm.write_tsc(c, 5_000, after(21 * SECOND));
+    }
+    let tsc = after(22 * SECOND).tsc;
+    assert_eq!([c[0].guest_tsc(tsc), c[1].guest_tsc(tsc)], [5_000 + 2 * SECOND; 2]);
+    assert_eq!(c[0].generation, c[1].generation);
+}

@@ -118,7 +118,7 @@ impl VcpuClock {
         }
         self.lost = now.tsc_lost;
         self.offset = self.offset.wrapping_add(self.frequency.scale(lost));
-        vm.member_made_up(self);
+        vm.make_up(now);
         true
     }
 

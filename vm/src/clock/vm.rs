@@ -1,6 +1,6 @@
 //! The VM's clock, and TSCs in step.
 
-use super::{PvClock, Rate, VcpuClock};
+use super::{Frequency, PvClock, Rate, VcpuClock};
 use host::{Errno, TimePoint};
 
 /// KVM_GET_CLOCK and KVM_SET_CLOCK (`struct kvm_clock_data`).
@@ -56,6 +56,10 @@ pub struct VmClock {
     /// Offset and number of the current TSC generation: the vCPUs that are in step.
     current: u64,
     generation: u64,
+    /// The frequency of their TSCs.
+    frequency: Frequency,
+    /// What the host's TSC had lost when `current` was last right.
+    made_up: u64,
     /// Host time in ns when it began, and the TSC that was written then.
     since: (u64, u64),
     in_step: u32,
@@ -79,6 +83,8 @@ impl VmClock {
             last: LastWrite::default(),
             current: 0,
             generation: 0,
+            frequency: Frequency::host(tsc_khz),
+            made_up: now.tsc_lost,
             since: (now.boot_ns, 0),
             in_step: 0,
             vcpus: 0,
@@ -124,13 +130,15 @@ impl VmClock {
         self.update_master(now)
     }
 
-    /// The host's TSC was set back, and this vCPU has made up for it: so does who comes into step with it. What was written
-    /// before is compared with nothing any more.
-    pub(super) fn member_made_up(&mut self, c: &VcpuClock) {
-        if c.generation == self.generation {
-            self.current = c.offset;
+    /// Makes up for what the host's TSC has lost, for all who come into step from now on. What was written before is compared
+    /// with nothing any more.
+    pub(super) fn make_up(&mut self, now: TimePoint) {
+        let lost = now.tsc_lost.wrapping_sub(self.made_up);
+        if lost != 0 {
+            self.made_up = now.tsc_lost;
+            self.current = self.current.wrapping_add(self.frequency.scale(lost));
+            self.last = LastWrite { khz: self.last.khz, ..LastWrite::default() };
         }
-        self.last = LastWrite { khz: self.last.khz, ..LastWrite::default() };
     }
 
     /// The host's TSC may have been set back: leaves the master clock then. True: the clock changed for all vCPUs.
@@ -162,6 +170,7 @@ impl VmClock {
     /// `kvm_synchronize_tsc`): no VMM takes longer from one vCPU to the next, and nobody moves a clock by so little on purpose.
     /// Before user space has written any TSC only zero, from creation, puts vCPUs in step.
     fn synchronize(&mut self, c: &mut VcpuClock, value: u64, now: TimePoint) -> bool {
+        self.make_up(now);
         let elapsed = c.rate().to_cycles(now.boot_ns.wrapping_sub(self.last.ns));
         let together = if value == 0 {
             true
@@ -187,6 +196,7 @@ impl VmClock {
 
     /// KVM_VCPU_TSC_OFFSET. True: the clock changed for all vCPUs.
     pub fn set_tsc_offset(&mut self, c: &mut VcpuClock, offset: u64, now: TimePoint) -> bool {
+        self.make_up(now);
         let matched = self.last.khz == c.rate().khz() && self.last.offset == offset;
         self.user_set = true;
         let tsc = c.frequency.scale(now.tsc).wrapping_add(offset);
@@ -199,6 +209,7 @@ impl VmClock {
         if !matched {
             self.generation = self.generation.wrapping_add(1);
             self.current = offset;
+            self.frequency = c.frequency;
             self.since = (now.boot_ns, tsc);
             self.in_step = 1;
         } else if c.generation != self.generation {
