@@ -94,7 +94,8 @@ fn build(env: &Env, base: &Unpacked, root: &Path) -> Result<()> {
         let mut make = Command::new("make");
         make.arg("-C").arg(root).arg(format!("-j{}", std::thread::available_parallelism().map_or(1, usize::from)));
         make.args(["KBUILD_BUILD_USER=hsave", "KBUILD_BUILD_HOST=hsave"]).args(targets);
-        let include = format!("-I{}", tools.join("usr/include").display());
+        // After the system's own headers: libc's are among those of the tools, too.
+        let include = format!("-idirafter {}", tools.join("usr/include").display());
         // Linked in: objtool runs later, too, when modules are built.
         let archives =
             ["libelf.a", "libz.a", "libzstd.a"].map(|name| tools.join("usr/lib/x86_64-linux-gnu").join(name));
