@@ -8,45 +8,24 @@ use crate::insn::Mode;
 #[allow(missing_docs)] // the names are the mnemonics
 #[rustfmt::skip]
 pub enum Known {
-    Cpuid, Rdmsr, Wrmsr, Rdtsc, Rdtscp, Rdpmc, Hlt, Vmmcall, Vmcall, Invd, Wbinvd, Xsetbv, Pause, Monitor, Mwait,
-    Int3, Into, Int, Icebp, Iret, Vmrun, Vmload, Vmsave, Stgi, Clgi, Skinit, Invlpga, Pushf, Popf, Clts, Rsm,
+    Cpuid, Rdmsr, Wrmsr, Hlt, Vmmcall, Invd, Wbinvd, Xsetbv, Pause, Monitor, Mwait,
 }
 
 impl Known {
-    /// The opcode bytes; for INT n without the vector.
+    /// The opcode bytes.
     const fn opcode(self) -> &'static [u8] {
         match self {
             Known::Cpuid => &[0x0f, 0xa2],
             Known::Rdmsr => &[0x0f, 0x32],
             Known::Wrmsr => &[0x0f, 0x30],
-            Known::Rdtsc => &[0x0f, 0x31],
-            Known::Rdtscp => &[0x0f, 0x01, 0xf9],
-            Known::Rdpmc => &[0x0f, 0x33],
             Known::Hlt => &[0xf4],
             Known::Vmmcall => &[0x0f, 0x01, 0xd9],
-            Known::Vmcall => &[0x0f, 0x01, 0xc1],
             Known::Invd => &[0x0f, 0x08],
             Known::Wbinvd => &[0x0f, 0x09],
             Known::Xsetbv => &[0x0f, 0x01, 0xd1],
             Known::Pause => &[0x90],
             Known::Monitor => &[0x0f, 0x01, 0xc8],
             Known::Mwait => &[0x0f, 0x01, 0xc9],
-            Known::Int3 => &[0xcc],
-            Known::Into => &[0xce],
-            Known::Int => &[0xcd],
-            Known::Icebp => &[0xf1],
-            Known::Iret => &[0xcf],
-            Known::Vmrun => &[0x0f, 0x01, 0xd8],
-            Known::Vmload => &[0x0f, 0x01, 0xda],
-            Known::Vmsave => &[0x0f, 0x01, 0xdb],
-            Known::Stgi => &[0x0f, 0x01, 0xdc],
-            Known::Clgi => &[0x0f, 0x01, 0xdd],
-            Known::Skinit => &[0x0f, 0x01, 0xde],
-            Known::Invlpga => &[0x0f, 0x01, 0xdf],
-            Known::Pushf => &[0x9c],
-            Known::Popf => &[0x9d],
-            Known::Clts => &[0x0f, 0x06],
-            Known::Rsm => &[0x0f, 0xaa],
         }
     }
 }
@@ -58,11 +37,10 @@ impl Known {
 #[inline(always)] // `expected` is a constant where it counts: the comparison becomes a word's.
 pub fn len_of(bytes: &[u8], mode: Mode, expected: Known) -> Option<u8> {
     let opcode = expected.opcode();
-    let tail = if matches!(expected, Known::Int) { 1 } else { 0 };
     let mut rest = bytes;
     for prefixes in 0..14_u8 {
         if rest.starts_with(opcode) {
-            let len = prefixes.wrapping_add(opcode.len() as u8).wrapping_add(tail);
+            let len = prefixes.wrapping_add(opcode.len() as u8);
             return if len <= 15 && bytes.len() >= usize::from(len) { Some(len) } else { None };
         }
         rest = match rest {
