@@ -49,51 +49,6 @@ abi! {
         10 => padding: [u16; 3],
     }
 
-    /// KVM_GET/SET_SREGS.
-    struct kvm_sregs: 312 {
-        0 => cs: kvm_segment,
-        24 => ds: kvm_segment,
-        48 => es: kvm_segment,
-        72 => fs: kvm_segment,
-        96 => gs: kvm_segment,
-        120 => ss: kvm_segment,
-        144 => tr: kvm_segment,
-        168 => ldt: kvm_segment,
-        192 => gdt: kvm_dtable,
-        208 => idt: kvm_dtable,
-        224 => cr0: u64,
-        232 => cr2: u64,
-        240 => cr3: u64,
-        248 => cr4: u64,
-        256 => cr8: u64,
-        264 => efer: u64,
-        272 => apic_base: u64,
-        280 => interrupt_bitmap: [u64; 4],
-    }
-
-    /// KVM_GET/SET_SREGS2.
-    struct kvm_sregs2: 320 {
-        0 => cs: kvm_segment,
-        24 => ds: kvm_segment,
-        48 => es: kvm_segment,
-        72 => fs: kvm_segment,
-        96 => gs: kvm_segment,
-        120 => ss: kvm_segment,
-        144 => tr: kvm_segment,
-        168 => ldt: kvm_segment,
-        192 => gdt: kvm_dtable,
-        208 => idt: kvm_dtable,
-        224 => cr0: u64,
-        232 => cr2: u64,
-        240 => cr3: u64,
-        248 => cr4: u64,
-        256 => cr8: u64,
-        264 => efer: u64,
-        272 => apic_base: u64,
-        280 => flags: u64,
-        288 => pdptrs: [u64; 4],
-    }
-
     /// KVM_GET/SET_FPU.
     struct kvm_fpu: 416 {
         0 => fpr: [[u8; 16]; 8],
@@ -146,6 +101,47 @@ abi! {
         17 => writeable: u8,
         18 => usermode: u8,
         19 => pad: [u8; 5],
+    }
+}
+
+/// The special registers, which two structs begin with.
+macro_rules! special {
+    ($($(#[$m:meta])* $name:ident: $size:literal { $($rest:tt)* })*) => {
+        abi! {
+            $($(#[$m])*
+            struct $name: $size {
+                0 => cs: kvm_segment,
+                24 => ds: kvm_segment,
+                48 => es: kvm_segment,
+                72 => fs: kvm_segment,
+                96 => gs: kvm_segment,
+                120 => ss: kvm_segment,
+                144 => tr: kvm_segment,
+                168 => ldt: kvm_segment,
+                192 => gdt: kvm_dtable,
+                208 => idt: kvm_dtable,
+                224 => cr0: u64,
+                232 => cr2: u64,
+                240 => cr3: u64,
+                248 => cr4: u64,
+                256 => cr8: u64,
+                264 => efer: u64,
+                272 => apic_base: u64,
+                $($rest)*
+            })*
+        }
+    };
+}
+special! {
+    /// KVM_GET/SET_SREGS.
+    kvm_sregs: 312 {
+        280 => interrupt_bitmap: [u64; 4],
+    }
+
+    /// KVM_GET/SET_SREGS2.
+    kvm_sregs2: 320 {
+        280 => flags: u64,
+        288 => pdptrs: [u64; 4],
     }
 }
 
