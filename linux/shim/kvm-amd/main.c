@@ -11,6 +11,7 @@
 #include <asm/cpu_device_id.h>
 #include <asm/cpufeature.h>
 #include <hsave.h>
+#include <params.h>
 
 static bool npt = true;
 module_param(npt, bool, 0444);
@@ -54,11 +55,6 @@ module_param(pause_filter_count_max, ushort, 0444);
 MODULE_PARM_DESC(pause_filter_count_max, "Most that it grows to");
 
 /* What is never so. */
-#define ABSENT(name, type, what)                                                                    \
-	static type name;                                                                           \
-	module_param(name, type, 0444);                                                             \
-	MODULE_PARM_DESC(name, what "; not available, stays off")
-
 ABSENT(nested, int, "Nested virtualization");
 /* Newer stock modules also take the word "auto", which must not keep this one from loading. */
 static bool avic;
@@ -87,14 +83,6 @@ ABSENT(sev_es, bool, "Guests with encrypted registers");
 ABSENT(sev_snp, bool, "Guests with memory that the host cannot remap");
 ABSENT(debug_swap, bool, "Debug registers of encrypted guests");
 #endif
-
-/* Common in modprobe.d; refusing to load would help nobody. */
-#define OFF(name)                                                                                   \
-	do {                                                                                        \
-		if (name)                                                                           \
-			pr_warn(#name " has no effect: it is not available\n");                     \
-		name = 0;                                                                           \
-	} while (0)
 
 /* udev loads the module on processors with SVM. */
 static const struct x86_cpu_id svm_cpu_id[] = {

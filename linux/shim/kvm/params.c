@@ -9,6 +9,7 @@
 #include <linux/ratelimit.h>
 #include <linux/string.h>
 #include <hsave.h>
+#include <params.h>
 
 static unsigned int min_timer_period_us = 200;
 module_param(min_timer_period_us, uint, 0644);
@@ -40,11 +41,6 @@ MODULE_PARM_DESC(enable_virt_at_load, "SVM is switched on when the module is loa
 #endif
 
 /* What is never so. */
-#define ABSENT(name, type, what)                                                                    \
-	static type name;                                                                           \
-	module_param(name, type, 0444);                                                             \
-	MODULE_PARM_DESC(name, what "; not available, stays off")
-
 ABSENT(force_emulation_prefix, int, "Forced emulation of guest instructions");
 ABSENT(enable_pmu, bool, "Performance counters for guests");
 ABSENT(enable_vmware_backdoor, bool, "VMware's I/O ports for guests");
@@ -73,14 +69,6 @@ module_param_cb(nx_huge_pages, &nx_huge_pages_ops, &nx_huge_pages, 0444);
 __MODULE_PARM_TYPE(nx_huge_pages, "bool");
 MODULE_PARM_DESC(nx_huge_pages, "Large pages without execute permission; not available, stays off");
 
-#define OFF(name)                                                                                   \
-	do {                                                                                        \
-		if (name)                                                                           \
-			pr_warn(#name " has no effect: it is not available\n");                     \
-		name = 0;                                                                           \
-	} while (0)
-
-/* Common in modprobe.d; refusing to load would help nobody. */
 void hsave_settle_params(void)
 {
 	OFF(force_emulation_prefix);
