@@ -213,8 +213,8 @@ pub trait Host: Clone + Send + Sync + 'static {
 
     /// A vCPU's processor. Errors: ENOMEM.
     fn new_cpu(&self, config: &CpuConfig) -> Result<Self::Cpu, Errno>;
-    /// A vCPU's thread object. Errors: ENOMEM.
-    fn new_thread(&self) -> Result<Self::Thread, Errno>;
+    /// A vCPU's thread object; `sibling` is that of another vCPU of the VM, if there is one. Errors: ENOMEM.
+    fn new_thread(&self, sibling: Option<&Self::Thread>) -> Result<Self::Thread, Errno>;
     /// A vCPU's FPU in reset state. Errors: ENOMEM.
     fn new_fpu(&self) -> Result<Self::Fpu, Errno>;
     /// The timers of a VM's devices. Errors: ENOMEM.

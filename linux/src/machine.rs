@@ -34,8 +34,8 @@ impl Host for Linux {
         Svm::new(load::machine().ok_or(Errno::ENODEV)?, config)
     }
 
-    fn new_thread(&self) -> Result<Thread, Errno> {
-        Thread::new()
+    fn new_thread(&self, sibling: Option<&Thread>) -> Result<Thread, Errno> {
+        Thread::new(sibling)
     }
 
     fn new_fpu(&self) -> Result<KernelFpu, Errno> {

@@ -118,7 +118,7 @@ unsafe extern "C" {
     // async_pf.c
     pub safe fn hsave_page_ins_start() -> i32;
     pub safe fn hsave_page_ins_stop();
-    pub fn hsave_page_ins_new(owner: *const c_void) -> *mut KPageIns;
+    pub fn hsave_page_ins_new(owner: *const c_void, sibling: *const KPageIns) -> *mut KPageIns;
     pub fn hsave_page_ins_free(all: *mut KPageIns);
     pub fn hsave_page_ins_forget(all: *mut KPageIns);
     pub fn hsave_page_in_start(all: *mut KPageIns, hva: u64, write: bool, number: u8) -> i32;

@@ -36,8 +36,8 @@ unsafe impl Send for Thread {}
 unsafe impl Sync for Thread {}
 
 impl Thread {
-    /// Errors: ENOMEM.
-    pub fn new() -> Result<Self, Errno> {
+    /// `sibling`: see [`Host::new_thread`](host::Host::new_thread). Errors: ENOMEM.
+    pub fn new(sibling: Option<&Self>) -> Result<Self, Errno> {
         let shared = Shared {
             requests: VcpuRequests::new(),
             kernel: AtomicPtr::new(null_mut()),
@@ -53,8 +53,9 @@ impl Thread {
         // SAFETY: the owner outlives the kernel's object (`drop`).
         let kernel = unsafe { shim::hsave_thread_new(shared.cast::<c_void>()) };
         this.shared().kernel.store(kernel, Release);
-        // SAFETY: as above.
-        let page_ins = unsafe { shim::hsave_page_ins_new(shared.cast::<c_void>()) };
+        let sibling = sibling.map_or(null_mut(), |s| s.shared().kernel_page_ins.load(Acquire));
+        // SAFETY: as above; the sibling lives.
+        let page_ins = unsafe { shim::hsave_page_ins_new(shared.cast::<c_void>(), sibling) };
         this.shared().kernel_page_ins.store(page_ins, Release);
         if kernel.is_null() || page_ins.is_null() { Err(Errno::ENOMEM) } else { Ok(this) }
     }

@@ -362,7 +362,7 @@ impl Host for Sim {
             true => SimVcpu::switched(config, self.0.features, make),
         }
     }
-    fn new_thread(&self) -> Result<SimThread, Errno> {
+    fn new_thread(&self, _sibling: Option<&SimThread>) -> Result<SimThread, Errno> {
         may_fail()?;
         Ok(SimThread::new(self.0.clone()))
     }

@@ -228,7 +228,7 @@ impl<H: Host> Vm<H> {
         let mut msr = try_box(|| MsrState::new(host, &self.caps))?;
         msr.vcpu_id = id;
         let mmio_fragments = try_box(MmioFragments::default)?;
-        let thread = host.new_thread()?;
+        let thread = host.new_thread(self.vcpu(0).map(|v| &v.thread))?;
         let pages = [host.new_shared_page()?, host.new_shared_page()?];
         let mut core = try_box(|| Core {
             cpu,

@@ -276,7 +276,7 @@ pub const ALL: &[Scenario] = &[
     program(
         "async-pf",
         &["async_pf"],
-        "/payload/async_pf || exit 1; /payload/async_pf abandon & pid=$!; for i in $(seq 30); do sleep 1; \
+        "/payload/async_pf || exit 1; /payload/async_pf uncounted || exit 4; /payload/async_pf starved || exit 5; /payload/async_pf abandon & pid=$!; for i in $(seq 30); do sleep 1; \
          kill -0 $pid 2>/dev/null || break; done; kill -0 $pid 2>/dev/null && exit 2; rmmod kvm_amd kvm || exit 3",
     ),
     program("lifecycle", &["lifecycle"], "/payload/lifecycle"),

@@ -13,6 +13,7 @@
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
+#include <linux/wait_bit.h>
 #include <linux/workqueue.h>
 #include <hsave.h>
 
@@ -20,14 +21,28 @@
 #define MOST_OF_ONE 64
 
 /*
- * Of all vCPUs. The workqueue runs so many at once, so that none waits in it for those of another VM: a guest whose fault
- * finds no room waits for its page in its own thread.
+ * Of one VM. Its workqueue runs so many at once, so that none waits in it for those of another VM: a guest whose fault finds
+ * no room waits for its page in its own thread.
  */
-#define MOST_OF_ALL 256
+#define MOST_OF_VM 256
+
+/* So many does each VM have to itself. What it has beyond them it shares with all others, who may leave it none. */
+#define OF_ITS_OWN 8
+#define MOST_IN_COMMON 1024
+
+/* What the vCPUs of a VM and their workers share. */
+struct share {
+	refcount_t refs;
+	atomic_t under_way;
+	/* Made when the first page is brought in: most VMs never need one. */
+	struct workqueue_struct *queue;
+	struct work_struct end;
+};
 
 /* What a vCPU and its workers share. */
 struct hsave_page_ins {
 	refcount_t refs;
+	struct share *share;
 	/* Guards what follows. */
 	spinlock_t lock;
 	/* The vCPU's thread; NULL once it is gone. */
@@ -45,30 +60,100 @@ struct page_in {
 	unsigned int generation;
 	u8 number;
 	bool write;
+	/* One of those that VMs have in common. */
+	bool common;
 };
 
-static struct workqueue_struct *queue;
-static atomic_t total;
+/* Where the workqueues of VMs that are gone end: the last to use one may be a worker of its own. */
+static struct workqueue_struct *ends;
+static atomic_t shares;
+static atomic_t in_common;
 
 int hsave_page_ins_start(void)
 {
-	queue = alloc_workqueue("kvm_async_pf", WQ_UNBOUND, MOST_OF_ALL);
-	return queue ? 0 : -ENOMEM;
+	ends = alloc_workqueue("kvm_async_pf_end", WQ_UNBOUND, 0);
+	return ends ? 0 : -ENOMEM;
 }
 
 /* Waits for every worker: after it none runs code of this module. */
 void hsave_page_ins_stop(void)
 {
-	destroy_workqueue(queue);
-	queue = NULL;
+	wait_var_event(&shares, !atomic_read(&shares));
+	destroy_workqueue(ends);
+	ends = NULL;
 }
 
-struct hsave_page_ins *hsave_page_ins_new(const void *owner)
+static void free_share(struct share *share)
+{
+	kfree(share);
+	if (atomic_dec_and_test(&shares))
+		wake_up_var(&shares);
+}
+
+static void end_share(struct work_struct *work)
+{
+	struct share *share = container_of(work, struct share, end);
+
+	destroy_workqueue(share->queue);
+	free_share(share);
+}
+
+static void put_share(struct share *share)
+{
+	if (!refcount_dec_and_test(&share->refs))
+		return;
+	if (share->queue)
+		queue_work(ends, &share->end);
+	else
+		free_share(share);
+}
+
+static struct share *new_share(void)
+{
+	struct share *share = kzalloc(sizeof(*share), GFP_KERNEL_ACCOUNT);
+
+	if (!share)
+		return NULL;
+	refcount_set(&share->refs, 1);
+	INIT_WORK(&share->end, end_share);
+	atomic_inc(&shares);
+	return share;
+}
+
+/* The VM's workqueue; NULL: there is no memory for it. */
+static struct workqueue_struct *queue_of(struct share *share)
+{
+	struct workqueue_struct *queue = smp_load_acquire(&share->queue), *first;
+
+	if (queue)
+		return queue;
+	queue = alloc_workqueue("kvm_async_pf", WQ_UNBOUND, MOST_OF_VM);
+	if (!queue)
+		return NULL;
+	first = cmpxchg(&share->queue, NULL, queue);
+	if (!first)
+		return queue;
+	destroy_workqueue(queue);
+	return first;
+}
+
+/* sibling: the same of another vCPU of the VM, or NULL. */
+struct hsave_page_ins *hsave_page_ins_new(const void *owner, const struct hsave_page_ins *sibling)
 {
 	struct hsave_page_ins *all = kzalloc(sizeof(*all), GFP_KERNEL_ACCOUNT);
 
 	if (!all)
 		return NULL;
+	if (sibling) {
+		all->share = sibling->share;
+		refcount_inc(&all->share->refs);
+	} else {
+		all->share = new_share();
+		if (!all->share) {
+			kfree(all);
+			return NULL;
+		}
+	}
 	refcount_set(&all->refs, 1);
 	spin_lock_init(&all->lock);
 	all->owner = owner;
@@ -77,8 +162,10 @@ struct hsave_page_ins *hsave_page_ins_new(const void *owner)
 
 static void put(struct hsave_page_ins *all)
 {
-	if (refcount_dec_and_test(&all->refs))
-		kfree(all);
+	if (!refcount_dec_and_test(&all->refs))
+		return;
+	put_share(all->share);
+	kfree(all);
 }
 
 /* The owner hears nothing any more when this returns. */
@@ -96,6 +183,27 @@ void hsave_page_ins_forget(struct hsave_page_ins *all)
 	spin_lock(&all->lock);
 	all->generation++;
 	spin_unlock(&all->lock);
+}
+
+/* A place for one page-in of the VM; common: it is one of those that VMs have in common. */
+static bool take_place(struct share *share, bool *common)
+{
+	int n = atomic_inc_return(&share->under_way);
+
+	*common = n > OF_ITS_OWN;
+	if (n <= MOST_OF_VM && (!*common || atomic_inc_return(&in_common) <= MOST_IN_COMMON))
+		return true;
+	if (n <= MOST_OF_VM)
+		atomic_dec(&in_common);
+	atomic_dec(&share->under_way);
+	return false;
+}
+
+static void give_back(struct share *share, bool common)
+{
+	if (common)
+		atomic_dec(&in_common);
+	atomic_dec(&share->under_way);
 }
 
 static void bring_in(struct work_struct *work)
@@ -126,22 +234,23 @@ static void bring_in(struct work_struct *work)
 	if (all->owner && all->generation == one->generation)
 		hsave_page_in_done(all->owner, one->number);
 	spin_unlock(&all->lock);
+	give_back(all->share, one->common);
 	put(all);
 	kfree(one);
-	atomic_dec(&total);
 }
 
 /*
- * Begins to bring in the page at hva of the current task's memory. 0 or -ENOMEM. Does not sleep: who would have to wait
- * for memory may as well wait for the page.
+ * Begins to bring in the page at hva of the current task's memory. 0 or -ENOMEM. Sleeps only when it is the VM's first: who
+ * would have to wait for memory may as well wait for the page.
  */
 int hsave_page_in_start(struct hsave_page_ins *all, u64 hva, bool write, u8 number)
 {
+	struct workqueue_struct *queue = queue_of(all->share);
 	struct page_in *one;
-	bool room;
+	bool room, common;
 
-	if (atomic_inc_return(&total) > MOST_OF_ALL)
-		goto out;
+	if (!queue || !take_place(all->share, &common))
+		return -ENOMEM;
 	one = kmalloc(sizeof(*one), GFP_NOWAIT | __GFP_NOWARN | __GFP_ACCOUNT);
 	if (!one)
 		goto out;
@@ -162,10 +271,11 @@ int hsave_page_in_start(struct hsave_page_ins *all, u64 hva, bool write, u8 numb
 	one->hva = hva;
 	one->number = number;
 	one->write = write;
+	one->common = common;
 	INIT_WORK(&one->work, bring_in);
 	queue_work(queue, &one->work);
 	return 0;
 out:
-	atomic_dec(&total);
+	give_back(all->share, common);
 	return -ENOMEM;
 }

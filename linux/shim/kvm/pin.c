@@ -38,7 +38,11 @@ static int follow(struct vm_area_struct *vma, unsigned long hva, bool *writable,
 #endif
 }
 
-/* The same for the page at hva, faulting it in. The caller's notifier tells when it goes away. */
+/*
+ * The same for the page at hva, faulting it in. The caller's notifier tells when it goes away. It waits in any case, as on stock: a
+ * worker could not bring the page in, because who serves faults of such memory may count on the task that has mapped it (the
+ * kernel's own [vvar] warns of others).
+ */
 static int uncounted_page(unsigned long hva, bool write, u64 *pa)
 {
 	struct mm_struct *mm = current->mm;

@@ -338,7 +338,7 @@ impl Host for Fake {
     fn new_cpu(&self, _: &CpuConfig) -> Result<Never, Errno> {
         unreachable!()
     }
-    fn new_thread(&self) -> Result<Never, Errno> {
+    fn new_thread(&self, _sibling: Option<&Never>) -> Result<Never, Errno> {
         unreachable!()
     }
     fn new_fpu(&self) -> Result<Never, Errno> {

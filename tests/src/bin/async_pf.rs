@@ -3,6 +3,9 @@
 //!
 //! `async_pf [WORK]`: how much work, in turns of a loop. `async_pf abandon`: the VMM dies while a page is on its way that
 //! nobody brings.
+//!
+//! `async_pf starved`: beside other VMs that wait for as many pages as they may. `async_pf uncounted`: for a page that is no memory
+//! of the process's the vCPU waits itself.
 
 use anyhow::{Context, Result, bail, ensure};
 use iced_x86::code_asm::*;
@@ -10,6 +13,7 @@ use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use memmap2::{MmapMut, MmapOptions};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 use tests::client::{Client, assemble};
 use tests::handlers;
@@ -88,8 +92,8 @@ fn wrmsr(a: &mut CodeAssembler, index: u32, value: u32) -> Result<(), iced_x86::
     a.wrmsr()
 }
 
-/// The guest reads all pages, and then does what is left of the work.
-fn guest(client: &mut Client, work: u64, on: bool) -> Result<()> {
+/// The guest reads `pages` pages, and then does what is left of the work.
+fn guest(client: &mut Client, pages: u64, work: u64, on: bool) -> Result<()> {
     client.load(assemble(|a| {
         wrmsr(a, 0x1b, 0xfee0_0d00)?;
         wrmsr(a, 0x80f, 0x1ff)?;
@@ -109,7 +113,7 @@ fn guest(client: &mut Client, work: u64, on: bool) -> Result<()> {
         a.set_label(&mut page)?;
         a.mov(rax, qword_ptr(rbx))?;
         a.add(rbx, 0x1000)?;
-        a.cmp(rbx, (FAR + 0x1000 * PAGES) as i32)?;
+        a.cmp(rbx, (FAR + 0x1000 * pages) as i32)?;
         a.jne(page)?;
         a.mov(rsi, work)?;
         a.set_label(&mut turn)?;
@@ -165,7 +169,7 @@ fn measured(work: u64, on: bool) -> Result<(Duration, u64, u64)> {
     memory.advise(memmap2::Advice::NoHugePage)?;
     let fd = missing(&memory)?;
     client.map(1, FAR, memory.as_ptr() as u64, memory.len() as u64)?;
-    guest(&mut client, work, on)?;
+    guest(&mut client, PAGES, work, on)?;
     let mut vcpu = client.vcpu(0)?;
     handlers::enable(&vcpu)?;
     let (begin, done) = std::thread::scope(|scope| {
@@ -212,8 +216,102 @@ fn abandoned() -> Result<()> {
     run(&mut vcpu)
 }
 
+/// A page that the kernel shows every process and that nobody counts references to ([vvar]), in a process that has not looked at
+/// it: only that process can bring it in, so the guest waits, as on stock.
+fn uncounted() -> Result<()> {
+    const KVM_MEM_READONLY: u32 = 2;
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let line = maps.lines().find(|line| line.ends_with("[vvar]")).context("no [vvar]")?;
+    let start = u64::from_str_radix(line.split('-').next().unwrap_or_default(), 16)?;
+    let mut entry = [0; 8];
+    std::fs::File::open("/proc/self/pagemap")?.read_exact_at(&mut entry, start >> 12 << 3)?;
+    ensure!(u64::from_le_bytes(entry) >> 63 == 0, "somebody has looked at the page");
+    let mut client = Client::new(4 << 20, true)?;
+    client.split_irqchip()?;
+    client.map_with(1, KVM_MEM_READONLY, FAR, start, 0x1000)?;
+    guest(&mut client, 1, 1, true)?;
+    let mut vcpu = client.vcpu(0)?;
+    handlers::enable(&vcpu)?;
+    run(&mut vcpu)?;
+    ensure!(client.peek(TOLD) == 0, "told of {} pages", client.peek(TOLD));
+    Ok(())
+}
+
+/// VMs that want as many pages as they may, which nobody brings.
+const GREEDY: u64 = 20;
+/// `MOST_OF_ONE`, `OF_ITS_OWN` and `MOST_IN_COMMON` of the module.
+const MOST_OF_ONE: u64 = 64;
+const OF_ITS_OWN: u64 = 8;
+const MOST_IN_COMMON: u64 = 1024;
+
+/// A guest that goes on to the next page whenever it is told that one is missing.
+fn greedy(fds: &mut Vec<OwnedFd>) -> Result<&'static Client> {
+    let mut client = Client::new(4 << 20, true)?;
+    client.split_irqchip()?;
+    let memory = MmapOptions::new().len(((MOST_OF_ONE + 1) << 12) as usize).map_anon()?;
+    memory.advise(memmap2::Advice::NoHugePage)?;
+    fds.push(missing(&memory)?);
+    client.map(1, FAR, memory.as_ptr() as u64, memory.len() as u64)?;
+    client.load(assemble(|a| {
+        wrmsr(a, 0x1b, 0xfee0_0d00)?;
+        wrmsr(a, 0x80f, 0x1ff)?;
+        a.sti()?;
+        wrmsr(a, ASYNC_PF_INT, VECTOR.into())?;
+        wrmsr(a, ASYNC_PF_EN, AREA as u32 | 0xb)?;
+        a.mov(rbx, FAR)?;
+        a.mov(rax, qword_ptr(rbx))?;
+        a.out(0x80, al)
+    })?)?;
+    handlers::install(&mut client, |a, vector| match vector {
+        PF => {
+            a.mov(dword_ptr(AREA), 0)?;
+            a.inc(qword_ptr(TOLD))?;
+            a.add(rbx, 0x1000)?;
+            a.add(rsp, 8)?;
+            a.iretq()
+        }
+        VECTOR => {
+            a.mov(dword_ptr(AREA + 4), 0)?;
+            wrmsr(a, X2APIC_EOI, 0)?;
+            wrmsr(a, ASYNC_PF_ACK, 1)?;
+            a.iretq()
+        }
+        _ => a.out(0x81, al),
+    })?;
+    let mut vcpu = client.vcpu(0)?;
+    handlers::enable(&vcpu)?;
+    // Both stay until the process ends.
+    std::mem::forget(memory);
+    std::thread::spawn(move || run(&mut vcpu));
+    Ok(Box::leak(Box::new(client)))
+}
+
+/// However many pages other VMs wait for, one is told of each page of its own.
+fn not_starved() -> Result<()> {
+    let mut fds = Vec::new();
+    let others = (0..GREEDY).map(|_| greedy(&mut fds)).collect::<Result<Vec<_>>>()?;
+    let all = GREEDY * OF_ITS_OWN + MOST_IN_COMMON;
+    ensure!(all < GREEDY * MOST_OF_ONE, "they are no match for the limit");
+    let told = || others.iter().map(|client| client.peek(TOLD)).sum::<u64>();
+    let begin = Instant::now();
+    while told() != all {
+        ensure!(begin.elapsed() < tests::pace::limit(Duration::from_secs(60)), "{} of {all} pages", told());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let (_, meanwhile, mine) = measured(1000, true)?;
+    println!("beside {all} pages of others told of {mine}; {meanwhile} turns meanwhile");
+    ensure!(mine == PAGES && told() == all, "told of {mine} pages, others of {}", told());
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let word = std::env::args().nth(1);
+    if word.as_deref() == Some("starved") {
+        return not_starved();
+    }
+    if word.as_deref() == Some("uncounted") {
+        return uncounted();
+    }
     if word.as_deref() == Some("abandon") {
         return abandoned();
     }
