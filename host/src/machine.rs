@@ -185,9 +185,11 @@ pub enum Command {
 
 /// The machine under the hypervisor. A handle: cheap to clone, without size in the module.
 pub trait Host: Clone + Send + Sync + 'static {
+    /// How long to wait for a lock.
+    type Patience: Copy;
     /// A lock whose holder may sleep. As with the others, `RANK` is its place in the order of the locks
     /// ([`rank`](crate::rank)).
-    type RawMutex<const RANK: u8>: lock_api::RawMutex + Send + Sync;
+    type RawMutex<const RANK: u8>: lock_api::RawMutexTimed<Duration = Self::Patience> + Send + Sync;
     /// A lock whose holder must not sleep. Taken in task context only.
     type RawSpin<const RANK: u8>: lock_api::RawMutex + Send + Sync;
     /// A lock that is also taken with interrupts off (eventfd wake-ups): disables interrupts while held.
@@ -299,6 +301,8 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn killed(&self) -> bool {
         false
     }
+    /// As long as the current thread is not about to die: for a lock whose holder may take any time.
+    fn until_killed(&self) -> Self::Patience;
     /// True if `[hva, hva + len)` lies in the user half of the address space.
     fn user_range_ok(&self, hva: Hva, len: u64) -> bool;
 

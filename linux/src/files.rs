@@ -307,7 +307,7 @@ fn vcpu_ioctl(file: &VcpuFile, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64
     let vm = &file.owner.vm;
     let vcpu = file.vcpu().ok_or(Errno::EIO)?;
     if cmd == KVM_RUN {
-        let _running = vcpu.thread.running(vm);
+        let _running = vcpu.thread.running(vm)?;
         let _masked = file.mask.apply();
         return abi::vcpu_run(vm, vcpu, arg);
     }

@@ -17,6 +17,7 @@ use switch::{Platform, Svm};
 pub struct Linux;
 
 impl Host for Linux {
+    type Patience = lock::UntilKilled;
     type RawMutex<const RANK: u8> = lock::SleepMutex;
     type RawSpin<const RANK: u8> = lock::SpinLock;
     type RawSpinIrq<const RANK: u8> = lock::IrqSpinLock;
@@ -158,6 +159,10 @@ impl Host for Linux {
 
     fn killed(&self) -> bool {
         shim::hsave_killed()
+    }
+
+    fn until_killed(&self) -> lock::UntilKilled {
+        lock::UntilKilled
     }
 
     fn user_range_ok(&self, hva: Hva, len: u64) -> bool {

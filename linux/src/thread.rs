@@ -1,12 +1,12 @@
 //! The thread of a vCPU.
 
-use crate::{Linux, errno::check, lock::SleepMutex, shim, shim::KPageIns, shim::KThread};
+use crate::{Linux, errno::check, lock::SleepMutex, lock::UntilKilled, shim, shim::KPageIns, shim::KThread};
 use arch::Hva;
 use core::ffi::c_void;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering::*};
 use host::{Errno, PageIns, Request, VcpuRequests, VcpuThread, try_box};
-use lock_api::RawMutex;
+use lock_api::{RawMutex, RawMutexTimed};
 
 type Vm = vm::Vm<Linux>;
 
@@ -67,15 +67,17 @@ impl Thread {
     }
 
     /// The current task is in KVM_RUN until the guard is dropped: [`kick`](VcpuThread::kick) finds it. Waits for
-    /// another thread that is in KVM_RUN of the same vCPU.
+    /// another thread that is in KVM_RUN of the same vCPU. Errors: EINTR (killed while it waits).
     #[inline]
-    pub fn running<'a>(&'a self, vm: &'a Vm) -> Running<'a> {
+    pub fn running<'a>(&'a self, vm: &'a Vm) -> Result<Running<'a>, Errno> {
         let shared = self.shared();
-        shared.run.lock();
+        if !shared.run.try_lock_for(UntilKilled) {
+            return Err(Errno::EINTR);
+        }
         shared.vm.store((&raw const *vm).cast_mut(), Relaxed);
         // SAFETY: the lock makes us the only one.
         unsafe { shim::hsave_thread_run(shared.kernel(), true) };
-        Running(shared)
+        Ok(Running(shared))
     }
 }
 

@@ -29,7 +29,7 @@ pub use arch;
 pub use cpu::{Outcome, SimCpu, Step};
 pub use fpu::SimFpu;
 pub use host;
-pub use machine::{Event, Sim, SimHrtimers};
+pub use machine::{Event, Sim, SimHrtimers, as_dying_thread};
 pub use memory::{HVA_BASE, Page, SimPage};
 pub use thread::SimThread;
 pub use vcpu::SimVcpu;

@@ -2,7 +2,7 @@
 //! in the one where two threads meet.
 #![allow(unsafe_code)]
 
-use lock_api::{RawMutex, RawRwLock};
+use lock_api::{RawMutex, RawMutexTimed, RawRwLock};
 use std::cell::Cell;
 
 thread_local! {
@@ -74,6 +74,30 @@ unsafe impl<L: RawMutex, const RANK: u8> RawMutex for Ranked<L, RANK> {
         gone(RANK);
         // SAFETY: our caller holds the lock, so it holds `L`.
         unsafe { self.0.unlock() }
+    }
+}
+
+// SAFETY: as above.
+unsafe impl<L: RawMutexTimed, const RANK: u8> RawMutexTimed for Ranked<L, RANK> {
+    type Duration = L::Duration;
+    type Instant = L::Instant;
+
+    fn try_lock_for(&self, timeout: L::Duration) -> bool {
+        check(RANK);
+        let got = self.0.try_lock_for(timeout);
+        if got {
+            taken(RANK);
+        }
+        got
+    }
+
+    fn try_lock_until(&self, timeout: L::Instant) -> bool {
+        check(RANK);
+        let got = self.0.try_lock_until(timeout);
+        if got {
+            taken(RANK);
+        }
+        got
     }
 }
 

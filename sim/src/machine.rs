@@ -13,8 +13,10 @@ use host::{
     Command, CpuConfig, CpuFeatures, Errno, EventFd, Host, Hrtimer, Hrtimers, MapLevel, PollParameters, Stop,
     TableCells, TablePage, TimePoint, Work,
 };
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 /// Page-table pages that a machine has.
 const TABLES: usize = 4096;
@@ -332,12 +334,24 @@ impl EventFd for Event {
     }
 }
 
+thread_local! {
+    static DYING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does what a thread does that has been killed.
+pub fn as_dying_thread(f: impl FnOnce()) {
+    DYING.set(true);
+    f();
+    DYING.set(false);
+}
+
 fn may_fail() -> Result<(), Errno> {
     lock::may_sleep();
     if fails() { Err(Errno::ENOMEM) } else { Ok(()) }
 }
 
 impl Host for Sim {
+    type Patience = Duration;
     type RawMutex<const RANK: u8> = Ranked<parking_lot::RawMutex, RANK>;
     type RawSpin<const RANK: u8> = Ranked<parking_lot::RawMutex, RANK>;
     type RawSpinIrq<const RANK: u8> = Ranked<parking_lot::RawMutex, RANK>;
@@ -452,6 +466,14 @@ impl Host for Sim {
         uncounted(|| self.0.awaited.lock().push(hva.0 & !0xfff));
         uncounted(|| self.0.during_wait.fire());
     }
+    fn killed(&self) -> bool {
+        DYING.get()
+    }
+
+    fn until_killed(&self) -> Duration {
+        if DYING.get() { Duration::ZERO } else { Duration::MAX }
+    }
+
     fn user_range_ok(&self, hva: Hva, len: u64) -> bool {
         self.0.memory.contains(hva.0, len)
     }

@@ -299,16 +299,18 @@ impl<H: Host> Vm<H> {
         (0..self.count.load(Acquire)).map_while(|n| self.vcpu(n))
     }
 
-    /// Runs `f` with the vCPU's own state locked. May sleep until another ioctl on this vCPU returns.
-    pub fn with_vcpu<R>(&self, v: &Vcpu<H>, f: impl FnOnce(&mut Ctx<'_, H>) -> R) -> R {
-        let mut core = v.core.lock();
+    /// Runs `f` with the vCPU's own state locked. May sleep until another ioctl on this vCPU returns. Errors: EINTR (the thread
+    /// is to die, and another ioctl is under way).
+    #[inline]
+    pub fn with_vcpu<R>(&self, v: &Vcpu<H>, f: impl FnOnce(&mut Ctx<'_, H>) -> R) -> Result<R, Errno> {
+        let mut core = v.core.try_lock_for(self.host.until_killed()).ok_or(Errno::EINTR)?;
         let mut ctx = Ctx { vm: self, me: v, core: &mut core };
         let suspends = self.host.suspends();
         if ctx.core.suspends != suspends {
             ctx.core.suspends = suspends;
             ctx.woke_up();
         }
-        f(&mut ctx)
+        Ok(f(&mut ctx))
     }
 
     /// Is this the bootstrap processor?

@@ -27,18 +27,18 @@ pub enum VcpuReply {
     Stats,
 }
 
-/// KVM_RUN on a vCPU file. Waits for others on the same vCPU. Errors: EINVAL (`arg` is not 0), and those of
-/// [`vm::Ctx::run`].
+/// KVM_RUN on a vCPU file. Waits for others on the same vCPU. Errors: EINVAL (`arg` is not 0), EINTR (killed while it waits),
+/// and those of [`vm::Ctx::run`].
 #[inline]
 pub fn vcpu_run<H: Host>(vm: &Vm<H>, vcpu: &Vcpu<H>, arg: u64) -> Result<i64, Errno> {
     if arg != 0 {
         return Err(Errno::EINVAL);
     }
-    vm.with_vcpu(vcpu, run)
+    vm.with_vcpu(vcpu, run)?
 }
 
-/// Any other ioctl on a vCPU file. Waits for others on the same vCPU. Errors: as each ioctl documents; EINVAL for those
-/// that do not exist here, as on stock.
+/// Any other ioctl on a vCPU file. Waits for others on the same vCPU. Errors: as each ioctl documents; EINTR (killed while it
+/// waits); EINVAL for those that do not exist here, as on stock.
 pub fn vcpu_ioctl<H: Host>(vm: &Vm<H>, vcpu: &Vcpu<H>, cmd: u32, arg: u64) -> Result<VcpuReply, Errno> {
     if cmd == KVM_SET_SIGNAL_MASK {
         return signal_mask(&vm.host, arg).map(VcpuReply::SignalMask);
@@ -46,7 +46,7 @@ pub fn vcpu_ioctl<H: Host>(vm: &Vm<H>, vcpu: &Vcpu<H>, cmd: u32, arg: u64) -> Re
     if cmd == KVM_GET_STATS_FD {
         return Ok(VcpuReply::Stats);
     }
-    vm.with_vcpu(vcpu, |ctx| dispatch(ctx, cmd, arg)).map(VcpuReply::Value)
+    vm.with_vcpu(vcpu, |ctx| dispatch(ctx, cmd, arg))?.map(VcpuReply::Value)
 }
 
 fn dispatch<H: Host>(ctx: &mut Ctx<'_, H>, cmd: u32, arg: u64) -> Result<i64, Errno> {

@@ -25,6 +25,13 @@ void hsave_wait_word(const u32 *word, u32 value)
 	___wait_var_event((u32 *)word, READ_ONCE(*word) != value, TASK_IDLE, 0, 0, schedule());
 }
 
+/* The same, unless the task is to die: -ERESTARTSYS. As above this is no hung task, nor load. */
+int hsave_wait_word_killable(const u32 *word, u32 value)
+{
+	might_sleep();
+	return ___wait_var_event((u32 *)word, READ_ONCE(*word) != value, (TASK_KILLABLE | TASK_NOLOAD), 0, 0, schedule());
+}
+
 /* Wakes who sleeps on word. The store to *word before it was a locked instruction, the barrier that this needs. */
 void hsave_wake_word(const u32 *word)
 {

@@ -6,5 +6,5 @@
 mod sleep;
 mod spin;
 
-pub use sleep::{SleepMutex, SleepRwLock};
+pub use sleep::{SleepMutex, SleepRwLock, UntilKilled};
 pub use spin::{IrqSpinLock, SpinLock, SpinRwLock};

@@ -2,13 +2,20 @@
 
 use crate::shim;
 use core::sync::atomic::{AtomicU32, Ordering::*};
-use lock_api::{GuardNoSend, RawMutex, RawRwLock};
+use lock_api::{GuardNoSend, RawMutex, RawMutexTimed, RawRwLock};
 
 /// Sleeps until the word is no longer `value`.
 #[cold]
 fn wait(word: &AtomicU32, value: u32) {
     // SAFETY: the word outlives the call; task context, as for everything that may sleep.
     unsafe { shim::hsave_wait_word(word.as_ptr(), value) }
+}
+
+/// The same; false if the thread is about to die instead.
+#[cold]
+fn wait_killable(word: &AtomicU32, value: u32) -> bool {
+    // SAFETY: as above.
+    unsafe { shim::hsave_wait_word_killable(word.as_ptr(), value) == 0 }
 }
 
 /// Wakes whoever waits for a change of the word.
@@ -51,6 +58,35 @@ unsafe impl RawMutex for SleepMutex {
         if self.0.swap(FREE, SeqCst) == AWAITED {
             wake(&self.0);
         }
+    }
+}
+
+/// As long as the current thread is not about to die.
+#[derive(Clone, Copy)]
+pub struct UntilKilled;
+
+// SAFETY: as above.
+unsafe impl RawMutexTimed for SleepMutex {
+    type Duration = UntilKilled;
+    type Instant = UntilKilled;
+
+    #[inline]
+    fn try_lock_for(&self, _: UntilKilled) -> bool {
+        if self.try_lock() {
+            return true;
+        }
+        // Who gives up leaves the mark, too: the holder then wakes nobody, or whoever waits still.
+        while self.0.swap(AWAITED, SeqCst) != FREE {
+            if !wait_killable(&self.0, AWAITED) {
+                return false;
+            }
+        }
+        true
+    }
+
+    #[inline]
+    fn try_lock_until(&self, until: UntilKilled) -> bool {
+        self.try_lock_for(until)
     }
 }
 

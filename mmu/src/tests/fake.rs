@@ -211,6 +211,7 @@ fn number(pa: HostPa) -> Option<usize> {
 }
 
 impl Host for Fake {
+    type Patience = std::time::Duration;
     type RawMutex<const RANK: u8> = parking_lot::RawMutex;
     type RawSpin<const RANK: u8> = parking_lot::RawMutex;
     type RawSpinIrq<const RANK: u8> = parking_lot::RawMutex;
@@ -223,6 +224,10 @@ impl Host for Fake {
     type EventFd = Never;
     type Hrtimers = Never;
     type Fpu = Never;
+
+    fn until_killed(&self) -> std::time::Duration {
+        std::time::Duration::MAX
+    }
 
     fn alloc_table(&self) -> Result<TablePage, Errno> {
         self.at(Point::Alloc);

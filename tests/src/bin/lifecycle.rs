@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 use tests::check;
 use tests::client::{Client, assemble};
+use tests::pace::limit;
 
 const DONE: u16 = 0xf4;
 const MEMORY: usize = 32 << 20;
@@ -183,11 +184,8 @@ fn unload_is_refused() -> Result<()> {
     Ok(())
 }
 
-fn signal_ends_run() -> Result<()> {
-    let mut client = Client::new(MEMORY, false)?;
-    client.split_irqchip()?;
-    client.load(assemble(|a| a.hlt())?)?;
-    let mut vcpu = client.vcpu(0)?;
+/// SIGUSR1 does nothing but end system calls.
+fn take_signals() {
     extern "C" fn nothing(_: libc::c_int) {}
     // SAFETY: the handler does nothing, and the action is complete.
     unsafe {
@@ -195,6 +193,14 @@ fn signal_ends_run() -> Result<()> {
         action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
         libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
     }
+}
+
+fn signal_ends_run() -> Result<()> {
+    let mut client = Client::new(MEMORY, false)?;
+    client.split_irqchip()?;
+    client.load(assemble(|a| a.hlt())?)?;
+    let mut vcpu = client.vcpu(0)?;
+    take_signals();
     // SAFETY: names this very thread, which outlives the other.
     let me = unsafe { libc::pthread_self() } as usize;
     let other = std::thread::spawn(move || {
@@ -208,6 +214,71 @@ fn signal_ends_run() -> Result<()> {
         Err(e) if e.errno() == libc::EINTR => Ok(()),
         other => bail!("a halted vCPU with a signal: {other:?}"),
     }
+}
+
+/// KVM_RUN of the vCPU at `fd`.
+extern "C" fn run(fd: *mut libc::c_void) -> libc::c_int {
+    const KVM_RUN: libc::Ioctl = 0xae80;
+    // SAFETY: no memory is involved.
+    unsafe { libc::ioctl(fd as libc::c_int, KVM_RUN, 0) }
+}
+
+/// KVM_GET_REGS of the vCPU at `fd`.
+extern "C" fn get_regs(fd: *mut libc::c_void) -> libc::c_int {
+    const KVM_GET_REGS: libc::Ioctl = 0x8090_ae81;
+    let mut regs = [0u64; 18];
+    // SAFETY: as large as the ioctl has it.
+    unsafe { libc::ioctl(fd as libc::c_int, KVM_GET_REGS, regs.as_mut_ptr()) }
+}
+
+/// A process with our memory does something with a vCPU that is running: does it die before the vCPU is free?
+fn dies_while_it_waits(fd: i32, call: extern "C" fn(*mut libc::c_void) -> libc::c_int) -> Result<bool> {
+    let mut stack = vec![0u64; 8192];
+    let top = stack.as_mut_ptr_range().end.cast();
+    let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::SIGCHLD;
+    // SAFETY: the child does one system call on a stack of its own, which outlives it, or this process.
+    let pid = unsafe { libc::clone(call, top, flags, fd as usize as *mut libc::c_void) };
+    ensure!(pid > 0, "clone");
+    std::thread::sleep(Duration::from_millis(200));
+    let reaped = |flags| {
+        let mut status = 0;
+        // SAFETY: `status` is a valid place for the result.
+        unsafe { libc::waitpid(pid, &mut status, flags) == pid }
+    };
+    ensure!(!reaped(libc::WNOHANG), "it did not wait");
+    // SAFETY: the child is ours.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    for _ in 0..30 {
+        if reaped(libc::WNOHANG) {
+            return Ok(true);
+        }
+        std::thread::sleep(limit(Duration::from_millis(100)));
+    }
+    std::mem::forget(stack);
+    Ok(false)
+}
+
+fn who_waits_can_be_killed() -> Result<()> {
+    let mut client = Client::new(MEMORY, false)?;
+    client.split_irqchip()?;
+    client.load(assemble(|a| a.hlt())?)?;
+    let mut vcpu = client.vcpu(0)?;
+    take_signals();
+    let fd = vcpu.as_raw_fd();
+    // SAFETY: names this very thread, which outlives the other.
+    let me = unsafe { libc::pthread_self() } as usize;
+    let other = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(150));
+        let died = [get_regs, run].map(|call| dies_while_it_waits(fd, call));
+        // SAFETY: the thread is still in `vcpu.run` below, or joins us afterwards.
+        unsafe { libc::pthread_kill(me as libc::pthread_t, libc::SIGUSR1) };
+        died
+    });
+    ensure!(vcpu.run().is_err_and(|e| e.errno() == libc::EINTR), "a halted vCPU with a signal");
+    for died in other.join().map_err(|_| anyhow::anyhow!("the other thread panicked"))? {
+        ensure!(died?, "who waits for a vCPU cannot be killed");
+    }
+    Ok(())
 }
 
 fn hotplug() -> Result<()> {
@@ -242,6 +313,7 @@ fn main() -> Result<()> {
         ("forked-child-is-refused", forked_child_is_refused),
         ("unload-is-refused", unload_is_refused),
         ("signal-ends-run", signal_ends_run),
+        ("who-waits-can-be-killed", who_waits_can_be_killed),
         ("hotplug", hotplug),
     ])
 }

@@ -227,7 +227,7 @@ impl Machine {
 
     /// Looks inside.
     pub fn inside<R>(&self, vcpu: usize, f: impl FnOnce(&mut Ctx<'_, Sim>) -> R) -> R {
-        self.vm.with_vcpu(self.cpu(vcpu), f)
+        self.vm.with_vcpu(self.cpu(vcpu), f).expect("nobody is killed")
     }
 
     /// KVM_RUN. Err: the errno, and what the page says nonetheless.

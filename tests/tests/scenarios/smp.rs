@@ -378,3 +378,19 @@ fn a_guest_names_whom_it_yields_to() {
         assert_eq!((m.regs(0).rax, m.cpu(1).thread.yields()), (0, yields));
     }
 }
+
+#[test]
+fn who_is_killed_does_not_wait_for_a_busy_vcpu() {
+    let m = machine();
+    let killed = || {
+        let mut got = vec![];
+        sim::as_dying_thread(|| {
+            got.push(m.vcpu_with(0, KVM_SET_MP_STATE, &kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }));
+            got.push(m.vcpu(0, KVM_RUN, 0));
+            got.push(m.vcpu_with(1, KVM_SET_MP_STATE, &kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }));
+        });
+        got
+    };
+    let got = m.inside(0, |_| thread::scope(|s| s.spawn(killed).join().expect("no panic")));
+    assert_eq!(got, [Err(Errno::EINTR), Err(Errno::EINTR), Ok(0)], "the second vCPU is free");
+}
