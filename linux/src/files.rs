@@ -128,6 +128,7 @@ impl Drop for VmRef {
         if self.references.fetch_sub(1, AcqRel) != 1 {
             return;
         }
+        self.irqfds.close();
         let notifier = self.notifier.load(Acquire);
         // SAFETY: the last reference. First no notifier call comes any more, then the VM goes; it came from a box of
         // an array of one.

@@ -34,6 +34,8 @@ opaque! {
     KFile = "struct file"
     /// An eventfd that raises an interrupt.
     KIrqfd = "struct hsave_irqfd"
+    /// What takes back the bindings of eventfds that are closed.
+    KSweeper = "struct hsave_sweeper"
     /// A process's address space.
     KMm = "struct mm_struct"
 }
@@ -175,10 +177,12 @@ unsafe extern "C" {
 
     // irqfd.c
     pub safe fn hsave_irqfd_new(fd: i32) -> *mut KIrqfd;
-    pub fn hsave_irqfd_bind(i: *mut KIrqfd, vm: *const c_void, gsi: u32, resample: bool) -> i32;
+    pub fn hsave_irqfd_bind(i: *mut KIrqfd, sweeper: *mut KSweeper, vm: *const c_void, gsi: u32, resample: bool) -> i32;
     pub fn hsave_irqfd_free(i: *mut KIrqfd);
     pub fn hsave_irqfd_event(i: *const KIrqfd) -> *const KEventFd;
     pub fn hsave_irqfd_dead(i: *const KIrqfd) -> bool;
+    pub fn hsave_sweeper_new(list: *const c_void) -> *mut KSweeper;
+    pub fn hsave_sweeper_free(s: *mut KSweeper);
 
     // notify.c
     pub fn hsave_notifier_new(vm: *const c_void) -> *mut KNotifier;

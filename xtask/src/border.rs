@@ -24,6 +24,7 @@ const OWN: &[&str] = &[
     "[VcpuFile; 1]",
     "StatsFile",
     "[StatsFile; 1]",
+    "Irqfds",
 ];
 
 /// Writes the header for the sources of this checkout below `to`.

@@ -2,15 +2,22 @@
 /*
  * KVM_IRQFD: an eventfd that raises an interrupt when it is signalled.
  *
- * The binding holds a reference to the eventfd's context, so its wait queue stays even if every descriptor is closed;
- * such a binding is dead and taken away by Rust when it next looks at the list, or with the VM.
+ * The binding holds a reference to the eventfd's context, so its wait queue stays even if every descriptor is closed.
+ * Such a binding is dead. It is taken away by a work item, because Rust sleeps when it does that; or with the VM.
  */
 #include <linux/eventfd.h>
 #include <linux/file.h>
 #include <linux/poll.h>
 #include <linux/slab.h>
 #include <linux/wait.h>
+#include <linux/workqueue.h>
 #include <hsave.h>
+
+/* Of one VM. */
+struct hsave_sweeper {
+	struct work_struct work;
+	const void *list;
+};
 
 struct hsave_irqfd {
 	wait_queue_entry_t wait;
@@ -18,6 +25,7 @@ struct hsave_irqfd {
 	struct eventfd_ctx *ctx;
 	/* Until it is bound. */
 	struct file *file;
+	struct hsave_sweeper *sweeper;
 	const void *vm;
 	u32 gsi;
 	bool resample;
@@ -34,8 +42,10 @@ static int wakeup(wait_queue_entry_t *wait, unsigned int mode, int sync, void *k
 	__poll_t events = key_to_poll(key);
 	u64 count;
 
-	if (events & EPOLLHUP)
+	if (events & EPOLLHUP) {
 		WRITE_ONCE(i->dead, true);
+		schedule_work(&i->sweeper->work);
+	}
 	if (!(events & EPOLLIN))
 		return 0;
 	eventfd_ctx_do_read(i->ctx, &count);
@@ -84,10 +94,11 @@ struct hsave_irqfd *hsave_irqfd_new(int fd)
 }
 
 /* Binds it to the VM's gsi, which it raises from here on; once. 0, or -EBUSY: it raises an interrupt already. */
-int hsave_irqfd_bind(struct hsave_irqfd *i, const void *vm, u32 gsi, bool resample)
+int hsave_irqfd_bind(struct hsave_irqfd *i, struct hsave_sweeper *sweeper, const void *vm, u32 gsi, bool resample)
 {
 	__poll_t events;
 
+	i->sweeper = sweeper;
 	i->vm = vm;
 	i->gsi = gsi;
 	i->resample = resample;
@@ -124,4 +135,27 @@ const struct eventfd_ctx *hsave_irqfd_event(const struct hsave_irqfd *i)
 bool hsave_irqfd_dead(const struct hsave_irqfd *i)
 {
 	return READ_ONCE(i->dead);
+}
+
+static void sweep(struct work_struct *work)
+{
+	hsave_irqfds_sweep(container_of(work, struct hsave_sweeper, work)->list);
+}
+
+struct hsave_sweeper *hsave_sweeper_new(const void *list)
+{
+	struct hsave_sweeper *s = kzalloc(sizeof(*s), GFP_KERNEL_ACCOUNT);
+
+	if (!s)
+		return NULL;
+	INIT_WORK(&s->work, sweep);
+	s->list = list;
+	return s;
+}
+
+/* No binding knows it any more. Waits for a sweep under way. */
+void hsave_sweeper_free(struct hsave_sweeper *s)
+{
+	cancel_work_sync(&s->work);
+	kfree(s);
 }

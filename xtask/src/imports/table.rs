@@ -88,10 +88,10 @@ pub const WITHOUT: &[(&str, &str)] = &[
         interval_tree_iter_first interval_tree_iter_next interval_tree_remove mtree_load rb_erase rb_insert_color rb_last
         rb_next rb_prev rb_replace_node xa_destroy xa_erase xa_find xa_find_after xa_load xa_store"),
     ("other threads do nothing for a VM but bring pages in, and are not waited for (docs/decisions/0010, 0023)", "
-        __flush_workqueue cancel_delayed_work_sync cancel_work_sync
+        __flush_workqueue cancel_delayed_work_sync
         delayed_work_timer_fn flush_work init_timer_key irq_work_queue irq_work_sync jiffies
         kthread_create_worker kthread_create_worker_on_node kthread_destroy_worker kthread_flush_work kthread_queue_work
-        pid_vnr queue_delayed_work_on system_long_wq system_percpu_wq system_wq timer_init_key"),
+        pid_vnr queue_delayed_work_on system_long_wq timer_init_key"),
     ("a vCPU is kicked by an IPI to its CPU alone, and a CPU's state is changed on the CPU itself", "
         alloc_cpumask_var_node free_cpumask_var smp_call_function_many smp_call_function_single"),
     ("the runner is found by a task pointer of its own, under RCU", "get_pid_task get_task_pid put_pid"),

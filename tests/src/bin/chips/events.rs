@@ -75,6 +75,15 @@ pub fn resampling() -> Result<()> {
     println!("irqfd: undone {}", irqfd(&hand, &event, None, 10, 1));
     raise(&mut event)?;
     println!("irqfd: took {:x?}", hand.take(Deed::Open)?);
+    // An eventfd that is closed without a word lets the line fall.
+    hand.store(0xfec0_0000, 0x10 + 20)?;
+    hand.store(0xfec0_0010, 1 << 15 | 1 << 16 | 0x3a)?;
+    println!("irqfd: again {}", irqfd(&hand, &event, Some(&again), 10, 2));
+    raise(&mut event)?;
+    drop(event);
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    hand.store(0xfec0_0010, 1 << 15 | 0x3a)?;
+    println!("irqfd: closed, took {:x?}, told {}", hand.take(Deed::Open)?, count(&again));
     Ok(())
 }
 
