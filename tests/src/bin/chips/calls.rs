@@ -62,7 +62,8 @@ pub fn messages() -> Result<()> {
     let all = |client: &Client, what: &str| {
         // Physical, broadcast, logical (flat, every bit; and one bit of each), lowest priority of them, with the hint.
         for low in [0, 0x1000, 0x2000, 0x7000, 0xf_f000, 0xf_f004, 0x1004, 0x2004, 0x8004, 0x0004, 0xf_f00c, 0x1008] {
-            let of = [0x41, 0x141, 0x200, 0x300, 0x400, 0x8041].map(|data| signal(client, 0xfee0_0000 | low, data));
+            let of = [0x41, 0x141, 0x200, 0x300, 0x400, 0x500, 0x8500, 0x8041]
+                .map(|data| signal(client, 0xfee0_0000 | low, data));
             println!("msi: {what}: {low:x} {of:?}");
         }
     };
