@@ -126,16 +126,15 @@ impl<H: Host> Ctx<'_, H> {
         }
     }
 
-    /// KVM_INTERRUPT: a vector from an interrupt controller in user space. Errors: EINVAL (above 255), ENXIO (the
-    /// irqchip is in the kernel), EEXIST (the last one has not been taken).
+    /// KVM_INTERRUPT: a vector from an interrupt controller in user space. Without a local APIC in the kernel it takes the place
+    /// of one that waits, as on stock, whatever the document says. Errors: EINVAL (above 255), ENXIO (the irqchip is in the
+    /// kernel), EEXIST (with a split irqchip: the last one has not been taken).
     pub fn interrupt(&mut self, vector: u32) -> Result<(), Errno> {
         let vector = u8::try_from(vector).map_err(|_| Errno::EINVAL)?;
         match self.vm.chip_mode() {
             ChipMode::Kernel => return Err(Errno::ENXIO),
+            ChipMode::Split if self.core.inject.external.is_some() => return Err(Errno::EEXIST),
             ChipMode::Split | ChipMode::None => {}
-        }
-        if self.core.inject.external.is_some() {
-            return Err(Errno::EEXIST);
         }
         self.core.inject.external = Some(vector);
         Ok(())

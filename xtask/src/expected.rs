@@ -95,7 +95,7 @@ pub const STATE: &[Expected] = expected! {
         "Settle: rep insb, then", "ElsewhereAndSettle: rep insb, then", "Others: rep insb, ";
     "a debugger that puts the guest elsewhere goes on stepping": "debugger, both of 3";
     "interrupts reach a guest when it takes them, and none takes another's place":
-        "controllers, None if 0 interrupts", "controllers, None if 200 interrupts [41, ", "window, None, waits true",
+        "controllers, None if 0 interrupts", "window, None, waits true",
         "controllers, window None waits true";
     "nested virtualisation": "checks, None efer svme", "checks, Split efer svme";
     "the local APIC's help for 32-bit guests":
