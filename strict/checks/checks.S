@@ -19,6 +19,8 @@
 #define stale_rights 11
 #define first_ret 12
 #define no_barrier 13
+#define untrained 14
+#define second_ret 15
 
         .set PAGE, 0x1000
         .set LOAD, 0x100000
@@ -234,6 +236,28 @@ long:
 #if CHECK == first_ret                  // R8 is the guest's, and the return stack is as the guest left it
         call    1f
         jmp     passed
+1:      ret
+#endif
+#if CHECK == untrained || CHECK == second_ret
+        /* The return stack is refilled. */
+        mov     $32, %ecx
+1:      call    2f
+        int3
+2:      add     $8, %rsp
+        dec     %ecx
+        jnz     1b
+        /* The RET of the sequence that untrains return prediction, with R8 the guest's still. */
+        call    untrain
+#if CHECK == untrained                  // nothing wrong: it is cleared before the next one
+        xor     %r8d, %r8d
+#endif
+        call    1f
+        jmp     passed
+1:      ret
+untrain:
+        lfence
+        jmp     1f
+        int3
 1:      ret
 #endif
 #if CHECK == no_barrier                 // another guest, without IBPB

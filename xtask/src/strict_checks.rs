@@ -29,6 +29,8 @@ const CHECKS: &[(&str, &str)] = &[
     ("shadow", "rule 1: cpu 0"),
     ("reserved", "vmcb 1: cpu 0"),
     ("first_ret", "left-over 1: cpu 0"),
+    ("untrained", ""),
+    ("second_ret", "left-over 1: cpu 0"),
     ("no_barrier", "prediction 1: cpu 0"),
 ];
 

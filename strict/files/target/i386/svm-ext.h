@@ -37,6 +37,9 @@ typedef struct SVMExt {
     bool lbr_in_vmcb;
     bool pat_in_vmcb;
 
+    /* Instructions since LFENCE or IBPB; kept only between #VMEXIT and the first RET or indirect branch. */
+    uint32_t since_fence;
+
     /* VMCBs by clean bits, and translations by ASID. */
     struct SVMCache *cache;
     struct SVMTlb *tlb;

@@ -233,10 +233,18 @@ static void check_guest_sees(CPUX86State *env, const struct vmcb *v)
 }
 
 /*
- * The first RET or indirect branch after #VMEXIT, or a CALL before it. It may go wherever the guest wants unless the return
- * stack has been refilled (32 calls), and it may leak what the guest left in general registers.
+ * Whether this RET is the end of a sequence that makes the following ones safe, so that it is not at the guest's mercy itself
+ * although registers are not cleared yet: nothing but a jump, a call and what drops its return address since LFENCE (the
+ * untraining of return prediction, which has just trained this RET), or since IBPB.
  */
-void helper_svm_branch(CPUX86State *env, uint32_t kind)
+#define LONG_AGO (UINT32_MAX / 2)
+
+static bool ends_untraining(CPUX86State *env, uint32_t kind)
+{
+    return kind == SVM_BRANCH_RET && env->svm.since_fence <= 4;
+}
+
+static void check_regs(CPUX86State *env, uint32_t kind, uintptr_t ra)
 {
     static const char *const regs[CPU_NB_REGS64] = {
         NULL, "RCX", "RDX", "RBX", NULL, "RBP", "RSI", "RDI",
@@ -244,19 +252,35 @@ void helper_svm_branch(CPUX86State *env, uint32_t kind)
     };
     struct SVMChecks *c = own(env);
 
-    if (kind == SVM_BRANCH_CALL) {
-        c->calls++;
-        return;
-    }
-    env->hflags &= ~HF_SVMEXIT_MASK;
     for (int i = 0; i < CPU_NB_REGS64; i++) {
         /* Small numbers are everywhere. */
         if (regs[i] && env->regs[i] == c->regs[i] && c->regs[i] > 0xffff) {
-            cpu_restore_state(env_cpu(env), GETPC());
+            cpu_restore_state(env_cpu(env), ra);
             svm_report(env, SVM_CHECK_LEFTOVERS, "%s is the guest's at the first "
                        "%s: 0x%" PRIx64, regs[i], kind == SVM_BRANCH_RET ?
                        "RET" : "indirect branch", (uint64_t)env->regs[i]);
         }
+    }
+}
+
+/*
+ * The first RET or indirect branch after #VMEXIT, or a CALL before it. It may go wherever the guest wants unless the return
+ * stack has been refilled (32 calls), and it may leak what the guest left in general registers.
+ */
+void helper_svm_branch(CPUX86State *env, uint32_t kind)
+{
+    struct SVMChecks *c = own(env);
+
+    if (kind == SVM_BRANCH_CALL) {
+        c->calls++;
+        return;
+    }
+    if (ends_untraining(env, kind)) {
+        /* Of one RET that is true. */
+        env->svm.since_fence = LONG_AGO;
+    } else {
+        env->hflags &= ~HF_SVMEXIT_MASK;
+        check_regs(env, kind, GETPC());
     }
     if (c->calls < 32 && kind == SVM_BRANCH_RET) {
         cpu_restore_state(env_cpu(env), GETPC());
@@ -373,6 +397,7 @@ void svm_check_vmexit(CPUX86State *env, bool shadow)
                        !(env->intercept_exceptions & (1u << EXCP07_PREX));
     memcpy(c->regs, env->regs, sizeof(c->regs));
     c->calls = 0;
+    env->svm.since_fence = LONG_AGO;
 }
 
 void svm_poison(CPUX86State *env, uint64_t exit_code)
@@ -391,5 +416,6 @@ void svm_barrier(CPUX86State *env, uint64_t val)
 {
     if (val & 1) {
         own(env)->barrier = true;
+        env->svm.since_fence = 0;
     }
 }
