@@ -15,12 +15,19 @@ pub fn raw(leaf: u32, subleaf: u32) -> [u32; 4] {
     [r.eax, r.ebx, r.ecx, r.edx]
 }
 
-/// CPUID without what the kernel switched off.
+/// Of this leaf the kernel knows bits by the processor's model and microcode, also where the processor does not have the leaf.
+const KNOWN: u32 = 0x8000_0021;
+
+/// CPUID without what the kernel switched off, and with what it knows better.
 pub fn limited(leaf: u32, subleaf: u32) -> [u32; 4] {
-    let mut regs = raw(leaf, subleaf);
+    let lacks = leaf == KNOWN && raw(0x8000_0000, 0)[0] < KNOWN;
+    let mut regs = if lacks { [0; 4] } else { raw(leaf, subleaf) };
     for (n, reg) in (0..).zip(&mut regs) {
         let live = LIVE.iter().find(|l| (l.0, l.1) == (leaf, n)).map_or(0, |l| l.2);
         *reg &= shim::hsave_cpuid_mask(leaf, subleaf, n) | live;
+        if leaf == KNOWN {
+            *reg |= shim::hsave_known_features(n);
+        }
     }
     regs
 }

@@ -243,6 +243,7 @@ unsafe extern "C" {
     pub safe fn hsave_guest_barrier();
     pub safe fn hsave_interrupt_self();
     pub fn hsave_machine_check();
+    pub safe fn hsave_known_features(reg: u32) -> u32;
     pub safe fn hsave_has_retbleed() -> bool;
     pub safe fn hsave_has_virt_ssbd() -> bool;
     pub safe fn hsave_task_ssbd() -> bool;

@@ -150,6 +150,35 @@ void hsave_machine_check(void)
 #endif
 }
 
+#define KNOWN(name, bit) (boot_cpu_has(X86_FEATURE_##name) ? BIT(bit) : 0)
+
+/*
+ * CPUID Fn8000_0021: what the kernel knows of the processor by its model and microcode, although CPUID may not say it: EAX (0) and
+ * ECX (2).
+ */
+u32 hsave_known_features(u32 reg)
+{
+	u32 known = 0;
+
+	if (reg == 0) {
+#ifdef X86_FEATURE_VERW_CLEAR
+		known |= KNOWN(VERW_CLEAR, 5);
+#endif
+#ifdef X86_FEATURE_SRSO_NO
+		known |= KNOWN(SBPB, 27) | KNOWN(IBPB_BRTYPE, 28) | KNOWN(SRSO_NO, 29);
+#endif
+	}
+	if (reg == 2) {
+#ifdef X86_FEATURE_TSA_SQ_NO
+		known |= KNOWN(TSA_SQ_NO, 1) | KNOWN(TSA_L1_NO, 2);
+#endif
+#ifdef X86_FEATURE_TSA_FILL_NO
+		known |= KNOWN(TSA_FILL_NO, 7);
+#endif
+	}
+	return known;
+}
+
 /* Branch Type Confusion: a branch of any kind can be taken for an indirect one (X86_BUG_RETBLEED). */
 bool hsave_has_retbleed(void)
 {

@@ -1,6 +1,7 @@
 //! What this hypervisor can offer on this host: one mask per feature word.
 
 use super::feature::{Feature, Word};
+use super::supported::EXTENDED_2;
 use super::{HostInfo, XstateTable};
 use arch::cr::Xcr0;
 
@@ -66,8 +67,8 @@ const fn passed(word: Word) -> u32 {
         // NoNestedDataBp WRMSR_XX_BASE_NS LFenceAlwaysSerializing VERW_CLEAR NullSelectorClearsBase AutomaticIBRS
         // SBPB IBPB_BRTYPE SRSO_NO SRSO_USER_KERNEL_NO
         Word::X21Eax => bits(&[0, 1, 2, 5, 6, 8, 27, 28, 29, 30]),
-        // TSA_SQ_NO TSA_L1_NO
-        Word::X21Ecx => bits(&[1, 2]),
+        // TSA_SQ_NO TSA_L1_NO TSA_FILL_NO
+        Word::X21Ecx => bits(&[1, 2, 7]),
     }
 }
 
@@ -81,7 +82,12 @@ impl Caps {
             Self { words: [0; Word::ALL.len()], xcr0, xstate: XstateTable::new(host, xcr0), max_basic, max_extended };
         for (cap, word) in caps.words.iter_mut().zip(Word::ALL) {
             let (function, index, register) = word.place();
-            let known = if function >> 31 == 0 { function <= max_basic } else { function <= max_extended };
+            let known = match function {
+                // The host's kernel may know of it what the processor does not say.
+                EXTENDED_2 => true,
+                0x8000_0000.. => function <= max_extended,
+                _ => function <= max_basic,
+            };
             if known {
                 // INDEX: a constant of ours.
                 *cap = host.leaf(function, index).get(register).copied().unwrap_or(0) & passed(word);

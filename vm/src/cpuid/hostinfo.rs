@@ -4,7 +4,8 @@ use host::{CpuFeatures, Host};
 
 /// The host's processor as CPUID and MSR policy see it. Every [`Host`] is one.
 pub trait HostInfo {
-    /// CPUID on the host, limited to what its kernel lets be used: `[eax, ebx, ecx, edx]`.
+    /// CPUID on the host, limited to what its kernel lets be used, with what that knows of the processor: `[eax, ebx, ecx, edx]`.
+    /// Zeros for Fn8000_0021 if neither knows anything of it.
     fn leaf(&self, function: u32, index: u32) -> [u32; 4];
     /// The host's XCR0; 0 without XSAVE.
     fn xcr0(&self) -> u64;

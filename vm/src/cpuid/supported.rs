@@ -15,7 +15,7 @@ const MAX_BASIC: u32 = 0x1f;
 /// Last extended leaf that is reported.
 const MAX_EXTENDED: u32 = 0x8000_0022;
 /// The extended feature leaf 2, reported even where the host has none: it says that LFENCE serializes.
-const EXTENDED_2: u32 = 0x8000_0021;
+pub const EXTENDED_2: u32 = 0x8000_0021;
 const ZERO: [u32; 4] = [0; 4];
 
 struct List<'a, I> {

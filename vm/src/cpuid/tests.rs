@@ -124,7 +124,7 @@ fn supported_leaf_by_leaf() {
     assert!(!list.iter().any(|e| e.function == 0x8000_001d && e.index == 3));
     assert_eq!(leaf(0x8000_001e, 0), [0; 4]);
     assert_eq!(leaf(0x8000_001f, 0), [0; 4]);
-    assert_eq!(leaf(0x8000_0021, 0), [0x7800_0367, 0, 6, 0]);
+    assert_eq!(leaf(0x8000_0021, 0), [0x7800_0367, 0, 0x86, 0]);
     assert_eq!(leaf(0x4000_0000, 0), [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d]);
     assert_eq!(leaf(0x4000_0001, 0), [KVM_FEATURES, 0, 0, 0]);
 }
@@ -168,9 +168,14 @@ fn what_the_host_lacks_is_not_offered() {
     assert_eq!(find(&list, 0xd, 0), [0; 4]);
     // A host without leaf 0x80000021 still gets one for LFENCE.
     host.leaves.get_mut(&(0x8000_0000, 0)).unwrap()[0] = 0x8000_001e;
+    host.leaves.remove(&(0x8000_0021, 0));
     let list = supported_cpuid(&host).unwrap();
     assert_eq!(find(&list, 0x8000_0000, 0)[0], 0x8000_0021);
     assert_eq!(find(&list, 0x8000_0021, 0), [1 << 2 | 1 << 9, 0, 0, 0]);
+    // And for what the kernel knows by the processor's model: TSA_SQ_NO, TSA_L1_NO, TSA_FILL_NO.
+    host.leaves.insert((0x8000_0021, 0), [0, 0, 0x86, 0]);
+    let list = supported_cpuid(&host).unwrap();
+    assert_eq!(find(&list, 0x8000_0021, 0), [1 << 2 | 1 << 9, 0, 0x86, 0]);
     assert_eq!(find(&list, 0x8000_001f, 0), [0; 4]);
     // But not one without the leaf of the caches.
     host.leaves.get_mut(&(0x8000_0000, 0)).unwrap()[0] = 0x8000_001c;
