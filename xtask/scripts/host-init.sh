@@ -23,8 +23,8 @@ for module in $(cat /modules/order); do
     insmod "/modules/$module.ko" || { echo "insmod $module failed"; status=125; }
 done
 [ -c /dev/kvm ] && chmod 0666 /dev/kvm
-# All that follows keeps off the first of several processors (docs/decisions/0018).
-[ $(nproc) -lt 3 ] || taskset -p fffffffe $$ >/dev/null
+# All that follows keeps off the first processor (docs/decisions/0018).
+[ ! -e /spare ] || taskset -p fffffffe $$ >/dev/null
 [ -x /payload/heartbeat ] && /payload/heartbeat 2>/dev/console &
 if [ $status = 0 ]; then
     if [ -e /interactive ]; then

@@ -10,13 +10,14 @@ use crate::{
     image,
     kernels::{self, Kernel},
     outside, payload, plot, proc, profile,
-    strict::Processor,
+    strict::{self, Processor},
     trace::Counts,
     ui,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     process::ExitCode,
     time::Duration,
 };
@@ -51,8 +52,8 @@ const BARS: &[(&str, f64)] = &[
     ("memory-per-vm", 0.25),
 ];
 const COSTLY: &str = "## Costly operations per exit\n\nCounted in a trace of the host kernel's instructions, stock / hsave. \
-     LOCK is a bus-locked instruction; CR access and DR access are moves to and from control and debug registers; IPI is an interrupt sent to another processor or itself. The \
-     emulator's trace cannot show a TLB flush that VMRUN does (TLB_CONTROL).\n\n";
+     LOCK is a bus-locked instruction; CR access and DR access are moves to and from control and debug registers; IPI is an interrupt sent to another processor or itself. TLB flushes \
+     that VMRUN does (TLB_CONTROL) are logged by the strict processor alone.\n\n";
 const NRIPS: &str = "## An estimate with next-RIP saving\n\nThe emulated processor does not say how long an intercepted \
      instruction is, so both hypervisors have to look at it. Without the instructions that this takes, on both \
      sides. Exits that hsave handles before the guest is left, where the processor says it, are not handled so here:\n\n";
@@ -83,7 +84,9 @@ pub fn run(env: &Env, kernel: Kernel, options: &Options) -> Result<ExitCode> {
     println!("{more}");
     text += &more;
     let release = kernels::fetch(env, kernel)?.release;
-    proc::write_if_changed(&env.root.join("docs/performance.md"), page(&release, &text).as_bytes())?;
+    let file = env.root.join("docs/performance.md");
+    let old = fs::read_to_string(&file)?;
+    proc::write_if_changed(&file, page(&old, options.processor, &release, &text).as_bytes())?;
     ui::note("written to docs/performance.md");
     if options.plot {
         plot::bars(&env.root.join("docs/performance.svg"), &stock, &ours)?;
@@ -228,10 +231,22 @@ fn with_nrips(
     table(&stock, &less(ours, &traced.1))
 }
 
-/// The page: how the figures came about, then the figures.
-fn page(release: &str, text: &str) -> String {
-    let about = include_str!("../scripts/performance.md").replace("@RELEASE@", release).replace("@CPU@", host::CPU);
-    format!("{}\n{text}", about.replace("@GUEST@", image::GUEST_KERNEL.name()))
+/// Where on the page the plain processor's figures begin.
+const PLAIN: &str = "\n# The same on the plain processor\n\n";
+
+/// The page: how the figures came about, then the strict processor's, then the plain one's. Those of the other one stay as they are
+/// in `old`.
+fn page(old: &str, processor: Processor, release: &str, text: &str) -> String {
+    let (strict, plain) = old.split_once(PLAIN).unwrap_or((old, ""));
+    let taken = |model: &str| format!("Host kernel {release}, `-cpu {model}`:\n\n{text}");
+    let (strict, plain) = match processor {
+        Processor::Strict => {
+            let about = include_str!("../scripts/performance.md").replace("@GUEST@", image::GUEST_KERNEL.name());
+            (format!("{about}\n{}", taken(&strict::cpu(host::CPU, "", 0))), plain.to_owned())
+        }
+        Processor::Plain => (strict.to_owned(), taken(host::CPU)),
+    };
+    if plain.is_empty() { strict } else { strict + PLAIN + &plain }
 }
 
 #[cfg(test)]
@@ -247,6 +262,15 @@ mod tests {
         assert!(text.contains("| npf 4k | 8079 | 2000 | 0.25 |  |"), "{text}");
         assert!(parse("nothing").is_err());
         assert!(table(&stock, &parse("BENCH cpuid 1\n").unwrap()).is_err());
+    }
+
+    #[test]
+    fn each_processor_has_its_part_of_the_page() {
+        let page = |old: &str, processor, text| super::page(old, processor, "6.12", text);
+        let both = page(&page("", Processor::Strict, "| a |"), Processor::Plain, "| b |");
+        assert!(both.find("| a |") < both.find(PLAIN) && both.find(PLAIN) < both.find("| b |"), "{both}");
+        let newer = page(&both, Processor::Strict, "| c |");
+        assert!(newer.contains("| c |") && newer.contains("| b |") && !newer.contains("| a |"), "{newer}");
     }
 
     #[test]

@@ -40,7 +40,10 @@ pub const POLICY: &[Expected] = expected! {
         "cap 44:", "cap 45:", "cap 46:", "cap 96:", "cap 123:", "cap 148:", "cap 149:", "cap 154:",
         "cap 155:", "cap 161:", "cap 167:", "cap 191:", "cap 199:", "saved msr 40000", "user reads msr 40000",
         "user writes msr 40000";
-    "nested virtualisation": "cap 157:", "supported 80000001.0 ecx bit 2", "supported 8000000a.0";
+    "nested virtualisation":
+        "cap 157:", "supported 80000001.0 ecx bit 2", "supported 8000000a.0", "guest reads msr c0000104:", "user writes msr c0000104:";
+    "last-branch records":
+        "user writes msr 1d9:", "user writes msr 1db:", "user writes msr 1dc:", "user writes msr 1dd:", "user writes msr 1de:";
     "devices of the host in a guest (VFIO)": "cap 47:", "cap 89:";
     "SGX, SEV": "cap 196:", "cap 197:", "cap 206:";
     "performance counters": "cap 173:", "cap 226:";
@@ -63,7 +66,7 @@ pub const PARAMETERS: &[Expected] = expected! {
     "what is not available is off, and cannot be set":
         "kvm eager_page_split", "kvm flush_on_reuse", "kvm force_emulation_prefix", "kvm kvmclock_periodic_sync",
         "kvm lapic_timer_advance", "kvm mmio_caching", "kvm nx_huge_pages", "kvm pi_inject_timer",
-        "kvm vector_hashing", "kvm_amd nested";
+        "kvm vector_hashing", "kvm_amd lbrv", "kvm_amd nested", "kvm_amd vgif", "kvm_amd vls", "kvm_amd vnmi";
 };
 
 /// What the emulator does with an opcode (the first word) under some prefixes (the second).

@@ -45,8 +45,8 @@ pub struct Boot {
     pub ours: Option<PathBuf>,
     /// Load kvm.ko and kvm-amd.ko before the script; if not, they are only there.
     pub load: bool,
-    /// Processors for the script and its guests. If there are several the emulator has one more, where nothing of the script's
-    /// runs (docs/decisions/0018).
+    /// Processors for the script and its guests. If there are several, Debian's emulator has one more, where nothing of the
+    /// script's runs (docs/decisions/0018).
     pub smp: u32,
     /// Megabytes.
     pub memory: u32,
@@ -55,6 +55,8 @@ pub struct Boot {
     pub icount: bool,
     /// The processor model, as QEMU's `-cpu` takes it.
     pub cpu: String,
+    /// Checks of the strict processor that are off, as bits (docs/strict.md).
+    pub unchecked: u32,
     /// Further words of the kernel's command line.
     pub cmdline: String,
     /// Further arguments of QEMU.
@@ -84,6 +86,7 @@ impl Boot {
             memory: 4096,
             icount: false,
             cpu: CPU.to_owned(),
+            unchecked: 0,
             cmdline: String::new(),
             qemu: Vec::new(),
             script: script.to_owned(),
@@ -127,6 +130,11 @@ impl Machine {
         Ok(Self { tools, base, strict, held: false })
     }
 
+    /// Whether it is the strict processor, which there may be none of.
+    pub fn is_strict(&self) -> bool {
+        self.strict.is_some()
+    }
+
     /// Whether each host is to run for a quarter of the time only.
     pub fn held(self, held: bool) -> Self {
         Self { held, ..self }
@@ -146,7 +154,12 @@ impl Machine {
     }
 
     fn cpu(&self, boot: &Boot) -> String {
-        if self.strict.is_some() { strict::cpu(&boot.cpu, &boot.cmdline) } else { boot.cpu.clone() }
+        if self.is_strict() { strict::cpu(&boot.cpu, &boot.cmdline, boot.unchecked) } else { boot.cpu.clone() }
+    }
+
+    /// Whether nothing of the script's runs on the first processor (docs/decisions/0018).
+    fn spares_one(&self, boot: &Boot) -> bool {
+        !self.is_strict() && boot.smp > 1 && !boot.icount
     }
 
     /// Boots, runs the script and reports; what the emulator alone did wrong is tried again.
@@ -222,8 +235,7 @@ impl Run {
         } else {
             qemu.args(["-accel", "tcg,thread=multi"]);
         }
-        let spare = u32::from(boot.smp > 1 && !boot.icount);
-        qemu.args(["-smp", &(boot.smp + spare).to_string()]);
+        qemu.args(["-smp", &(boot.smp + u32::from(machine.spares_one(boot))).to_string()]);
         let file = |name: &str| format!("file:{}", run.dir.join(name).display());
         qemu.args(["-serial", &file("console")]);
         if boot.interactive {
@@ -342,6 +354,9 @@ fn own_part(machine: &Machine, boot: &Boot, kernel: &Unpacked) -> Result<Vec<u8>
     }
     if boot.interactive {
         archive.file("interactive", 0o644, b"")?;
+    }
+    if machine.spares_one(boot) {
+        archive.file("spare", 0o644, b"")?;
     }
     for (path, from) in &boot.files {
         archive.copy(path, from)?;

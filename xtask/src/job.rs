@@ -63,7 +63,7 @@ pub fn run(
     (boot.ours, boot.load) = (Some(modules.clone()), job.scenario.load);
     boot.timeout = job.scenario.timeout * job.kernel.slowness();
     (boot.smp, boot.cpu, boot.icount) = (job.scenario.smp, job.scenario.cpu.to_owned(), job.scenario.icount);
-    boot.cmdline = job.scenario.cmdline.to_owned();
+    (boot.cmdline, boot.unchecked) = (job.scenario.cmdline.to_owned(), job.scenario.unchecked);
     for name in job.scenario.payloads.iter().chain(&["heartbeat"]) {
         boot.files.push(payload::file(payloads, name)?);
     }

@@ -24,8 +24,8 @@ macro_rules! mitigations {
             },
             slow: &[Kernel::V6_1, Kernel::V7_3],
             cmdline: $cmdline,
-            // The settings are told apart as on a processor without these; the strict one has them.
-            cpu: "EPYC,+svm,+npt,-ibrs,-ibpb,-amd-stibp,-amd-ssbd",
+            // The settings are told apart as on Zen 1 without these; the strict processor has them, and is a later one where it can.
+            cpu: "EPYC-v1,+svm,+npt,-ibrs,-ibpb,-amd-stibp,-amd-ssbd",
             timeout: Duration::from_secs(300),
             ..program(
                 concat!("mitigations-", $name),

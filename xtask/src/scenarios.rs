@@ -5,6 +5,7 @@ use crate::{
     expected::{self, Expected},
     host,
     kernels::{self, Kernel},
+    strict,
 };
 use std::time::Duration;
 
@@ -28,6 +29,10 @@ pub struct Scenario {
     pub slow: &'static [Kernel],
     /// The host's processor, as QEMU's `-cpu` takes it, and how many.
     pub cpu: &'static str,
+    /// Only on the strict processor.
+    pub strict: bool,
+    /// Checks of the strict processor that are off, as bits.
+    pub unchecked: u32,
     /// Further words of the host kernel's command line.
     pub cmdline: &'static str,
     pub smp: u32,
@@ -63,6 +68,8 @@ const fn scenario(name: &'static str, script: &'static str) -> Scenario {
         slow: &[],
         vmlinux: false,
         cpu,
+        strict: false,
+        unchecked: 0,
         cmdline: "",
         smp: 2,
         icount: false,
@@ -115,6 +122,37 @@ pub const MATRIX: &[Scenario] = matrix! {
     "q35" "on" "ovmf": 1 2 4;
     "q35" "split" "seabios": 1 2 4;
     "q35" "split" "ovmf": 1 2 4;
+};
+
+/// Rows of words of `-cpu` that take something away: `exits` on a processor without it.
+macro_rules! without {
+    ($($name:literal $flags:literal $slow:expr;)*) => {
+        &[$(Scenario {
+            strict: true,
+            kernels: &[Kernel::V6_12],
+            slow: $slow,
+            cpu: concat!("EPYC,+svm,+npt,", $flags),
+            ..program(concat!("without-", $name), &["exits"], "/payload/exits")
+        }),*]
+    };
+}
+
+/// The strict processor without one of its features each.
+pub const WITHOUT: &[Scenario] = without! {
+    "nrip-save" "-nrip-save" &[];
+    "v-spec-ctrl" "-v-spec-ctrl" &[];
+    "decodeassists" "-decodeassists" &kernels::ALL;
+    "flushbyasid" "-flushbyasid" &kernels::ALL;
+    "vmcb-clean" "-vmcb-clean" &kernels::ALL;
+    "tsc-scale" "-tsc-scale" &kernels::ALL;
+    "pause-filter" "-pause-filter,-pfthreshold" &kernels::ALL;
+    "pfthreshold" "-pfthreshold" &kernels::ALL;
+    "lbrv" "-lbrv" &kernels::ALL;
+    "v-vmsave-vmload" "-v-vmsave-vmload" &kernels::ALL;
+    "vgif" "-vgif,-vnmi" &kernels::ALL;
+    "vnmi" "-vnmi" &kernels::ALL;
+    "spec-ctrl" "-v-spec-ctrl,-ibrs,-amd-stibp,-amd-ssbd" &kernels::ALL;
+    "ibpb" "-ibpb" &kernels::ALL;
 };
 
 /// A program of the crate `tests`.
@@ -283,8 +321,8 @@ pub const ALL: &[Scenario] = &[
     program("trouble", &["trouble"], "/payload/trouble"),
     // Allocations that fail: only a kernel with fault injection has them.
     Scenario { kernels: &[Kernel::V6_12Debug], ..program("faults", &["faults"], "/payload/faults") },
-    // Storms at random; the seed is printed first.
-    Scenario { slow: &[Kernel::V6_1], ..program("stress", &["stress"], "/payload/stress") },
+    // Storms at random; the seed is printed first. User space sets state that does not go together, interrupt shadows among it.
+    Scenario { slow: &[Kernel::V6_1], unchecked: strict::SHADOW, ..program("stress", &["stress"], "/payload/stress") },
     // And with what other modules' modprobe.d may have for stock's.
     scenario(
         "load-unload",

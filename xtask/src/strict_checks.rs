@@ -26,7 +26,7 @@ const CHECKS: &[(&str, &str)] = &[
     ("asid_reused", "rule 1: cpu 0"),
     ("no_hsave", "rule 1: cpu 0"),
     ("no_such_asid", "rule 1: cpu 0"),
-    ("shadow", "rule 1: cpu 0"),
+    ("shadow", "interrupt shadow 1: cpu 0"),
     ("reserved", "vmcb 1: cpu 0"),
     ("first_ret", "left-over 1: cpu 0"),
     ("untrained", ""),

@@ -35,7 +35,7 @@ const SECOND_CHANCES: usize = 3;
 pub struct Selection {
     /// What takes long as well.
     pub all: bool,
-    /// Only what is called like this.
+    /// Only what is called like one of these, which commas part.
     pub only: Option<String>,
     /// Only this kernel.
     pub kernel: Option<Kernel>,
@@ -50,11 +50,17 @@ const WITHOUT_MODULES: [&str; 7] = ["tidy", "clippy", "cargo-test", "miri", "old
 
 impl Selection {
     fn needs_modules(&self) -> bool {
-        self.only.as_ref().is_none_or(|only| !WITHOUT_MODULES.iter().any(|name| only.starts_with(name)))
+        let without = |only: &str| WITHOUT_MODULES.iter().any(|name| only.starts_with(name));
+        self.only.as_ref().is_none_or(|only| !only.split(',').all(without))
     }
 
     fn wants(&self, name: &str) -> bool {
-        self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+        self.only.as_ref().is_none_or(|only| only.split(',').any(|only| name.contains(only)))
+    }
+
+    /// Whether it is asked for by its whole name.
+    fn names(&self, name: &str) -> bool {
+        self.only.as_ref().is_some_and(|only| only.split(',').any(|only| name == only))
     }
 
     fn kernels(&self) -> Vec<Kernel> {
@@ -170,7 +176,7 @@ fn cheap(env: &Env, selection: &Selection, tally: &mut Tally) {
     if selection.wants("cargo-test") {
         tally.check("cargo-test", || cargo(&["test", "--quiet"]));
     }
-    if selection.wants("miri") && (selection.all || selection.only.as_deref() == Some("miri")) {
+    if selection.wants("miri") && (selection.all || selection.names("miri")) {
         match miri::run(env) {
             Some(result) => drop(tally.check("miri", || result)),
             None => ui::note("there is no Miri here: `rustup toolchain install nightly --component miri,rust-src`"),
@@ -229,13 +235,11 @@ pub fn proved(env: &Env, out: &Path) -> Result<()> {
 
 fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBuf>, tally: &mut Tally) -> Result<()> {
     let mut jobs = Vec::new();
-    for scenario in scenarios::ALL.iter().chain(mitigations::ALL).chain(scenarios::MATRIX) {
+    for scenario in scenarios::ALL.iter().chain(mitigations::ALL).chain(scenarios::WITHOUT).chain(scenarios::MATRIX) {
         for kernel in selection.kernels() {
             let quick = !scenario.slow.contains(&kernel.series());
             let wanted = selection.wants(scenario.name)
-                && (quick
-                    || selection.all && kernel == kernel.series()
-                    || selection.only.as_deref() == Some(scenario.name));
+                && (quick || selection.all && kernel == kernel.series() || selection.names(scenario.name));
             if scenario.runs_on(kernel) && wanted {
                 jobs.push(Job { scenario, kernel });
             }
@@ -246,6 +250,7 @@ fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBu
     }
     tally.check("scenario-table", || every_payload_is_used(env));
     let machine = Machine::new(env, selection.processor)?.held(selection.slow);
+    jobs.retain(|job| !job.scenario.strict || machine.is_strict());
     let payloads = tally.check("test-programs", || payload::build(env)).unwrap_or_default();
 
     let progress = Progress::new(env, &jobs);
@@ -297,10 +302,7 @@ fn kernel_selftests(
     built: &BTreeMap<Kernel, PathBuf>,
     tally: &mut Tally,
 ) -> Result<()> {
-    let mut groups = selftests::groups(
-        |name| selection.wants(name),
-        |name| selection.all || selection.only.as_deref() == Some(name),
-    );
+    let mut groups = selftests::groups(|name| selection.wants(name), |name| selection.all || selection.names(name));
     if groups.is_empty() || !selection.kernels().contains(&selftests::KERNEL) {
         return Ok(());
     }
@@ -341,7 +343,8 @@ fn kernel_selftests(
 fn plain_machines(env: &Env, selection: &Selection, tally: &mut Tally) {
     for suite in chroots::SUITES {
         let name = |command: &str| format!("chroot-{} {command}", suite.0);
-        let asked = selection.only.as_deref().is_some_and(|only| only.starts_with("chroot"));
+        let asked =
+            selection.only.as_deref().is_some_and(|only| only.split(',').any(|only| only.starts_with("chroot")));
         let commands = chroots::COMMANDS.map(name);
         if !(selection.all || asked) || !commands.iter().any(|name| selection.wants(name)) {
             continue;

@@ -32,6 +32,10 @@ const COSTLY: &[(&str, &str)] = &[
     ("LOCK", "lock "),
 ];
 
+/// Stands among the addresses for a TLB flush that VMRUN did (TLB_CONTROL), which only the strict processor logs; no instruction can
+/// be there.
+const FLUSH: u64 = 0x8000_0000_0000_0000;
+
 /// Linux's functions that have the local APIC send an interrupt: none calls another one.
 const SENDS_IPI: &[&str] = &[
     "__default_send_IPI_dest_field",
@@ -85,6 +89,8 @@ impl Window {
                 // Trace CPU: TRANSLATED [CS_BASE/PC/FLAGS/...]
                 let pc = line.split_once('[').and_then(|(_, rest)| rest.split('/').nth(1));
                 addresses.extend(pc.and_then(|pc| u64::from_str_radix(pc, 16).ok()));
+            } else if line.starts_with("TLB flush ") {
+                addresses.push(FLUSH);
             }
         }
         Ok(addresses)
@@ -107,6 +113,10 @@ impl Window {
         let mut asked: Option<&str> = None;
         let mut before = "";
         for address in self.between_entries(costly) {
+            if *address == FLUSH {
+                *counts.costly.entry("TLB flush by VMRUN").or_default() += one;
+                continue;
+            }
             let name = symbols.name(*address);
             *counts.functions.entry(name.to_owned()).or_default() += one;
             if let Some(kind) = costly.get(address).filter(|_| KERNEL.contains(address)) {
@@ -198,6 +208,7 @@ mod tests {
         let log = "IN: \n0xffffffff81000000:  0f 01 d8                 vmrun    %rax\n\
                    0xffffffff81000003:  0f 22 d8                 movq     %rax, %cr3\n\
                    Trace 0: 0x7f00 [00000000/ffffffff81000000/0/0] \n\
+                   TLB flush 3\n\
                    Trace 0: 0x7f00 [00000000/ffffffff81000003/0/0] \n\
                    Trace 0: 0x7f00 [00000000/0000000000401000/0/0] \n";
         std::fs::write(&dir, log).unwrap();
@@ -206,7 +217,7 @@ mod tests {
         std::fs::remove_file(&dir).unwrap();
         let window = Window { kind: "x".into(), rounds: 2, addresses };
         let counts = window.count(&Symbols::parse("ffffffff81000000 T enter [kvm]\nnoise\n"), &costly);
-        assert_eq!(counts.costly, BTreeMap::from([("VMRUN", 0.5), ("CR access", 0.5)]));
+        assert_eq!(counts.costly, BTreeMap::from([("VMRUN", 0.5), ("TLB flush by VMRUN", 0.5), ("CR access", 0.5)]));
         assert_eq!((counts.total(), counts.functions["enter [kvm]"]), (1.5, 1.0));
     }
 

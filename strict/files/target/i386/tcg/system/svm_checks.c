@@ -21,6 +21,7 @@ static const char *const names[SVM_CHECKS] = {
     [SVM_CHECK_LEFTOVERS] = "left-over",
     [SVM_CHECK_PREDICTION] = "prediction",
     [SVM_CHECK_RULES] = "rule",
+    [SVM_CHECK_SHADOW] = "interrupt shadow",
 };
 static int counts[SVM_CHECKS];
 
@@ -69,6 +70,7 @@ static const char *const unswitched[] = {
     "PKRU", "DEBUGCTL", "SPEC_CTRL", "DR0", "DR1", "DR2", "DR3",
 };
 QEMU_BUILD_BUG_ON(ARRAY_SIZE(unswitched) != 20);
+#define FIRST_DR 16
 
 struct SVMChecks {
     struct {
@@ -126,7 +128,7 @@ static void check_shadow(CPUX86State *env, const struct vmcb *v)
         if (c->left[i].vmcb == env->vm_vmcb && c->left[i].shadow &&
             (v->control.int_state & SVM_INTERRUPT_SHADOW_MASK) &&
             v->save.rip != c->left[i].rip) {
-            svm_report(env, SVM_CHECK_RULES, "the interrupt shadow at guest rip "
+            svm_report(env, SVM_CHECK_SHADOW, "the interrupt shadow at guest rip "
                        "0x%" PRIx64 " is still there at 0x%" PRIx64,
                        c->left[i].rip, v->save.rip);
         }
@@ -190,6 +192,11 @@ void svm_check_user(CPUX86State *env)
     look(env, &now);
     if (c->guest_is_newer && c->user_is_known) {
         for (int i = 0; i < ARRAY_SIZE(unswitched); i++) {
+            if (i >= FIRST_DR &&
+                !(env->dr[7] >> (i - FIRST_DR) * 2 & 3)) {
+                /* A breakpoint that is off has no effect, and the address can be read by the kernel alone. */
+                continue;
+            }
             if (now.values[i] && now.values[i] == c->guest.values[i] &&
                 now.values[i] != c->user.values[i]) {
                 svm_report(env, SVM_CHECK_LEFTOVERS, "%s is the guest's in user "
