@@ -76,6 +76,8 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
         cap::COALESCED_MMIO => 2,
         cap::COALESCED_PIO => 1,
         cap::IOEVENTFD | cap::IOEVENTFD_NO_LENGTH | cap::IOEVENTFD_ANY_LENGTH => 1,
+        // The VFIO device.
+        cap::DEVICE_CTRL | cap::PCI_SEGMENT => 1,
 
         // Time.
         cap::CLOCKSOURCE | cap::KVMCLOCK_CTRL | cap::GET_TSC_KHZ | cap::NOP_IO_DELAY => 1,

@@ -14,6 +14,7 @@ extern crate std;
 
 pub mod caps;
 mod codec;
+mod device;
 mod run;
 mod stats;
 mod sync;
@@ -24,6 +25,7 @@ pub mod uapi;
 mod vcpu_ioctl;
 mod vm_ioctl;
 
+pub use device::{DeviceReply, device_ioctl, tell_device_fd};
 pub use stats::read_stats;
 pub use system::{SystemReply, system_ioctl};
 pub use vcpu_ioctl::{VcpuReply, vcpu_ioctl, vcpu_run};

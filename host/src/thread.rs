@@ -43,6 +43,10 @@ pub trait VcpuThread: Sync {
     /// Forgets the deadline. A timer that is firing on another CPU may still make its request.
     fn cancel_timer(&self);
 
+    /// vCPU thread only: writes back and invalidates the caches of each CPU that the thread has been on in KVM_RUN since
+    /// this was last called.
+    fn wbinvd(&self);
+
     /// How often the thread was in KVM_RUN and lost its CPU though it could have gone on: while
     /// [`preemptible`](Self::preemptible) was set, and otherwise.
     fn preemptions(&self) -> [u64; 2] {

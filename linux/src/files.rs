@@ -3,9 +3,9 @@
 //! A VM lives as long as its own file or any of its vCPUs' files. The kernel keeps a file's object alive during a call
 //! on the file.
 
-use crate::{Linux, irqfd::Irqfds, newfile::NewFile, shim, shim::KMm, shim::KNotifier};
+use crate::{Linux, irqfd::Irqfds, newfile::NewFile, shim, shim::KMm, shim::KNotifier, vfio::Vfio};
 use abi::{
-    SystemReply, VcpuReply, VmReply,
+    DeviceReply, SystemReply, VcpuReply, VmReply,
     uapi::ioctl::{KVM_CREATE_VCPU, KVM_RUN},
 };
 use alloc::boxed::Box;
@@ -26,6 +26,7 @@ pub struct VmObject {
     mm: AtomicPtr<KMm>,
     /// Goes before the VM that it raises interrupts of.
     irqfds: Irqfds,
+    vfio: Vfio,
     /// The process that made it.
     pid: u32,
     vm: OneBox<Vm>,
@@ -71,6 +72,7 @@ impl VmRef {
             notifier: AtomicPtr::new(null_mut()),
             mm: AtomicPtr::new(null_mut()),
             irqfds: Irqfds::default(),
+            vfio: Vfio::default(),
             pid: shim::hsave_pid(),
             vm,
             _counted: Counted::new(),
@@ -98,6 +100,11 @@ impl VmObject {
     #[inline]
     fn belongs_to(&self, mm: *const KMm) -> bool {
         self.mm.load(Relaxed).cast_const() == mm
+    }
+
+    /// Devices of the host's that the guest uses do not keep the caches right ([`vm::Vm::set_noncoherent_dma`]).
+    pub fn set_noncoherent_dma(&self, yes: bool) {
+        self.vm.set_noncoherent_dma(yes);
     }
 }
 
@@ -206,6 +213,28 @@ fn result(r: Result<i64, Errno>) -> c_long {
     r.unwrap_or_else(|e| -i64::from(e as i32))
 }
 
+/// A driver takes a reference to a VM that it was told of by `hsave_vfio_set_vm`. False: the VM is about to go.
+///
+/// # Safety
+/// `vm` is what the driver was told and not yet told otherwise.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_vm_get(vm: *const VmObject) -> bool {
+    // SAFETY: by contract: it is taken back from the driver before the VM goes.
+    let vm = unsafe { &*vm };
+    vm.references.fetch_update(AcqRel, Relaxed, |n| (n != 0).then(|| n + 1)).is_ok()
+}
+
+/// It gives the reference back. Process context.
+///
+/// # Safety
+/// `vm` is what `hsave_vm_get` was called with, once for each call of this.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_vm_put(vm: *mut VmObject) {
+    if let Some(vm) = NonNull::new(vm) {
+        drop(VmRef(vm));
+    }
+}
+
 /// ioctl on /dev/kvm.
 #[unsafe(no_mangle)]
 extern "C" fn hsave_system_ioctl(cmd: u32, arg: u64) -> c_long {
@@ -255,6 +284,7 @@ fn vm_ioctl(object: &VmRef, cmd: u32, arg: u64, mm: *const KMm, meaning: Meaning
     match meaning(&object.vm, cmd, arg)? {
         VmReply::Value(v) => Ok(v),
         VmReply::Stats => stats_file(object, None),
+        VmReply::NewDevice => vfio_device(object, arg),
         // Not reached: `create_vcpu` is for these.
         VmReply::NewVcpu { .. } => Err(Errno::EINVAL),
         VmReply::Irqfd(i) if i.assign => {
@@ -277,6 +307,65 @@ fn create_vcpu(object: &VmRef, arg: u64) -> Result<i64, Errno> {
     handle.index = index;
     // SAFETY: `hsave_vcpu_release` takes what the file is given.
     Ok(unsafe { file.give(handle) })
+}
+
+/// The file of a VM's VFIO device.
+pub struct DeviceFile {
+    owner: VmRef,
+}
+
+impl DeviceFile {
+    /// Errors: EBUSY (there is one).
+    fn new(owner: &VmRef) -> Result<Self, Errno> {
+        owner.vfio.create()?;
+        Ok(Self { owner: owner.clone() })
+    }
+}
+
+impl Drop for DeviceFile {
+    fn drop(&mut self) {
+        self.owner.vfio.remove(&self.owner);
+    }
+}
+
+/// The VFIO device and its file. Errors: EBUSY (there is one), EFAULT, ENOMEM, those of opening a file.
+fn vfio_device(owner: &VmRef, arg: u64) -> Result<i64, Errno> {
+    let file = NewFile::new(|| shim::hsave_device_file())?;
+    let device = DeviceFile::new(owner)?;
+    let device = try_box(|| device)?;
+    abi::tell_device_fd(&Linux, arg, file.fd())?;
+    // SAFETY: `hsave_device_release` takes what the file is given.
+    unsafe { file.give(device) };
+    Ok(0)
+}
+
+/// ioctl on the file of a VM's VFIO device, from the address space `mm`.
+///
+/// # Safety
+/// `file` is what the file was given, and the file is open.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_device_ioctl(file: *const DeviceFile, cmd: u32, arg: u64, mm: *const KMm) -> c_long {
+    // SAFETY: by contract.
+    let vm = unsafe { &(*file).owner };
+    if !vm.belongs_to(mm) {
+        return result(Err(Errno::EIO));
+    }
+    result(abi::device_ioctl(&Linux, cmd, arg).and_then(|reply| match reply {
+        DeviceReply::Done => Ok(0),
+        // SAFETY: the device's file holds the VM.
+        DeviceReply::Add(fd) => unsafe { vm.vfio.add(vm, fd) }.map(|()| 0),
+        DeviceReply::Del(fd) => vm.vfio.del(vm, fd).map(|()| 0),
+    }))
+}
+
+/// The file of a VFIO device is closed. Process context.
+///
+/// # Safety
+/// `file` is what the file was given; nobody uses it any more.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_device_release(file: *mut [DeviceFile; 1]) {
+    // SAFETY: by contract; it came from `NewFile::give`.
+    drop(unsafe { Box::from_raw(file) });
 }
 
 /// The VM's file is closed. Process context.

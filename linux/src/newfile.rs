@@ -40,6 +40,11 @@ impl NewFile {
         Ok(Self { fd: Fd::reserve()?, file: check_ptr(open())? })
     }
 
+    /// The descriptor that the file is going to have.
+    pub fn fd(&self) -> i32 {
+        self.fd.0
+    }
+
     /// Hands `object` to the file and returns the descriptor. The file may be closed by another thread before this
     /// returns.
     ///

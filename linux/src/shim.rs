@@ -107,6 +107,7 @@ unsafe extern "C" {
     pub fn hsave_thread_abandon() -> *const c_void;
     pub fn hsave_thread_note(t: *mut KThread, at: u64);
     pub fn hsave_thread_preemptions(t: *mut KThread, reported: *mut u64, other: *mut u64);
+    pub fn hsave_thread_wbinvd(t: *mut KThread);
     pub fn hsave_thread_preemptible(t: *mut KThread, yes: bool);
     pub safe fn hsave_has_run_delay() -> bool;
     pub safe fn hsave_run_delay() -> u64;
@@ -184,6 +185,12 @@ unsafe extern "C" {
     pub fn hsave_sweeper_new(list: *const c_void) -> *mut KSweeper;
     pub fn hsave_sweeper_free(s: *mut KSweeper);
 
+    // vfio.c
+    pub safe fn hsave_vfio_get(fd: i32) -> *mut KFile;
+    pub fn hsave_vfio_put(file: *mut KFile);
+    pub fn hsave_vfio_coherent(file: *mut KFile) -> bool;
+    pub fn hsave_vfio_set_vm(file: *mut KFile, vm: *const c_void);
+
     // notify.c
     pub fn hsave_notifier_new(vm: *const c_void) -> *mut KNotifier;
     pub fn hsave_notifier_free(n: *mut KNotifier);
@@ -198,6 +205,7 @@ unsafe extern "C" {
     pub safe fn hsave_vm_file() -> *mut KFile;
     pub safe fn hsave_vcpu_file(id: u32) -> *mut KFile;
     pub safe fn hsave_stats_file(vcpu: i64) -> *mut KFile;
+    pub safe fn hsave_device_file() -> *mut KFile;
     pub fn hsave_file_drop(file: *mut KFile);
     pub fn hsave_file_install(fd: i32, file: *mut KFile, object: *mut c_void);
     pub safe fn hsave_pid() -> u32;

@@ -192,6 +192,11 @@ impl VcpuThread for Thread {
         unsafe { shim::hsave_timer_cancel(self.shared().kernel()) }
     }
 
+    fn wbinvd(&self) {
+        // SAFETY: the kernel's object lives as long as we do.
+        unsafe { shim::hsave_thread_wbinvd(self.shared().kernel()) }
+    }
+
     fn preemptions(&self) -> [u64; 2] {
         let (mut reported, mut other) = (0, 0);
         // SAFETY: the kernel's object lives as long as we do; two numbers of ours.

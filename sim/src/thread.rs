@@ -48,6 +48,7 @@ pub(crate) struct Inner {
     blocked: AtomicBool,
     yields: AtomicUsize,
     migrations: AtomicUsize,
+    wbinvds: AtomicUsize,
     note: AtomicU64,
     page_ins: PageIns,
     /// Those that are under way.
@@ -117,6 +118,7 @@ impl SimThread {
                 blocked: AtomicBool::new(false),
                 yields: AtomicUsize::new(0),
                 migrations: AtomicUsize::new(0),
+                wbinvds: AtomicUsize::new(0),
                 note: AtomicU64::new(0),
                 page_ins: PageIns::new(),
                 under_way: Mutex::new(Vec::new()),
@@ -137,6 +139,11 @@ impl SimThread {
     /// How often another vCPU gave it its processor.
     pub fn yields(&self) -> usize {
         self.0.yields.load(SeqCst)
+    }
+
+    /// How often caches were written back for the guest.
+    pub fn wbinvds(&self) -> usize {
+        self.0.wbinvds.load(SeqCst)
     }
 
     /// How often its timer was to follow it to another CPU.
@@ -238,6 +245,10 @@ impl VcpuThread for SimThread {
 
     fn cancel_timer(&self) {
         self.0.deadline.store(NEVER, SeqCst);
+    }
+
+    fn wbinvd(&self) {
+        self.0.wbinvds.fetch_add(1, SeqCst);
     }
 
     fn page_ins(&self) -> &PageIns {

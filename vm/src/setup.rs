@@ -6,6 +6,13 @@ use host::{Errno, Host};
 use irqchip::ChipMode;
 
 impl<H: Host> Vm<H> {
+    /// There are devices of the host's in the guest whose DMA the IOMMU does not keep coherent with the caches
+    /// (KVM's `kvm_arch_register_noncoherent_dma`): WBINVD is carried out. What else hangs on it in KVM does not on
+    /// SVM: the guest's PAT and CR0.CD are in the VMCB.
+    pub fn set_noncoherent_dma(&self, yes: bool) {
+        self.noncoherent_dma.store(yes, Relaxed);
+    }
+
     /// KVM_SET_BOOT_CPU_ID. Errors: EBUSY (there are vCPUs), EINVAL (no vCPU can have this id).
     pub fn set_boot_cpu_id(&self, id: u64) -> Result<(), Errno> {
         let _shape = self.shape.lock();

@@ -112,6 +112,8 @@ pub struct Vm<H: Host> {
     /// How many vCPUs have the 8259s' interrupts come as NMI. While there is none, a tick of the PIT, which comes in a hard
     /// interrupt, need not look at the vCPUs.
     pub(crate) vapics_in_nmi_mode: AtomicUsize,
+    /// See [`Vm::set_noncoherent_dma`].
+    pub(crate) noncoherent_dma: AtomicBool,
     /// Coalesced MMIO and PIO.
     pub coalesced: Coalesced<H>,
     /// What guests can be offered: vCPUs need not ask the processor again.
@@ -146,6 +148,7 @@ impl<H: Host> Vm<H> {
             chips: OnceBox::new(),
             resamplers: RwLock::new(Vec::new()),
             resamplers_used: AtomicBool::new(false),
+            noncoherent_dma: AtomicBool::new(false),
             vapics_in_nmi_mode: AtomicUsize::new(0),
             coalesced,
             hrtimers,

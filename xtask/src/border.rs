@@ -25,6 +25,9 @@ const OWN: &[&str] = &[
     "StatsFile",
     "[StatsFile; 1]",
     "Irqfds",
+    "VmObject",
+    "DeviceFile",
+    "[DeviceFile; 1]",
 ];
 
 /// Writes the header for the sources of this checkout below `to`.

@@ -1,7 +1,7 @@
 //! ioctls on a VM.
 
 use super::*;
-use crate::Irqfd;
+use crate::{DeviceReply, Irqfd};
 
 #[test]
 fn unknown_ioctls() {
@@ -11,8 +11,44 @@ fn unknown_ioctls() {
     for cmd in [io(0xcf), KVM_RUN].into_iter().chain(encryption) {
         assert_eq!(bed.vm(cmd, ARG), Err(Errno::ENOTTY), "{cmd:#x}");
     }
-    assert_eq!(bed.vm(KVM_CREATE_DEVICE, ARG), Err(Errno::ENODEV));
     assert_eq!(bed.vm(KVM_GET_IRQCHIP, ARG), Err(Errno::ENXIO));
+}
+
+#[test]
+fn only_the_vfio_device_exists() {
+    let bed = Bed::bare();
+    for type_ in (0..16).chain([1 << 31, u32::MAX]) {
+        for (flags, made) in [(0, VmReply::NewDevice), (KVM_CREATE_DEVICE_TEST, VmReply::Value(0))] {
+            let wanted = kvm_create_device { type_, fd: 0, flags };
+            bed.put(&wanted);
+            let expected = if type_ == KVM_DEV_TYPE_VFIO { Ok(made) } else { Err(Errno::ENODEV) };
+            assert_eq!(crate::vm_ioctl(&bed.vm, KVM_CREATE_DEVICE, ARG), expected, "{wanted:?}");
+        }
+    }
+    assert_eq!(bed.vm(KVM_CREATE_DEVICE, 8), Err(Errno::EFAULT));
+}
+
+#[test]
+fn attributes_of_the_vfio_device() {
+    let bed = Bed::bare();
+    let call = |cmd, group, attr, addr| {
+        bed.put(&kvm_device_attr { flags: 0, group, attr, addr });
+        crate::device_ioctl(&bed.sim, cmd, ARG)
+    };
+    put(&bed.sim, ARG + 64, &-3i32).expect("a writable page");
+    let (add, del) = (KVM_DEV_VFIO_FILE_ADD, KVM_DEV_VFIO_FILE_DEL);
+    assert_eq!(call(KVM_SET_DEVICE_ATTR, KVM_DEV_VFIO_FILE, add, ARG + 64), Ok(DeviceReply::Add(-3)));
+    assert_eq!(call(KVM_SET_DEVICE_ATTR, KVM_DEV_VFIO_FILE, del, ARG + 64), Ok(DeviceReply::Del(-3)));
+    assert_eq!(call(KVM_SET_DEVICE_ATTR, KVM_DEV_VFIO_FILE, add, 8), Err(Errno::EFAULT));
+    assert_eq!(call(KVM_HAS_DEVICE_ATTR, KVM_DEV_VFIO_FILE, add, 8), Ok(DeviceReply::Done));
+    // The third is for another architecture's IOMMU.
+    for (group, attr) in [(1, 0), (1, 3), (1, 1 << 32 | 1), (0, 1), (2, 1), (u32::MAX, 1)] {
+        assert_eq!(call(KVM_HAS_DEVICE_ATTR, group, attr, ARG + 64), Err(Errno::ENXIO));
+        assert_eq!(call(KVM_SET_DEVICE_ATTR, group, attr, ARG + 64), Err(Errno::ENXIO));
+    }
+    assert_eq!(call(KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_FILE, add, ARG + 64), Err(Errno::EPERM));
+    assert_eq!(call(KVM_RUN, KVM_DEV_VFIO_FILE, add, ARG + 64), Err(Errno::ENOTTY));
+    assert_eq!(crate::device_ioctl(&bed.sim, KVM_SET_DEVICE_ATTR, 8), Err(Errno::EFAULT));
 }
 
 #[test]

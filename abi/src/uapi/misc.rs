@@ -92,3 +92,13 @@ pub const KVM_X86_XCOMP_GUEST_SUPP: u64 = 0;
 pub const KVM_VCPU_TSC_CTRL: u32 = 0;
 /// The TSC offset of a vCPU.
 pub const KVM_VCPU_TSC_OFFSET: u64 = 0;
+/// Of KVM_CREATE_DEVICE: only ask whether there is such a type.
+pub const KVM_CREATE_DEVICE_TEST: u32 = 1;
+/// Which VFIO groups and devices a VM uses.
+pub const KVM_DEV_TYPE_VFIO: u32 = 4;
+/// Attribute group of the VFIO device, by an older name KVM_DEV_VFIO_GROUP.
+pub const KVM_DEV_VFIO_FILE: u32 = 1;
+/// Attribute: one more file of VFIO's; the descriptor is behind the address.
+pub const KVM_DEV_VFIO_FILE_ADD: u64 = 1;
+/// Attribute: one less.
+pub const KVM_DEV_VFIO_FILE_DEL: u64 = 2;

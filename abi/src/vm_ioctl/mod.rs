@@ -11,6 +11,7 @@ pub use compat::vm_compat_ioctl;
 
 use crate::caps;
 use crate::codec::{get, put};
+use crate::device;
 use crate::uapi::ioctl::*;
 use crate::uapi::*;
 use core::sync::atomic::Ordering::Relaxed;
@@ -32,6 +33,8 @@ pub enum VmReply {
     Stats,
     /// Bind an eventfd to an interrupt, or take the binding back.
     Irqfd(Irqfd),
+    /// Make the VFIO device, and tell its descriptor ([`tell_device_fd`](crate::tell_device_fd)).
+    NewDevice,
 }
 
 /// KVM_IRQFD after validation. The wait queue of an eventfd is the module's business.
@@ -57,6 +60,8 @@ pub fn vm_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<VmReply, Errn
         }
         KVM_GET_STATS_FD => return Ok(VmReply::Stats),
         KVM_IRQFD => return irq::irqfd(vm, arg).map(VmReply::Irqfd),
+        KVM_CREATE_DEVICE if device::create(host, arg)? => return Ok(VmReply::NewDevice),
+        KVM_CREATE_DEVICE => 0,
         KVM_CHECK_EXTENSION => caps::check_extension(host, arg),
         KVM_ENABLE_CAP => done(enable_cap::enable_cap(vm, &get(host, arg)?))?,
 
@@ -101,8 +106,6 @@ pub fn vm_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<VmReply, Errn
 
         KVM_SET_BOOT_CPU_ID => done(vm.set_boot_cpu_id(arg))?,
         KVM_X86_SET_MSR_FILTER => done(filter::set_msr_filter(vm, &get(host, arg)?))?,
-        // No type of device exists.
-        KVM_CREATE_DEVICE => get::<H, kvm_create_device>(host, arg).and(Err(Errno::ENODEV))?,
         _ => return Err(Errno::ENOTTY),
     };
     Ok(VmReply::Value(value))

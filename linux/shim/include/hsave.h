@@ -16,6 +16,7 @@ struct module;
 
 /* Between files of the shim. */
 void hsave_set_owner(struct module *vendor);
+void hsave_vfio_set_owner(struct module *vendor);
 void hsave_settle_params(void);
 
 /* For kvm-amd.ko. */

@@ -119,6 +119,25 @@ static struct file_operations stats_fops = {
 	.llseek = noop_llseek,
 };
 
+static long device_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	return hsave_device_ioctl(file->private_data, cmd, arg, current->mm);
+}
+
+static int device_release(struct inode *inode, struct file *file)
+{
+	if (file->private_data)
+		hsave_device_release(file->private_data);
+	return 0;
+}
+
+static struct file_operations device_fops = {
+	.unlocked_ioctl = device_ioctl,
+	.compat_ioctl = device_ioctl,
+	.release = device_release,
+	.llseek = noop_llseek,
+};
+
 /*
  * A new file is made in steps, each of which can be taken back: a descriptor, the file, and then, when nothing can fail
  * any more, the object that it is to own.
@@ -162,6 +181,11 @@ struct file *hsave_stats_file(s64 vcpu)
 	return file;
 }
 
+struct file *hsave_device_file(void)
+{
+	return anon_inode_getfile("kvm-vfio", &device_fops, NULL, O_RDWR);
+}
+
 void hsave_file_drop(struct file *file)
 {
 	fput(file);
@@ -185,6 +209,8 @@ void hsave_set_owner(struct module *vendor)
 	vm_fops.owner = vendor;
 	vcpu_fops.owner = vendor;
 	stats_fops.owner = vendor;
+	device_fops.owner = vendor;
+	hsave_vfio_set_owner(vendor);
 }
 
 int hsave_device_register(void)

@@ -2,6 +2,7 @@
 /*
  * The thread of a vCPU: where it sleeps, its timer, and the IPI that takes it out of the guest.
  */
+#include <linux/cpumask.h>
 #include <linux/hrtimer.h>
 #include <linux/preempt.h>
 #include <linux/rcuwait.h>
@@ -10,7 +11,9 @@
 #include <linux/sched/stat.h>
 #include <linux/sched/task.h>
 #include <linux/slab.h>
+#include <linux/smp.h>
 #include <linux/uaccess.h>
+#include <asm/special_insns.h>
 #include <hsave.h>
 
 struct hsave_thread {
@@ -28,6 +31,8 @@ struct hsave_thread {
 	u64 preempted[2];
 	/* Where the runner was last. */
 	int cpu;
+	/* Where it was since the guest last wrote the caches back. */
+	cpumask_var_t ran_on;
 	/* The task in KVM_RUN; set and cleared by that task itself, so it lives while RCU readers see it here. */
 	struct task_struct __rcu *runner;
 	struct hrtimer timer;
@@ -49,6 +54,8 @@ static void sched_in(struct preempt_notifier *notifier, int cpu)
 
 	if (READ_ONCE(t->note) || t->cpu != cpu)
 		hsave_scheduled(t->owner);
+	if (t->cpu != cpu)
+		cpumask_set_cpu(cpu, t->ran_on);
 	t->cpu = cpu;
 }
 
@@ -80,6 +87,10 @@ struct hsave_thread *hsave_thread_new(const void *owner)
 
 	if (!t)
 		return NULL;
+	if (!zalloc_cpumask_var(&t->ran_on, GFP_KERNEL_ACCOUNT)) {
+		kfree(t);
+		return NULL;
+	}
 	rcuwait_init(&t->wait);
 	raw_spin_lock_init(&t->note_lock);
 	preempt_notifier_init(&t->notifier, &preempt_ops);
@@ -100,6 +111,7 @@ void hsave_thread_free(struct hsave_thread *t)
 {
 	hrtimer_cancel(&t->timer);
 	preempt_notifier_dec();
+	free_cpumask_var(t->ran_on);
 	kfree(t);
 }
 
@@ -114,6 +126,8 @@ void hsave_thread_run(struct hsave_thread *t, bool running)
 	preempt_notifier_register(&t->notifier);
 	/* Preempted in between, it is found to be right already. */
 	if (READ_ONCE(t->cpu) != raw_smp_processor_id()) {
+		/* Preempted here, it is noted twice. */
+		cpumask_set_cpu(raw_smp_processor_id(), t->ran_on);
 		WRITE_ONCE(t->cpu, raw_smp_processor_id());
 		hsave_scheduled(t->owner);
 	}
@@ -161,6 +175,26 @@ void hsave_thread_preemptions(struct hsave_thread *t, u64 *reported, u64 *other)
 {
 	*reported = READ_ONCE(t->preempted[0]);
 	*other = READ_ONCE(t->preempted[1]);
+}
+
+static void write_back(void *unused)
+{
+	wbinvd();
+}
+
+/*
+ * The runner's guest wants the caches written back: on each CPU where it may have something in them. Clears the mask but
+ * for the CPU that it is on, which it may go on to use.
+ */
+void hsave_thread_wbinvd(struct hsave_thread *t)
+{
+	int cpu = get_cpu();
+
+	cpumask_set_cpu(cpu, t->ran_on);
+	on_each_cpu_mask(t->ran_on, write_back, NULL, true);
+	cpumask_clear(t->ran_on);
+	cpumask_set_cpu(cpu, t->ran_on);
+	put_cpu();
 }
 
 /* Does the kernel account how long threads wait for a CPU? */

@@ -200,6 +200,20 @@ fn instructions_that_do_little() {
     assert_eq!(vectors(&m), [13], "no performance counters");
 }
 
+/// Caches are written back for a guest only while a device of its reads memory past them.
+#[test]
+fn wbinvd_with_noncoherent_dma() {
+    let m = machine(&[0x0f, 0x09]);
+    let wbinvds = |dma| {
+        m.vm.set_noncoherent_dma(dma);
+        m.with_regs(0, |r| r.rip = CODE);
+        exit(&m, code::WBINVD, 0);
+        assert_eq!(m.regs(0).rip, CODE + 2);
+        m.cpu(0).thread.wbinvds()
+    };
+    assert_eq!([false, true, true, false].map(wbinvds), [0, 1, 2, 2]);
+}
+
 #[test]
 fn invlpg_flushes() {
     let m = machine(&[0x0f, 0x01, 0x38]); // invlpg [rax]

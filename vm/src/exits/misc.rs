@@ -12,7 +12,7 @@ use arch::event::vector;
 use arch::{Exception, Gpa, cr};
 use core::sync::atomic::Ordering::Relaxed;
 use emulator::Known;
-use host::{Cpu, Host};
+use host::{Cpu, Host, VcpuThread};
 use irqchip::Accept;
 
 /// HLT: the loop sleeps until something wakes the guest.
@@ -48,6 +48,14 @@ pub fn idle_hint<H: Host>(ctx: &mut Ctx<'_, H>, what: Known) -> Next {
         return ctx.fault(Exception::UD);
     }
     ctx.skip(what)
+}
+
+/// WBINVD matters where a device reads memory past the caches; elsewhere they are coherent, and it does nothing.
+pub fn wbinvd<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
+    if ctx.vm.noncoherent_dma.load(Relaxed) {
+        ctx.me.thread.wbinvd();
+    }
+    ctx.skip(Known::Wbinvd)
 }
 
 /// RDPMC: no performance counters are offered (APM 13.2.2).

@@ -56,7 +56,7 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, exit: Exit) -> Next {
         Exit::DrWrite { n, gpr } => cr::dr(ctx, n, gpr, true),
         Exit::Xsetbv => misc::xsetbv(ctx),
         // Caches are coherent and shared with the host: there is nothing that a guest could need written back.
-        Exit::Wbinvd => ctx.skip(Known::Wbinvd),
+        Exit::Wbinvd => misc::wbinvd(ctx),
         Exit::Invd => ctx.skip(Known::Invd),
         Exit::Pause => misc::pause(ctx),
         // Without their CPUID bits these idle hints do nothing, as on stock KVM.

@@ -33,8 +33,8 @@ pub const WITHOUT: &[(&str, &str)] = &[
         _raw_read_lock_irq _raw_read_unlock_irq _raw_write_lock_irq _raw_write_unlock_irq"),
     ("SEV, and hosts that encrypt their memory: absent", "
         set_memory_decrypted set_memory_encrypted sme_me_mask"),
-    ("non-coherent DMA, which comes with the VFIO device: absent", "wbinvd_on_cpu wbinvd_on_cpus_mask"),
-    ("the VFIO device: absent", "__symbol_get __symbol_put __fdget fdget"),
+    ("WBINVD is on_each_cpu_cond_mask, which no kernel keeps from other modules", "wbinvd_on_cpu wbinvd_on_cpus_mask"),
+    ("descriptors are looked up with fget", "__fdget fdget"),
     ("guest_memfd and memory attributes: absent", "
         __filemap_get_folio_mpol __mpol_put alloc_file_pseudo anon_inode_make_secure_inode file_modified folio_unlock
         generic_file_open get_file_active init_pseudo inode_init_once iput kern_mount kern_unmount kill_anon_super

@@ -3,6 +3,7 @@
 //! guest-reads` and `policy user-writes` print that part alone.
 
 mod calls;
+mod devices;
 mod hidden;
 mod memslots;
 mod msrs;
@@ -28,6 +29,7 @@ fn main() -> Result<()> {
     calls::cpuid_checks()?;
     calls::machine_checks()?;
     calls::paravirtual()?;
+    devices::all()?;
     hidden::components()?;
     hidden::rdtscp()?;
     memslots::limits()
