@@ -29,5 +29,6 @@ mod panic;
 mod platform;
 mod shim;
 mod thread;
+mod vfio;
 
 pub use machine::Linux;

@@ -93,10 +93,10 @@ pub const WITHOUT: &[(&str, &str)] = &[
         kthread_create_worker kthread_create_worker_on_node kthread_destroy_worker kthread_flush_work kthread_queue_work
         pid_vnr queue_delayed_work_on system_long_wq timer_init_key"),
     ("a vCPU is kicked by an IPI to its CPU alone, and a CPU's state is changed on the CPU itself", "
-        alloc_cpumask_var_node free_cpumask_var smp_call_function_many smp_call_function_single"),
+        smp_call_function_many smp_call_function_single"),
     ("the runner is found by a task pointer of its own, under RCU", "get_pid_task get_task_pid put_pid"),
     ("files are made with a descriptor of their own, and the table of their operations holds the module", "
-        __module_get anon_inode_getfd anon_inode_getfile_fmode module_put try_module_get"),
+        anon_inode_getfd anon_inode_getfile_fmode try_module_get"),
     ("the mmu notifier is freed after a grace period, without waiting for it", "mmu_notifier_unregister"),
     ("user memory is copied by the shim's own functions, and requests are copied onto the heap by Rust", "
         __copy_overflow __get_user_4 __get_user_nocheck_4 __get_user_nocheck_8 __put_user_4 __put_user_8
