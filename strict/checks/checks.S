@@ -21,6 +21,8 @@
 #define no_barrier 13
 #define untrained 14
 #define second_ret 15
+#define msr_in_user 16
+#define fpu_in_user 17
 
         .set PAGE, 0x1000
         .set LOAD, 0x100000
@@ -65,6 +67,18 @@
         .macro again
         movq    $guest, VMCB + 0x578
         run
+        .endm
+
+        /* To user space and back. */
+        .macro user
+        mov     $0xc0000082, %ecx       // LSTAR
+        mov     $9f, %eax
+        xor     %edx, %edx
+        wrmsr
+        mov     $in_user, %ecx
+        mov     $2, %r11d
+        sysretq
+9:
         .endm
 
         .code32
@@ -238,6 +252,26 @@ long:
         jmp     passed
 1:      ret
 #endif
+#if CHECK == msr_in_user || CHECK == fpu_in_user
+        /* The guest leaves something in a register that is not switched by itself. */
+        mov     $0xc0000080, %ecx       // EFER.SCE
+        rdmsr
+        or      $1, %eax
+        wrmsr
+        mov     $0xc0000081, %ecx       // STAR
+        xor     %eax, %eax
+        mov     $0x00100008, %edx
+        wrmsr
+        user
+#if CHECK == msr_in_user
+        movq    $guest_msr, VMCB + 0x578
+#else
+        movq    $guest_fpu, VMCB + 0x578
+#endif
+        run
+        user
+        jmp     passed
+#endif
 #if CHECK == untrained || CHECK == second_ret
         /* The return stack is refilled. */
         mov     $32, %ecx
@@ -294,3 +328,15 @@ guest_sti:
         sti
         vmmcall
         vmmcall
+guest_msr:
+        mov     $0xc0000102, %ecx       // KernelGSBase
+        mov     $0x12345678, %eax
+        xor     %edx, %edx
+        wrmsr
+        vmmcall
+guest_fpu:
+        mov     $0x12345678, %eax
+        movq    %rax, %xmm0
+        vmmcall
+in_user:
+        syscall

@@ -47,14 +47,14 @@ pub enum Command {
         /// firmware and number of vCPUs, and `./x run` and `./x test` in chroots of a plain Debian 12 and 13
         #[arg(long)]
         all: bool,
-        /// Only the tests whose name contains this
+        /// Only the tests whose name contains this, or one of these, which commas part
         #[arg(long)]
         only: Option<String>,
         /// Only this kernel
         #[arg(long)]
         kernel: Option<Kernel>,
         /// Who emulates the AMD machine
-        #[arg(long, default_value = "plain")]
+        #[arg(long, default_value = "strict")]
         processor: Processor,
         /// Each emulated host runs for a quarter of the time only, as on a slow machine: nothing may come out differently
         #[arg(long, hide = true)]
@@ -69,7 +69,7 @@ pub enum Command {
         #[arg(long, default_value = "6.12")]
         kernel: Kernel,
         /// Who emulates the AMD machine
-        #[arg(long, default_value = "plain")]
+        #[arg(long, default_value = "strict")]
         processor: Processor,
         /// Fail if ours takes more than this fraction of stock anywhere
         #[arg(long)]

@@ -10,7 +10,7 @@ use crate::{
     env::{Env, key},
     proc, ui,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use std::{
     fs,
@@ -68,8 +68,9 @@ const OWN: &str = "HSAVE_STRICT";
 pub const FEATURES: &str = "+nrip-save,+decodeassists,+flushbyasid,+vmcb-clean,+tsc-scale,+pause-filter,+pfthreshold,\
      +lbrv,+v-vmsave-vmload,+vgif,+vnmi,+v-spec-ctrl,+ibrs,+ibpb,+amd-stibp,+amd-ssbd";
 
-/// What stands for `EPYC`: the first of these was Zen 1, which has to untrain all returns; this is Zen 3.
-const MODEL: &str = "EPYC-Milan";
+/// What stands for `EPYC`: the first of these was Zen 1, which has to untrain all returns; this is Zen 3. It has the leaf that stock
+/// reads without asking whether the processor has it; what the emulator says of others is another leaf's.
+const MODEL: &str = "EPYC-Milan,xlevel=0x80000021";
 
 /// The processor model of a host with that command line: it has the features that the plain one lacks as well, unless the model
 /// says otherwise. `unchecked` are bits of checks that are off.
@@ -106,21 +107,26 @@ pub fn fetch(env: &Env) -> Result<Option<PathBuf>> {
     }
     let name = format!("strict/{}", key(&identity.iter().map(String::as_str).collect::<Vec<_>>()));
     if !env.cache.join(&name).exists() {
-        let source = match source(env) {
-            Ok(source) => source,
+        let (source, root) = match parts(env) {
+            Ok(parts) => parts,
             Err(error) => {
-                ui::note(&format!(
-                    "no strict processor, Debian's own QEMU serves: its source cannot be had ({error:#})"
-                ));
+                ui::note(&format!("no strict processor, Debian's own QEMU serves: {error:#}"));
                 return Ok(None);
             }
         };
-        let root = root(env)?;
         env.artifact(&name, |dir| {
             ui::progress("the strict processor: QEMU from its source", |tell| build(&root, &source, &ours, dir, tell))
         })?;
     }
     Ok(Some(env.cache.join(name).join("qemu-system-x86_64")))
+}
+
+/// The source, and the root to build it in. Fails where they cannot be had or used.
+fn parts(env: &Env) -> Result<(PathBuf, PathBuf)> {
+    let output = proc::output(unshare().arg("true")).context("cannot run unshare (is util-linux installed?)")?;
+    ensure!(output.status.success(), "it is built in a root of its own, which takes root or name spaces for users");
+    let source = source(env).context("its source cannot be had")?;
+    Ok((source, root(env).context("what builds it cannot be had")?))
 }
 
 /// All files under `strict/`, by their place in it.
@@ -172,15 +178,21 @@ fn build(root: &Path, source: &Path, ours: &[(String, PathBuf)], dir: &Path, tel
         let to = work.join(name);
         copy(path, to.parent().context("a file lies in a directory")?)?;
     }
+    let mut unshare = unshare();
+    unshare.args(["sh", "-c", ENTER]).arg(root).arg(&work).args(["sh", "/qemu/build.sh"]);
+    run(unshare, tell)?;
+    fs::rename(work.join("build/qemu-system-x86_64"), dir.join("qemu-system-x86_64"))?;
+    proc::remove_dir(&work)
+}
+
+/// Starts what follows with mounts of its own.
+fn unshare() -> Command {
     let mut unshare = Command::new("unshare");
     unshare.args(["--mount", "--propagation", "private"]);
     if !proc::is_root() {
         unshare.arg("--map-root-user");
     }
-    unshare.args(["sh", "-c", ENTER]).arg(root).arg(&work).args(["sh", "/qemu/build.sh"]);
-    run(unshare, tell)?;
-    fs::rename(work.join("build/qemu-system-x86_64"), dir.join("qemu-system-x86_64"))?;
-    proc::remove_dir(&work)
+    unshare
 }
 
 fn copy(from: &Path, dir: &Path) -> Result<()> {
@@ -240,7 +252,7 @@ mod tests {
     #[test]
     fn the_models_own_words_come_last() {
         let cpu = cpu("EPYC,+svm,-nrip-save", "", SHADOW);
-        assert!(cpu.starts_with("EPYC-Milan,+nrip-save,") && cpu.ends_with(",svm-checks=63,+svm,-nrip-save"), "{cpu}");
+        assert!(cpu.starts_with("EPYC-Milan,xlevel=0x80000021,+nrip-save,") && cpu.ends_with(",svm-checks=63,+svm,-nrip-save"), "{cpu}");
         assert!(super::cpu("max,+svm", "", 0).starts_with("max,+nrip-save,"));
         assert_eq!(super::cpu("EPYC,-svm", "", 0), "EPYC,-svm");
     }

@@ -31,6 +31,8 @@ const CHECKS: &[(&str, &str)] = &[
     ("first_ret", "left-over 1: cpu 0"),
     ("untrained", ""),
     ("second_ret", "left-over 1: cpu 0"),
+    ("msr_in_user", "left-over 1: cpu 0"),
+    ("fpu_in_user", "left-over 1: cpu 0"),
     ("no_barrier", "prediction 1: cpu 0"),
 ];
 
