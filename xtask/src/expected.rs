@@ -102,6 +102,11 @@ pub const STATE: &[Expected] = expected! {
     "nested virtualisation": "checks, None efer svme", "checks, Split efer svme";
     "the local APIC's help for 32-bit guests":
         "checks, None tpr reporting:", "checks, Split tpr reporting:", "checks, Split vapic 100";
+    "CLGI and STGI are #UD without EFER.SVME, which stock leaves to a processor that has virtual GIF":
+        "instructions, clgi at level 0", "instructions, stgi at level 0";
+    "RFLAGS.RF is clear behind an instruction that was carried out, which stock leaves set where the processor tells the next RIP":
+        "debugger, both of 1 with dr6 ffff0ff0, end:", "debugger, both of 1 with dr6 ffff4ff1, end:",
+        "debugger, breakpoint of 1 with dr6 ffff0ff0, end:", "debugger, breakpoint of 1 with dr6 ffff4ff1, end:";
     "XSETBV without CR4.OSXSAVE is #UD, which the emulated processor leaves to the hypervisor":
         "instructions, xsetbv at level 0 osxsave false", "instructions, xsetbv at level 3 osxsave false";
     "AMD's processors do not have SYSENTER and SYSEXIT in long mode, which stock emulates by halves":

@@ -252,7 +252,11 @@ mod tests {
     #[test]
     fn the_models_own_words_come_last() {
         let cpu = cpu("EPYC,+svm,-nrip-save", "", SHADOW);
-        assert!(cpu.starts_with("EPYC-Milan,xlevel=0x80000021,+nrip-save,") && cpu.ends_with(",svm-checks=63,+svm,-nrip-save"), "{cpu}");
+        assert!(
+            cpu.starts_with("EPYC-Milan,xlevel=0x80000021,+nrip-save,")
+                && cpu.ends_with(",svm-checks=63,+svm,-nrip-save"),
+            "{cpu}"
+        );
         assert!(super::cpu("max,+svm", "", 0).starts_with("max,+nrip-save,"));
         assert_eq!(super::cpu("EPYC,-svm", "", 0), "EPYC,-svm");
     }
