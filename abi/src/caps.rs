@@ -58,6 +58,21 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
         cap::DISABLE_QUIRKS => 1,
         cap::DISABLE_QUIRKS2 => vm::quirks::ALL as i64,
 
+        // What only nested guests use is absent: HYPERV_ENLIGHTENED_VMCS, HYPERV_DIRECT_TLBFLUSH.
+        cap::HYPERV
+        | cap::HYPERV_VAPIC
+        | cap::HYPERV_SPIN
+        | cap::HYPERV_TIME
+        | cap::HYPERV_SYNIC
+        | cap::HYPERV_SYNIC2
+        | cap::HYPERV_VP_INDEX
+        | cap::HYPERV_EVENTFD
+        | cap::HYPERV_TLBFLUSH
+        | cap::HYPERV_SEND_IPI
+        | cap::HYPERV_CPUID
+        | cap::SYS_HYPERV_CPUID
+        | cap::HYPERV_ENFORCE_CPUID => 1,
+
         // Interrupts.
         cap::IRQCHIP
         | cap::PIT

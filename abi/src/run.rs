@@ -69,6 +69,10 @@ fn answer(page: &PageCells, pending: Pending) -> Answer {
             Answer::Msr { data: page.u64(exit::MSR_DATA), error: page.u8(exit::MSR_ERROR) != 0 }
         }
         Pending::Hypercall => Answer::Hypercall { ret: page.u64(exit::HYPERCALL_RET) },
+        Pending::HypervCall => Answer::Hypercall { ret: page.u64(exit::HYPERV_HCALL_RESULT) },
+        Pending::Syndbg => {
+            Answer::Syndbg { index: page.u32(exit::HYPERV_WORDS), status: page.u64(exit::HYPERV_SYNDBG_STATUS) }
+        }
     }
 }
 
@@ -155,6 +159,11 @@ fn report_rare(page: &PageCells, why: &UserExit, words: &[u64; 8]) -> u32 {
             page.set_u32(exit::SYSTEM_EVENT_TYPE, kind);
             page.set_u32(exit::SYSTEM_EVENT_NDATA, 0);
             reason::SYSTEM_EVENT
+        }
+        UserExit::Hyperv { kind } => {
+            page.set_u64(exit::HYPERV_TYPE, kind.into());
+            put_words(page, exit::HYPERV_WORDS, words.iter().take(6));
+            reason::HYPERV
         }
         // Only the errno tells. KVM_EXIT_MEMORY_FAULT is for private memory, which is not offered.
         UserExit::MemoryFault => reason::UNKNOWN,
@@ -262,6 +271,7 @@ mod tests {
             (UserExit::Hypercall { nr: 12, longmode: true }, 3),
             (UserExit::Debug { exception: 1, pc: 2, dr6: 3, dr7: 4 }, 4),
             (UserExit::SystemEvent { kind: 1 }, 24),
+            (UserExit::Hyperv { kind: 1 }, 27),
             (UserExit::MemoryFault, 0),
         ];
         for (why, code) in rare {

@@ -35,6 +35,7 @@ pub fn system_ioctl<H: Host>(host: &H, cmd: u32, arg: u64) -> Result<SystemReply
         KVM_CHECK_EXTENSION => caps::check_extension(host, arg),
         KVM_GET_SUPPORTED_CPUID => put_cpuid(host, arg, &vm::cpuid::supported_cpuid(host)?, 1)?,
         KVM_GET_EMULATED_CPUID => emulated_cpuid(host, arg)?,
+        KVM_GET_SUPPORTED_HV_CPUID => put_cpuid(host, arg, &vm::hyperv::supported_hv_cpuid(host, true), 1)?,
         KVM_GET_MSR_INDEX_LIST => put_indices(host, arg, |each| vm::msr::msr_index_list(host, &mut |i| each(i)))?,
         KVM_GET_MSR_FEATURE_INDEX_LIST => {
             put_indices(host, arg, |each| vm::msr::feature_index_list(host, &mut |i| each(i)))?

@@ -18,6 +18,7 @@ mod fast;
 mod frames;
 mod machine;
 mod page_in;
+mod parameters;
 pub mod rank;
 pub mod requests;
 mod thread;
@@ -29,10 +30,10 @@ pub use fallible::{OneBox, take_at, try_box, try_filled, try_insert, try_push};
 pub use fast::{FastExit, FastExits};
 pub use frames::{Pfn, TablePage};
 pub use machine::{
-    Command, EventFd, Fpu, Host, Hrtimer, Hrtimers, MapLevel, PauseParameters, PollParameters, SharedPage, Stop,
-    TimePoint, UserPage, Work,
+    Command, EventFd, Fpu, Host, Hrtimer, Hrtimers, MapLevel, SharedPage, Stop, TimePoint, UserPage, Work,
 };
 pub use page_in::PageIns;
+pub use parameters::{PauseParameters, PollParameters};
 pub use requests::{Request, VcpuRequests};
 pub use thread::VcpuThread;
 

@@ -1,6 +1,9 @@
 //! The kernel under the hypervisor.
 
-use crate::{Cpu, CpuConfig, CpuFeatures, Errno, PageCells, Pfn, TableCells, TablePage, VcpuThread};
+use crate::{
+    Cpu, CpuConfig, CpuFeatures, Errno, PageCells, PauseParameters, Pfn, PollParameters, TableCells, TablePage,
+    VcpuThread,
+};
 use arch::{HostPa, Hva, Segment};
 
 /// Size of a host mapping, as the level of the page-table entry that maps it.
@@ -129,40 +132,6 @@ pub enum Stop {
     Poison,
     /// A signal (EINTR) or out of memory (ENOMEM) while faulting in: leave with this errno.
     Errno(Errno),
-}
-
-/// How long a halted vCPU looks around before it sleeps: the module's parameters `halt_poll_ns*`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PollParameters {
-    /// Most nanoseconds; 0: not at all.
-    pub max: u32,
-    /// Factor by which the time grows; 0: it does not.
-    pub grow: u32,
-    /// What it grows to from 0, and below which it is 0.
-    pub grow_start: u32,
-    /// Divisor by which it shrinks; 0: to 0.
-    pub shrink: u32,
-}
-
-/// When a loop of PAUSE is an exit: the parameters `pause_filter_*` of the module. The default is stock's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PauseParameters {
-    /// PAUSEs before the first exit; 0: PAUSE does not exit.
-    pub count: u16,
-    /// Most cycles between two of them.
-    pub threshold: u16,
-    /// Factor by which the count grows with each exit; 0: it does not.
-    pub grow: u16,
-    /// Divisor by which it shrinks when the guest was not on a CPU; 0: to the first.
-    pub shrink: u16,
-    /// Most that it grows to.
-    pub max: u16,
-}
-
-impl Default for PauseParameters {
-    fn default() -> Self {
-        Self { count: 3000, threshold: 128, grow: 2, shrink: 0, max: u16::MAX }
-    }
 }
 
 /// What the kernel wants of the thread before it enters a guest.
@@ -325,6 +294,10 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// Nanoseconds that the current thread has waited for a CPU altogether; None if the kernel does not account it.
     fn run_delay_ns(&self) -> Option<u64>;
 
+    /// Nanoseconds that the current thread has run altogether, in the kernel and in user space.
+    fn task_runtime_ns(&self) -> u64;
+    /// May two threads of one core run at the same time on this machine, now or later?
+    fn smt_possible(&self) -> bool;
     /// Does what the kernel wants before guest entry: reschedules, task work. May sleep.
     fn do_work(&self) -> Work;
     /// Gives the CPU away if somebody waits for it. May sleep.
@@ -371,8 +344,8 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// Reads a host MSR that only describes the processor; None if it faults.
     fn read_host_msr(&self, msr: u32) -> Option<u64>;
 
-    /// Is an access to an MSR that does not exist to read zero, or do nothing, instead of failing (the module's parameter
-    /// `ignore_msrs`)? Says so in the kernel log if `report_ignored_msrs` is set.
+    /// Is an access to an MSR that does not exist to read zero, or do nothing, instead of failing (parameter `ignore_msrs`)?
+    /// Says so in the kernel log if `report_ignored_msrs` is set.
     fn ignores_msr(&self, _index: u32, _write: bool, _value: u64) -> bool {
         false
     }

@@ -5,12 +5,14 @@
 pub const CORE: u8 = 1;
 /// `Vm::shape`.
 pub const SHAPE: u8 = 2;
+/// What the vCPUs of a Hyper-V guest share. Guest memory is accessed meanwhile.
+pub const HYPERV: u8 = 3;
 /// Changes of the memslots, one at a time.
-pub const SLOT_CHANGES: u8 = 3;
+pub const SLOT_CHANGES: u8 = 4;
 /// The memslots.
-pub const SLOTS: u8 = 4;
-/// `Vm::ioevents`, `Vm::resamplers`, `Vm::msr_filter`, and the zones of the coalesced ring.
-pub const TABLES: u8 = 5;
+pub const SLOTS: u8 = 5;
+/// `Vm::ioevents`, `Vm::resamplers`, `Vm::msr_filter`, the zones of the coalesced ring, and a Hyper-V guest's connections.
+pub const TABLES: u8 = 6;
 /// The nested page tables. Nothing from here on sleeps or allocates.
 pub const MMU: u8 = 7;
 /// The invalidations that are in progress.

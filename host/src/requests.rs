@@ -31,6 +31,8 @@ pub enum Request {
     VmDead = 8,
     /// Only leave guest mode; whoever asked looks at something else.
     Kick = 9,
+    /// A guest of Hyper-V's: a synthetic timer has to be looked at, or user space to be told something.
+    Hyperv = 10,
 }
 
 const OUTSIDE: u32 = 0;

@@ -48,6 +48,12 @@ impl Bits256 {
         if value { self.set(vector) } else { self.clear(vector) }
     }
 
+    /// The vectors that are in either.
+    pub const fn union(&self, other: &Self) -> Self {
+        let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (self.0, other.0);
+        Bits256([a0 | b0, a1 | b1, a2 | b2, a3 | b3])
+    }
+
     /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0 == [0; 4]

@@ -74,6 +74,13 @@ pub enum Target {
         /// The data word.
         data: u32,
     },
+    /// KVM_IRQ_ROUTING_HV_SINT: a source of a synthetic interrupt controller (Hyper-V).
+    HvSint {
+        /// The vCPU's number among the guest's (HV_X64_MSR_VP_INDEX); it need not exist.
+        vp_index: u32,
+        /// The source; 16 and above is none.
+        sint: u32,
+    },
 }
 
 /// One entry of the table.
@@ -235,6 +242,7 @@ fn is_valid(route: &Route, mode: ChipMode, x2apic_format: bool) -> bool {
         && match route.target {
             Target::Pin { chip, pin } => mode == ChipMode::Kernel && pin < chip.pins(),
             Target::Msi { address, .. } => !x2apic_format || address >> 32 & 0xff == 0,
+            Target::HvSint { .. } => true,
         }
 }
 

@@ -207,6 +207,14 @@ impl Host for Linux {
         shim::hsave_has_run_delay().then(|| shim::hsave_run_delay())
     }
 
+    fn task_runtime_ns(&self) -> u64 {
+        shim::hsave_task_runtime()
+    }
+
+    fn smt_possible(&self) -> bool {
+        shim::hsave_smt_possible()
+    }
+
     #[inline]
     fn do_work(&self) -> Work {
         if shim::hsave_do_work() == 0 { Work::None } else { Work::Signal }

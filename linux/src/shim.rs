@@ -111,6 +111,8 @@ unsafe extern "C" {
     pub fn hsave_thread_preemptible(t: *mut KThread, yes: bool);
     pub safe fn hsave_has_run_delay() -> bool;
     pub safe fn hsave_run_delay() -> u64;
+    pub safe fn hsave_task_runtime() -> u64;
+    pub safe fn hsave_smt_possible() -> bool;
     pub fn hsave_thread_block_begin(t: *mut KThread);
     pub safe fn hsave_thread_block_prepare() -> bool;
     pub safe fn hsave_thread_block_sleep();

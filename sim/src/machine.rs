@@ -65,6 +65,8 @@ pub struct Shared {
     assembly: AtomicBool,
     /// Nanoseconds that every thread has waited for a CPU.
     pub run_delay: AtomicU64,
+    /// Nanoseconds that every thread has run.
+    pub runtime: AtomicU64,
     /// Commands that guests gave.
     pub commands: parking_lot::Mutex<Vec<Command>>,
     /// Warnings that the hypervisor gave.
@@ -137,6 +139,7 @@ impl Sim {
             features,
             assembly: AtomicBool::new(false),
             run_delay: AtomicU64::new(0),
+            runtime: AtomicU64::new(0),
             commands: Default::default(),
             warnings: Default::default(),
         }))
@@ -197,6 +200,11 @@ impl Sim {
     /// gives up as if a signal came. 0, the default, suits scenarios of one thread.
     pub fn set_patience(&self, milliseconds: u64) {
         self.0.patience.store(milliseconds, SeqCst);
+    }
+
+    /// Every thread has run for so many nanoseconds more.
+    pub fn runs(&self, ns: u64) {
+        self.0.runtime.fetch_add(ns, SeqCst);
     }
 
     /// Virtual time passes; timers whose time has come fire.
@@ -561,6 +569,12 @@ impl Host for Sim {
     }
     fn run_delay_ns(&self) -> Option<u64> {
         Some(self.0.run_delay.load(SeqCst))
+    }
+    fn task_runtime_ns(&self) -> u64 {
+        self.0.runtime.load(SeqCst)
+    }
+    fn smt_possible(&self) -> bool {
+        true
     }
     fn command(&self, what: Command) {
         uncounted(|| self.0.commands.lock().push(what));

@@ -33,7 +33,7 @@ plain! {
     kvm_regs kvm_sregs kvm_sregs2 kvm_fpu kvm_debugregs kvm_vcpu_events kvm_mp_state kvm_xcrs kvm_lapic_state
     kvm_guest_debug kvm_translation kvm_interrupt kvm_cpuid_entry2 kvm_msr_entry
     kvm_userspace_memory_region kvm_dirty_log kvm_clear_dirty_log kvm_clock_data kvm_enable_cap kvm_msi kvm_ioeventfd
-    kvm_irqfd kvm_irq_level kvm_irq_routing_entry kvm_device_attr kvm_create_device kvm_irqchip kvm_pit_config
+    kvm_hyperv_eventfd kvm_irqfd kvm_irq_level kvm_irq_routing_entry kvm_device_attr kvm_create_device kvm_irqchip kvm_pit_config
     kvm_reinject_control kvm_coalesced_mmio_zone
 }
 

@@ -86,8 +86,14 @@ impl<H: Host> Ctx<'_, H> {
             (Pending::Rdmsr, Answer::Msr { data, error }) => exits::complete_msr(self, false, data, error),
             (Pending::Wrmsr, Answer::Msr { data, error }) => exits::complete_msr(self, true, data, error),
             (Pending::Hypercall, Answer::Hypercall { ret }) => exits::complete_hypercall(self, ret),
+            (Pending::HypervCall, Answer::Hypercall { ret }) => self.complete_hyperv_call(ret),
+            (Pending::Syndbg, Answer::Syndbg { index, status }) => {
+                self.complete_syndbg(index, status);
+                Next::Resume
+            }
             // The answer does not fit the question: only a caller that mixes them up gets here.
-            (Pending::MmioRead { .. } | Pending::Rdmsr | Pending::Wrmsr | Pending::Hypercall, _) => {
+            (Pending::MmioRead { .. } | Pending::Rdmsr | Pending::Wrmsr, _)
+            | (Pending::Hypercall | Pending::HypervCall | Pending::Syndbg, _) => {
                 self.core.mmio_fragments.clear();
                 Next::Resume
             }

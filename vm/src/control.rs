@@ -76,6 +76,10 @@ impl<H: Host> Ctx<'_, H> {
         if requests.has(Request::ClockUpdate) {
             self.update_clock();
         }
+        if requests.has(Request::Hyperv) || requests.has(Request::Timer) {
+            // Behind the clocks, by which they are.
+            self.process_stimers();
+        }
         if requests.has(Request::ScanIoapic) {
             self.scan_ioapic();
         }
@@ -84,9 +88,12 @@ impl<H: Host> Ctx<'_, H> {
         }
         if self.core.inject.triple_fault {
             self.core.inject.triple_fault = false;
+            if requests.has(Request::Hyperv) {
+                self.me.thread.requests().make_request(Request::Hyperv);
+            }
             return Err(Next::User(UserExit::Shutdown));
         }
-        Ok(())
+        if requests.has(Request::Hyperv) { self.hyperv_exit() } else { Ok(()) }
     }
 
     /// Takes what other threads posted and what changes no register: interrupts and NMIs. User space may look at events, or
@@ -119,6 +126,12 @@ impl<H: Host> Ctx<'_, H> {
     fn expire_timer(&mut self) {
         let (now, tsc) = (self.vm.host.now_ns(), self.guest_tsc());
         self.core.fast.timer_at = 0;
+        if let Some(hv) = &mut self.core.hyperv {
+            // Which of them it was shows at their deadlines.
+            hv.timers.lapic = u64::MAX;
+            hv.timers.expire(now);
+            self.set_host_timer();
+        }
         if let Some(lapic) = &mut self.core.fast.lapic {
             let effect = lapic.expire(now, tsc);
             self.apply_timer(effect);
@@ -132,24 +145,24 @@ impl<H: Host> Ctx<'_, H> {
         }
         match effect {
             TimerEffect::Keep => {}
-            TimerEffect::Cancel => self.me.thread.cancel_timer(),
+            TimerEffect::Cancel => self.set_lapic_timer(u64::MAX),
             TimerEffect::ArmNs(deadline) if deadline <= self.vm.host.now_ns() => self.timer_is_due(),
-            TimerEffect::ArmNs(deadline) => self.me.thread.arm_timer(deadline),
+            TimerEffect::ArmNs(deadline) => self.set_lapic_timer(deadline),
             TimerEffect::ArmTsc(deadline) => {
                 let ahead = deadline.saturating_sub(self.guest_tsc());
                 if ahead == 0 {
                     return self.timer_is_due();
                 }
                 let ns = self.core.clock.guest_cycles_to_ns(ahead);
-                self.me.thread.arm_timer(self.vm.host.now_ns().saturating_add(ns));
+                self.set_lapic_timer(self.vm.host.now_ns().saturating_add(ns));
                 self.core.fast.timer_at = deadline;
             }
         }
     }
 
     /// The guest need not wait for an interrupt of the host's timer: it would run on until that comes.
-    fn timer_is_due(&self) {
-        self.me.thread.cancel_timer();
+    fn timer_is_due(&mut self) {
+        self.set_lapic_timer(u64::MAX);
         self.me.thread.requests().make_request(Request::Timer);
     }
 

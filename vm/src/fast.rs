@@ -69,7 +69,7 @@ pub struct Fast {
     pub lapic: Option<Lapic>,
     /// What the processor holds as a virtual interrupt.
     pub armed: Option<Armed>,
-    /// Vectors whose EOI goes to an IOAPIC that wants to know.
+    /// Vectors whose EOI goes to somebody who wants to know: an IOAPIC, or a source of the synthetic interrupt controller's.
     pub ioapic_eoi: Bits256,
     /// When the host's timer for the local APIC fires, as the guest's TSC counts; 0: it may not. A later deadline is then
     /// only noted: the timer that fires too early is set anew.

@@ -167,12 +167,26 @@ impl<H: Host> Core<H> {
             if let Some(v) = self.inject.external.take() {
                 self.inject.interrupt = Some(QueuedInterrupt { vector: v, soft: false });
                 self.inject_interrupt(EventType::Intr, v);
+            } else if let Some(v) = self.endless() {
+                if let Some(lapic) = &mut self.fast.lapic {
+                    lapic.take_without_end(v);
+                }
+                self.inject.interrupt = Some(QueuedInterrupt { vector: v, soft: false });
+                self.inject_interrupt(EventType::Intr, v);
             }
         }
         self.arm_virq(window, blocked);
         if self.inject.nmi_pending > 0 && !blocked {
             self.await_nmi(self.inject.busy());
         }
+    }
+
+    /// The interrupt that is next, if it has no end (Hyper-V's sources with automatic end). It goes through EVENTINJ when the
+    /// guest can take it: no EOI would tell when it is the turn of one below it.
+    #[inline]
+    fn endless(&self) -> Option<u8> {
+        let hv = self.hyperv.as_ref()?;
+        self.fast.lapic.as_ref()?.pending_vector().filter(|v| hv.vectors.auto_eoi.contains(*v))
     }
 
     fn inject_exception(&mut self) -> bool {
@@ -254,6 +268,8 @@ impl<H: Host> Core<H> {
             None
         } else if let Some(v) = self.inject.external {
             Some(Armed::External(v))
+        } else if self.endless().is_some() {
+            Some(Armed::Window)
         } else {
             self.fast.lapic.as_ref().and_then(|l| l.pending_vector()).map(Armed::Apic)
         };

@@ -5,7 +5,7 @@ use crate::user::UserExit;
 use crate::{Ctx, Vcpu, Vm};
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use host::{Errno, Host, Request, VcpuThread};
-use irqchip::{Accept, ChipMode, Effect, Eoi, Message, MsiFormat, Route, RoutingTable};
+use irqchip::{Accept, ChipMode, Effect, Eoi, Message, MsiFormat, Route, RoutingTable, Target};
 
 impl<H: Host> Vcpu<H> {
     /// Asks the vCPU to look at its pending events.
@@ -72,6 +72,11 @@ impl<H: Host> Vm<H> {
         // The old table is freed after the lock is let go.
         let old = core::mem::replace(&mut *self.routing.lock(), table);
         drop(old);
+        for route in routes {
+            if let Target::HvSint { vp_index, sint } = route.target {
+                self.route_synic(vp_index, sint, route.gsi);
+            }
+        }
         for v in self.vcpus() {
             v.thread.requests().make_request(Request::ScanIoapic);
             v.thread.kick();
@@ -100,6 +105,9 @@ impl<H: Host> Ctx<'_, H> {
         if !self.core.fast.ioapic_eoi.contains(eoi.vector) {
             return Next::Resume;
         }
+        if self.core.hyperv.is_some() && self.eoi_of_source(eoi.vector) {
+            return Next::Resume;
+        }
         match self.vm.chips() {
             Some(chips) => self.eoi_to_chips(chips, eoi),
             None => return Next::User(UserExit::IoapicEoi { vector: eoi.vector }),
@@ -123,6 +131,9 @@ impl<H: Host> Ctx<'_, H> {
         } else if let Some(lapic) = &self.core.fast.lapic {
             let pins = self.vm.reserved_pins();
             self.core.fast.ioapic_eoi = self.vm.routing.lock().eoi_exit_bitmap(pins, lapic, self.vm.msi_format());
+        }
+        if let Some(hv) = &mut self.core.hyperv {
+            self.core.fast.ioapic_eoi = hv.awaited_vectors(self.core.fast.ioapic_eoi);
         }
     }
 

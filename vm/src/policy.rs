@@ -2,6 +2,7 @@
 
 use crate::clock::{ClockData, Frequency, GuestMemory, write_wall_clock};
 use crate::cpuid::Runtime;
+use crate::hyperv;
 use crate::msr::{MachineCheck, MceOutcome, MsrEffect, MsrError, MsrFilter, is_fixed_once_run, passthrough};
 use crate::quirks::MISC_ENABLE_NO_MWAIT;
 use crate::run::Next;
@@ -75,7 +76,9 @@ impl<H: Host> Ctx<'_, H> {
     /// ENOMEM.
     pub fn set_cpuid(&mut self, entries: &[CpuidEntry]) -> Result<(), Errno> {
         let now = self.core.runtime(self.vm);
+        self.prepare_hyperv(entries)?;
         self.core.cpuid.set(entries, &now, self.core.has_run)?;
+        self.update_hyperv_features();
         self.core.fast.forget_cpuid();
         let features = self.core.cpuid.lapic_features(self.vm.chip_mode() == ChipMode::Split);
         if let Some(lapic) = &mut self.core.fast.lapic {
@@ -118,6 +121,9 @@ impl<H: Host> Ctx<'_, H> {
 
     /// KVM_GET_MSRS, one MSR.
     pub fn get_msr(&mut self, index: u32) -> Result<u64, MsrError> {
+        if hyperv::is_msr(index) {
+            return self.read_hyperv_msr(index, true);
+        }
         self.core.msrs(&self.vm.host, &self.vm.msrs).read(index, true)
     }
 
@@ -134,6 +140,9 @@ impl<H: Host> Ctx<'_, H> {
     #[inline]
     pub(crate) fn guest_read_msr(&mut self, index: u32) -> Result<u64, MsrError> {
         self.filtered(index, false)?;
+        if hyperv::is_msr(index) {
+            return self.read_hyperv_msr(index, false);
+        }
         self.core.msrs(&self.vm.host, &self.vm.msrs).read(index, false)
     }
 
@@ -146,6 +155,9 @@ impl<H: Host> Ctx<'_, H> {
 
     #[inline]
     fn write_msr(&mut self, index: u32, value: u64, host: bool) -> Result<Next, MsrError> {
+        if hyperv::is_msr(index) {
+            return self.write_hyperv_msr(index, value, host);
+        }
         match self.core.msrs(&self.vm.host, &self.vm.msrs).write(index, value, host)? {
             MsrEffect::PvEoi(value) if !self.set_pv_eoi(value) => Err(MsrError::Invalid),
             MsrEffect::AsyncPf(value) if !self.set_async_pf(value) => Err(MsrError::Invalid),
@@ -228,6 +240,9 @@ impl<H: Host> Ctx<'_, H> {
         }
         let clock = *self.vm.clock.lock();
         self.core.clock.publish(&clock, now, &mut Pages(self.vm));
+        if self.core.hyperv.is_some() && self.me.index == 0 {
+            self.update_tsc_page(&clock.page(&self.core.clock, now));
+        }
     }
 
     /// Request::StealUpdate: the thread has a CPU again, perhaps another one.

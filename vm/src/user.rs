@@ -29,6 +29,9 @@ pub enum UserExit {
     Debug { exception: u32, pc: u64, dr6: u64, dr7: u64 },
     /// KVM_EXIT_SYSTEM_EVENT.
     SystemEvent { kind: u32 },
+    /// KVM_EXIT_HYPERV of this kind (KVM_EXIT_HYPERV_*); the first six of [`Core::exit_words`](crate::Core::exit_words) are what
+    /// follows.
+    Hyperv { kind: u32 },
     /// KVM_EXIT_INTR together with -EINTR.
     Interrupted,
     /// Nothing was done, together with -EINTR or -EAGAIN: `kvm_run` keeps the reason that it held.
@@ -61,6 +64,10 @@ pub enum Pending {
     Wrmsr,
     /// KVM_EXIT_HYPERCALL.
     Hypercall,
+    /// KVM_EXIT_HYPERV_HCALL.
+    HypervCall,
+    /// KVM_EXIT_HYPERV_SYNDBG.
+    Syndbg,
 }
 
 /// The answer to [`Pending`], taken from `kvm_run` by the ABI crate.
@@ -74,6 +81,8 @@ pub enum Answer {
     Msr { data: u64, error: bool },
     /// The hypercall's return value.
     Hypercall { ret: u64 },
+    /// The synthetic debugger's status after MSR `index` was written.
+    Syndbg { index: u32, status: u64 },
 }
 
 /// What user space asked for in `kvm_run` at the start of KVM_RUN.

@@ -4,6 +4,7 @@ use crate::chips::RtcMark;
 use crate::exits::Pio;
 use crate::fast::Fast;
 use crate::halt::HaltPoll;
+use crate::hyperv::{self, Hyperv};
 use crate::pv::Pv;
 use crate::spin::Spin;
 use crate::{
@@ -11,10 +12,11 @@ use crate::{
     msr::MsrState, run::Next, state::MpState, stats::VcpuStats, user::Pending,
 };
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::*};
-use host::{CpuFeatures, Host, OneBox, rank};
+use host::{CpuFeatures, Host, OneBox, Request, VcpuThread, rank};
 use irqchip::{AddressCell, Pir};
 use lock_api::Mutex;
 use mmu::MemoryCache;
+use once_cell::race::OnceBox;
 
 /// A vCPU. Lives in its VM until the VM ends, whatever happens to its file.
 pub struct Vcpu<H: Host> {
@@ -38,6 +40,8 @@ pub struct Vcpu<H: Host> {
     pub lint0: AtomicU8,
     /// Has it ended the interrupt of the real-time clock?
     pub rtc: RtcMark,
+    /// What others know of it as one of a Hyper-V guest's.
+    pub(crate) hyperv: OnceBox<[hyperv::Shared; 1]>,
     /// `kvm_run` and the PIO data page: what mmap of the vCPU file shows, in this order, before the VM's coalesced ring.
     pub pages: [H::SharedPage; 2],
     /// Everything else. Held for the length of each vCPU ioctl.
@@ -118,6 +122,8 @@ pub struct Core<H: Host> {
     pub clock: VcpuClock,
     /// What the guest shares of its memory.
     pub(crate) pv: Pv,
+    /// What makes it one of a Hyper-V guest's, as soon as it is.
+    pub(crate) hyperv: Option<OneBox<Hyperv>>,
     /// Exceptions, interrupts and NMIs on their way into the guest.
     pub inject: Injection,
     /// MMIO and PIO on their way to user space.
@@ -182,6 +188,23 @@ pub struct Ctx<'a, H: Host> {
 }
 
 impl<H: Host> Vcpu<H> {
+    /// Makes the request, and gets the vCPU out of the guest if it is there.
+    #[inline]
+    pub(crate) fn ring(&self, what: Request) {
+        self.thread.requests().make_request(what);
+        self.thread.kick();
+    }
+
+    /// After [`ring`](Self::ring): returns when the vCPU is out of the guest, or has been and has served the request.
+    /// **Memory safety hangs on it**, for [`Vm::flush_all`](crate::Vm::flush_all).
+    #[inline]
+    pub(crate) fn wait_for_exit(&self, what: Request) {
+        // The IPI is on its way; the vCPU leaves the guest within its latency.
+        while self.thread.requests().needs_ipi() && self.thread.requests().test_request(what) {
+            core::hint::spin_loop();
+        }
+    }
+
     /// The page that holds the data of KVM_EXIT_IO.
     pub(crate) fn pio_page(&self) -> &H::SharedPage {
         let [_, pio] = &self.pages;

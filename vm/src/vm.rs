@@ -10,6 +10,7 @@ use crate::debug::DebugState;
 use crate::fast::Fast;
 use crate::fpu::FpuUse;
 use crate::halt::HaltPoll;
+use crate::hyperv::Partition;
 use crate::inject::Injection;
 use crate::ioeventfd::{IoEventSpec, IoEvents};
 use crate::mmio::MmioFragments;
@@ -116,6 +117,8 @@ pub struct Vm<H: Host> {
     pub(crate) noncoherent_dma: AtomicBool,
     /// Coalesced MMIO and PIO.
     pub coalesced: Coalesced<H>,
+    /// What the vCPUs of a Hyper-V guest share.
+    pub(crate) partition: Partition<H>,
     /// What guests can be offered: vCPUs need not ask the processor again.
     caps: Caps,
     /// Serialises what changes the VM's shape (KVM's `kvm->lock`).
@@ -151,6 +154,7 @@ impl<H: Host> Vm<H> {
             noncoherent_dma: AtomicBool::new(false),
             vapics_in_nmi_mode: AtomicUsize::new(0),
             coalesced,
+            partition: Partition::new(),
             hrtimers,
             caps: Caps::new(&host),
             shape: Mutex::new(()),
@@ -243,6 +247,7 @@ impl<H: Host> Vm<H> {
             msr,
             clock,
             pv: Pv::default(),
+            hyperv: None,
             inject: Injection::default(),
             mmio_fragments,
             mp_state: if waits { MpState::Uninitialized } else { MpState::Runnable },
@@ -285,6 +290,7 @@ impl<H: Host> Vm<H> {
             spin: Spin::default(),
             lint0,
             rtc: RtcMark::default(),
+            hyperv: OnceBox::new(),
             pages,
             core: Mutex::new(core),
         })
@@ -409,8 +415,7 @@ impl<H: Host> Vm<H> {
     /// Rings every vCPU, and gets those out of the guest that are in it.
     pub(crate) fn ring_all(&self, what: Request) {
         for v in self.vcpus() {
-            v.thread.requests().make_request(what);
-            v.thread.kick();
+            v.ring(what);
         }
     }
 
@@ -431,10 +436,7 @@ impl<H: Host> Vm<H> {
         }
         self.ring_all(Request::TlbFlush);
         for v in self.vcpus() {
-            // The IPI is on its way; the vCPU leaves the guest within its latency.
-            while v.thread.requests().needs_ipi() && v.thread.requests().test_request(Request::TlbFlush) {
-                core::hint::spin_loop();
-            }
+            v.wait_for_exit(Request::TlbFlush);
         }
     }
 }

@@ -17,6 +17,7 @@ fn bad_addresses() {
             KVM_GET_PIT2,
             KVM_SET_PIT2,
             KVM_SIGNAL_MSI,
+            KVM_HYPERV_EVENTFD,
             KVM_CLEAR_DIRTY_LOG,
             KVM_X86_SET_MSR_FILTER,
             KVM_SET_TSC_KHZ,

@@ -232,7 +232,9 @@ fn routing() {
         kvm_irq_routing_entry { flags: 2, ..msi },
         kvm_irq_routing_entry { gsi: 4096, ..msi },
         kvm_irq_routing_entry { type_: 0, ..msi },
-        kvm_irq_routing_entry { type_: 4, ..msi },
+        kvm_irq_routing_entry { type_: 3, ..msi },
+        kvm_irq_routing_entry { type_: KVM_IRQ_ROUTING_HV_SINT, flags: 1, ..msi },
+        kvm_irq_routing_entry { type_: 5, ..msi },
         // The IOAPIC is not in the kernel.
         kvm_irq_routing_entry { type_: KVM_IRQ_ROUTING_IRQCHIP, u: [2, 1, 0, 0, 0, 0, 0, 0], ..msi },
     ] {

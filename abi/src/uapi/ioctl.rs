@@ -81,6 +81,7 @@ numbers! {
     KVM_GET_PIT2 = ior::<kvm_pit_state2>(0x9f);
     KVM_SET_PIT2 = iow::<kvm_pit_state2>(0xa0);
     KVM_SIGNAL_MSI = iow::<kvm_msi>(0xa5);
+    KVM_HYPERV_EVENTFD = iow::<kvm_hyperv_eventfd>(0xbd);
     KVM_CLEAR_DIRTY_LOG = iowr::<kvm_clear_dirty_log>(0xc0);
     KVM_X86_SET_MSR_FILTER = iow::<kvm_msr_filter>(0xc6);
     KVM_CREATE_DEVICE = iowr::<kvm_create_device>(0xe0);
@@ -130,6 +131,7 @@ numbers! {
     KVM_SMI = io(0xb7);
     KVM_GET_NESTED_STATE = iowr::<kvm_nested_state>(0xbe);
     KVM_SET_NESTED_STATE = iow::<kvm_nested_state>(0xbf);
+    KVM_GET_SUPPORTED_HV_CPUID = iowr::<kvm_cpuid2>(0xc1);
     KVM_GET_SREGS2 = ior::<kvm_sregs2>(0xcc);
     KVM_SET_SREGS2 = iow::<kvm_sregs2>(0xcd);
     KVM_PRE_FAULT_MEMORY = iowr::<kvm_pre_fault_memory>(0xd5);

@@ -59,6 +59,14 @@ abi! {
         28 => pad: [u8; 36],
     }
 
+    /// KVM_HYPERV_EVENTFD.
+    struct kvm_hyperv_eventfd: 24 {
+        0 => conn_id: u32,
+        4 => fd: i32,
+        8 => flags: u32,
+        12 => padding: [u32; 3],
+    }
+
     /// KVM_SIGNAL_MSI.
     struct kvm_msi: 32 {
         0 => address_lo: u32,
@@ -75,7 +83,8 @@ abi! {
         4 => flags: u32,
     }
 
-    /// An entry of KVM_SET_GSI_ROUTING. `u` is `{irqchip, pin}` or `{address_lo, address_hi, data, devid}`.
+    /// An entry of KVM_SET_GSI_ROUTING. `u` is `{irqchip, pin}`, `{address_lo, address_hi, data, devid}` or, of Hyper-V,
+    /// `{vcpu, sint}`.
     struct kvm_irq_routing_entry: 48 {
         0 => gsi: u32,
         4 => type_: u32,
@@ -103,3 +112,8 @@ pub const KVM_MSI_VALID_DEVID: u32 = 1;
 pub const KVM_IRQ_ROUTING_IRQCHIP: u32 = 1;
 /// `kvm_irq_routing_entry.type`: an MSI.
 pub const KVM_IRQ_ROUTING_MSI: u32 = 2;
+/// `kvm_irq_routing_entry.type`: a source of a synthetic interrupt controller.
+pub const KVM_IRQ_ROUTING_HV_SINT: u32 = 4;
+
+/// `kvm_hyperv_eventfd.flags`: take the binding back.
+pub const KVM_HYPERV_EVENTFD_DEASSIGN: u32 = 1;

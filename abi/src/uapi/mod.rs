@@ -68,6 +68,7 @@ pub const LAYOUTS: &[Layout] = &[
     kvm_clear_dirty_log::LAYOUT,
     kvm_irqfd::LAYOUT,
     kvm_ioeventfd::LAYOUT,
+    kvm_hyperv_eventfd::LAYOUT,
     kvm_msi::LAYOUT,
     kvm_irq_routing::LAYOUT,
     kvm_clock_data::LAYOUT,

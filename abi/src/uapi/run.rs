@@ -62,6 +62,11 @@ pub mod exit {
     pub const SYSTEM_EVENT_TYPE: usize = 32;
     pub const SYSTEM_EVENT_NDATA: usize = 36;
     pub const EOI_VECTOR: usize = 32;
+    pub const HYPERV_TYPE: usize = 32;
+    /// What is told of the kind; the MSR, where it is about one.
+    pub const HYPERV_WORDS: usize = 40;
+    pub const HYPERV_HCALL_RESULT: usize = 48;
+    pub const HYPERV_SYNDBG_STATUS: usize = 56;
 }
 
 /// KVM_EXIT_*.
@@ -81,6 +86,7 @@ pub mod reason {
     pub const INTERNAL_ERROR: u32 = 17;
     pub const SYSTEM_EVENT: u32 = 24;
     pub const IOAPIC_EOI: u32 = 26;
+    pub const HYPERV: u32 = 27;
     pub const X86_RDMSR: u32 = 29;
     pub const X86_WRMSR: u32 = 30;
 }
@@ -156,6 +162,12 @@ mod tests {
             system_event.type_ => SYSTEM_EVENT_TYPE
             system_event.ndata => SYSTEM_EVENT_NDATA
             eoi.vector => EOI_VECTOR
+            hyperv.type_ => HYPERV_TYPE
+            hyperv.u.synic.msr => HYPERV_WORDS
+            hyperv.u.hcall.input => HYPERV_WORDS
+            hyperv.u.hcall.result => HYPERV_HCALL_RESULT
+            hyperv.u.syndbg.msr => HYPERV_WORDS
+            hyperv.u.syndbg.status => HYPERV_SYNDBG_STATUS
         }
     }
 
@@ -175,6 +187,7 @@ mod tests {
             (reason::INTERNAL_ERROR, KVM_EXIT_INTERNAL_ERROR),
             (reason::SYSTEM_EVENT, KVM_EXIT_SYSTEM_EVENT),
             (reason::IOAPIC_EOI, KVM_EXIT_IOAPIC_EOI),
+            (reason::HYPERV, KVM_EXIT_HYPERV),
             (reason::X86_RDMSR, KVM_EXIT_X86_RDMSR),
             (reason::X86_WRMSR, KVM_EXIT_X86_WRMSR),
             (reason::UNKNOWN, KVM_EXIT_UNKNOWN),

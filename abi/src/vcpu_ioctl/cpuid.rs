@@ -47,3 +47,10 @@ fn set<H: Host, T: Abi>(ctx: &mut Ctx<'_, H>, arg: u64, plain: fn(T) -> CpuidEnt
 pub fn get_cpuid2<H: Host>(ctx: &Ctx<'_, H>, arg: u64) -> Result<(), Errno> {
     put_cpuid(&ctx.vm.host, arg, ctx.cpuid_entries(), 0).map(|_| ())
 }
+
+/// KVM_GET_SUPPORTED_HV_CPUID on a vCPU: without what wants a local APIC in the kernel where there is none. Errors: E2BIG.
+pub fn get_supported_hv_cpuid<H: Host>(ctx: &Ctx<'_, H>, arg: u64) -> Result<(), Errno> {
+    let host = &ctx.vm.host;
+    let leaves = vm::hyperv::supported_hv_cpuid(host, ctx.core.fast.lapic.is_some());
+    put_cpuid(host, arg, &leaves, 1).map(|_| ())
+}

@@ -74,6 +74,7 @@ fn dispatch<H: Host>(ctx: &mut Ctx<'_, H>, cmd: u32, arg: u64) -> Result<i64, Er
         KVM_SET_CPUID => cpuid::set_cpuid(ctx, arg),
         KVM_SET_CPUID2 => cpuid::set_cpuid2(ctx, arg),
         KVM_GET_CPUID2 => cpuid::get_cpuid2(ctx, arg),
+        KVM_GET_SUPPORTED_HV_CPUID => cpuid::get_supported_hv_cpuid(ctx, arg),
         KVM_X86_SETUP_MCE => take(ctx, arg, |c, mcg_cap| c.setup_mce(*mcg_cap)),
         KVM_X86_SET_MCE => take(ctx, arg, set_mce),
 
@@ -110,11 +111,16 @@ fn dispatch<H: Host>(ctx: &mut Ctx<'_, H>, cmd: u32, arg: u64) -> Result<i64, Er
     result.map(|()| 0)
 }
 
-/// KVM_ENABLE_CAP on a vCPU. Errors: EINVAL (unknown flags, or a capability that is not a vCPU's).
+/// KVM_ENABLE_CAP on a vCPU. Errors: EINVAL (unknown flags, or a capability that is not a vCPU's; no local APIC in the
+/// kernel), ENOTTY (what is for nested guests), ENOMEM.
 fn enable_cap<H: Host>(ctx: &mut Ctx<'_, H>, c: &kvm_enable_cap) -> Result<(), Errno> {
     let [arg, ..] = c.args;
     match (c.flags, c.cap) {
         (0, cap::ENFORCE_PV_FEATURE_CPUID) => ctx.core.msr.enforce_pv = arg != 0,
+        (0, cap::HYPERV_SYNIC) => ctx.enable_synic(false)?,
+        (0, cap::HYPERV_SYNIC2) if arg == 0 => ctx.enable_synic(true)?,
+        (0, cap::HYPERV_ENFORCE_CPUID) => ctx.enforce_hv_cpuid(arg != 0)?,
+        (0, cap::HYPERV_ENLIGHTENED_VMCS | cap::HYPERV_DIRECT_TLBFLUSH) => return Err(Errno::ENOTTY),
         _ => return Err(Errno::EINVAL),
     }
     Ok(())

@@ -39,6 +39,7 @@ fn route(e: &kvm_irq_routing_entry) -> Result<Route, Errno> {
             let chip = Chip::from_id(a).ok_or(Errno::EINVAL)?;
             Target::Pin { chip, pin: u8::try_from(b).map_err(|_| Errno::EINVAL)? }
         }
+        KVM_IRQ_ROUTING_HV_SINT if e.flags == 0 => Target::HvSint { vp_index: a, sint: b },
         _ => return Err(Errno::EINVAL),
     };
     Ok(Route { gsi: e.gsi, target })
@@ -107,4 +108,14 @@ pub fn ioeventfd<H: Host>(vm: &Vm<H>, arg: u64) -> Result<(), Errno> {
         datamatch: if wildcard { None } else { Some(e.datamatch) },
     };
     vm.ioeventfd(!has(KVM_IOEVENTFD_FLAG_DEASSIGN), spec, e.fd)
+}
+
+/// KVM_HYPERV_EVENTFD. Errors: EINVAL (flags, a connection's number of more than 24 bits, no eventfd), EBADF, EEXIST, ENOENT,
+/// ENOMEM.
+pub fn hyperv_eventfd<H: Host>(vm: &Vm<H>, e: &kvm_hyperv_eventfd) -> Result<(), Errno> {
+    match e.flags {
+        0 => vm.bind_connection(e.conn_id, e.fd),
+        KVM_HYPERV_EVENTFD_DEASSIGN => vm.unbind_connection(e.conn_id),
+        _ => Err(Errno::EINVAL),
+    }
 }

@@ -78,6 +78,7 @@ pub fn vm_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<VmReply, Errn
         KVM_IRQ_LINE => done(irq::irq_line(vm, arg, false))?,
         KVM_IRQ_LINE_STATUS => done(irq::irq_line(vm, arg, true))?,
         KVM_IOEVENTFD => done(irq::ioeventfd(vm, arg))?,
+        KVM_HYPERV_EVENTFD => done(irq::hyperv_eventfd(vm, &get(host, arg)?))?,
         KVM_CREATE_IRQCHIP => done(vm.create_irqchip())?,
         KVM_GET_IRQCHIP => done(chips::get_irqchip(vm, arg))?,
         KVM_SET_IRQCHIP => done(chips::set_irqchip(vm, arg))?,

@@ -98,6 +98,13 @@ impl Lapic {
         self.update_ppr();
     }
 
+    /// `vector` leaves IRR and is never in service: whoever takes it does not end it (Hyper-V's interrupts with automatic
+    /// end).
+    pub fn take_without_end(&mut self, vector: u8) {
+        self.irr.clear(vector);
+        self.irr_max = self.irr.highest().unwrap_or(0);
+    }
+
     /// Is there a vector in IRR that only TPR holds back?
     #[inline]
     pub fn waits_for_tpr(&self) -> bool {

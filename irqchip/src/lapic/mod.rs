@@ -23,6 +23,7 @@ use arch::GuestIndexed;
 
 pub use base::{Mode, checked_base};
 pub use deliver::Lint0;
+pub use msr::Vapic;
 pub use regs::Lvt;
 use regs::{LVT_ENTRIES, LVT_MASKED};
 pub use state::InvalidState;

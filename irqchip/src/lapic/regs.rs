@@ -169,14 +169,15 @@ impl Lapic {
         })
     }
 
-    /// A 64-bit write to the x2APIC ICR.
-    pub(super) fn write_x2apic_icr(&mut self, value: u64) -> Result<Effect, Gp> {
+    /// A 64-bit write to ICR, which x2APIC mode has, and Hyper-V's guests in any mode.
+    pub(super) fn write_icr64(&mut self, value: u64) -> Result<Effect, Gp> {
         let low = value as u32;
         if low & X2APIC_ICR_RESERVED != 0 {
             return Err(Gp);
         }
         self.icr_high = (value >> 32) as u32;
-        let effect = self.write_icr(low, self.icr_high);
+        let dest = if self.mode() == Mode::X2Apic { self.icr_high } else { self.icr_high >> 24 };
+        let effect = self.write_icr(low, dest);
         // Unlike a self IPI, which leaves ICR alone.
         self.icr_low = low & !ICR_BUSY;
         Ok(effect)

@@ -2,11 +2,13 @@
 /*
  * The thread of a vCPU: where it sleeps, its timer, and the IPI that takes it out of the guest.
  */
+#include <linux/cpu.h>
 #include <linux/cpumask.h>
 #include <linux/hrtimer.h>
 #include <linux/preempt.h>
 #include <linux/rcuwait.h>
 #include <linux/sched.h>
+#include <linux/sched/cputime.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/stat.h>
 #include <linux/sched/task.h>
@@ -206,6 +208,20 @@ bool hsave_has_run_delay(void)
 u64 hsave_run_delay(void)
 {
 	return current->sched_info.run_delay;
+}
+
+/* How long the current thread has run, in user space and in the kernel. */
+u64 hsave_task_runtime(void)
+{
+	u64 user, system;
+
+	task_cputime_adjusted(current, &user, &system);
+	return user + system;
+}
+
+bool hsave_smt_possible(void)
+{
+	return cpu_smt_possible();
 }
 
 /* Sends an IPI to the CPU where the runner is on, which ends a guest there. No IPI if it is not running. */

@@ -131,7 +131,8 @@ impl<H: Host> Vm<H> {
             let r = match target {
                 Target::Pin { chip, pin } => self.drive_pin(chip, pin, source, level),
                 Target::Msi { address, data } if level => self.deliver_msi(address, data),
-                Target::Msi { .. } => -1,
+                Target::HvSint { vp_index, sint } if level => self.raise_synic(vp_index, sint),
+                Target::Msi { .. } | Target::HvSint { .. } => -1,
             };
             if r >= 0 {
                 status = status.max(0).saturating_add(r);
@@ -150,6 +151,9 @@ impl<H: Host> Vm<H> {
                 }
                 Target::Msi { address, data } => {
                     self.deliver_msi(address, data);
+                }
+                Target::HvSint { vp_index, sint } => {
+                    self.raise_synic(vp_index, sint);
                 }
             }
         }

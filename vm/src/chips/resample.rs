@@ -16,7 +16,7 @@ pub(crate) struct Resampler<E> {
 
 impl<H: Host> Vm<H> {
     /// The interrupt of `gsi` ended.
-    pub(super) fn resample(&self, gsi: u32) {
+    pub(crate) fn resample(&self, gsi: u32) {
         if self.is_resampled(gsi) {
             self.drive_gsi(gsi, Source::Resample, false);
             self.signal_resamplers(Some(gsi));

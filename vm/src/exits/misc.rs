@@ -92,6 +92,9 @@ const KVM_EPERM: u64 = -1i64 as u64;
 /// VMMCALL.
 pub fn vmmcall<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     ctx.me.stats.hypercalls.count();
+    if ctx.takes_hyperv_calls() {
+        return ctx.hyperv_call();
+    }
     let long = ctx.in_64bit_mode();
     let mask = if long { !0 } else { 0xffff_ffff };
     let arg = |n| ctx.core.cpu.gpr(n) & mask;

@@ -82,7 +82,7 @@ pub fn msr_index_list(host: &impl HostInfo, each: &mut impl FnMut(u32)) {
             each(msr);
         }
     }
-    EMULATED.into_iter().for_each(each);
+    EMULATED.into_iter().chain(crate::hyperv::SAVED).for_each(each);
 }
 
 /// Is it one that [`msr_index_list`] may name?

@@ -2,8 +2,8 @@
 //!
 //! [`MsrAccess`] is one vCPU's view for the length of one access: it borrows the places where MSRs live (the save area,
 //! the local APIC, the clock, [`MsrState`]) and answers. What an access means for anything else comes back as an
-//! [`MsrEffect`]. Values and faults are those of stock kvm-amd without performance monitoring, nested virtualization
-//! and Hyper-V.
+//! [`MsrEffect`]. Values and faults are those of stock kvm-amd without performance monitoring and nested virtualization.
+//! Hyper-V's are elsewhere ([`hyperv`](crate::hyperv)).
 
 mod access;
 mod filter;

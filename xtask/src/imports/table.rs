@@ -22,10 +22,11 @@ pub const WITHOUT: &[(&str, &str)] = &[
         perf_event_read_value perf_event_release_kernel perf_get_hw_event_config perf_get_x86_pmu_capability
         perf_load_guest_context perf_load_guest_lvtpc perf_put_guest_context perf_put_guest_lvtpc
         perf_release_mediated_pmu bsearch sort x86_match_cpu __bitmap_set"),
-    ("Hyper-V enlightenments: absent", "
-        __kfifo_in __kfifo_out hyperv_fill_flush_guest_mapping_list hyperv_flush_guest_mapping
-        hyperv_flush_guest_mapping_range hv_vp_assist_page ktime_add_safe ms_hyperv task_cputime_adjusted x86_hyper_type
-        __sw_hweight64"),
+    ("Hyper-V enlightenments without queues of addresses to flush", "
+        __kfifo_in __kfifo_out ktime_add_safe __sw_hweight64"),
+    ("hosts that are guests of Hyper-V have no help from it", "
+        hyperv_fill_flush_guest_mapping_list hyperv_flush_guest_mapping hyperv_flush_guest_mapping_range hv_vp_assist_page
+        ms_hyperv x86_hyper_type"),
     ("hosts that are guests of Hyper-V get no TSC page from it, nor help when its TSC changes", "
         clear_hv_tscchange_cb set_hv_tscchange_cb hyperv_stop_tsc_emulation hv_get_tsc_page"),
     ("Xen enlightenments: absent", "

@@ -8,6 +8,7 @@ use syn::{BinOp, Expr, spanned::Spanned, visit::Visit};
 const PLACES: &[&str] = &[
     "irqchip/src/",
     "vm/src/msr/",
+    "vm/src/hyperv/",
     "vm/src/chips/",
     "vm/src/cpuid/",
     "vm/src/apics.rs",
