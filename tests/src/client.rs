@@ -10,6 +10,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use memmap2::{MmapMut, MmapOptions};
+use std::os::fd::AsRawFd;
 
 /// Where guest code is put.
 pub const CODE: u64 = 0x10_0000;
@@ -179,4 +180,14 @@ pub fn assemble(f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedE
     let mut a = CodeAssembler::new(64).map_err(|e| anyhow!("assembler: {e}"))?;
     f(&mut a).map_err(|e| anyhow!("assembling the guest: {e}"))?;
     Ok(a)
+}
+
+/// An ioctl with a number as its argument: what it returns, or minus the errno.
+pub fn number(fd: &impl AsRawFd, request: u64, arg: u64) -> i64 {
+    // SAFETY: none of the requests here writes through its argument but where it is a live struct's address.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request as libc::Ioctl, arg) };
+    match result {
+        -1 => -i64::from(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)),
+        n => n.into(),
+    }
 }

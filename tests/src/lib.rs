@@ -5,6 +5,7 @@ pub mod client;
 pub mod descriptors;
 pub mod failing;
 pub mod handlers;
+pub mod hyperv;
 pub mod pace;
 pub mod plain;
 pub mod random;

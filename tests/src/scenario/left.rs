@@ -30,6 +30,10 @@ pub enum Left {
     Hypercall { nr: u64, args: [u64; 6] },
     /// KVM_EXIT_DEBUG.
     Debug { exception: u32, pc: u64, dr6: u64 },
+    /// KVM_EXIT_SYSTEM_EVENT.
+    SystemEvent { kind: u32 },
+    /// KVM_EXIT_HYPERV with the words behind its type.
+    Hyperv { kind: u32, words: [u64; 6] },
     /// KVM_EXIT_INTR.
     Intr,
     /// KVM_EXIT_UNKNOWN: only the errno says why.
@@ -78,6 +82,11 @@ impl Left {
                 exception: page.u32(exit::DEBUG_EXCEPTION),
                 pc: page.u64(exit::DEBUG_PC),
                 dr6: page.u64(exit::DEBUG_DR6),
+            },
+            reason::SYSTEM_EVENT => Left::SystemEvent { kind: page.u32(exit::SYSTEM_EVENT_TYPE) },
+            reason::HYPERV => Left::Hyperv {
+                kind: page.u32(exit::HYPERV_TYPE),
+                words: std::array::from_fn(|i| page.u64(exit::HYPERV_WORDS + 8 * i)),
             },
             reason::INTR => Left::Intr,
             reason::UNKNOWN => Left::Unknown,

@@ -2,6 +2,7 @@
 //! looks inside only to see what reached the processor.
 
 mod assembly;
+mod hyperv;
 mod left;
 mod modes;
 

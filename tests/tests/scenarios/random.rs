@@ -63,6 +63,17 @@ enum Op {
         bytes: [u8; 16],
     },
     Guest(Guest),
+    GuestMsr {
+        write: bool,
+        index: u32,
+        value: u64,
+    },
+    /// VMMCALL with these in RCX, RDX and R8.
+    Hypercall {
+        value: u64,
+        input: u64,
+        output: u64,
+    },
     Touch {
         gpa: u64,
         write: bool,
@@ -114,7 +125,27 @@ fn cmd() -> impl Strategy<Value = u32> {
 
 fn msr() -> impl Strategy<Value = u32> {
     let known = [0x10, 0x1b, 0x277, 0x6e0, 0x80b, 0x80f, 0x830, 0x832, 0x838, 0x83e, 0xc000_0080, 0xc000_0102];
-    prop_oneof![4 => prop::sample::select(known.to_vec()), 1 => any::<u32>(), 1 => 0x800..0x840u32, 1 => 0x4b56_4d00..0x4b56_4d08u32]
+    let hyperv = || 0x4000_0000..0x4000_0120u32;
+    prop_oneof![4 => prop::sample::select(known.to_vec()), 1 => any::<u32>(), 1 => 0x800..0x840u32, 1 => 0x4b56_4d00..0x4b56_4d08u32, 2 => hyperv()]
+}
+
+/// What MSRs of Hyper-V's hold: pages of memory, of nobody, of the local APIC; timers; sources.
+fn hyperv_value() -> impl Strategy<Value = u64> {
+    let pages = [0xb001, 0xd001, 0xd000_0001, 0xfee0_0001, 0x3f_f001, 0xffff_ffff_ffff_f001];
+    let timers = [0x1003, 0x5_0003, 0x5_0009, 0x1611, 0x3611_0003, 1, 1 << 63];
+    let sources = [0x41, 0x2_0041, 0x1_0000, 0x2_0042, 0x10];
+    prop_oneof![prop::sample::select([&pages[..], &timers, &sources].concat()), number()]
+}
+
+fn hypercall() -> impl Strategy<Value = Op> {
+    let codes = prop::sample::select(vec![2, 3, 8, 0xb, 0x13, 0x14, 0x15, 0x5c, 0x5d, 0x6b, 0x8001]);
+    let code = prop_oneof![8 => codes, 1 => 0..0x1_0000u64];
+    let shape = prop_oneof![4 => Just((0, 0)), 2 => (0..66u64, 0..18u64), 1 => (0..0x400u64, 0..0x1000u64)];
+    let input = || prop_oneof![2 => (0..8u64).prop_map(|n| 0xb000 + 8 * n), 1 => number(), 1 => 0x30..0x60u64];
+    (code, any::<bool>(), shape, input(), input()).prop_map(|(code, fast, (var, reps), input, output)| {
+        let value = code | u64::from(fast) << 16 | var << 17 | reps << 32;
+        Op::Hypercall { value, input, output }
+    })
 }
 
 fn guest() -> impl Strategy<Value = Guest> {
@@ -155,6 +186,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..1024u64, 1..8u64, how).prop_map(|(page, pages, how)| Op::Host { page, pages, how }),
         2 => (prop_oneof![Just(0xfee0_0000u32), any::<u32>()], any::<u32>()).prop_map(|(low, data)| Op::Msi { low, data }),
         2 => (msr(), number()).prop_map(|(index, value)| Op::Msr { index, value }),
+        2 => (any::<bool>(), msr(), hyperv_value()).prop_map(|(write, index, value)| Op::GuestMsr { write, index, value }),
+        2 => hypercall(),
         1 => (0..240u32, 0..32u64).prop_map(|(cap, arg)| Op::Cap { cap, arg }),
         1 => (0..10_000_000u64).prop_map(Op::Advance),
         2 => (0..3u8, any::<[u8; 16]>()).prop_map(|(mode, bytes)| Op::Code { mode, bytes }),
@@ -227,6 +260,19 @@ fn perform(m: &Machine, op: Op) {
             play(m, g);
             Ok(0)
         }
+        Op::GuestMsr { write, index, value } => {
+            if write {
+                m.wrmsr(0, index, value);
+            } else {
+                m.rdmsr(0, index);
+            }
+            Ok(0)
+        }
+        Op::Hypercall { value, input, output } => {
+            m.host_changes(CODE, 1, Page::Writable);
+            m.hypercall(0, value, input, output);
+            Ok(0)
+        }
         Op::Touch { gpa, write } => {
             m.tries(0, gpa, write);
             Ok(0)
@@ -266,14 +312,21 @@ fn check(m: &Machine) {
     assert!(!stale, "a mapping that outlived its page");
 }
 
-fn machine(newer: bool, irqchip: bool) -> Machine {
+fn machine(newer: bool, irqchip: bool, hyperv: bool) -> Machine {
     let features = CpuFeatures { nrips: newer, decode_assists: newer, page_1g: newer, ..PLAIN };
     let m = Machine::bare(features).expect("a VM");
     if irqchip {
         assert_eq!(m.enable(KVM_CAP_SPLIT_IRQCHIP, 24), Ok(0));
     }
     assert_eq!(m.region(0, 0, 0, RAM, RAM_HVA), Ok(0));
-    m.add_vcpu(0).expect("a vCPU");
+    if hyperv {
+        m.add_hyperv_vcpu(0, |_| ());
+        let synic = m.enable_vcpu(0, KVM_CAP_HYPERV_SYNIC, 0);
+        assert_eq!(synic.is_ok(), irqchip);
+        assert_eq!(m.set_msr(0, 0x4000_0000, 1), Ok(1));
+    } else {
+        m.add_vcpu(0).expect("a vCPU");
+    }
     m.long(0, &[]);
     if irqchip {
         m.x2apic(0);
@@ -285,8 +338,8 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 2000, ..Default::default() })]
 
     #[test]
-    fn anything_in_any_order(newer: bool, irqchip: bool, ops in prop::collection::vec(op(), 1..60)) {
-        let m = machine(newer, irqchip);
+    fn anything_in_any_order(newer: bool, irqchip: bool, hyperv: bool, ops in prop::collection::vec(op(), 1..60)) {
+        let m = machine(newer, irqchip, hyperv);
         for op in ops {
             perform(&m, op);
             check(&m);

@@ -26,6 +26,8 @@ pub type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 pub struct Loop {
     /// Which interrupt controllers are in the kernel, memory, devices: done before the vCPU exists.
     pub prepare: fn(&mut Client) -> Result<()>,
+    /// What the vCPU is, beside what every one here is.
+    pub dress: fn(&Client, &VcpuFd) -> Result<()>,
     /// Once, before the loop.
     pub setup: Code,
     /// One round.
@@ -49,7 +51,15 @@ impl Loop {
                     | VcpuExit::MmioWrite(MMIO, _)
             ))
         };
-        Self { prepare: |client| client.split_irqchip(), setup: |_| Ok(()), body, answer, warm: 1, between: |_| Ok(()) }
+        Self {
+            prepare: |client| client.split_irqchip(),
+            dress: |_, _| Ok(()),
+            setup: |_| Ok(()),
+            body,
+            answer,
+            warm: 1,
+            between: |_| Ok(()),
+        }
     }
 
     /// Nanoseconds per round.
@@ -84,6 +94,7 @@ impl Loop {
         client.handler(GENERAL_PROTECTION, assemble(skip_msr_access)?)?;
         let mut vcpu = client.vcpu(0)?;
         client.descriptors(&vcpu)?;
+        (self.dress)(&client, &vcpu)?;
         let mut passes = self.warm.max(1);
         while passes > 0 {
             self.pass(&client, &mut vcpu)?;

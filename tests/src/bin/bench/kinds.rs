@@ -1,7 +1,7 @@
 //! The exits that one vCPU makes.
 
 use crate::guest::{Code, Loop, MMIO, PORT, VECTOR, wrmsr, x2apic};
-use crate::{Kind, interrupt, window};
+use crate::{Kind, hyperv, interrupt, window};
 use anyhow::{Context, Result, anyhow};
 use iced_x86::{IcedError, code_asm::*};
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
@@ -188,6 +188,7 @@ pub fn all(only: &str) -> Vec<Kind> {
         ),
     ]
     .into_iter()
+    .chain(hyperv::all())
     .map(|(name, it)| Kind { name, measure: Box::new(move |rounds| less_empty(&it, rounds)) })
     .collect();
     all.insert(0, Kind { name: "calibration-empty", measure: Box::new(empty) });

@@ -4,6 +4,7 @@
 //! `bench [KIND [ROUNDS]]` limits the run to the kinds whose name contains KIND.
 
 mod guest;
+mod hyperv;
 mod interrupt;
 mod kinds;
 mod memory;

@@ -1,10 +1,9 @@
 //! Calls whose answers are policy: which CPUIDs, machine checks and paravirtual settings are taken.
 
 use crate::msrs::{get, set};
-use crate::time::number;
 use anyhow::Result;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_enable_cap};
-use tests::client::Client;
+use tests::client::{Client, number};
 
 const KVM_X86_SETUP_MCE: u64 = 0x4008_ae9c;
 const KVM_X86_SET_MCE: u64 = 0x4040_ae9e;

@@ -5,6 +5,7 @@
 mod calls;
 mod devices;
 mod hidden;
+mod hyperv;
 mod memslots;
 mod msrs;
 mod offered;
@@ -32,5 +33,9 @@ fn main() -> Result<()> {
     devices::all()?;
     hidden::components()?;
     hidden::rdtscp()?;
+    hyperv::leaves()?;
+    hyperv::capabilities()?;
+    hyperv::registers()?;
+    hyperv::calls()?;
     memslots::limits()
 }

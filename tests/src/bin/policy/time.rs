@@ -4,23 +4,13 @@ use crate::msrs::{get, set};
 use anyhow::Result;
 use kvm_bindings::kvm_device_attr;
 use std::os::fd::AsRawFd;
-use tests::client::Client;
+use tests::client::{Client, number};
 
 const KVM_SET_TSC_KHZ: u64 = 0xaea2;
 const KVM_GET_TSC_KHZ: u64 = 0xaea3;
 const KVM_GET_DEVICE_ATTR: u64 = 0x4018_aee2;
 const TSC: u32 = 0x10;
 const TSC_ADJUST: u32 = 0x3b;
-
-/// An ioctl with a number as its argument: what it returns, or minus the errno.
-pub fn number(fd: &impl AsRawFd, request: u64, arg: u64) -> i64 {
-    // SAFETY: none of the requests here writes through its argument but where it is a live struct's address.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request as libc::Ioctl, arg) };
-    match result {
-        -1 => -i64::from(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)),
-        n => n.into(),
-    }
-}
 
 /// KVM_SET_TSC_KHZ and KVM_GET_TSC_KHZ of the VM and of vCPUs, as parts of the host's frequency.
 pub fn frequencies() -> Result<()> {
