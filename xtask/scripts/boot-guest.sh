@@ -2,7 +2,7 @@
 # boot-guest MACHINE MODE [QEMU ARGUMENTS]: boots the Linux guest on /dev/kvm in unmodified QEMU, in the
 # emulated host (or, by `./x run --here`, on this machine). MACHINE is microvm, q35 or pc; MODE is what
 # guest-init does: check, client, moves, demo or shell. Afterwards the guest's work is checked from here.
-# From the environment: CPUS (1), IRQCHIP (on or split; QEMU's choice), FIRMWARE (seabios, qboot or ovmf); and for a guest that
+# From the environment: CPUS (1), CPU (host), IRQCHIP (on or split; QEMU's choice), FIRMWARE (seabios, qboot or ovmf); and for a guest that
 # moves: CHANGE, and it goes on with stock's modules for a while.
 machine=$1 mode=$2
 shift 2
@@ -50,7 +50,7 @@ grep -q nowatchdog /proc/cmdline && append="$append nowatchdog nosoftlockup rcup
 workqueue.watchdog_thresh=0 sysctl.kernel.hung_task_timeout_secs=0"
 case $mode in demo | shell) append="$append quiet" ;; esac
 boot() {
-    $qemu -accel kvm -cpu host -m 512 -nodefaults -display none -chardev stdio,id=console,signal=off \
+    $qemu -accel kvm -cpu ${CPU:-host} -m 512 -nodefaults -display none -chardev stdio,id=console,signal=off \
         -serial chardev:console -drive file=$disk,format=raw,if=none,id=disk \
         -kernel $guest/vmlinuz -initrd $guest/initrd -append "$append" "$@"
 }

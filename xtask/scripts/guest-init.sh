@@ -74,6 +74,11 @@ report() {
     echo "guest: cpus $(grep -c ^processor /proc/cpuinfo)"
     echo "guest: $(dmesg | sed -n 's/.*\(Hypervisor detected.*\)/\1/p')"
     echo "guest: clock $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+    # As a guest of Hyper-V's: what it uses of that, and whether its timers have expired.
+    dmesg | sed -n 's/.*Hyper-V: Using \(.*\)/guest: uses \1/p'
+    used() { sed -n "s/^ *$1://p" /proc/interrupts | grep -q '[1-9]' && echo "guest: interrupts $1"; }
+    used HVS
+    used TLB
 }
 case " $(cat /proc/cmdline) " in
 *" hsave=shell "*)

@@ -85,6 +85,10 @@ const PLAIN_BARS: Bars = &[
     ("npf-first-touch-4k", 0.40),
     ("x2apic-self-ipi-hlt", 0.40),
     ("ipi-and-wake", 0.40),
+    ("hv-stimer-set", 0.50),
+    ("hv-stimer-taken", 0.50),
+    ("hv-ipi", 0.50),
+    ("hv-flush-8", 0.50),
     ("create-vm-vcpu-destroy", 0.20),
     ("memory-per-vm", 0.25),
 ];

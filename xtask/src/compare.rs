@@ -22,6 +22,8 @@ const SLOW: &[&str] = &[
     "hpet: Lost",
     "Unstable clock detected",
     "timed out waiting for CPU",
+    "DL replenish lagged too much",
+    "Spurious ACK on isa0060",
 ];
 
 /// Kernel messages that carry a measured time or depend on what happens first: they differ between two runs on stock kvm-amd
