@@ -16,6 +16,8 @@ pub const MSR_EXIT_REASONS: u64 = 7;
 pub const EXIT_HYPERCALLS: u64 = 1 << 12;
 /// Banks of machine-check registers (KVM_MAX_MCE_BANKS).
 pub const MCE_BANKS: u32 = 32;
+/// Most bytes of a dirty ring.
+pub const DIRTY_RING_BYTES: u32 = vm::mmu::MAX_DIRTY_ENTRIES * vm::mmu::DIRTY_GFN;
 /// What KVM_GET_CLOCK can report.
 pub const CLOCK_FLAGS: u32 = KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC;
 
@@ -29,6 +31,10 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
         cap::NR_MEMSLOTS => vm::mmu::USER_SLOTS.into(),
         cap::MANUAL_DIRTY_LOG_PROTECT2 => vm::mmu::MANUAL_DIRTY_LOG_BITS as i64,
         cap::SET_TSS_ADDR | cap::SET_IDENTITY_MAP_ADDR => 1,
+        cap::MULTI_ADDRESS_SPACE => vm::mmu::ADDRESS_SPACES.into(),
+        // Bytes of the largest ring. There is no backup bitmap on x86: nothing is written but by a vCPU.
+        cap::DIRTY_LOG_RING | cap::DIRTY_LOG_RING_ACQ_REL => DIRTY_RING_BYTES.into(),
+        cap::MEMORY_FAULT_INFO => 1,
 
         // vCPUs.
         // As many as can run at once; more may be made.
@@ -45,7 +51,8 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
         cap::SET_GUEST_DEBUG2 => KVM_GUESTDBG_VALID_MASK.into(),
         cap::VCPU_ATTRIBUTES | cap::SYS_ATTRIBUTES => 1,
         cap::MCE => MCE_BANKS.into(),
-        cap::INTERNAL_ERROR_DATA | cap::EXIT_ON_EMULATION_FAILURE => 1,
+        cap::INTERNAL_ERROR_DATA | cap::EXIT_ON_EMULATION_FAILURE | cap::LAST_CPU | cap::SYSTEM_EVENT_DATA => 1,
+        cap::X86_SMM => 1,
 
         // CPUID and MSRs.
         cap::EXT_CPUID | cap::EXT_EMUL_CPUID | cap::GET_MSR_FEATURES => 1,
@@ -74,7 +81,8 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
         | cap::HYPERV_ENFORCE_CPUID => 1,
 
         // Interrupts.
-        cap::IRQCHIP
+        cap::VAPIC
+        | cap::IRQCHIP
         | cap::PIT
         | cap::PIT2
         | cap::PIT_STATE2
@@ -140,6 +148,12 @@ mod tests {
             X86_TRIPLE_FAULT_EVENT = KVM_CAP_X86_TRIPLE_FAULT_EVENT
             USER_MEMORY2 = KVM_CAP_USER_MEMORY2
             MEMORY_FAULT_INFO = KVM_CAP_MEMORY_FAULT_INFO
+            X86_SMM = KVM_CAP_X86_SMM
+            MULTI_ADDRESS_SPACE = KVM_CAP_MULTI_ADDRESS_SPACE
+            DIRTY_LOG_RING = KVM_CAP_DIRTY_LOG_RING
+            DIRTY_LOG_RING_ACQ_REL = KVM_CAP_DIRTY_LOG_RING_ACQ_REL
+            LAST_CPU = KVM_CAP_LAST_CPU
+            SYSTEM_EVENT_DATA = KVM_CAP_SYSTEM_EVENT_DATA
         }
     }
 }

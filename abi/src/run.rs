@@ -4,8 +4,8 @@
 //! User space may write the page at any time. So every field is looked at once, here, and never again.
 
 use crate::sync;
-use crate::uapi::run::{IO_IN, IO_OUT, PIO_DATA_OFFSET, at, exit, reason};
-use host::{Errno, Host, PageCells, SharedPage};
+use crate::uapi::run::{IO_IN, IO_OUT, PIO_DATA_OFFSET, RUN_X86_SMM, at, exit, reason};
+use host::{Errno, Host, PAGE_SIZE, PageCells, SharedPage};
 use vm::{Answer, Ctx, Next, Pending, RunRequest, UserExit};
 
 /// One KVM_RUN. Errors: EINVAL (CR8, register sets), and those of [`Ctx::run`]. Whatever comes of it, the page says how things
@@ -23,8 +23,9 @@ pub fn run<H: Host>(ctx: &mut Ctx<'_, H>) -> Result<i64, Errno> {
         // Nobody leaves the loop to go on with it.
         Next::Resume => (&UserExit::Interrupted, Err(Errno::EINTR)),
     };
-    // `ready_for_interrupt_injection`, `if_flag`, and `flags`, which are 0.
-    let state = u32::from(ctx.ready_for_interrupt()) | u32::from(ctx.if_flag()) << 8;
+    // `ready_for_interrupt_injection`, `if_flag` and `flags`.
+    let flags = if ctx.in_smm() { RUN_X86_SMM } else { 0 };
+    let state = u32::from(ctx.ready_for_interrupt()) | u32::from(ctx.if_flag()) << 8 | u32::from(flags) << 16;
     report(page, why, &ctx.core.exit_words, state);
     page.set_word(at::CR8 / 8, ctx.cr8());
     page.set_word(at::APIC_BASE / 8, ctx.apic_base());
@@ -116,6 +117,11 @@ fn report_rare(page: &PageCells, why: &UserExit, words: &[u64; 8]) -> u32 {
         UserExit::Hlt => reason::HLT,
         UserExit::IrqWindowOpen => reason::IRQ_WINDOW_OPEN,
         UserExit::SetTpr => reason::SET_TPR,
+        UserExit::TprAccess { rip, write } => {
+            page.set_u64(exit::TPR_ACCESS_RIP, rip);
+            page.set_u32(exit::TPR_ACCESS_IS_WRITE, write.into());
+            reason::TPR_ACCESS
+        }
         UserExit::Shutdown => reason::SHUTDOWN,
         UserExit::Interrupted => reason::INTR,
         UserExit::FailEntry { reason: hardware, cpu } => {
@@ -165,8 +171,14 @@ fn report_rare(page: &PageCells, why: &UserExit, words: &[u64; 8]) -> u32 {
             put_words(page, exit::HYPERV_WORDS, words.iter().take(6));
             reason::HYPERV
         }
-        // Only the errno tells. KVM_EXIT_MEMORY_FAULT is for private memory, which is not offered.
-        UserExit::MemoryFault => reason::UNKNOWN,
+        UserExit::DirtyRingFull => reason::DIRTY_RING_FULL,
+        UserExit::MemoryFault { gpa } => {
+            // No flags: there is no private memory.
+            page.set_u64(exit::MEMORY_FAULT_FLAGS, 0);
+            page.set_u64(exit::MEMORY_FAULT_GPA, gpa & !(PAGE_SIZE as u64 - 1));
+            page.set_u64(exit::MEMORY_FAULT_SIZE, PAGE_SIZE as u64);
+            reason::MEMORY_FAULT
+        }
     }
 }
 
@@ -263,6 +275,7 @@ mod tests {
             (UserExit::Hlt, 5),
             (UserExit::IrqWindowOpen, 7),
             (UserExit::SetTpr, 11),
+            (UserExit::TprAccess { rip: 1, write: true }, 12),
             (UserExit::Shutdown, 8),
             (UserExit::FailEntry { reason: 1 << 40, cpu: 3 }, 9),
             (UserExit::Interrupted, 10),
@@ -272,7 +285,8 @@ mod tests {
             (UserExit::Debug { exception: 1, pc: 2, dr6: 3, dr7: 4 }, 4),
             (UserExit::SystemEvent { kind: 1 }, 24),
             (UserExit::Hyperv { kind: 1 }, 27),
-            (UserExit::MemoryFault, 0),
+            (UserExit::DirtyRingFull, 31),
+            (UserExit::MemoryFault { gpa: 0x1234 }, 39),
         ];
         for (why, code) in rare {
             let p = page();

@@ -21,6 +21,7 @@ pub mod msrpm;
 pub mod nospec;
 pub mod npt;
 pub mod segment;
+pub mod smram;
 pub mod vmcb;
 pub mod vmsa;
 

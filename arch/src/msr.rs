@@ -6,6 +6,8 @@ pub const PLATFORM_ID: u32 = 0x17;
 pub const APIC_BASE: u32 = 0x1b;
 pub const EBL_CR_POWERON: u32 = 0x2a;
 pub const SMI_COUNT: u32 = 0x34;
+/// Where the state of system management mode lies (SMM_BASE, APM 10.2.2; under the number that Intel's processors have it).
+pub const SMBASE: u32 = 0x9e;
 pub const FEAT_CTL: u32 = 0x3a;
 pub const TSC_ADJUST: u32 = 0x3b;
 pub const SPEC_CTRL: u32 = 0x48;

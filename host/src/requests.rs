@@ -33,6 +33,8 @@ pub enum Request {
     Kick = 9,
     /// A guest of Hyper-V's: a synthetic timer has to be looked at, or user space to be told something.
     Hyperv = 10,
+    /// The dirty ring is nearly full: leave until user space has emptied it.
+    DirtyRingFull = 11,
 }
 
 const OUTSIDE: u32 = 0;

@@ -452,6 +452,16 @@ unsafe extern "C" fn hsave_stats_release(file: *mut [StatsFile; 1]) {
     drop(unsafe { Box::from_raw(file) });
 }
 
+/// How many pages of a vCPU file's mapping are its dirty ring, which begins at [`DIRTY_LOG_PAGE_OFFSET`](vm::DIRTY_LOG_PAGE_OFFSET).
+///
+/// # Safety
+/// `file` is what the file was given, and the file is open.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_vcpu_ring_pages(file: *const VcpuFile) -> usize {
+    // SAFETY: by contract.
+    unsafe { &*file }.owner.vm.dirty_ring_pages()
+}
+
 /// The physical address of page `index` of a vCPU file's mapping; 0: there is none.
 ///
 /// # Safety

@@ -28,6 +28,8 @@ const BATCH: u64 = 64;
 pub struct SlotsLock {
     /// [`MANUAL`] and [`INITIALLY_SET`].
     pub manual: u64,
+    /// Written pages are recorded in the vCPUs' rings, not in bitmaps.
+    pub rings: bool,
     /// A log on its way to or from user space; large enough for every slot that logs.
     scratch: Vec<u8>,
 }
@@ -59,10 +61,13 @@ impl<H: Host> Mmu<H> {
     }
 
     /// KVM_GET_DIRTY_LOG: writes the log of a slot, rounded up to 64 pages, to `bitmap`. Unless the log is cleared
-    /// manually, it starts anew. Sleeps. Errors: EINVAL (slot out of range), ENOENT (no such slot, or it does not
-    /// log), EFAULT (the bits are lost).
+    /// manually, it starts anew. Sleeps. Errors: ENXIO (dirty rings are in use), EINVAL (slot out of range), ENOENT (no
+    /// such slot, or it does not log), EFAULT (the bits are lost).
     pub fn get_dirty_log(&self, slot: u32, bitmap: Hva, flush: &dyn Fn()) -> Result<(), Errno> {
         let mut lock = self.slots_lock.lock();
+        if lock.rings {
+            return Err(Errno::ENXIO);
+        }
         let slot = self.logging_slot(slot)?;
         let clear = lock.manual & MANUAL == 0;
         // INDEX: a length; what depends on it is a copy, and no address.
@@ -91,7 +96,7 @@ impl<H: Host> Mmu<H> {
     }
 
     /// KVM_CLEAR_DIRTY_LOG: clears the bits that are set in `bitmap`, whose bit 0 is page `first_page`. Sleeps.
-    /// Errors: EINVAL (slot out of range, `first_page` no multiple of 64, range beyond the slot, length no multiple of
+    /// Errors: ENXIO (dirty rings are in use), EINVAL (slot out of range, `first_page` no multiple of 64, range beyond the slot, length no multiple of
     /// 64 although the slot goes on), ENOENT, EFAULT; nothing has changed then.
     pub fn clear_dirty_log(
         &self,
@@ -102,6 +107,9 @@ impl<H: Host> Mmu<H> {
         flush: &dyn Fn(),
     ) -> Result<(), Errno> {
         let mut lock = self.slots_lock.lock();
+        if lock.rings {
+            return Err(Errno::ENXIO);
+        }
         if first_page % WORD != 0 {
             return Err(Errno::EINVAL);
         }
@@ -130,10 +138,14 @@ impl<H: Host> Mmu<H> {
 
     /// Clears those bits of a word of the log that are in `mask`, and write-protects the pages that they stand for.
     /// Returns the bits that were set.
-    fn clear_dirty(&self, maps: &mut Maps, slot: &Memslot, n: u64, mask: u64, mut stale: Stale) -> (u64, Stale) {
+    fn clear_dirty(&self, maps: &mut Maps, slot: &Memslot, n: u64, mask: u64, stale: Stale) -> (u64, Stale) {
         let cleared = maps.dirty_bitmap(slot).map_or(0, |bitmap| bitmap.clear(n, mask));
-        let first = slot.base.wrapping_add(n * WORD);
-        let mut rest = cleared;
+        (cleared, self.write_protect_mask(maps, slot.base.wrapping_add(n * WORD), cleared, stale))
+    }
+
+    /// Write-protects those of the 64 frames from `first` on whose bit is set.
+    pub(crate) fn write_protect_mask(&self, maps: &mut Maps, first: u64, mask: u64, mut stale: Stale) -> Stale {
+        let mut rest = mask;
         while rest != 0 {
             // A run of written pages: from its lowest bit up to the next one clear.
             let from = rest.trailing_zeros();
@@ -142,15 +154,20 @@ impl<H: Host> Mmu<H> {
             stale = maps.tree.write_protect(&self.host, start, start.wrapping_add(len.into()), stale);
             rest &= (u64::MAX << from).checked_shl(len).unwrap_or(0);
         }
-        (cleared, stale)
+        stale
     }
 
     fn logging_slot(&self, slot: u32) -> Result<Memslot, Errno> {
-        let (space, id) = (slot >> 16, slot as u16);
-        if space >= ADDRESS_SPACES || id >= USER_SLOTS {
+        self.slot_of(slot).and_then(|s| if s.logs() { Ok(s) } else { Err(Errno::ENOENT) })
+    }
+
+    /// The slot that user space calls so. Errors: EINVAL (a number that none can have), ENOENT.
+    pub(crate) fn slot_of(&self, slot: u32) -> Result<Memslot, Errno> {
+        let (space, n) = (slot >> 16, slot as u16);
+        if space >= ADDRESS_SPACES || n >= USER_SLOTS {
             return Err(Errno::EINVAL);
         }
-        self.slots.read().by_id(id).filter(|s| s.logs()).copied().ok_or(Errno::ENOENT)
+        self.slots.read().by_id(slot).copied().ok_or(Errno::ENOENT)
     }
 }
 

@@ -1,10 +1,10 @@
 //! Nested page faults: from a guest address that has no mapping to one that has.
 
-use crate::Mmu;
 use crate::cache::MemoryCache;
 use crate::maps::{Maps, Region};
 use crate::npt::{Installed, Leaf, pages};
 use crate::slot::Memslot;
+use crate::{Mmu, View};
 use arch::{Gpa, Hva, NpfCode};
 use host::{Errno, Host, MapLevel, Pfn, Stop, UserPage};
 
@@ -43,7 +43,7 @@ enum Attempt {
     Again,
 }
 
-impl<H: Host> Mmu<H> {
+impl<H: Host> View<'_, H> {
     /// Handles a nested page fault at `gpa` (APM 15.25.6). Sleeps; the caller holds no lock of ours.
     ///
     /// Errors: [`Stop::Fault`] (the VMM has nothing usable mapped there: EFAULT), [`Stop::Poison`], and
@@ -63,11 +63,12 @@ impl<H: Host> Mmu<H> {
             self.host.warn("mmu: reserved bit in a nested page table, guest frame", gpa.gfn().0);
             return Err(Stop::Errno(Errno::EIO));
         }
-        if let Some(m) = self.page_fault_mapped(cache, gpa.gfn().0, code.write()) {
+        let gfn = self.space.gfn(gpa.gfn().0);
+        if let Some(m) = self.page_fault_mapped(cache, gfn, code.write()) {
             return Ok(m);
         }
         for _ in 0..TRIES {
-            if let Attempt::Ends(m) = self.try_fault(cache, gpa.gfn().0, code.write(), wait)? {
+            if let Attempt::Ends(m) = self.try_fault(cache, gfn, code.write(), wait)? {
                 return Ok(m);
             }
         }
@@ -77,7 +78,7 @@ impl<H: Host> Mmu<H> {
     /// Where the mapping that a frame is part of ends; that of its page if it is not mapped.
     pub fn mapping_end(&self, gpa: Gpa) -> Gpa {
         let gfn = gpa.gfn().0;
-        let size = pages(self.mmu_lock.read().tree.level(&self.host, gfn).unwrap_or(1));
+        let size = pages(self.mmu_lock.read().tree.level(&self.host, self.space.gfn(gfn)).unwrap_or(1));
         Gpa((gfn & !(size - 1)).wrapping_add(size) << 12)
     }
 
@@ -95,19 +96,26 @@ impl<H: Host> Mmu<H> {
             || maps.released
             || self.invalidation_nearby(hva)
             || write && slot.read_only()
-            || gfn >= maps.tree.limit()
+            || !maps.tree.reaches(gfn, 1)
+            || self.has_to_leave(slot)
         {
             return None;
         }
         let (pfn, level) = self.host.mapped_page(hva)?;
         let leaf = self.leaf(&maps, region, gfn, &Found { pfn, writable: true, level: Some(level) }, write);
         if leaf.write && slot.logs() {
-            maps.mark_page_dirty(gfn);
+            maps.mark_page_dirty(&self.host, self.ring, gfn);
         }
         match maps.tree.map(&self.host, cache, gfn, leaf) {
             Installed::Done => Some(RetPf::Fixed),
             Installed::NoTable | Installed::Conflict => None,
         }
+    }
+
+    /// Is there no place left in the vCPU's dirty ring for a page of the slot? It has been asked to leave for user space then.
+    #[inline]
+    fn has_to_leave(&self, slot: &Memslot) -> bool {
+        slot.logs() && self.ring.is_some_and(|r| r.ring.full())
     }
 
     /// The largest level at which anything is mapped.
@@ -123,7 +131,9 @@ impl<H: Host> Mmu<H> {
         let size = pages(self.largest());
         self.invalidation_in_progress(Hva(hva.0 & !((size << 12) - 1)), size)
     }
+}
 
+impl<H: Host> Mmu<H> {
     /// How many entries map guest memory, by their level: 4 KiB, 2 MiB, 1 GiB. Memory that changes meanwhile is in or
     /// not. Sleeps.
     pub fn mapped_pages(&self) -> [u64; 3] {
@@ -138,7 +148,9 @@ impl<H: Host> Mmu<H> {
             self.host.cond_resched();
         }
     }
+}
 
+impl<H: Host> View<'_, H> {
     fn try_fault(&self, cache: &mut MemoryCache<H>, gfn: u64, write: bool, wait: bool) -> Result<Attempt, Stop> {
         let (slot, seq, tables) = {
             let maps = self.mmu_lock.read();
@@ -149,8 +161,11 @@ impl<H: Host> Mmu<H> {
             if region.invalid || self.invalidation_in_progress(region.slot.hva_of(gfn), 1) {
                 return Ok(Attempt::Ends(RetPf::Retry));
             }
-            if write && region.slot.read_only() || gfn >= maps.tree.limit() {
+            if write && region.slot.read_only() || !maps.tree.reaches(gfn, 1) {
                 return Ok(Attempt::Ends(RetPf::Emulate));
+            }
+            if self.has_to_leave(&region.slot) {
+                return Ok(Attempt::Ends(RetPf::Retry));
             }
             (region.slot, maps.invalidate_seq, maps.tree.missing(&self.host, gfn))
         };
@@ -169,7 +184,7 @@ impl<H: Host> Mmu<H> {
         let leaf = self.leaf(&maps, region, gfn, &found, write);
         if leaf.write && slot.logs() {
             // With the lock held: reading the log cannot fall between the bit and the entry that it stands for.
-            maps.mark_page_dirty(gfn);
+            maps.mark_page_dirty(&self.host, self.ring, gfn);
         }
         match maps.tree.map(&self.host, cache, gfn, leaf) {
             Installed::Done => Ok(Attempt::Ends(RetPf::Fixed)),
@@ -231,5 +246,5 @@ fn fits(maps: &Maps, slot: &Memslot, gfn: u64, pfn: u64, level: u8) -> bool {
         && (pfn ^ gfn) & mask == 0
         && first >= slot.base
         && first.wrapping_add(size) <= slot.end()
-        && first.wrapping_add(size) <= maps.tree.limit()
+        && maps.tree.reaches(first, size)
 }

@@ -20,6 +20,12 @@
 //! [`Mmu::flush_remote_tlbs`] takes. Removals are counted, and a flush remembers up to which count it reached: nobody
 //! returns while an entry that somebody else removed may still be in a TLB.
 //!
+//! # Two address spaces
+//! In system management mode a guest sees other slots, through other nested tables ([`Space`]). One lock, one count of
+//! removals and one flush are for both: frame numbers carry their space in a bit that no address reaches, so slots, regions
+//! and the tree hold the frames of both in one order, and only the tree's top and [`View`] know which is which. A vCPU that
+//! changes between them gets another nested CR3, and its translations are flushed.
+//!
 //! # What is trusted
 //! What the nested tables map, a guest reads and writes, so a mistake here is one in the kernel's memory safety, although
 //! there is no `unsafe`. It hangs on [`npt`], which alone makes and changes entries; on [`fault`], which decides what
@@ -43,10 +49,12 @@ mod memory;
 mod notifier;
 mod npt;
 mod paging;
+mod ring;
 mod slot;
 #[cfg(test)]
 mod tests;
 mod update;
+mod view;
 mod walk;
 
 pub use cache::{Before, MemoryCache};
@@ -54,7 +62,9 @@ pub use dirty::MANUAL_DIRTY_LOG_BITS;
 pub use fault::RetPf;
 pub use memory::{Memory, PhysError};
 pub use paging::{Kind, Paging, Translation, WalkError};
-pub use slot::{ADDRESS_SPACES, LOG_DIRTY_PAGES, READONLY, USER_SLOTS, UserRegion};
+pub use ring::{DIRTY_GFN, DirtyRing, MAX_DIRTY_ENTRIES, RingOf};
+pub use slot::{ADDRESS_SPACES, LOG_DIRTY_PAGES, READONLY, Space, USER_SLOTS, UserRegion};
+pub use view::View;
 
 use arch::NestedRoot;
 use core::sync::atomic::{AtomicU32, AtomicUsize};
@@ -69,7 +79,8 @@ use slot::Memslots;
 /// The memory of one VM.
 pub struct Mmu<H: Host> {
     host: H,
-    root: NestedRoot,
+    /// By address space.
+    roots: [NestedRoot; 2],
     page_1g: bool,
     slots_lock: Mutex<H::RawMutex<{ rank::SLOT_CHANGES }>, SlotsLock>,
     slots: RwLock<H::RawRwSem<{ rank::SLOTS }>, Memslots>,
@@ -86,9 +97,17 @@ impl<H: Host> Mmu<H> {
     /// A VM's memory without slots. Errors: ENOMEM.
     pub fn new(host: H) -> Result<Self, Errno> {
         let levels = if host.nested_levels() == 5 { 5 } else { 4 };
-        let tree = Tree::new(host.alloc_table()?, levels);
+        let normal = host.alloc_table()?;
+        let smm = match host.alloc_table() {
+            Ok(table) => table,
+            Err(errno) => {
+                host.free_table(normal);
+                return Err(errno);
+            }
+        };
+        let tree = Tree::new([normal, smm], levels);
         Ok(Self {
-            root: tree.root(),
+            roots: tree.roots(),
             page_1g: host.features().page_1g,
             slots_lock: Mutex::new(SlotsLock::default()),
             slots: RwLock::new(Memslots::default()),
@@ -101,9 +120,13 @@ impl<H: Host> Mmu<H> {
         })
     }
 
-    /// Where the nested tables begin; the same as long as the VM lives.
-    pub fn root(&self) -> NestedRoot {
-        self.root
+    /// Where the nested tables of an address space begin; the same as long as the VM lives.
+    pub fn root(&self, space: Space) -> NestedRoot {
+        let [normal, smm] = self.roots;
+        match space {
+            Space::Normal => normal,
+            Space::Smm => smm,
+        }
     }
 
     /// Flushes if anything that was taken away up to now may still be in a TLB, whoever did it; then frees the tables

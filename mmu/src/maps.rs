@@ -7,6 +7,7 @@
 use crate::bitmap::Bitmap;
 use crate::hva_tree::HvaTree;
 use crate::npt::{Stale, Tree};
+use crate::ring::RingOf;
 use crate::slot::Memslot;
 use alloc::vec::Vec;
 use core::mem;
@@ -19,7 +20,7 @@ pub struct Region {
     /// It is being deleted or moved (KVM_MEMSLOT_INVALID): the notifier still has to see it, for its pages may be mapped
     /// until the flush, but nothing new may be mapped.
     pub invalid: bool,
-    /// Pages written, if the slot logs them.
+    /// Pages written, if the slot logs them here.
     pub dirty_bitmap: Option<Bitmap>,
     /// It has logged since it is here, so a page that is not mapped was never touched.
     pub always_logged: bool,
@@ -28,7 +29,7 @@ pub struct Region {
 impl Region {
     /// As it is made: nothing of it is mapped.
     pub fn new(slot: Memslot, dirty_bitmap: Option<Bitmap>) -> Self {
-        Self { slot, invalid: false, always_logged: dirty_bitmap.is_some(), dirty_bitmap }
+        Self { slot, invalid: false, always_logged: slot.logs(), dirty_bitmap }
     }
 }
 
@@ -75,12 +76,14 @@ impl Maps {
         regions.get(n).map(|r| (r.slot.base.max(gfn), r.slot.end()))
     }
 
-    /// Records that a page was written, if its slot logs.
-    pub fn mark_page_dirty(&self, gfn: u64) {
-        if let Some(region) = self.region(gfn) {
-            if let Some(bitmap) = &region.dirty_bitmap {
-                bitmap.mark(gfn.wrapping_sub(region.slot.base));
-            }
+    /// Records that a page was written, if its slot logs: in the ring of the vCPU that runs, if it has one.
+    pub fn mark_page_dirty<H: Host>(&self, host: &H, ring: Option<RingOf<'_, H>>, gfn: u64) {
+        let Some(region) = self.region(gfn).filter(|r| r.slot.logs()) else { return };
+        let page = gfn.wrapping_sub(region.slot.base);
+        match (ring, &region.dirty_bitmap) {
+            (Some(ring), _) => ring.push(host, &region.slot, page),
+            (None, Some(bitmap)) => bitmap.mark(page),
+            (None, None) => {}
         }
     }
 

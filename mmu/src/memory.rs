@@ -1,7 +1,7 @@
 //! Guest memory by guest physical address, through the VMM's mapping of it.
 
-use crate::Mmu;
-use crate::slot::{Memslot, Memslots};
+use crate::View;
+use crate::slot::{Memslot, Memslots, Space, frame};
 use arch::{Gpa, Hva, array_index_nospec};
 use core::cell::Cell;
 use core::sync::atomic::Ordering::Relaxed;
@@ -29,7 +29,7 @@ pub enum PhysError {
 /// The slots, held in place for a few accesses. Nothing else of the mmu may be called by the same thread meanwhile:
 /// a second reader may have to wait for a writer that waits for this one.
 pub struct Memory<'a, H: Host> {
-    mmu: &'a Mmu<H>,
+    view: View<'a, H>,
     slots: RwLockReadGuard<'a, H::RawRwSem<{ rank::SLOTS }>, Memslots>,
     window: Cell<Window>,
     /// Accesses are those of an instruction of the guest's, which can be begun anew.
@@ -46,29 +46,30 @@ struct Window {
 
 impl Window {
     fn of(slot: Option<&Memslot>) -> Self {
-        slot.map_or(Self::default(), |s| Self { gpa: s.base << 12, len: s.pages << 12, hva: s.hva })
+        slot.map_or(Self::default(), |s| Self { gpa: frame(s.base) << 12, len: s.pages << 12, hva: s.hva })
     }
 }
 
-impl<H: Host> Mmu<H> {
+impl<'a, H: Host> View<'a, H> {
     /// Access to guest memory. Sleeps.
     #[inline]
-    pub fn memory(&self) -> Memory<'_, H> {
+    pub fn memory(&self) -> Memory<'a, H> {
         self.access(false)
     }
 
     /// Access to guest memory on behalf of an instruction of the guest's: a signal ends the wait for memory, and memory
     /// that has failed means SIGBUS ([`Host::read_guest`]). Sleeps.
     #[inline]
-    pub fn guest_memory(&self) -> Memory<'_, H> {
+    pub fn guest_memory(&self) -> Memory<'a, H> {
         self.access(true)
     }
 
     #[inline]
-    fn access(&self, for_guest: bool) -> Memory<'_, H> {
-        let slots = self.slots.read();
-        let window = Cell::new(Window::of(slots.at(self.last.load(Relaxed))));
-        Memory { mmu: self, slots, window, for_guest }
+    fn access(&self, for_guest: bool) -> Memory<'a, H> {
+        let slots = self.mmu.slots.read();
+        let last = slots.at(self.mmu.last.load(Relaxed)).filter(|s| Space::of(s.base) == self.space);
+        let window = Cell::new(Window::of(last));
+        Memory { view: *self, slots, window, for_guest }
     }
 
     /// Reads guest memory; the range may cross pages and slots. Sleeps.
@@ -137,17 +138,18 @@ impl<H: Host> Memory<'_, H> {
 
     #[cold]
     fn find(&self, gpa: Gpa) -> Result<Window, PhysError> {
-        let (place, slot) = self.slots.find(gpa.gfn().0).ok_or(PhysError::NoSlot(gpa))?;
+        let (place, slot) = self.slots.find(self.view.space.gfn(gpa.gfn().0)).ok_or(PhysError::NoSlot(gpa))?;
         let window = Window::of(Some(slot));
         self.window.set(window);
-        self.mmu.last.store(place, Relaxed);
+        self.view.mmu.last.store(place, Relaxed);
         Ok(window)
     }
 
     /// The same for writing, and the slot.
     fn writable(&self, gpa: Gpa) -> Result<(Hva, u64, &Memslot), PhysError> {
-        let (_, slot) = self.slots.find(gpa.gfn().0).filter(|f| !f.1.read_only()).ok_or(PhysError::NoSlot(gpa))?;
-        let offset = clamp(gpa.0.wrapping_sub(slot.base << 12), slot.pages << 12);
+        let gfn = self.view.space.gfn(gpa.gfn().0);
+        let (_, slot) = self.slots.find(gfn).filter(|f| !f.1.read_only()).ok_or(PhysError::NoSlot(gpa))?;
+        let offset = clamp(gpa.0.wrapping_sub(frame(slot.base) << 12), slot.pages << 12);
         Ok((Hva(slot.hva.wrapping_add(offset)), (slot.pages << 12).wrapping_sub(offset), slot))
     }
 
@@ -158,14 +160,14 @@ impl<H: Host> Memory<'_, H> {
 
     #[inline]
     fn copy_in(&self, hva: Hva, buf: &mut [u8]) -> Result<(), Stop> {
-        if self.for_guest { self.mmu.host.read_guest(hva, buf) } else { self.mmu.host.read_user(hva, buf) }
+        if self.for_guest { self.view.host.read_guest(hva, buf) } else { self.view.host.read_user(hva, buf) }
     }
 
     /// Reads an aligned 64-bit entry of a table.
     #[inline]
     pub(crate) fn entry64(&self, gpa: Gpa) -> Result<u64, PhysError> {
         let (hva, _) = self.readable(gpa)?;
-        let host = &self.mmu.host;
+        let host = &self.view.host;
         let word = if self.for_guest { host.read_guest_u64(hva) } else { host.read_user_u64(hva) };
         word.map_err(|stop| PhysError::Host { gpa, stop })
     }
@@ -197,7 +199,7 @@ impl<H: Host> Memory<'_, H> {
         while !data.is_empty() {
             let (hva, left, slot) = self.writable(gpa)?;
             let (now, later) = data.split_at(fitting(left, data.len()));
-            let host = &self.mmu.host;
+            let host = &self.view.host;
             let done = if self.for_guest { host.write_guest(hva, now) } else { host.write_user(hva, now) };
             done.map_err(|stop| PhysError::Host { gpa, stop })?;
             self.mark(slot, gpa, now.len());
@@ -213,7 +215,7 @@ impl<H: Host> Memory<'_, H> {
             return Err(PhysError::NoSlot(gpa));
         }
         let (hva, _, slot) = self.writable(gpa)?;
-        let host = &self.mmu.host;
+        let host = &self.view.host;
         let done = match self.for_guest {
             true => host.cmpxchg_guest(hva, old, new, size),
             false => host.cmpxchg_user(hva, old, new, size),
@@ -236,10 +238,11 @@ impl<H: Host> Memory<'_, H> {
 
     #[cold]
     fn mark_pages(&self, gpa: Gpa, len: usize) {
-        let maps = self.mmu.mmu_lock.read();
+        let maps = self.view.mmu_lock.read();
         let end = gpa.offset().wrapping_add(len).div_ceil(PAGE_SIZE) as u64;
+        let first = self.view.space.gfn(gpa.gfn().0);
         for page in 0..end {
-            maps.mark_page_dirty(gpa.gfn().0.wrapping_add(page));
+            maps.mark_page_dirty(&self.view.host, self.view.ring, first.wrapping_add(page));
         }
     }
 }

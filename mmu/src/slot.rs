@@ -7,8 +7,8 @@ use host::{Errno, Host};
 
 /// Slots that user space may use in an address space (KVM_CAP_NR_MEMSLOTS).
 pub const USER_SLOTS: u16 = 32764;
-/// Address spaces (KVM_CAP_MULTI_ADDRESS_SPACE); a second one would be system management mode's.
-pub const ADDRESS_SPACES: u32 = 1;
+/// Address spaces (KVM_CAP_MULTI_ADDRESS_SPACE): see [`Space`].
+pub const ADDRESS_SPACES: u32 = 2;
 /// KVM_MEM_LOG_DIRTY_PAGES: keep a bitmap of pages that are written.
 pub const LOG_DIRTY_PAGES: u32 = 1 << 0;
 /// KVM_MEM_READONLY: the guest's writes go to user space as MMIO.
@@ -18,6 +18,46 @@ pub const READONLY: u32 = 1 << 1;
 const MAX_PAGES: u64 = (1 << 31) - 1;
 /// Bytes in a page.
 const PAGE: u64 = host::PAGE_SIZE as u64;
+
+/// An address space of the guest. Frame numbers inside of this crate carry it in a bit that no physical address reaches
+/// (52 bits of address have 40 of frame number, 64 have 52): whatever orders, searches or counts frames knows both at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Space {
+    /// What a vCPU sees outside of system management mode.
+    #[default]
+    Normal,
+    /// What it sees inside (KVM API document, 4.35): the slots whose number has 1 in bits 31:16, and no others.
+    Smm,
+}
+
+/// The bit of frame numbers that tells the address spaces apart.
+const SPACE: u64 = 1 << 52;
+
+impl Space {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; ADDRESS_SPACES as usize] = [Self::Normal, Self::Smm];
+
+    /// The space of a frame number.
+    #[inline]
+    pub(crate) const fn of(gfn: u64) -> Self {
+        if gfn & SPACE == 0 { Self::Normal } else { Self::Smm }
+    }
+
+    /// The frame number for a guest physical frame, below 2^52, of this space.
+    #[inline]
+    pub(crate) const fn gfn(self, frame: u64) -> u64 {
+        match self {
+            Self::Normal => frame,
+            Self::Smm => frame | SPACE,
+        }
+    }
+}
+
+/// The guest physical frame that a frame number stands for.
+#[inline]
+pub(crate) const fn frame(gfn: u64) -> u64 {
+    gfn & !SPACE
+}
 
 /// `struct kvm_userspace_memory_region`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,11 +77,11 @@ pub struct UserRegion {
 /// A range of guest memory and the VMM's memory behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memslot {
-    /// User space's name for it, below [`USER_SLOTS`].
-    pub id: u16,
+    /// User space's name for it: the address space in bits 31:16, below them a number below [`USER_SLOTS`].
+    pub id: u32,
     /// [`LOG_DIRTY_PAGES`], [`READONLY`].
     pub flags: u32,
-    /// First guest frame.
+    /// First guest frame, with its address space.
     pub base: u64,
     /// Number of 4 KiB pages, at least 1.
     pub pages: u64,
@@ -96,7 +136,7 @@ pub enum Change {
 pub struct Memslots {
     by_gfn: Vec<Memslot>,
     /// Id and first frame, ordered by id.
-    by_id: Vec<(u16, u64)>,
+    by_id: Vec<(u32, u64)>,
 }
 
 impl Memslots {
@@ -117,7 +157,7 @@ impl Memslots {
     }
 
     /// The slot with an id.
-    pub fn by_id(&self, id: u16) -> Option<&Memslot> {
+    pub fn by_id(&self, id: u32) -> Option<&Memslot> {
         let n = self.by_id.binary_search_by_key(&id, |e| e.0).ok()?;
         // INDEX: a search bounds it, whatever was searched for.
         let (_, base) = self.by_id.get(n)?;
@@ -161,20 +201,21 @@ impl Memslots {
     /// memory that is no user memory, frames beyond the processor's physical addresses, deletion of what is not there, other size, user address or read-only flag for
     /// an existing slot), EEXIST (overlap with another slot).
     pub fn plan<H: Host>(&self, host: &H, r: &UserRegion) -> Result<Change, Errno> {
-        let (space, id) = (r.slot >> 16, r.slot as u16);
+        let (space, n) = (r.slot >> 16, r.slot as u16);
         let aligned = (r.gpa | r.size | r.hva) & (PAGE - 1) == 0;
-        let to = Memslot { id, flags: r.flags, base: r.gpa >> 12, pages: r.size >> 12, hva: r.hva };
+        let base = if space == 0 { Space::Normal } else { Space::Smm }.gfn(r.gpa >> 12);
+        let to = Memslot { id: r.slot, flags: r.flags, base, pages: r.size >> 12, hva: r.hva };
         if r.flags & !(LOG_DIRTY_PAGES | READONLY) != 0
             || !aligned
             || space >= ADDRESS_SPACES
-            || id >= USER_SLOTS
+            || n >= USER_SLOTS
             || r.gpa.checked_add(r.size).is_none()
             || to.pages > MAX_PAGES
             || !host.user_range_ok(Hva(r.hva), r.size)
         {
             return Err(Errno::EINVAL);
         }
-        let Some(from) = self.by_id(id).copied() else {
+        let Some(from) = self.by_id(r.slot).copied() else {
             if to.pages == 0 {
                 return Err(Errno::EINVAL);
             }
@@ -200,7 +241,7 @@ impl Memslots {
         if before.next().is_some_and(|o| o.end() > s.base) {
             return Err(Errno::EEXIST);
         }
-        if s.end() > max_gfn(host) { Err(Errno::EINVAL) } else { Ok(()) }
+        if frame(s.base).wrapping_add(s.pages) > max_gfn(host) { Err(Errno::EINVAL) } else { Ok(()) }
     }
 }
 

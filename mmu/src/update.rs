@@ -36,9 +36,9 @@ impl<H: Host> Mmu<H> {
         }
     }
 
-    /// A bitmap for a slot that logs, with room to read it out. Errors: ENOMEM.
+    /// A bitmap for a slot that logs, with room to read it out; none where rings are used. Errors: ENOMEM.
     fn alloc_dirty_bitmap(&self, lock: &mut SlotsLock, slot: &Memslot) -> Result<Option<Bitmap>, Errno> {
-        if !slot.logs() {
+        if !slot.logs() || lock.rings {
             return Ok(None);
         }
         lock.reserve(slot.pages)?;
@@ -104,7 +104,7 @@ impl<H: Host> Mmu<H> {
     fn start_log(&self, lock: &mut SlotsLock, from: Memslot, to: Memslot, flush: &dyn Fn()) -> Result<(), Errno> {
         let dirty = self.alloc_dirty_bitmap(lock, &to)?;
         self.update_flags_memslot(from, to, dirty);
-        if lock.manual & INITIALLY_SET != 0 {
+        if lock.manual & INITIALLY_SET != 0 && !lock.rings {
             // All pages count as written; they are protected piece by piece as user space clears its log.
             return Ok(());
         }

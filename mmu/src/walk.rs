@@ -1,7 +1,7 @@
 //! The walk of the guest's own page tables: linear address to guest physical address, as the processor does it
 //! (APM 5.2 to 5.6). Used for the instructions that are emulated, so hot only for their fetch.
 
-use crate::Mmu;
+use crate::View;
 use crate::memory::{Memory, PhysError};
 use crate::paging::{Kind, Paging, RESERVED_PAE_TOP, Translation, WalkError, reserved_at};
 use arch::Gpa;
@@ -28,7 +28,7 @@ impl Trail {
     }
 }
 
-impl<H: Host> Mmu<H> {
+impl<H: Host> View<'_, H> {
     /// Translates a linear address for one access, with the checks and the A and D bits of a real one. Sleeps.
     ///
     /// `linear` is canonical where that matters (the caller's #GP or #SS). Table entries outside of all slots count

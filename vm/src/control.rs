@@ -86,6 +86,14 @@ impl<H: Host> Ctx<'_, H> {
         if requests.has(Request::MsrFilter) {
             self.apply_msr_policy();
         }
+        if self.core.inject.smi_pending {
+            self.take_smi();
+        }
+        if requests.has(Request::DirtyRingFull) && self.me.dirty_ring.as_ref().is_some_and(|ring| ring.soft_full()) {
+            // Until user space has emptied it.
+            self.me.thread.requests().make_request(Request::DirtyRingFull);
+            return Err(Next::User(UserExit::DirtyRingFull));
+        }
         if self.core.inject.triple_fault {
             self.core.inject.triple_fault = false;
             if requests.has(Request::Hyperv) {
@@ -108,9 +116,18 @@ impl<H: Host> Ctx<'_, H> {
         self.core.inject.nmi_pending = (u32::from(self.core.inject.nmi_pending).saturating_add(nmi)).min(limit) as u8;
     }
 
-    /// Takes everything that other threads posted: interrupts, NMIs, INIT and SIPI.
+    /// Takes everything that other threads posted: interrupts, NMIs, INIT, SIPI and SMIs.
     pub(crate) fn process_pending_events(&mut self) {
         self.process_interrupts();
+        self.process_init();
+        // INIT would make it undone.
+        self.latch_smi();
+    }
+
+    fn process_init(&mut self) {
+        if self.in_smm() {
+            return self.me.pending_events.init_sipi.hold();
+        }
         let (init, sipi) = self.me.pending_events.init_sipi.take();
         if init {
             self.init();

@@ -61,10 +61,11 @@ pub struct Fast {
     pub enabled: bool,
     /// Exits handled here, since they were last added to the statistics.
     pub exits: u64,
-    /// Interrupts that the guest was given since they were last added to the statistics; and NMIs, in the upper half.
+    /// Interrupts that the guest was given since they were last added to the statistics; NMIs, from bit 32 on; and in bit 63
+    /// that an SMI waits for this injection.
     pub injections: u64,
-    /// The end of the interrupt in service is offered to the guest by a word of its memory.
-    pub eoi_offered: bool,
+    /// A word of the guest's memory has to be looked at after the exit, by which it may have ended the interrupt in service.
+    pub apic_shared: bool,
     /// The local APIC; None without in-kernel irqchip.
     pub lapic: Option<Lapic>,
     /// What the processor holds as a virtual interrupt.
@@ -82,6 +83,9 @@ pub struct Fast {
     /// The same for MSRs.
     msrs_age: u64,
 }
+
+/// In [`Fast::injections`]: an SMI waits.
+pub(crate) const SMI_WAITS: u64 = 1 << 63;
 
 /// Below [`LEAVES`] whatever the guest asks for, also where a processor guesses.
 #[inline(always)]
@@ -102,7 +106,7 @@ impl Fast {
             enabled: false,
             exits: 0,
             injections: 0,
-            eoi_offered: false,
+            apic_shared: false,
             lapic,
             armed: None,
             ioapic_eoi: Bits256::default(),
@@ -142,6 +146,11 @@ impl Fast {
     #[inline(always)]
     pub(crate) fn count_injections(&mut self, n: u64) {
         self.injections = self.injections.wrapping_add(n);
+    }
+
+    /// An SMI waits until what this entry injects is delivered: it is looked at after the exit.
+    pub(crate) fn look_at_smi(&mut self) {
+        self.injections |= SMI_WAITS;
     }
 
     /// Has the guest taken the virtual interrupt? It is not armed any more then, and if it is the local APIC's it is in
@@ -184,7 +193,7 @@ impl Fast {
     #[inline(always)]
     fn wrmsr(&mut self, guest: &FastExit<'_>) -> bool {
         match guest.ecx() {
-            msr::X2APIC_EOI if guest.edx() == 0 && !self.eoi_offered => {
+            msr::X2APIC_EOI if guest.edx() == 0 && !self.apic_shared => {
                 // It may be what the guest is ending.
                 if let Some(Armed::Apic(_)) = self.armed {
                     self.taken(guest.control);

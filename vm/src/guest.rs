@@ -58,7 +58,7 @@ impl<H: Host> Ctx<'_, H> {
                 }
                 Err(_) if self.has_to_wait() => {
                     if let Some(gpa) = self.core.awaited {
-                        self.vm.mmu.wait_for_page(gpa);
+                        self.memory_view().wait_for_page(gpa);
                     }
                     self.vm.host.cond_resched();
                 }

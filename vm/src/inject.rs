@@ -12,6 +12,7 @@
 //! | what waits | goes into EVENTINJ when | else |
 //! |---|---|---|
 //! | an exception | always, before all others | |
+//! | an SMI ([`smm`](crate::smm)) | never: it is taken before the entry if nothing of the above or the next waits | exits right after the injection |
 //! | what was cut short: NMI, interrupt | no exception waits | |
 //! | an NMI | nothing of the above, not masked, no shadow | see below |
 //! | an interrupt of a PIC | nothing of the above, RFLAGS.IF, no shadow | V_IRQ |
@@ -55,6 +56,8 @@ pub struct Injection {
     pub nmi_injected: bool,
     /// NMIs that wait, 0 to 2.
     pub nmi_pending: u8,
+    /// An SMI waits.
+    pub smi_pending: bool,
     /// An NMI handler runs (until IRET).
     pub nmi_masked: bool,
     /// RIP of the IRET that will end the mask, once it was met.
@@ -176,6 +179,11 @@ impl<H: Host> Core<H> {
             }
         }
         self.arm_virq(window, blocked);
+        if self.inject.smi_pending && !blocked && !self.smm.active() {
+            // It was not taken before this entry, so something else goes first.
+            self.cpu.exit_after_injection();
+            self.fast.look_at_smi();
+        }
         if self.inject.nmi_pending > 0 && !blocked {
             self.await_nmi(self.inject.busy());
         }

@@ -30,9 +30,7 @@ impl<H: Host> Vcpu<H> {
             Accept::Init => self.pending_events.init_sipi.init(),
             Accept::Startup { vector } => self.pending_events.init_sipi.sipi(vector),
             Accept::Unhalt => self.pending_events.pv_unhalted.store(true, Release),
-            // No system management mode is offered (KVM_CAP_X86_SMM is 0): an SMI ends here, as on a processor
-            // whose SMIs are blocked.
-            Accept::Smi => return true,
+            Accept::Smi => self.pending_events.smi.store(true, Release),
         }
         self.thread_ring_event();
         true

@@ -11,9 +11,9 @@ use host::{Cpu, Errno, Host, Stop as HostStop};
 use mmu::{Kind, Memory, Paging, PhysError};
 
 /// What becomes of an instruction because the VMM's memory behind a guest page cannot be used.
-pub(crate) fn fault_outcome(stop: HostStop) -> Next {
+pub(crate) fn fault_outcome(gpa: Gpa, stop: HostStop) -> Next {
     match stop {
-        HostStop::Fault => Next::Fail(Errno::EFAULT, UserExit::MemoryFault),
+        HostStop::Fault => Next::Fail(Errno::EFAULT, UserExit::MemoryFault { gpa: gpa.0 }),
         // The thread has SIGBUS pending, which ends KVM_RUN before the guest is entered: its handler tells the guest of
         // the error (a machine check), or gives it another page. The instruction then begins anew, and so reads again
         // what user space has answered to it before: the handler may send the guest elsewhere, so it cannot be held on to.
@@ -49,7 +49,7 @@ impl<H: Host> Ctx<'_, H> {
     /// Translates one linear address. Err: #PF, or the host's own failure.
     fn translate_for(&mut self, linear: u64, kind: Kind) -> Result<Gpa, Stop> {
         let paging = self.paging();
-        match self.vm.mmu.walk(&paging, linear, kind) {
+        match self.memory_view().walk(&paging, linear, kind) {
             Ok(t) => Ok(t.gpa),
             Err(mmu::WalkError::Fault { code }) => Err(Stop::Fault(Exception::pf(code, linear))),
             Err(mmu::WalkError::Host { gpa, stop }) => Err(self.host_failed(gpa, stop)),
@@ -70,19 +70,19 @@ impl<H: Host> Ctx<'_, H> {
     fn host_failed(&mut self, gpa: Gpa, stop: HostStop) -> Stop {
         self.core.mmio_fragments.wanted = None;
         self.core.awaited = Some(gpa);
-        self.core.host_stop = Some(fault_outcome(stop));
+        self.core.host_stop = Some(fault_outcome(gpa, stop));
         Stop::NeedUser
     }
 
     /// Up to 15 bytes of code at a linear address; how many could be read.
     pub(crate) fn fetch_code(&mut self, linear: u64, buf: &mut [u8; 15]) -> usize {
         let paging = self.paging();
-        self.vm.mmu.fetch(&paging, linear, buf)
+        self.memory_view().fetch(&paging, linear, buf)
     }
 
     pub(crate) fn fetch_linear(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {
         let gpa = self.translate_for(linear, Kind::Fetch)?;
-        match self.vm.mmu.guest_memory().read(gpa, buf) {
+        match self.memory_view().guest_memory().read(gpa, buf) {
             Ok(()) => Ok(()),
             // Code in device memory cannot be emulated.
             Err(PhysError::NoSlot(_)) => Err(Stop::Unhandleable),
@@ -111,7 +111,8 @@ impl<H: Host> Ctx<'_, H> {
     /// Memory for an access of the guest's own, which a signal may interrupt. Not so what the processor does with its
     /// tables for an instruction: it may have changed some of them already.
     fn memory_for(&self, access: Access) -> Memory<'_, H> {
-        if access == Access::System { self.vm.mmu.memory() } else { self.vm.mmu.guest_memory() }
+        let view = self.memory_view();
+        if access == Access::System { view.memory() } else { view.guest_memory() }
     }
 
     fn read_gpa(&mut self, gpa: Gpa, buf: &mut [u8], access: Access) -> Result<(), Stop> {
@@ -120,6 +121,7 @@ impl<H: Host> Ctx<'_, H> {
             if let Some(lapic) = &mut self.core.fast.lapic {
                 lapic.mmio_read(offset, buf, now);
             }
+            self.note_tpr_access(offset, false);
             return Ok(());
         }
         let done = self.memory_for(access).read(gpa, buf);
@@ -165,6 +167,7 @@ impl<H: Host> Ctx<'_, H> {
             if let Some(lapic) = &mut self.core.fast.lapic {
                 let effect = lapic.mmio_write(offset, data, now);
                 self.core.device_exit = self.apply_effect(effect);
+                self.note_tpr_access(offset, true);
             }
             return Ok(());
         }
@@ -182,7 +185,7 @@ impl<H: Host> Ctx<'_, H> {
         let (now, later) = split(linear, len);
         let gpa = self.translate_data(linear, Kind::Write)?;
         // Memory takes the elements of REP INS together, a device one by one.
-        if several && (matches!(self.place(gpa), Place::Apic(_)) || !self.vm.mmu.is_memory(gpa, true)) {
+        if several && (matches!(self.place(gpa), Place::Apic(_)) || !self.memory_view().is_memory(gpa, true)) {
             return Err(Stop::Unhandleable);
         }
         if later != 0 {
@@ -199,7 +202,7 @@ impl<H: Host> Ctx<'_, H> {
         if split(linear, size.into()).1 == 0 && size <= 8 {
             let gpa = self.translate_data(linear, Kind::Write)?;
             if matches!(self.place(gpa), Place::Other) {
-                match self.vm.mmu.cmpxchg_phys(gpa, size, old as u64, new as u64) {
+                match self.memory_view().cmpxchg_phys(gpa, size, old as u64, new as u64) {
                     Ok(seen) => return Ok(seen.into()),
                     Err(PhysError::NoSlot(_)) => {}
                     Err(PhysError::Host { gpa, stop }) => return Err(self.host_failed(gpa, stop)),
@@ -233,7 +236,7 @@ impl<H: Host> Ctx<'_, H> {
             // As it is, also where the guest could not form it; the last one of all is nowhere.
             return (linear, linear != !0, true, true);
         }
-        match self.vm.mmu.translate(&paging, linear) {
+        match self.memory_view().translate(&paging, linear) {
             Some(t) => (t.gpa.0, true, t.writable, t.user),
             None => (!0, false, false, false),
         }

@@ -3,6 +3,7 @@
 
 use crate::Vm;
 use arch::Hva;
+use core::sync::atomic::Ordering::Relaxed;
 use host::{Errno, Host};
 
 impl<H: Host> Vm<H> {
@@ -42,6 +43,15 @@ impl<H: Host> Vm<H> {
     /// KVM_CLEAR_DIRTY_LOG. Errors: EINVAL, ENOENT, EFAULT.
     pub fn clear_dirty_log(&self, slot: u32, first: u64, pages: u32, bitmap: Hva) -> Result<(), Errno> {
         self.mmu.clear_dirty_log(slot, first, pages, bitmap, &|| self.flush_all())
+    }
+
+    /// KVM_RESET_DIRTY_RINGS. Ok: how many entries were emptied. Errors: EINVAL (there are no rings).
+    pub fn reset_dirty_rings(&self) -> Result<u32, Errno> {
+        if self.config.dirty_ring_size.load(Relaxed) == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let rings = self.vcpus().filter_map(|v| v.dirty_ring.as_ref());
+        Ok(self.mmu.reset_dirty_rings(rings, &|| self.flush_all()))
     }
 
     /// mmu notifier: the host has changed it.

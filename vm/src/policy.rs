@@ -13,16 +13,17 @@ use arch::{Exception, Gpa, Intercepts, cr::Cr4, event::vector};
 use core::sync::atomic::Ordering::Relaxed;
 use host::{Cpu, Errno, Host, Hrtimer, Hrtimers, Request, VcpuThread};
 use irqchip::ChipMode;
+use mmu::View;
 
 /// Guest memory for the clock pages.
-struct Pages<'a, H: Host>(&'a Vm<H>);
+struct Pages<'a, H: Host>(View<'a, H>);
 
 impl<H: Host> GuestMemory for Pages<'_, H> {
     fn read(&mut self, gpa: u64, buf: &mut [u8]) -> bool {
-        self.0.mmu.read_phys(Gpa(gpa), buf).is_ok()
+        self.0.read_phys(Gpa(gpa), buf).is_ok()
     }
     fn write(&mut self, gpa: u64, buf: &[u8]) -> bool {
-        self.0.mmu.write_phys(Gpa(gpa), buf).is_ok()
+        self.0.write_phys(Gpa(gpa), buf).is_ok()
     }
 }
 
@@ -154,7 +155,7 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     #[inline]
-    fn write_msr(&mut self, index: u32, value: u64, host: bool) -> Result<Next, MsrError> {
+    pub(crate) fn write_msr(&mut self, index: u32, value: u64, host: bool) -> Result<Next, MsrError> {
         if hyperv::is_msr(index) {
             return self.write_hyperv_msr(index, value, host);
         }
@@ -206,7 +207,7 @@ impl<H: Host> Ctx<'_, H> {
             MsrEffect::WallClock(gpa) => {
                 let now = self.vm.host.time_point();
                 let clock = *self.vm.clock.lock();
-                write_wall_clock(&clock, gpa, now, &mut Pages(self.vm));
+                write_wall_clock(&clock, gpa, now, &mut Pages(self.shared_memory()));
             }
             MsrEffect::SpecCtrl => self.apply_msr_policy(),
         }
@@ -239,7 +240,7 @@ impl<H: Host> Ctx<'_, H> {
             self.core.load_tsc();
         }
         let clock = *self.vm.clock.lock();
-        self.core.clock.publish(&clock, now, &mut Pages(self.vm));
+        self.core.clock.publish(&clock, now, &mut Pages(self.shared_memory()));
         if self.core.hyperv.is_some() && self.me.index == 0 {
             self.update_tsc_page(&clock.page(&self.core.clock, now));
         }

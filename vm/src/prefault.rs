@@ -11,7 +11,7 @@ const READ: NpfCode = NpfCode(0);
 impl<H: Host> Ctx<'_, H> {
     /// Maps `[gpa, gpa + size)`, both page aligned, as if the guest had read it (KVM_PRE_FAULT_MEMORY, KVM API
     /// document 4.143). Returns what is left of the range, with the reason if that is all of it: EINTR (a signal),
-    /// ENOENT (no memory there), EFAULT, ENOMEM, EIO. Memory that has failed is a signal: SIGBUS.
+    /// EAGAIN (the dirty ring is full), ENOENT (no memory there), EFAULT, ENOMEM, EIO. Memory that has failed is a signal: SIGBUS.
     pub fn pre_fault(&mut self, gpa: u64, size: u64) -> (u64, u64, Result<(), Errno>) {
         let (mut at, end) = (gpa, gpa.saturating_add(size));
         let mut result = Ok(());
@@ -33,8 +33,12 @@ impl<H: Host> Ctx<'_, H> {
             if self.vm.host.do_work() == Work::Signal {
                 return Err(Errno::EINTR);
             }
-            match self.vm.mmu.page_fault(&mut self.core.tables, gpa, READ) {
-                Ok(RetPf::Fixed) => return Ok(self.vm.mmu.mapping_end(gpa).0),
+            if self.me.dirty_ring.as_ref().is_some_and(|ring| ring.full()) {
+                return Err(Errno::EAGAIN);
+            }
+            let view = self.memory_view();
+            match view.page_fault(&mut self.core.tables, gpa, READ) {
+                Ok(RetPf::Fixed) => return Ok(view.mapping_end(gpa).0),
                 // The slots or the VMM's memory are changing; or SIGBUS is pending.
                 Ok(RetPf::Retry | RetPf::Late(_)) | Err(Stop::Poison) => self.vm.host.cond_resched(),
                 Ok(RetPf::Emulate) => return Err(Errno::ENOENT),

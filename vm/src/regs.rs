@@ -299,9 +299,15 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     /// KVM_SET_MP_STATE. SIPI_RECEIVED is INIT_RECEIVED with a SIPI on its way, whose vector KVM_SET_VCPU_EVENTS has
-    /// set. Errors: EINVAL (a state that needs an in-kernel local APIC).
+    /// set. Errors: EINVAL (a state that needs an in-kernel local APIC; one after INIT in system management mode, where INIT is
+    /// latched: KVM_SET_VCPU_EVENTS says so).
     pub fn set_mp_state(&mut self, state: MpState) -> Result<(), Errno> {
         if self.core.fast.lapic.is_none() && state != MpState::Runnable {
+            return Err(Errno::EINVAL);
+        }
+        self.latch_smi();
+        let waits = matches!(state, MpState::InitReceived | MpState::SipiReceived);
+        if waits && (self.in_smm() || self.core.inject.smi_pending) {
             return Err(Errno::EINVAL);
         }
         self.core.mp_state = state;

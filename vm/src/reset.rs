@@ -62,6 +62,8 @@ impl<H: Host> Core<H> {
         self.clock.reset();
         self.fast.forget_msrs();
         self.reset_pv();
+        self.set_smm(false);
+        self.msr.smi_count = 0;
         if !init {
             self.msr.reset();
         }

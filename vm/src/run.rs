@@ -29,11 +29,15 @@ impl<H: Host> Ctx<'_, H> {
         self.core.arm_single_step();
         self.shrink_pause_filter();
         self.look_at_steal_time();
+        if self.core.inject.smi_pending {
+            // What it waited for may be gone: user space can set registers and let a debugger's guest go.
+            self.me.thread.requests().make_request(Request::Event);
+        }
         self.core.begin_fpu();
         self.core.cpu.begin();
         // User space may have changed anything.
         self.core.fast.forget_msrs();
-        let exits_matter = self.core.debug.control != 0 || self.core.clock.catches_up();
+        let exits_matter = self.core.debug.control != 0 || self.core.clock.catches_up() || self.core.pv.shows_tpr();
         let Err(next) = self.work(req, answer, !exits_matter);
         self.core.cpu.end();
         self.me.stats.host_state_reload.count();
@@ -104,7 +108,7 @@ impl<H: Host> Ctx<'_, H> {
             }
             let pic = self.pic_waits() && self.take_pic();
             self.core.inject_pending(window || pic);
-            self.offer_eoi();
+            self.share_apic();
             // Whether an NMI handler's IRET has run shows at the next exit.
             self.core.fast.enabled = fast && self.core.inject.iret_rip.is_none();
             match self.core.cpu.enter(self.me.thread.requests(), &mut self.core.fast) {
@@ -123,7 +127,7 @@ impl<H: Host> Ctx<'_, H> {
                     } else {
                         self.core.collect_events();
                     }
-                    self.collect_eoi();
+                    self.look_at_shared_apic();
                     if self.core.clock.catches_up() {
                         self.me.thread.requests().make_request(Request::ClockUpdate);
                     }
@@ -140,7 +144,7 @@ impl<H: Host> Ctx<'_, H> {
     #[cold]
     fn not_entered(&mut self) -> Result<(), Next> {
         self.core.cancel_injection();
-        self.collect_eoi();
+        self.look_at_shared_apic();
         if let Some(errno) = self.core.cpu.broken() {
             return Err(Next::Fail(errno, UserExit::Shutdown));
         }
@@ -157,7 +161,10 @@ impl<H: Host> Ctx<'_, H> {
     fn count_injections(&mut self) {
         let n = core::mem::take(&mut self.core.fast.injections);
         self.me.stats.irq_injections.add(n & 0xffff_ffff);
-        self.me.stats.nmi_injections.add(n >> 32);
+        self.me.stats.nmi_injections.add(n >> 32 & 0x7fff_ffff);
+        if n & crate::fast::SMI_WAITS != 0 {
+            self.me.thread.requests().make_request(Request::Event);
+        }
     }
 
     /// Does anything end HLT?
@@ -176,7 +183,10 @@ impl<H: Host> Ctx<'_, H> {
         let inject = &core.inject;
         let interrupt =
             inject.external.is_some() || core.fast.lapic.as_ref().is_some_and(|l| l.pending_vector().is_some()) || pic;
-        inject.busy() || inject.nmi_pending > 0 && !inject.nmi_masked || interrupt && core.interruptible()
+        inject.busy()
+            || inject.nmi_pending > 0 && !inject.nmi_masked
+            || inject.smi_pending && !core.smm.active()
+            || interrupt && core.interruptible()
     }
 }
 

@@ -4,6 +4,7 @@ use crate::{MAX_VCPU_ID, Vm};
 use core::sync::atomic::Ordering::Relaxed;
 use host::{Errno, Host};
 use irqchip::ChipMode;
+use mmu::DirtyRing;
 
 impl<H: Host> Vm<H> {
     /// There are devices of the host's in the guest whose DMA the IOMMU does not keep coherent with the caches
@@ -40,6 +41,25 @@ impl<H: Host> Vm<H> {
         }
         self.config.max_vcpu_id.store(limit, Relaxed);
         Ok(())
+    }
+
+    /// KVM_CAP_DIRTY_LOG_RING: pages that vCPUs write are recorded in rings of so many bytes. Errors: EINVAL (no power of two, or
+    /// too small; there are vCPUs; it was set before), E2BIG.
+    pub fn use_dirty_rings(&self, bytes: u64) -> Result<(), Errno> {
+        let bytes = u32::try_from(bytes).map_err(|_| Errno::E2BIG)?;
+        DirtyRing::<H>::check_size(bytes)?;
+        let _shape = self.shape.lock();
+        if self.has_vcpus() || self.config.dirty_ring_size.load(Relaxed) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.config.dirty_ring_size.store(bytes, Relaxed);
+        self.mmu.use_dirty_rings();
+        Ok(())
+    }
+
+    /// Pages of each vCPU's dirty ring.
+    pub fn dirty_ring_pages(&self) -> usize {
+        self.config.dirty_ring_size.load(Relaxed) as usize / host::PAGE_SIZE
     }
 
     /// KVM_CAP_X86_APIC_BUS_CYCLES_NS. Errors: EINVAL (0, or so long that the longest count has more than 64 bits of

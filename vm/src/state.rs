@@ -1,5 +1,6 @@
 //! A vCPU's state as user space gets and sets it, in plain form; the ABI crate translates to `struct kvm_*`.
 
+use crate::SmiEvents;
 use arch::Segment;
 
 /// KVM_GET/SET_REGS.
@@ -75,6 +76,8 @@ pub struct Events {
     pub nmi_masked: bool,
     /// `sipi_vector`.
     pub sipi_vector: Option<u32>,
+    /// `smi`: system management mode, and an SMI that waits.
+    pub smi: Option<SmiEvents>,
     /// `smi.latched_init`: INIT arrived and has not had its effect.
     pub latched_init: Option<bool>,
     /// `triple_fault.pending` (KVM_CAP_X86_TRIPLE_FAULT_EVENT).

@@ -11,6 +11,8 @@ pub enum UserExit {
     Hlt,
     /// KVM_EXIT_SET_TPR: the guest has lowered CR8, without in-kernel local APIC.
     SetTpr,
+    /// KVM_EXIT_TPR_ACCESS: RIP of the instruction, which is complete (KVM_TPR_ACCESS_REPORTING).
+    TprAccess { rip: u64, write: bool },
     /// KVM_EXIT_IRQ_WINDOW_OPEN.
     IrqWindowOpen,
     /// KVM_EXIT_SHUTDOWN: triple fault.
@@ -32,12 +34,14 @@ pub enum UserExit {
     /// KVM_EXIT_HYPERV of this kind (KVM_EXIT_HYPERV_*); the first six of [`Core::exit_words`](crate::Core::exit_words) are what
     /// follows.
     Hyperv { kind: u32 },
+    /// KVM_EXIT_DIRTY_RING_FULL.
+    DirtyRingFull,
     /// KVM_EXIT_INTR together with -EINTR.
     Interrupted,
     /// Nothing was done, together with -EINTR or -EAGAIN: `kvm_run` keeps the reason that it held.
     Unchanged,
-    /// The VMM's memory behind the guest's cannot be used: together with -EFAULT.
-    MemoryFault,
+    /// KVM_EXIT_MEMORY_FAULT together with -EFAULT: the VMM's memory behind this guest physical address cannot be used.
+    MemoryFault { gpa: u64 },
 }
 
 /// What an exit that needs an answer waits for. Asked at the next KVM_RUN.

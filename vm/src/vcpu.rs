@@ -6,6 +6,7 @@ use crate::fast::Fast;
 use crate::halt::HaltPoll;
 use crate::hyperv::{self, Hyperv};
 use crate::pv::Pv;
+use crate::smm::Smm;
 use crate::spin::Spin;
 use crate::{
     Vm, clock::VcpuClock, cpuid::GuestCpuid, debug::DebugState, fpu::FpuUse, inject::Injection, mmio::MmioFragments,
@@ -15,7 +16,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::*};
 use host::{CpuFeatures, Host, OneBox, Request, VcpuThread, rank};
 use irqchip::{AddressCell, Pir};
 use lock_api::Mutex;
-use mmu::MemoryCache;
+use mmu::{DirtyRing, MemoryCache, RingOf, Space, View};
 use once_cell::race::OnceBox;
 
 /// A vCPU. Lives in its VM until the VM ends, whatever happens to its file.
@@ -42,6 +43,8 @@ pub struct Vcpu<H: Host> {
     pub rtc: RtcMark,
     /// What others know of it as one of a Hyper-V guest's.
     pub(crate) hyperv: OnceBox<[hyperv::Shared; 1]>,
+    /// The pages that it writes, where user space wants them so (KVM_CAP_DIRTY_LOG_RING).
+    pub dirty_ring: Option<DirtyRing<H>>,
     /// `kvm_run` and the PIO data page: what mmap of the vCPU file shows, in this order, before the VM's coalesced ring.
     pub pages: [H::SharedPage; 2],
     /// Everything else. Held for the length of each vCPU ioctl.
@@ -58,6 +61,8 @@ pub struct PendingEvents {
     pub init_sipi: InitSipi,
     /// A paravirtual kick ends HLT.
     pub pv_unhalted: AtomicBool,
+    /// An SMI; those that come before it is taken are one with it.
+    pub smi: AtomicBool,
 }
 
 /// INIT and SIPI that arrived, in one word: a SIPI that follows an INIT is seen with it or after it.
@@ -94,6 +99,11 @@ impl InitSipi {
         let _ = self.0.fetch_update(AcqRel, Relaxed, new);
     }
 
+    /// In system management mode INIT stays latched, and a SIPI is lost.
+    pub fn hold(&self) {
+        self.0.fetch_and(Self::INIT, AcqRel);
+    }
+
     /// Takes both: whether INIT arrived, and the vector of a SIPI.
     pub fn take(&self) -> (bool, Option<u8>) {
         if self.0.load(Relaxed) == 0 {
@@ -126,6 +136,8 @@ pub struct Core<H: Host> {
     pub(crate) hyperv: Option<OneBox<Hyperv>>,
     /// Exceptions, interrupts and NMIs on their way into the guest.
     pub inject: Injection,
+    /// System management mode.
+    pub smm: Smm,
     /// MMIO and PIO on their way to user space.
     pub mmio_fragments: OneBox<MmioFragments>,
     /// Run state.
@@ -187,15 +199,29 @@ pub struct Ctx<'a, H: Host> {
     pub core: &'a mut Core<H>,
 }
 
+impl<'a, H: Host> Ctx<'a, H> {
+    /// Guest memory as this vCPU sees it now.
+    #[inline]
+    pub(crate) fn memory_view(&self) -> View<'a, H> {
+        self.vm.mmu.view(self.core.smm.space(), self.me.ring())
+    }
+
+    /// Guest memory outside of system management mode, whatever the vCPU is in: there is what it shares with the hypervisor.
+    #[inline]
+    pub(crate) fn shared_memory(&self) -> View<'a, H> {
+        self.vm.mmu.view(Space::Normal, self.me.ring())
+    }
+}
+
 impl<H: Host> Vcpu<H> {
     /// Makes the request, and gets the vCPU out of the guest if it is there.
     #[inline]
-    pub(crate) fn ring(&self, what: Request) {
+    pub(crate) fn request(&self, what: Request) {
         self.thread.requests().make_request(what);
         self.thread.kick();
     }
 
-    /// After [`ring`](Self::ring): returns when the vCPU is out of the guest, or has been and has served the request.
+    /// After [`request`](Self::request): returns when the vCPU is out of the guest, or has been and has served the request.
     /// **Memory safety hangs on it**, for [`Vm::flush_all`](crate::Vm::flush_all).
     #[inline]
     pub(crate) fn wait_for_exit(&self, what: Request) {
@@ -203,6 +229,12 @@ impl<H: Host> Vcpu<H> {
         while self.thread.requests().needs_ipi() && self.thread.requests().test_request(what) {
             core::hint::spin_loop();
         }
+    }
+
+    /// Where pages are recorded that this vCPU writes. For its own thread.
+    #[inline]
+    pub(crate) fn ring(&self) -> Option<RingOf<'_, H>> {
+        self.dirty_ring.as_ref().map(|ring| RingOf { ring, requests: self.thread.requests() })
     }
 
     /// The page that holds the data of KVM_EXIT_IO.

@@ -3,7 +3,7 @@
 
 use crate::inject::QueuedInterrupt;
 use crate::software::is_software;
-use crate::{Ctx, Events};
+use crate::{Ctx, Events, MpState};
 use arch::Exception;
 use arch::event::vector;
 use arch::vmcb::INT_SHADOW;
@@ -48,6 +48,7 @@ impl<H: Host> Ctx<'_, H> {
     /// RIP is still at it it comes again.
     pub fn get_events(&mut self) -> Events {
         self.process_interrupts();
+        self.latch_smi();
         self.deliver_payload_early();
         let interrupt = self.hard_interrupt();
         let inject = &self.core.inject;
@@ -70,21 +71,25 @@ impl<H: Host> Ctx<'_, H> {
             nmi_pending: Some(inject.nmi_pending),
             nmi_masked: inject.nmi_masked,
             sipi_vector: None,
+            smi: Some(self.smi_events()),
             latched_init: Some(self.core.fast.lapic.is_some() && self.me.pending_events.init_sipi.is_latched()),
             triple_fault: Some(inject.triple_fault),
         }
     }
 
-    /// KVM_SET_VCPU_EVENTS. Errors: EINVAL (vector out of range, NMI as exception, a payload without its capability).
+    /// KVM_SET_VCPU_EVENTS. Errors: EINVAL (vector out of range, NMI as exception, a payload without its capability, system
+    /// management mode where INIT was received).
     pub fn set_events(&mut self, e: &Events) -> Result<(), Errno> {
         let payloads = self.vm.config.exception_payload.load(Relaxed);
         let has_exception = e.exception_injected || e.exception_pending;
         if has_exception && (e.exception_nr > 31 || e.exception_nr == vector::NMI)
             || e.exception_pending && (!payloads || e.exception_injected)
+            || e.smi.is_some_and(|smi| smi.smm || smi.pending) && self.core.mp_state == MpState::InitReceived
         {
             return Err(Errno::EINVAL);
         }
         self.process_interrupts();
+        self.latch_smi();
         let inject = &mut self.core.inject;
         inject.exception = has_exception.then_some(Exception {
             vector: e.exception_nr,
@@ -108,6 +113,9 @@ impl<H: Host> Ctx<'_, H> {
             // How many of them may wait is seen to when they are looked at.
             self.core.inject.nmi_pending = 0;
             self.me.pending_events.nmi_queued.store(pending.min(2).into(), Release);
+        }
+        if let Some(smi) = e.smi {
+            self.set_smi_events(smi);
         }
         if let Some(shadow) = e.shadow {
             self.core.cpu.set_interrupt_shadow(shadow != 0);

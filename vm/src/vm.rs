@@ -17,6 +17,7 @@ use crate::mmio::MmioFragments;
 use crate::msr::{MsrFilter, MsrState, VmMsrs};
 use crate::pv::Pv;
 use crate::run::Next;
+use crate::smm::Smm;
 use crate::spin::Spin;
 use crate::state::MpState;
 use crate::stats::{VcpuStats, VmStats};
@@ -32,13 +33,15 @@ use arch::GuestIndexed;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use host::{CpuConfig, Errno, Host, OneBox, Request, VcpuThread, rank, try_box};
 use lock_api::{Mutex, RwLock};
-use mmu::{MemoryCache, Mmu};
+use mmu::{DirtyRing, MemoryCache, Mmu, Space};
 use once_cell::race::OnceBox;
 
 /// Most vCPUs of a VM (KVM_CAP_MAX_VCPUS, as stock Debian kernels).
 pub const MAX_VCPUS: usize = 4096;
 /// vCPU ids are below this (KVM_CAP_MAX_VCPU_ID).
 pub const MAX_VCPU_ID: u32 = 4 * MAX_VCPUS as u32;
+/// Where a vCPU file's mapping shows the dirty ring, in pages (KVM_DIRTY_LOG_PAGE_OFFSET).
+pub const DIRTY_LOG_PAGE_OFFSET: usize = 64;
 /// The table of vCPUs has two levels of this size, so that a small VM needs two small pieces.
 const FANOUT: usize = 64;
 
@@ -73,6 +76,8 @@ pub struct Config {
     pub exit_on_emulation_error: AtomicBool,
     /// KVM_CAP_X86_APIC_BUS_CYCLES_NS: period of the local APICs' timer input in ns; 0: the default.
     pub apic_bus_cycle_ns: AtomicU32,
+    /// KVM_CAP_DIRTY_LOG_RING: bytes of each vCPU's dirty ring; 0: there are none.
+    pub dirty_ring_size: AtomicU32,
     /// KVM_SET_TSC_KHZ of the VM: frequency of new vCPUs in kHz; 0: the host's.
     pub tsc_khz: AtomicU32,
 }
@@ -213,7 +218,9 @@ impl<H: Host> Vm<H> {
         let host = &self.host;
         let bsp = self.is_bsp(id);
         let pause_threshold = host.pause_parameters().threshold;
-        let cpu = host.new_cpu(&CpuConfig { root: self.mmu.root(), pause_threshold })?;
+        let roots = Space::ALL.map(|space| self.mmu.root(space));
+        let [root, _] = roots;
+        let cpu = host.new_cpu(&CpuConfig { root, pause_threshold })?;
         let mut apic = irqchip::Config::new(id, bsp);
         apic.lint0_reenabled = self.config.has_quirk(crate::quirks::LINT0_REENABLED);
         match self.config.apic_bus_cycle_ns.load(Relaxed) {
@@ -237,6 +244,10 @@ impl<H: Host> Vm<H> {
         let mmio_fragments = try_box(MmioFragments::default)?;
         let thread = host.new_thread(self.vcpu(0).map(|v| &v.thread))?;
         let pages = [host.new_shared_page()?, host.new_shared_page()?];
+        let dirty_ring = match self.config.dirty_ring_size.load(Relaxed) {
+            0 => None,
+            bytes => Some(DirtyRing::new(host, bytes)?),
+        };
         let mut core = try_box(|| Core {
             cpu,
             fpu,
@@ -249,6 +260,7 @@ impl<H: Host> Vm<H> {
             pv: Pv::default(),
             hyperv: None,
             inject: Injection::default(),
+            smm: Smm::new(roots),
             mmio_fragments,
             mp_state: if waits { MpState::Uninitialized } else { MpState::Runnable },
             sipi_vector: 0,
@@ -291,6 +303,7 @@ impl<H: Host> Vm<H> {
             lint0,
             rtc: RtcMark::default(),
             hyperv: OnceBox::new(),
+            dirty_ring,
             pages,
             core: Mutex::new(core),
         })
@@ -409,13 +422,16 @@ impl<H: Host> Vm<H> {
     /// Page `index` of the mapping of a vCPU's file.
     pub fn vcpu_page<'a>(&'a self, v: &'a Vcpu<H>, index: usize) -> Option<&'a H::SharedPage> {
         // INDEX: which page user space maps is not secret, and nothing is read by what it is.
-        v.pages.get(index).or((index == v.pages.len()).then_some(&self.coalesced.page))
+        v.pages.get(index).or((index == v.pages.len()).then_some(&self.coalesced.page)).or_else(|| {
+            let n = index.checked_sub(DIRTY_LOG_PAGE_OFFSET)?;
+            v.dirty_ring.as_ref()?.page(n)
+        })
     }
 
     /// Rings every vCPU, and gets those out of the guest that are in it.
     pub(crate) fn ring_all(&self, what: Request) {
         for v in self.vcpus() {
-            v.ring(what);
+            v.request(what);
         }
     }
 

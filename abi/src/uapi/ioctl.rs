@@ -83,6 +83,7 @@ numbers! {
     KVM_SIGNAL_MSI = iow::<kvm_msi>(0xa5);
     KVM_HYPERV_EVENTFD = iow::<kvm_hyperv_eventfd>(0xbd);
     KVM_CLEAR_DIRTY_LOG = iowr::<kvm_clear_dirty_log>(0xc0);
+    KVM_RESET_DIRTY_RINGS = io(0xc7);
     KVM_X86_SET_MSR_FILTER = iow::<kvm_msr_filter>(0xc6);
     KVM_CREATE_DEVICE = iowr::<kvm_create_device>(0xe0);
     // VM and vCPU

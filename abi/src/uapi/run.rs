@@ -67,6 +67,11 @@ pub mod exit {
     pub const HYPERV_WORDS: usize = 40;
     pub const HYPERV_HCALL_RESULT: usize = 48;
     pub const HYPERV_SYNDBG_STATUS: usize = 56;
+    pub const TPR_ACCESS_RIP: usize = 32;
+    pub const TPR_ACCESS_IS_WRITE: usize = 40;
+    pub const MEMORY_FAULT_FLAGS: usize = 32;
+    pub const MEMORY_FAULT_GPA: usize = 40;
+    pub const MEMORY_FAULT_SIZE: usize = 48;
 }
 
 /// KVM_EXIT_*.
@@ -83,13 +88,19 @@ pub mod reason {
     pub const FAIL_ENTRY: u32 = 9;
     pub const INTR: u32 = 10;
     pub const SET_TPR: u32 = 11;
+    pub const TPR_ACCESS: u32 = 12;
     pub const INTERNAL_ERROR: u32 = 17;
     pub const SYSTEM_EVENT: u32 = 24;
     pub const IOAPIC_EOI: u32 = 26;
     pub const HYPERV: u32 = 27;
     pub const X86_RDMSR: u32 = 29;
     pub const X86_WRMSR: u32 = 30;
+    pub const DIRTY_RING_FULL: u32 = 31;
+    pub const MEMORY_FAULT: u32 = 39;
 }
+
+/// `kvm_run.flags`: KVM_RUN_X86_SMM.
+pub const RUN_X86_SMM: u16 = 1;
 
 /// KVM_EXIT_IO_IN and KVM_EXIT_IO_OUT.
 pub const IO_IN: u8 = 0;
@@ -168,6 +179,11 @@ mod tests {
             hyperv.u.hcall.result => HYPERV_HCALL_RESULT
             hyperv.u.syndbg.msr => HYPERV_WORDS
             hyperv.u.syndbg.status => HYPERV_SYNDBG_STATUS
+            tpr_access.rip => TPR_ACCESS_RIP
+            tpr_access.is_write => TPR_ACCESS_IS_WRITE
+            memory_fault.flags => MEMORY_FAULT_FLAGS
+            memory_fault.gpa => MEMORY_FAULT_GPA
+            memory_fault.size => MEMORY_FAULT_SIZE
         }
     }
 
@@ -184,16 +200,20 @@ mod tests {
             (reason::FAIL_ENTRY, KVM_EXIT_FAIL_ENTRY),
             (reason::INTR, KVM_EXIT_INTR),
             (reason::SET_TPR, KVM_EXIT_SET_TPR),
+            (reason::TPR_ACCESS, KVM_EXIT_TPR_ACCESS),
             (reason::INTERNAL_ERROR, KVM_EXIT_INTERNAL_ERROR),
             (reason::SYSTEM_EVENT, KVM_EXIT_SYSTEM_EVENT),
             (reason::IOAPIC_EOI, KVM_EXIT_IOAPIC_EOI),
             (reason::HYPERV, KVM_EXIT_HYPERV),
             (reason::X86_RDMSR, KVM_EXIT_X86_RDMSR),
             (reason::X86_WRMSR, KVM_EXIT_X86_WRMSR),
+            (reason::DIRTY_RING_FULL, KVM_EXIT_DIRTY_RING_FULL),
+            (reason::MEMORY_FAULT, KVM_EXIT_MEMORY_FAULT),
             (reason::UNKNOWN, KVM_EXIT_UNKNOWN),
         ];
         for (ours, theirs) in pairs {
             assert_eq!(ours, theirs);
         }
+        assert_eq!(u32::from(RUN_X86_SMM), KVM_RUN_X86_SMM);
     }
 }

@@ -4,7 +4,7 @@ use crate::codec::{Field, get, put};
 use crate::uapi::*;
 use core::sync::atomic::Ordering::Relaxed;
 use host::{Errno, Host};
-use vm::{Ctx, Events, MpState};
+use vm::{Ctx, Events, MpState, SmiEvents};
 
 /// KVM_GET_VCPU_EVENTS.
 pub fn get_events<H: Host>(ctx: &mut Ctx<'_, H>) -> kvm_vcpu_events {
@@ -12,7 +12,7 @@ pub fn get_events<H: Host>(ctx: &mut Ctx<'_, H>) -> kvm_vcpu_events {
     let config = &ctx.vm.config;
     let payloads = config.exception_payload.load(Relaxed);
     let triple_faults = config.triple_fault_event.load(Relaxed);
-    // The SMM part is always valid, and but for INIT empty, as in a kernel built without SMM.
+    let smi = e.smi.unwrap_or_default();
     let mut flags = vcpuevent::VALID_NMI_PENDING | vcpuevent::VALID_SHADOW | vcpuevent::VALID_SMM;
     if payloads {
         flags |= vcpuevent::VALID_PAYLOAD;
@@ -41,7 +41,12 @@ pub fn get_events<H: Host>(ctx: &mut Ctx<'_, H>) -> kvm_vcpu_events {
             pad: 0,
         },
         flags,
-        smi: kvm_vcpu_events_smi { latched_init: (e.latched_init == Some(true)).into(), ..Default::default() },
+        smi: kvm_vcpu_events_smi {
+            smm: smi.smm.into(),
+            pending: smi.pending.into(),
+            smm_inside_nmi: smi.smm_inside_nmi.into(),
+            latched_init: (e.latched_init == Some(true)).into(),
+        },
         triple_fault: kvm_vcpu_events_triple_fault { pending: (triple_faults && e.triple_fault == Some(true)).into() },
         exception_has_payload: e.exception_payload.is_some().into(),
         exception_payload: e.exception_payload.unwrap_or(0),
@@ -49,17 +54,15 @@ pub fn get_events<H: Host>(ctx: &mut Ctx<'_, H>) -> kvm_vcpu_events {
     }
 }
 
-/// KVM_SET_VCPU_EVENTS. Errors: EINVAL (unknown flags, parts whose capability is not enabled, SMM, an exception that
-/// is none); nothing is changed then.
+/// KVM_SET_VCPU_EVENTS. Errors: EINVAL (unknown flags, parts whose capability is not enabled, an exception that is none,
+/// system management mode where INIT was received); nothing is changed then.
 pub fn set_events<H: Host>(ctx: &mut Ctx<'_, H>, e: &kvm_vcpu_events) -> Result<(), Errno> {
     let config = &ctx.vm.config;
     let valid = |flag| e.flags & flag != 0;
     let payloads = valid(vcpuevent::VALID_PAYLOAD);
-    let smm = [e.smi.smm, e.smi.pending, e.smi.smm_inside_nmi] != [0; 3];
     if e.flags & !vcpuevent::ALL != 0
         || payloads && !config.exception_payload.load(Relaxed)
         || valid(vcpuevent::VALID_TRIPLE_FAULT) && !config.triple_fault_event.load(Relaxed)
-        || valid(vcpuevent::VALID_SMM) && smm
     {
         return Err(Errno::EINVAL);
     }
@@ -79,6 +82,11 @@ pub fn set_events<H: Host>(ctx: &mut Ctx<'_, H>, e: &kvm_vcpu_events) -> Result<
         nmi_pending: valid(vcpuevent::VALID_NMI_PENDING).then_some(e.nmi.pending),
         nmi_masked: e.nmi.masked != 0,
         sipi_vector: valid(vcpuevent::VALID_SIPI_VECTOR).then_some(e.sipi_vector),
+        smi: valid(vcpuevent::VALID_SMM).then_some(SmiEvents {
+            smm: e.smi.smm != 0,
+            pending: e.smi.pending != 0,
+            smm_inside_nmi: e.smi.smm_inside_nmi != 0,
+        }),
         latched_init: valid(vcpuevent::VALID_SMM).then_some(e.smi.latched_init != 0),
         triple_fault: valid(vcpuevent::VALID_TRIPLE_FAULT).then_some(e.triple_fault.pending != 0),
     };

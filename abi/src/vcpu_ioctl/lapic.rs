@@ -1,6 +1,6 @@
 //! The local APIC from outside (KVM API document 4.47, 4.48, 4.61, 4.62).
 
-use crate::codec::{read, write};
+use crate::codec::{get, put, read, write};
 use crate::uapi::*;
 use host::{Errno, Host};
 use vm::Ctx;
@@ -24,8 +24,17 @@ pub fn set_lapic<H: Host>(ctx: &mut Ctx<'_, H>, arg: u64) -> Result<(), Errno> {
     ctx.set_lapic(&state)
 }
 
-/// KVM_SET_VAPIC_ADDR: where the guest wants its TPR mirrored. Nothing is mirrored here, so only address 0, which
-/// says so, is taken. Errors: EINVAL.
+/// KVM_SET_VAPIC_ADDR: where the guest finds its TPR. Errors: EINVAL (no in-kernel local APIC, no memory there).
 pub fn set_vapic_addr<H: Host>(ctx: &mut Ctx<'_, H>, a: &kvm_vapic_addr) -> Result<(), Errno> {
-    if ctx.core.fast.lapic.is_none() || a.vapic_addr != 0 { Err(Errno::EINVAL) } else { Ok(()) }
+    ctx.set_vapic_addr(a.vapic_addr)
+}
+
+/// KVM_TPR_ACCESS_REPORTING. The struct goes back as it came. Errors: EINVAL (flags), EFAULT.
+pub fn report_tpr_accesses<H: Host>(ctx: &mut Ctx<'_, H>, arg: u64) -> Result<(), Errno> {
+    let control: kvm_tpr_access_ctl = get(&ctx.vm.host, arg)?;
+    if control.flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    ctx.report_tpr_accesses(control.enabled != 0);
+    put(&ctx.vm.host, arg, &control)
 }

@@ -80,14 +80,17 @@ fn dispatch<H: Host>(ctx: &mut Ctx<'_, H>, cmd: u32, arg: u64) -> Result<i64, Er
 
         KVM_GET_LAPIC => lapic::get_lapic(ctx, arg),
         KVM_SET_LAPIC => lapic::set_lapic(ctx, arg),
+        KVM_TPR_ACCESS_REPORTING => lapic::report_tpr_accesses(ctx, arg),
         KVM_SET_VAPIC_ADDR => take(ctx, arg, lapic::set_vapic_addr),
         KVM_INTERRUPT => take(ctx, arg, |c, i: &kvm_interrupt| c.interrupt(i.irq)),
         KVM_NMI => {
             ctx.nmi();
             Ok(())
         }
-        // There is no system management mode, as in a kernel built without it.
-        KVM_SMI => Err(Errno::ENOTTY),
+        KVM_SMI => {
+            ctx.smi();
+            Ok(())
+        }
 
         KVM_GET_MP_STATE => give(ctx, arg, events::get_mp_state),
         KVM_SET_MP_STATE => take(ctx, arg, events::set_mp_state),

@@ -17,6 +17,7 @@ pub fn enable_cap<H: Host>(vm: &Vm<H>, c: &kvm_enable_cap) -> Result<(), Errno> 
     match c.cap {
         cap::SPLIT_IRQCHIP => vm.enable_split_irqchip(arg)?,
         cap::MANUAL_DIRTY_LOG_PROTECT2 => vm.mmu.set_manual_dirty_log(arg)?,
+        cap::DIRTY_LOG_RING | cap::DIRTY_LOG_RING_ACQ_REL => vm.use_dirty_rings(arg)?,
         cap::MAX_VCPU_ID => vm.set_max_vcpu_id(arg)?,
         cap::X86_APIC_BUS_CYCLES_NS => vm.set_apic_bus_cycle(arg)?,
         cap::X2APIC_API => {

@@ -35,12 +35,12 @@ pub fn limit_shadow_pages(limit: u64) -> Result<(), Errno> {
     if (limit as u32) < 64 { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
-/// KVM_GET_DIRTY_LOG. Errors: EINVAL (slot), ENOENT (not logged), EFAULT.
+/// KVM_GET_DIRTY_LOG. Errors: ENXIO (there are dirty rings), EINVAL (slot), ENOENT (not logged), EFAULT.
 pub fn get_dirty_log<H: Host>(vm: &Vm<H>, log: &kvm_dirty_log) -> Result<(), Errno> {
     vm.get_dirty_log(log.slot, Hva(log.dirty_bitmap))
 }
 
-/// KVM_CLEAR_DIRTY_LOG. Errors: EINVAL (slot, range), ENOENT (not logged), EFAULT.
+/// KVM_CLEAR_DIRTY_LOG. Errors: ENXIO (there are dirty rings), EINVAL (slot, range), ENOENT (not logged), EFAULT.
 pub fn clear_dirty_log<H: Host>(vm: &Vm<H>, log: &kvm_clear_dirty_log) -> Result<(), Errno> {
     vm.clear_dirty_log(log.slot, log.first_page, log.num_pages, Hva(log.dirty_bitmap))
 }

@@ -69,6 +69,7 @@ pub fn vm_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<VmReply, Errn
         KVM_SET_USER_MEMORY_REGION2 => done(memory::set_region2(vm, arg))?,
         KVM_GET_DIRTY_LOG => done(memory::get_dirty_log(vm, &get(host, arg)?))?,
         KVM_CLEAR_DIRTY_LOG => done(memory::clear_dirty_log(vm, &get(host, arg)?))?,
+        KVM_RESET_DIRTY_RINGS => vm.reset_dirty_rings()?.into(),
         KVM_SET_NR_MMU_PAGES => done(memory::limit_shadow_pages(arg))?,
         KVM_SET_TSS_ADDR => done(memory::set_tss_addr(arg))?,
         KVM_SET_IDENTITY_MAP_ADDR => done(memory::set_identity_map_addr(vm, arg))?,

@@ -83,8 +83,15 @@ static const struct vm_operations_struct vcpu_vm_ops = {
 	.fault = vcpu_fault,
 };
 
+/* A dirty ring is for user space to read and write, and for nobody to have a copy of. */
 static int vcpu_mmap(struct file *file, struct vm_area_struct *vma)
 {
+	unsigned long first = vma->vm_pgoff, pages = vma_pages(vma);
+	unsigned long ring = hsave_vcpu_ring_pages(file->private_data);
+	bool odd = (vma->vm_flags & VM_EXEC) || !(vma->vm_flags & VM_SHARED);
+
+	if (odd && first < KVM_DIRTY_LOG_PAGE_OFFSET + ring && first + pages > KVM_DIRTY_LOG_PAGE_OFFSET)
+		return -EINVAL;
 	vma->vm_ops = &vcpu_vm_ops;
 	return 0;
 }

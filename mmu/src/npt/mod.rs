@@ -14,6 +14,7 @@ pub use entry::pages;
 pub use stale::{Flushes, Stale};
 
 use crate::cache::{Before, MemoryCache};
+use crate::slot::{Space, frame};
 use arch::{HostPa, NestedRoot};
 use entry::{Cell, Cells, Entry};
 use host::{Host, Pfn, TablePage};
@@ -47,9 +48,9 @@ pub enum Installed {
     NoTable,
 }
 
-/// The tree.
+/// The tree: one for each address space, under one count of what was taken away.
 pub struct Tree {
-    root: HostPa,
+    roots: [HostPa; 2],
     levels: u8,
     /// How often something was taken away.
     removals: u64,
@@ -58,24 +59,41 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// A tree with nothing mapped; `root` is an empty table page, which the tree owns, `levels` 4 or 5.
-    pub const fn new(root: TablePage, levels: u8) -> Self {
-        Self { root: root.pa(), levels, removals: 0, unlinked: 0 }
+    /// A tree with nothing mapped; `roots` are empty table pages, which the tree owns, `levels` 4 or 5.
+    pub const fn new(roots: [TablePage; 2], levels: u8) -> Self {
+        let [normal, smm] = &roots;
+        Self { roots: [normal.pa(), smm.pa()], levels, removals: 0, unlinked: 0 }
     }
 
-    /// What nested CR3 holds.
-    pub const fn root(&self) -> NestedRoot {
-        NestedRoot::new(self.root)
+    /// What nested CR3 holds in each address space.
+    pub fn roots(&self) -> [NestedRoot; 2] {
+        self.roots.map(NestedRoot::new)
     }
 
-    /// Frames below this one can be mapped.
-    pub const fn limit(&self) -> u64 {
+    /// The top table for a frame.
+    #[inline]
+    const fn top(&self, gfn: u64) -> HostPa {
+        let [normal, smm] = self.roots;
+        match Space::of(gfn) {
+            Space::Normal => normal,
+            Space::Smm => smm,
+        }
+    }
+
+    /// Guest physical frames below this one can be mapped.
+    const fn limit(&self) -> u64 {
         pages(self.levels).wrapping_mul(512)
+    }
+
+    /// Can `pages` frames from `gfn` on be mapped?
+    #[inline]
+    pub const fn reaches(&self, gfn: u64, pages: u64) -> bool {
+        frame(gfn).wrapping_add(pages) <= self.limit()
     }
 
     /// The lowest entry there is for a frame, and its level. The lock is held at least for reading.
     fn lowest<H: Host>(&self, host: &H, gfn: u64) -> Option<(Entry, u8)> {
-        let (mut table, mut level) = (self.root, self.levels);
+        let (mut table, mut level) = (self.top(gfn), self.levels);
         loop {
             let entry = Cells::of(host, table)?.cell(gfn, level)?.load();
             match entry.child() {
@@ -96,7 +114,7 @@ impl Tree {
 
     /// Maps a frame. The lock is held at least for reading.
     pub fn map<H: Host>(&self, host: &H, cache: &mut MemoryCache<H>, gfn: u64, leaf: Leaf) -> Installed {
-        let (mut table, mut level, mut target) = (self.root, self.levels, leaf.level.max(1));
+        let (mut table, mut level, mut target) = (self.top(gfn), self.levels, leaf.level.max(1));
         if let (1, Some(last)) = (target, cache.last_table(gfn, self.unlinked)) {
             (table, level) = (last, 1);
         }
@@ -168,7 +186,10 @@ impl Tree {
 
     /// Unmaps everything.
     pub fn zap_all<H: Host>(&mut self, host: &H, before: Stale) -> Stale {
-        self.zap(host, 0, self.limit(), before)
+        let end = self.limit();
+        Space::ALL
+            .iter()
+            .fold(before, |stale, space| self.zap(host, space.gfn(0), space.gfn(0).wrapping_add(end), stale))
     }
 
     /// Write-protects the frames `[start, end)`, for the dirty log. Large pages that reach into them are unmapped
@@ -189,10 +210,10 @@ impl Tree {
         })
     }
 
-    /// The last call: everything goes, the top table as well.
+    /// The last call: everything goes, the top tables as well.
     pub fn destroy<H: Host>(&mut self, host: &H) -> Stale {
-        let root = self.root;
-        self.remove(Stale::nothing(), |_, removed| removed.unlink(host, root))
+        let roots = self.roots;
+        self.remove(Stale::nothing(), |_, removed| roots.into_iter().for_each(|root| removed.unlink(host, root)))
     }
 
     /// One operation that takes something away.
@@ -208,7 +229,7 @@ impl Tree {
     pub fn count<H: Host>(&self, host: &H, start: u64, end: u64, counts: &mut [u64; 3]) {
         self.visit(host, start, end, &mut |_, entry, at| {
             // A large page that reaches into the range from before was counted there.
-            if entry.child().is_none() && at.first >= start {
+            if entry.child().is_none() && at.first >= frame(start) {
                 if let Some(n) = counts.get_mut(usize::from(at.level).saturating_sub(1)) {
                     *n = n.saturating_add(1);
                 }
@@ -235,11 +256,14 @@ impl Tree {
     }
 
     /// Calls `f` for the present entries that map a part of `[start, end)`, with the cell and what it held. For a
-    /// table, `f` says whether to look into it.
+    /// table, `f` says whether to look into it. All of the range is in one address space.
     fn visit<H: Host>(&self, host: &H, start: u64, end: u64, f: &mut impl FnMut(Cell, Entry, At) -> bool) {
-        let end = end.min(self.limit());
+        let root = self.top(start);
+        let len = end.saturating_sub(start);
+        let start = frame(start);
+        let end = start.saturating_add(len).min(self.limit());
         if start < end {
-            Self::visit_table(host, self.root, self.levels, start, end, f);
+            Self::visit_table(host, root, self.levels, start, end, f);
         }
     }
 
@@ -277,7 +301,7 @@ impl Tree {
 #[derive(Clone, Copy)]
 struct At {
     level: u8,
-    /// The first frame that the entry maps.
+    /// The first guest physical frame that the entry maps.
     first: u64,
     /// Does all that it maps lie in the range?
     covered: bool,

@@ -10,9 +10,11 @@ use super::fake::{Fake, PAGE};
 use super::model_tlb::{ModelTlb, read};
 use super::npf;
 use crate::paging::{Kind, Paging};
-use crate::{LOG_DIRTY_PAGES, MANUAL_DIRTY_LOG_BITS, MemoryCache, Mmu, READONLY, UserRegion};
+use crate::slot::frame;
+use crate::{DirtyRing, LOG_DIRTY_PAGES, MANUAL_DIRTY_LOG_BITS, MemoryCache, Mmu, READONLY, RingOf, Space, UserRegion};
 use arch::{Gpa, Hva};
 use host::MapLevel::{self, Page2M, Page4K};
+use host::VcpuRequests;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::boxed::Box;
@@ -27,7 +29,7 @@ const HVA: u64 = 0x7000_0000_0000;
 const SPAN: u64 = 4 * 512;
 /// Where user space keeps its bitmaps.
 const OUT: u64 = 0x6000_0000_0000;
-/// Guest frames below this one are used.
+/// Guest frames below this one are used, in both address spaces.
 const FRAMES: u64 = 8 * 512;
 
 /// What the kernel does to memory between the start and the end of an invalidation.
@@ -66,6 +68,8 @@ enum Op {
         mask: u64,
     },
     Manual(u64),
+    /// User space harvests so many entries of each ring, and resets.
+    Reset(usize),
     Change {
         at: u64,
         pages: u64,
@@ -83,6 +87,7 @@ enum Op {
         pages: u64,
         clear: bool,
     },
+    // Frames with their address space.
     Read(u64),
     Write(u64),
     Exchange(u64),
@@ -91,6 +96,16 @@ enum Op {
     Release,
     /// The second happens while the first is under way, where the machine lets it in for the `n`th time.
     During(Box<Op>, Box<Op>, u32),
+}
+
+/// A frame, with its address space.
+fn gfn() -> impl Strategy<Value = u64> {
+    (prop_oneof![2 => Just(Space::Normal), 1 => Just(Space::Smm)], 0..FRAMES).prop_map(|(space, n)| space.gfn(n))
+}
+
+/// The number of a slot: some of either address space.
+fn id() -> impl Strategy<Value = u32> {
+    prop_oneof![3 => 0..3u32, 2 => 0x1_0000..0x1_0002u32]
 }
 
 fn range() -> impl Strategy<Value = (u64, u64)> {
@@ -113,19 +128,19 @@ fn change() -> impl Strategy<Value = Op> {
 }
 
 fn fault() -> impl Strategy<Value = Op> {
-    (0..FRAMES, any::<bool>(), any::<bool>()).prop_map(|(gfn, write, wait)| Op::Fault { gfn, write, wait })
+    (gfn(), any::<bool>(), any::<bool>()).prop_map(|(gfn, write, wait)| Op::Fault { gfn, write, wait })
 }
 
 fn slot() -> impl Strategy<Value = Op> {
     let pages = prop_oneof![4 => Just(512u64), 2 => Just(1024u64), 1 => Just(520u64), 1 => Just(8u64), 1 => Just(0u64)];
     let base = prop_oneof![6 => (0..8u64).prop_map(|n| n * 512), 1 => (0..8u64).prop_map(|n| n * 512 + 8)];
     let at = prop_oneof![6 => (0..3u64).prop_map(|n| n * 512), 1 => (0..3u64).prop_map(|n| n * 512 + 8)];
-    (0..3u32, 0..4u32, base, pages, at).prop_map(|(id, flags, base, pages, at)| Op::Slot { id, flags, base, pages, at })
+    (id(), 0..4u32, base, pages, at).prop_map(|(id, flags, base, pages, at)| Op::Slot { id, flags, base, pages, at })
 }
 
 /// The same slots again with other flags or elsewhere: random ones seldom match what is there.
 fn again() -> impl Strategy<Value = Op> {
-    (0..3u32, 0..4u32, prop_oneof![4 => Just(u64::MAX), 1 => (0..8u64).prop_map(|n| n * 512)])
+    (id(), 0..4u32, prop_oneof![4 => Just(u64::MAX), 1 => (0..8u64).prop_map(|n| n * 512)])
         .prop_map(|(id, flags, base)| Op::Slot { id, flags, base, pages: u64::MAX, at: u64::MAX })
 }
 
@@ -139,18 +154,19 @@ fn simple() -> impl Strategy<Value = Op> {
         4 => again(),
         12 => fault(),
         1 => any::<bool>().prop_map(Op::MappedAhead),
-        2 => (0..3u32).prop_map(Op::Get),
-        3 => (0..3u32, 0..16u64, 0..3u32, prop_oneof![Just(u64::MAX), any::<u64>()])
+        2 => id().prop_map(Op::Get),
+        2 => (0..40usize).prop_map(Op::Reset),
+        3 => (id(), 0..16u64, 0..3u32, prop_oneof![Just(u64::MAX), any::<u64>()])
             .prop_map(|(id, word, words, mask)| Op::Clear { id, word, words, mask }),
         1 => prop_oneof![1 => 0..3u64, 1 => Just(MANUAL_DIRTY_LOG_BITS)].prop_map(Op::Manual),
         4 => change(),
         1 => range().prop_map(|(at, pages)| Op::Start { at, pages }),
         1 => Just(Op::End),
         2 => age(),
-        1 => (0..FRAMES).prop_map(Op::Read),
-        1 => (0..FRAMES).prop_map(Op::Write),
-        1 => (0..FRAMES).prop_map(Op::Exchange),
-        1 => (0..FRAMES).prop_map(Op::Look),
+        1 => gfn().prop_map(Op::Read),
+        1 => gfn().prop_map(Op::Write),
+        1 => gfn().prop_map(Op::Exchange),
+        1 => gfn().prop_map(Op::Look),
         1 => (0..4i64).prop_map(Op::NoMemory),
     ]
 }
@@ -178,6 +194,9 @@ fn history() -> impl Strategy<Value = Vec<Op>> {
 struct Machine {
     host: Fake,
     mmu: Mmu<Fake>,
+    /// Of the vCPU whose history it is, and of others; without them there are bitmaps.
+    rings: Option<[DirtyRing<Fake>; 2]>,
+    requests: VcpuRequests,
     tlb: ModelTlb,
     /// Invalidations that have begun and not ended, in the VMM's memory.
     open: Mutex<Vec<(u64, u64)>>,
@@ -187,14 +206,29 @@ struct Machine {
 }
 
 impl Machine {
-    fn new() -> Arc<Self> {
+    fn new(rings: bool) -> Arc<Self> {
         let host = Fake::new();
         host.map_as(HVA, SPAN / 2, true, Page2M);
         host.map(HVA + SPAN / 2 * PAGE, SPAN / 2, true);
         host.map(OUT, 1, true);
         let mmu = Mmu::new(host.clone()).unwrap();
+        let ring = || DirtyRing::new(&host, 4096).unwrap();
+        let rings = rings.then(|| [ring(), ring()]);
+        if rings.is_some() {
+            mmu.use_dirty_rings();
+        }
+        let requests = VcpuRequests::new();
         let (tlb, open) = (ModelTlb::default(), Mutex::default());
-        let m = Arc::new(Self { host, mmu, tlb, open, during: Mutex::default(), countdown: AtomicU32::new(0) });
+        let m = Arc::new(Self {
+            host,
+            mmu,
+            rings,
+            requests,
+            tlb,
+            open,
+            during: Mutex::default(),
+            countdown: AtomicU32::new(0),
+        });
         let weak = Arc::downgrade(&m);
         m.host.hook(move |p| {
             if let Some(m) = weak.upgrade() {
@@ -210,7 +244,7 @@ impl Machine {
         self.tlb.fill(&self.mmu, &self.host);
         if self.during.lock().unwrap().is_some() && self.countdown.fetch_sub(1, SeqCst) == 0 {
             let op = self.during.lock().unwrap().take();
-            self.run(&op.unwrap(), &mut MemoryCache::new(&self.host));
+            self.run(&op.unwrap(), &mut MemoryCache::new(&self.host), 1);
             self.tlb.fill(&self.mmu, &self.host);
         }
     }
@@ -273,11 +307,11 @@ impl Machine {
     }
 
     fn set_slot(&self, id: u32, flags: u32, base: u64, pages: u64, at: u64) {
-        let old = self.mmu.slots.read().by_id(id as u16).copied();
+        let old = self.mmu.slots.read().by_id(id).copied();
         let r = UserRegion {
             slot: id,
             flags: flags & (LOG_DIRTY_PAGES | READONLY),
-            gpa: if base == u64::MAX { old.map_or(0, |s| s.base) } else { base } << 12,
+            gpa: if base == u64::MAX { old.map_or(0, |s| frame(s.base)) } else { base } << 12,
             size: if pages == u64::MAX { old.map_or(512, |s| s.pages) } else { pages } << 12,
             hva: if at == u64::MAX { old.map_or(HVA, |s| s.hva) } else { HVA + at * PAGE },
         };
@@ -289,15 +323,18 @@ impl Machine {
         let _ = self.mmu.set_memory_region(&r, &|| self.flush());
     }
 
-    fn run(&self, op: &Op, cache: &mut MemoryCache<Fake>) {
-        let gpa = |gfn: u64| Gpa(gfn << 12);
+    /// One operation, by vCPU `who` if it is a vCPU's.
+    fn run(&self, op: &Op, cache: &mut MemoryCache<Fake>, who: usize) {
+        let gpa = |gfn: u64| Gpa(frame(gfn) << 12);
+        let ring = self.rings.as_ref().map(|rings| RingOf { ring: &rings[who], requests: &self.requests });
+        let view = |gfn: u64| self.mmu.view(Space::of(gfn), ring);
         match *op {
             Op::Slot { id, flags, base, pages, at } => self.set_slot(id, flags, base, pages, at),
             Op::Fault { gfn, write, wait: true } => {
-                let _ = self.mmu.page_fault(cache, gpa(gfn), npf(write));
+                let _ = view(gfn).page_fault(cache, gpa(gfn), npf(write));
             }
             Op::Fault { gfn, write, wait: false } => {
-                let _ = self.mmu.page_fault_nowait(cache, gpa(gfn), npf(write));
+                let _ = view(gfn).page_fault_nowait(cache, gpa(gfn), npf(write));
             }
             Op::MappedAhead(on) => self.host.0.mapped.store(on, SeqCst),
             Op::Get(id) => {
@@ -306,6 +343,12 @@ impl Machine {
             Op::Clear { id, word, words, mask } => {
                 (0..u64::from(words)).for_each(|n| self.host.poke(OUT + n * 8, &mask.to_le_bytes()));
                 let _ = self.mmu.clear_dirty_log(id, word * 64, words * 64, Hva(OUT), &|| self.flush());
+            }
+            Op::Reset(n) => {
+                for ring in self.rings.iter().flatten() {
+                    ring.harvest(n);
+                }
+                self.mmu.reset_dirty_rings(self.rings.iter().flatten(), &|| self.flush());
             }
             Op::Manual(bits) => drop(self.mmu.set_manual_dirty_log(bits)),
             Op::Change { at, pages, deed, may_block } => self.change(at, pages, deed, may_block),
@@ -325,26 +368,26 @@ impl Machine {
                 let (start, end) = (Hva(HVA + at * PAGE), Hva(HVA + (at + pages) * PAGE));
                 let _ = if clear { self.mmu.age(start, end) } else { self.mmu.test_young(start, end) };
             }
-            Op::Read(gfn) => drop(self.mmu.read_phys(Gpa((gfn << 12) + 4090), &mut [0; 12])),
-            Op::Write(gfn) => drop(self.mmu.write_phys(Gpa((gfn << 12) + 4090), &[1; 12])),
-            Op::Exchange(gfn) => drop(self.mmu.cmpxchg_phys(gpa(gfn), 8, 0, 1)),
+            Op::Read(gfn) => drop(view(gfn).read_phys(Gpa(gpa(gfn).0 + 4090), &mut [0; 12])),
+            Op::Write(gfn) => drop(view(gfn).write_phys(Gpa(gpa(gfn).0 + 4090), &[1; 12])),
+            Op::Exchange(gfn) => drop(view(gfn).cmpxchg_phys(gpa(gfn), 8, 0, 1)),
             Op::Look(gfn) => {
                 // A page table full of zeroes, or none.
-                let p = Paging { cr0: 1 << 31 | 1, cr3: gfn << 12, ..Paging::default() };
-                let _ = self.mmu.walk(&p, gfn << 12, Kind::SystemRead);
-                let _ = self.mmu.translate(&p, gfn << 12);
-                let _ = self.mmu.fetch(&p, gfn << 12, &mut [0; 15]);
-                let _ = self.mmu.mapping_end(gpa(gfn));
+                let p = Paging { cr0: 1 << 31 | 1, cr3: gpa(gfn).0, ..Paging::default() };
+                let _ = view(gfn).walk(&p, gpa(gfn).0, Kind::SystemRead);
+                let _ = view(gfn).translate(&p, gpa(gfn).0);
+                let _ = view(gfn).fetch(&p, gpa(gfn).0, &mut [0; 15]);
+                let _ = view(gfn).mapping_end(gpa(gfn));
                 let _ = self.mmu.mapped_pages();
-                let _ = self.mmu.is_memory(gpa(gfn), true);
-                let _ = self.mmu.memory().user_address(gpa(gfn));
+                let _ = view(gfn).is_memory(gpa(gfn), true);
+                let _ = view(gfn).memory().user_address(gpa(gfn));
             }
             Op::NoMemory(n) => self.host.fail_after(n),
             Op::Release => self.mmu.release(&|| self.flush()),
             Op::During(ref op, ref inner, n) => {
                 self.countdown.store(n, SeqCst);
                 *self.during.lock().unwrap() = Some((**inner).clone());
-                self.run(op, cache);
+                self.run(op, cache, who);
                 *self.during.lock().unwrap() = None;
             }
         }
@@ -355,10 +398,11 @@ impl Machine {
 
     /// What holds whenever nothing is under way.
     fn check(&self) {
-        let now = read(&self.host, self.mmu.root().pa());
+        let now = read(&self.mmu, &self.host);
         let stale = self.tlb.stale(&now);
         assert!(stale.is_empty(), "in a TLB, but no longer in the tables or with fewer rights: {stale:x?}");
         let (slots, maps, open) = (self.mmu.slots.read(), self.mmu.mmu_lock.read(), self.open.lock().unwrap());
+        let recorded: BTreeSet<(u32, u64)> = self.rings.iter().flatten().flat_map(DirtyRing::recorded).collect();
         for t in now.leaves.values() {
             for n in 0..t.pages() {
                 let (_, slot) = slots.find(t.gfn + n).expect("mapped without a slot");
@@ -367,6 +411,10 @@ impl Machine {
                 assert_eq!(pte.pfn, t.pfn + n, "another page is mapped");
                 assert!(!t.write || pte.writable && !slot.read_only(), "writable and must not be");
                 assert!(!open.iter().any(|(start, end)| hva >= *start && hva < *end), "mapped while it is invalidated");
+                if t.write && slot.logs() && self.rings.is_some() {
+                    let entry = (slot.id, t.gfn + n - slot.base);
+                    assert!(recorded.contains(&entry), "writable and in no ring");
+                }
                 if let (true, Some(log)) = (t.write, maps.dirty_bitmap(slot)) {
                     let page = t.gfn + n - slot.base;
                     assert!(log.word(page / 64) & 1 << (page % 64) != 0, "writable and not in the log");
@@ -388,11 +436,11 @@ fn nothing_stays_in_a_tlb() {
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let config = Config { cases: number("HSAVE_CASES", 400) as u32, failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let result = runner.run(&history(), |ops| {
-        let m = Machine::new();
+    let result = runner.run(&(history(), any::<bool>()), |(ops, rings)| {
+        let m = Machine::new(rings);
         let mut cache = MemoryCache::new(&m.host);
         for op in &ops {
-            m.run(op, &mut cache);
+            m.run(op, &mut cache, 0);
             m.tlb.fill(&m.mmu, &m.host);
             m.check();
         }

@@ -3,11 +3,12 @@
 use super::never::Never;
 use arch::{HostPa, Hva};
 use host::{
-    CpuConfig, CpuFeatures, Errno, Host, MapLevel, Pfn, Stop, TableCells, TablePage, TimePoint, UserPage, Work,
+    CpuConfig, CpuFeatures, Errno, Host, MapLevel, PageCells, Pfn, SharedPage, Stop, TableCells, TablePage, TimePoint,
+    UserPage, Work,
 };
 use std::boxed::Box;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::vec::Vec;
 
@@ -210,6 +211,18 @@ fn number(pa: HostPa) -> Option<usize> {
     (pa.0 % PAGE == 0 && pa.0 != 0).then(|| (pa.0 >> 12) as usize - 1)
 }
 
+/// A page of a dirty ring.
+pub struct Shared(Box<PageCells>);
+
+impl SharedPage for Shared {
+    fn cells(&self) -> &PageCells {
+        &self.0
+    }
+    fn pa(&self) -> HostPa {
+        unreachable!()
+    }
+}
+
 impl Host for Fake {
     type Patience = std::time::Duration;
     type RawMutex<const RANK: u8> = parking_lot::RawMutex;
@@ -220,7 +233,7 @@ impl Host for Fake {
     type Cpu = Never;
     type Thread = Never;
     type UserPage = FakePage;
-    type SharedPage = Never;
+    type SharedPage = Shared;
     type EventFd = Never;
     type Hrtimers = Never;
     type Fpu = Never;
@@ -352,8 +365,8 @@ impl Host for Fake {
     fn new_hrtimers(&self) -> Result<Never, Errno> {
         unreachable!()
     }
-    fn new_shared_page(&self) -> Result<Never, Errno> {
-        unreachable!()
+    fn new_shared_page(&self) -> Result<Shared, Errno> {
+        Ok(Shared(Box::new(PageCells([const { AtomicU8::new(0) }; PAGE as usize]))))
     }
     fn now_ns(&self) -> u64 {
         unreachable!()

@@ -79,12 +79,12 @@ fn pages_that_come_late() {
         vm.host.0.space.lock().unwrap().late.insert(HVA + PAGE);
         vm.set(0, 0, 2, HVA, LOG_DIRTY_PAGES).unwrap();
         for _ in 0..2 {
-            let late = vm.mmu.page_fault_nowait(&mut vm.cache, Gpa(PAGE + 8), npf(true));
+            let late = vm.mmu.normal().page_fault_nowait(&mut vm.cache, Gpa(PAGE + 8), npf(true));
             assert_eq!((late, vm.look(PAGE)), (Ok(Late(arch::Hva(HVA + PAGE))), None));
-            assert_eq!(vm.mmu.page_fault_nowait(&mut vm.cache, Gpa(8), npf(true)), Ok(Fixed));
+            assert_eq!(vm.mmu.normal().page_fault_nowait(&mut vm.cache, Gpa(8), npf(true)), Ok(Fixed));
         }
         assert_eq!(vm.fault(PAGE, true), Ok(Fixed));
-        assert_eq!(vm.mmu.page_fault_nowait(&mut vm.cache, Gpa(PAGE), npf(true)), Ok(Fixed));
+        assert_eq!(vm.mmu.normal().page_fault_nowait(&mut vm.cache, Gpa(PAGE), npf(true)), Ok(Fixed));
         vm.end();
     }
 }
@@ -116,14 +116,14 @@ fn no_table_waits_in_vain() {
         let mut vm = Vm::on(host);
         vm.host.map(HVA, 1024, true);
         vm.set(0, 0, 1024, HVA, 0).unwrap();
-        // The root, and one table of each level below.
+        // The two roots, and one table of each level below the first.
         for gfn in [0, 1, 511] {
             vm.fault(gfn * PAGE, true).unwrap();
-            assert_eq!(vm.host.live_tables(), 4);
+            assert_eq!(vm.host.live_tables(), 5);
         }
         // Only the last level is new.
         vm.fault(512 * PAGE, true).unwrap();
-        assert_eq!(vm.host.live_tables(), 5);
+        assert_eq!(vm.host.live_tables(), 6);
         vm.host.fail_after(0);
         assert_eq!(vm.fault(513 * PAGE, true), Ok(Fixed), "no table is needed");
         vm.end();
@@ -197,7 +197,7 @@ fn errors_of_the_host() {
     assert_eq!(vm.fault(0, false), Err(Stop::Poison));
     assert_eq!(vm.fault(0x1000, false), Ok(Fixed));
     assert_eq!(
-        vm.mmu.page_fault(&mut vm.cache, Gpa(0x2000), NpfCode(npf(false).0 | 8 | 1)),
+        vm.mmu.normal().page_fault(&mut vm.cache, Gpa(0x2000), NpfCode(npf(false).0 | 8 | 1)),
         Err(Stop::Errno(Errno::EIO))
     );
     vm.mmu.release(&|| vm.flush());
@@ -401,8 +401,11 @@ fn every_allocation_fails_once() {
             assert_eq!(run(five, n).0, 1, "allocation {n}");
         }
     }
-    let host = Fake::new();
-    host.fail_after(0);
-    assert!(crate::Mmu::new(host.clone()).is_err_and(|e| e == Errno::ENOMEM));
-    assert_eq!(host.live_tables(), 0);
+    // A top table for each address space.
+    for n in 0..2 {
+        let host = Fake::new();
+        host.fail_after(n);
+        assert!(crate::Mmu::new(host.clone()).is_err_and(|e| e == Errno::ENOMEM));
+        assert_eq!(host.live_tables(), 0);
+    }
 }

@@ -10,12 +10,14 @@ mod memory;
 mod model_tlb;
 mod never;
 mod notifier;
+mod ring;
 mod slots;
+mod spaces;
 mod stress;
 mod walk;
 mod walk_model;
 
-use crate::{MemoryCache, Mmu, RetPf, UserRegion};
+use crate::{MemoryCache, Mmu, RetPf, Space, UserRegion, View};
 use arch::{Gpa, NpfCode};
 use fake::{Fake, PAGE};
 use host::Stop;
@@ -63,7 +65,7 @@ impl Vm {
     }
 
     fn fault(&mut self, gpa: u64, write: bool) -> Result<RetPf, Stop> {
-        self.mmu.page_fault(&mut self.cache, Gpa(gpa), npf(write))
+        self.mmu.normal().page_fault(&mut self.cache, Gpa(gpa), npf(write))
     }
 
     fn invalidate(&self, start: u64, end: u64) {
@@ -80,7 +82,7 @@ impl Vm {
 
     /// How the nested tables map a guest address.
     fn look(&self, gpa: u64) -> Option<Found> {
-        look(&self.host, self.mmu.root().pa().0, if self.host.five_levels() { 5 } else { 4 }, gpa)
+        look(&self.host, self.mmu.root(Space::Normal).pa().0, if self.host.five_levels() { 5 } else { 4 }, gpa)
     }
 
     /// Ends the VM; all table pages have to be back.
@@ -89,6 +91,13 @@ impl Vm {
         host.hook(|_| {});
         drop(self);
         assert_eq!(host.live_tables(), 0, "table pages leaked");
+    }
+}
+
+impl Mmu<Fake> {
+    /// Guest memory outside of system management mode, with bitmaps or no log.
+    fn normal(&self) -> View<'_, Fake> {
+        self.view(Space::Normal, None)
     }
 }
 

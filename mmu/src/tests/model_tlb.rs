@@ -5,7 +5,7 @@
 //! in, and right after a flush. So what it holds is the most that the TLBs of any vCPUs could hold.
 
 use super::fake::Fake;
-use crate::Mmu;
+use crate::{Mmu, Space};
 use arch::HostPa;
 use host::Host;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ use std::vec::Vec;
 /// What one entry maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Translation {
-    /// First guest frame, and the level of the entry.
+    /// First guest frame, with its address space, and the level of the entry.
     pub gfn: u64,
     pub level: u8,
     /// First host frame.
@@ -36,10 +36,12 @@ pub struct Tables {
 }
 
 /// Reads all of the nested tables, as the APM describes them and apart from the code under test.
-pub fn read(host: &Fake, root: HostPa) -> Tables {
+pub fn read(mmu: &Mmu<Fake>, host: &Fake) -> Tables {
     let levels = if host.five_levels() { 5 } else { 4 };
     let mut found = Tables { leaves: BTreeMap::new(), tables: BTreeSet::new() };
-    read_table(host, root, levels, 0, true, &mut found);
+    for space in Space::ALL {
+        read_table(host, mmu.root(space).pa(), levels, space.gfn(0), true, &mut found);
+    }
     found
 }
 
@@ -68,7 +70,7 @@ pub struct ModelTlb(Mutex<BTreeSet<Translation>>);
 impl ModelTlb {
     /// A vCPU may look at everything now.
     pub fn fill(&self, mmu: &Mmu<Fake>, host: &Fake) {
-        let now = read(host, mmu.root().pa());
+        let now = read(mmu, host);
         self.0.lock().unwrap().extend(now.leaves.into_values());
         host.0.walked.lock().unwrap().extend(now.tables);
     }

@@ -1,9 +1,7 @@
 //! The parts of a machine that the mmu never asks for, as types without values.
 
-use arch::{CleanBits, ControlArea, EventInj, Exit, HostPa, Intercepts, NestedRoot, SaveArea};
-use host::{
-    Cpu, Errno, EventFd, ExtraRegs, Fpu, Hrtimer, Hrtimers, PageCells, PageIns, SharedPage, VcpuRequests, VcpuThread,
-};
+use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea};
+use host::{Cpu, Errno, EventFd, ExtraRegs, Fpu, Hrtimer, Hrtimers, PageIns, VcpuRequests, VcpuThread};
 
 pub enum Never {}
 
@@ -58,10 +56,6 @@ never! {
         fn page_ins(&self) -> &PageIns;
         fn start_page_in(&self, _: arch::Hva, _: bool, _: u8) -> Result<(), Errno>;
         fn forget_page_ins(&self);
-    }
-    SharedPage {
-        fn cells(&self) -> &PageCells;
-        fn pa(&self) -> HostPa;
     }
     Hrtimers {
         fn arm(&self, _: Hrtimer, _: u64);

@@ -184,11 +184,11 @@ fn notifier_inside_an_access() {
             count.fetch_add(1, SeqCst);
         }
     });
-    vm.mmu.write_phys(Gpa(8), &[1, 2, 3]).unwrap();
+    vm.mmu.normal().write_phys(Gpa(8), &[1, 2, 3]).unwrap();
     let mut b = [0; 3];
-    vm.mmu.read_phys(Gpa(8), &mut b).unwrap();
+    vm.mmu.normal().read_phys(Gpa(8), &mut b).unwrap();
     assert_eq!(b, [1, 2, 3]);
-    vm.mmu.cmpxchg_phys(Gpa(8), 1, 1, 9).unwrap();
+    vm.mmu.normal().cmpxchg_phys(Gpa(8), 1, 1, 9).unwrap();
     assert_eq!(calls.load(SeqCst), 3);
     assert_eq!(vm.look(0), None);
     vm.end();
@@ -236,7 +236,7 @@ fn a_slot_on_its_way_out() {
     mmu.set_memory_region(&gone, &|| {
         if flushed.fetch_add(1, SeqCst) == 0 {
             let mut cache = cache.lock().unwrap();
-            assert_eq!(mmu.page_fault(&mut cache, Gpa(0x1000), super::npf(true)), Ok(Retry));
+            assert_eq!(mmu.normal().page_fault(&mut cache, Gpa(0x1000), super::npf(true)), Ok(Retry));
             mmu.invalidate_range_start(Hva(HVA), Hva(HVA + PAGE), true, &|| {
                 flushed.fetch_add(1, SeqCst);
             });

@@ -6,7 +6,7 @@
 
 use super::fake::{Fake, PAGE};
 use super::{look, npf};
-use crate::{LOG_DIRTY_PAGES, MemoryCache, Mmu, UserRegion};
+use crate::{LOG_DIRTY_PAGES, MemoryCache, Mmu, Space, UserRegion};
 use arch::{Gpa, Hva};
 use host::{Request, VcpuRequests};
 use std::collections::BTreeMap;
@@ -60,7 +60,7 @@ impl Machine {
             let hit = tlb.get(&gpa).copied().filter(|t| t.1 || !write);
             // The hardware walker; a table that was freed under it fails in the fake machine.
             let found = hit.or_else(|| {
-                look(&self.host, self.mmu.root().pa().0, 4, gpa)
+                look(&self.host, self.mmu.root(Space::Normal).pa().0, 4, gpa)
                     .map(|f| (f.pa >> 12, f.write))
                     .filter(|t| t.1 || !write)
             });
@@ -76,7 +76,7 @@ impl Machine {
             }
             self.all_requests[n].leave();
             if found.is_none() {
-                let _ = self.mmu.page_fault(&mut cache, Gpa(gpa), npf(write));
+                let _ = self.mmu.normal().page_fault(&mut cache, Gpa(gpa), npf(write));
             }
         }
     }
@@ -116,7 +116,7 @@ impl Machine {
             let size = if n % 7 == 0 { 0 } else { PAGES * PAGE };
             let r = UserRegion { slot: 0, flags, gpa, size, hva: HVA };
             let _ = self.mmu.set_memory_region(&r, &|| self.flush());
-            let _ = self.mmu.write_phys(Gpa(gpa + 123), &[1; 5000]);
+            let _ = self.mmu.normal().write_phys(Gpa(gpa + 123), &[1; 5000]);
             std::thread::sleep(Duration::from_micros(200));
         }
     }

@@ -127,12 +127,12 @@ proptest! {
         let want = model(&p, linear, KINDS[kind], page_1g, read);
 
         // A walk without side effects first.
-        let quiet = vm.mmu.translate(&p, linear);
+        let quiet = vm.mmu.normal().translate(&p, linear);
         if let Ok(t) = want.result {
             prop_assert_eq!(quiet, Some(t));
         }
         let mut code = [0; 15];
-        let fetched = vm.mmu.fetch(&p, linear, &mut code);
+        let fetched = vm.mmu.normal().fetch(&p, linear, &mut code);
         if let (Kind::Fetch, Ok(t)) = (KINDS[kind], want.result) {
             let here = (PAGE - (linear & 0xfff)).min(15) as usize;
             prop_assert!(t.gpa.0 >= 16 * PAGE || fetched >= here);
@@ -141,7 +141,7 @@ proptest! {
             prop_assert_eq!(fetched, 0);
         }
         prop_assert!(snapshot(&vm) == before);
-        let got = vm.mmu.walk(&p, linear, KINDS[kind]).map_err(|e| match e {
+        let got = vm.mmu.normal().walk(&p, linear, KINDS[kind]).map_err(|e| match e {
             WalkError::Fault { code } => code,
             WalkError::Host { .. } => u32::MAX,
         });
@@ -184,13 +184,13 @@ fn all_large_page_sizes() {
         (0x4012_3456, 0x4012_3456, 3),
         (0x7fff_ffff, 0x7fff_ffff, 3),
     ] {
-        let t = vm.mmu.walk(&p, linear, Kind::Write).unwrap();
+        let t = vm.mmu.normal().walk(&p, linear, Kind::Write).unwrap();
         assert_eq!((t.gpa, t.level, t.writable, t.user, t.execute), (Gpa(gpa), level, true, true, true));
     }
     // PSE-36: 4 MiB at 0x5_0040_0000.
     let p = Paging { cr4: PSE, efer: 0, cr3: 0x8000, ..p };
     poke(&vm, 0x8000, 0x0040_0087 | 5 << 13);
-    assert_eq!(vm.mmu.walk(&p, 0x12_3456, Kind::Read).unwrap().gpa, Gpa(0x5_0052_3456));
+    assert_eq!(vm.mmu.normal().walk(&p, 0x12_3456, Kind::Read).unwrap().gpa, Gpa(0x5_0052_3456));
     vm.end();
 }
 
@@ -200,18 +200,18 @@ fn fetch_across_a_page() {
     vm.host.poke(HVA + 0x5ff8, &[1, 2, 3, 4, 5, 6, 7, 8]);
     vm.host.poke(HVA + 0x6000, &[9; 8]);
     let mut b = [0; 15];
-    assert_eq!(vm.mmu.fetch(&p, 0xff8, &mut b), 15);
+    assert_eq!(vm.mmu.normal().fetch(&p, 0xff8, &mut b), 15);
     assert_eq!(b, [1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9, 9, 9, 9]);
-    assert_eq!(vm.mmu.fetch(&p, 0x1ff8, &mut b), 8); // page 2 is not present
-    assert_eq!(vm.mmu.fetch(&p, 0x2000, &mut b), 0);
+    assert_eq!(vm.mmu.normal().fetch(&p, 0x1ff8, &mut b), 8); // page 2 is not present
+    assert_eq!(vm.mmu.normal().fetch(&p, 0x2000, &mut b), 0);
     poke(&vm, 4 * PAGE + 8, 1 << 63 | 6 << 12 | 7); // no execute
-    assert_eq!(vm.mmu.fetch(&p, 0xff8, &mut b), 8);
+    assert_eq!(vm.mmu.normal().fetch(&p, 0xff8, &mut b), 8);
     // Real mode: the limit of 32 bits, and the end of memory.
     let real = Paging { phys_bits: 48, ..Default::default() };
-    assert_eq!(vm.mmu.fetch(&real, 0x5ffa, &mut b), 15);
+    assert_eq!(vm.mmu.normal().fetch(&real, 0x5ffa, &mut b), 15);
     assert_eq!(b[..6], [3, 4, 5, 6, 7, 8]);
-    assert_eq!(vm.mmu.fetch(&real, 0xfff8, &mut b), 8);
-    assert_eq!(vm.mmu.fetch(&real, 0x1_0000_5ff8, &mut b), 15);
+    assert_eq!(vm.mmu.normal().fetch(&real, 0xfff8, &mut b), 8);
+    assert_eq!(vm.mmu.normal().fetch(&real, 0x1_0000_5ff8, &mut b), 15);
     vm.end();
 }
 
@@ -223,7 +223,7 @@ fn a_fetch_takes_few_looks() {
     vm.host.hook(move |_| {
         count.fetch_add(1, SeqCst);
     });
-    assert_eq!(vm.mmu.fetch(&p, 0x10, &mut [0; 15]), 15);
+    assert_eq!(vm.mmu.normal().fetch(&p, 0x10, &mut [0; 15]), 15);
     assert_eq!(looks.load(SeqCst), 5, "four entries and the bytes");
     vm.end();
 }
@@ -233,13 +233,13 @@ fn tables_that_cannot_be_written() {
     let (vm, p) = long();
     vm.set(0, 0, 0, 0, 0).unwrap();
     vm.set(0, 0, 16, HVA, READONLY).unwrap();
-    assert_eq!(vm.mmu.walk(&p, 0, Kind::Write).unwrap().gpa, Gpa(0x5000));
+    assert_eq!(vm.mmu.normal().walk(&p, 0, Kind::Write).unwrap().gpa, Gpa(0x5000));
     assert_eq!(peek(&vm, 0x1000, 8), 0x2007); // A and D stay as they are
     // In memory that the VMM took away.
     vm.host.unmap(HVA + 0x3000, 1);
     let lost = WalkError::Host { gpa: Gpa(0x3000), stop: Stop::Fault };
-    assert_eq!(vm.mmu.walk(&p, 0, Kind::Read), Err(lost));
-    assert_eq!(vm.mmu.translate(&p, 0), None);
+    assert_eq!(vm.mmu.normal().walk(&p, 0, Kind::Read), Err(lost));
+    assert_eq!(vm.mmu.normal().translate(&p, 0), None);
     vm.end();
 }
 
@@ -254,11 +254,11 @@ fn set_bits_are_logged_as_writes() {
         vm.host.peek(0x6000_0000_0000, &mut b);
         u64::from_le_bytes(b)
     };
-    vm.mmu.walk(&p, 0, Kind::Read).unwrap();
+    vm.mmu.normal().walk(&p, 0, Kind::Read).unwrap();
     assert_eq!(log(), 0b11110);
-    vm.mmu.walk(&p, 0, Kind::Write).unwrap();
+    vm.mmu.normal().walk(&p, 0, Kind::Write).unwrap();
     assert_eq!(log(), 0b10000); // only D in the last one was missing
-    vm.mmu.walk(&p, 0, Kind::Write).unwrap();
+    vm.mmu.normal().walk(&p, 0, Kind::Write).unwrap();
     assert_eq!(log(), 0);
     vm.end();
 }
@@ -273,7 +273,7 @@ fn an_entry_that_changes_under_the_walk() {
             host.poke(HVA + 0x4000, &(7u64 << 12 | 7).to_le_bytes());
         }
     });
-    assert_eq!(vm.mmu.walk(&p, 0, Kind::Write).unwrap().gpa, Gpa(0x7000));
+    assert_eq!(vm.mmu.normal().walk(&p, 0, Kind::Write).unwrap().gpa, Gpa(0x7000));
     assert_eq!(peek(&vm, 0x4000, 8), 7 << 12 | 0x67);
     // One that never stops changing: the walk ends all the same.
     let (host, times) = (vm.host.clone(), AtomicU32::new(0));
@@ -283,7 +283,7 @@ fn an_entry_that_changes_under_the_walk() {
             host.poke(HVA + 0x4008, &(8 << 12 | 7 | (n & 1) << 9).to_le_bytes());
         }
     });
-    assert_eq!(vm.mmu.walk(&p, 0x1000, Kind::Write).unwrap().gpa, Gpa(0x8000));
+    assert_eq!(vm.mmu.normal().walk(&p, 0x1000, Kind::Write).unwrap().gpa, Gpa(0x8000));
     vm.host.hook(|_| {});
     vm.end();
 }

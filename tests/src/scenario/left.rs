@@ -36,6 +36,8 @@ pub enum Left {
     Hyperv { kind: u32, words: [u64; 6] },
     /// KVM_EXIT_INTR.
     Intr,
+    /// KVM_EXIT_MEMORY_FAULT.
+    MemoryFault { gpa: u64 },
     /// KVM_EXIT_UNKNOWN: only the errno says why.
     Unknown,
     /// Another one.
@@ -89,6 +91,10 @@ impl Left {
                 words: std::array::from_fn(|i| page.u64(exit::HYPERV_WORDS + 8 * i)),
             },
             reason::INTR => Left::Intr,
+            reason::MEMORY_FAULT => {
+                assert_eq!((page.u64(exit::MEMORY_FAULT_FLAGS), page.u64(exit::MEMORY_FAULT_SIZE)), (0, 4096));
+                Left::MemoryFault { gpa: page.u64(exit::MEMORY_FAULT_GPA) }
+            }
             reason::UNKNOWN => Left::Unknown,
             other => Left::Other(other),
         }

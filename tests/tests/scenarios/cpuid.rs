@@ -65,5 +65,5 @@ fn code_that_the_vmm_has_unmapped_is_its_own_fault() {
     m.long(0, &[0x0f, 0xa2]);
     m.exit(0, code::CPUID);
     m.host_changes(CODE, 1, sim::Page::Absent);
-    assert_eq!(m.run(0), Err((Errno::EFAULT, Left::Unknown)));
+    assert_eq!(m.run(0), Err((Errno::EFAULT, Left::MemoryFault { gpa: CODE })));
 }

@@ -30,6 +30,8 @@ mod quirks;
 mod random;
 mod registers;
 mod restored;
+mod rings;
+mod smm;
 mod smp;
 mod software;
 mod stats;

@@ -18,8 +18,9 @@ const HIGH_HVA: u64 = RAM_HVA + RAM;
 const LOAD: [u8; 3] = [0x48, 0x8b, 0x03];
 const STORE: [u8; 3] = [0x48, 0x89, 0x03];
 
-fn efault() -> Result<Left, (Errno, Left)> {
-    Err((Errno::EFAULT, Left::Unknown))
+/// EFAULT, and which page of the guest's it is about.
+fn efault(gpa: u64) -> Result<Left, (Errno, Left)> {
+    Err((Errno::EFAULT, Left::MemoryFault { gpa }))
 }
 
 #[test]
@@ -30,7 +31,7 @@ fn first_touch_maps_and_the_vmm_sees_it() {
     m.store(0, 0x9010, 78);
     m.run_out(0);
     assert_eq!(m.read_ram::<u64>(0x9010), 78);
-    assert_eq!(m.sim.tables_live(), 4, "one table of each level");
+    assert_eq!(m.sim.tables_live(), 5, "one table of each level, and the other address space's top");
     m.end();
 }
 
@@ -88,8 +89,8 @@ fn memory_that_the_vmm_has_not_mapped() {
     let m = Machine::new();
     m.host_changes(0x9000, 1, Page::Absent);
     m.load(0, 0x9000, 0);
-    assert_eq!(m.run(0), efault());
-    assert_eq!(m.run(0), efault(), "until it is mended");
+    assert_eq!(m.run(0), efault(0x9000));
+    assert_eq!(m.run(0), efault(0x9000), "until it is mended");
     m.host_changes(0x9000, 1, Page::Writable);
     m.run_out(0);
     m.end();
@@ -181,7 +182,7 @@ fn memory_that_the_vmm_has_read_only() {
     m.host_changes(0x9000, 1, Page::ReadOnly);
     m.load(0, 0x9000, 0);
     m.store(0, 0x9000, 1);
-    assert_eq!(m.run(0), efault(), "reads work, writes do not");
+    assert_eq!(m.run(0), efault(0x9000), "reads work, writes do not");
     m.host_changes(0x9000, 1, Page::Writable);
     m.run_out(0);
     assert_eq!(m.read_ram::<u64>(0x9000), 1);
@@ -247,7 +248,7 @@ fn a_page_that_the_host_takes_before_it_is_mapped() {
     let other = m.clone();
     m.sim.during_fault(move || other.host_changes(0x9000, 1, Page::Absent));
     m.load(0, 0x9000, 0);
-    assert_eq!(m.run(0), efault(), "the fault starts over, and finds nothing");
+    assert_eq!(m.run(0), efault(0x9000), "the fault starts over, and finds nothing");
 }
 
 #[test]
@@ -367,7 +368,7 @@ fn a_large_read_only_page_is_flushed_when_the_log_begins() {
         assert_eq!(m.vm_with(KVM_CLEAR_DIRTY_LOG, &clear), Ok(0));
         m.host_changes(0x9000, 1, Page::Absent);
         m.load(0, HIGH + 0x9000, 0);
-        assert_eq!(m.run(0), efault());
+        assert_eq!(m.run(0), efault(HIGH + 0x9000));
     }
 }
 

@@ -3,7 +3,7 @@
 use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::arch::exit::code;
-use sim::host::{Command, Request, VcpuThread};
+use sim::host::{Command, Errno, Request, VcpuThread};
 use std::sync::atomic::Ordering::SeqCst;
 use tests::scenario::{CODE, Machine, RAM_HVA};
 
@@ -214,4 +214,43 @@ fn barriers_reach_the_processor() {
     m.wrmsr(0, 0x49, 1);
     m.run_out(0);
     assert_eq!(*m.sim.0.commands.lock(), [Command::Prediction(1); 2]);
+}
+
+/// The word in which an old guest finds its TPR, and the exits that tell user space where it does not yet.
+#[test]
+fn the_task_priority_in_a_word() {
+    const WORD: u64 = 0x9100;
+    let m = Machine::new();
+    m.long(0, &[0x89, 0x03]); // mov [rbx], eax
+    let at = |address: u64| m.vcpu_with(0, KVM_SET_VAPIC_ADDR, &address);
+    assert_eq!((at(1 << 40), at(WORD)), (Err(Errno::EINVAL), Ok(0)));
+    m.with_regs(0, |r| (r.rax, r.rbx) = (0x50, 0xfee0_0080));
+    // `enabled`, `flags`, and what is 0.
+    let report = |flags| m.vcpu_with(0, KVM_TPR_ACCESS_REPORTING, &[1, flags, 0, 0, 0, 0, 0, 0, 0, 0u32]);
+    assert_eq!((report(1), report(0)), (Err(Errno::EINVAL), Ok(0)));
+    m.tries(0, 0xfee0_0080, true);
+    assert_eq!(m.run(0), Ok(tests::scenario::Left::Other(KVM_EXIT_TPR_ACCESS)));
+    assert_eq!(
+        (m.page(0).u64(32), m.page(0).u32(40), m.regs(0).rip),
+        (tests::scenario::CODE, 1, tests::scenario::CODE + 2)
+    );
+    // From here on by the word: it shows what was written, and what the guest writes there counts.
+    m.load(0, WORD, 0x50);
+    m.store(0, WORD, 0x20);
+    m.run_out(0);
+    let lapic: kvm_lapic_state = m.vcpu_get(0, KVM_GET_LAPIC);
+    assert_eq!(lapic.regs[0x80] as u8, 0x20);
+    // An interrupt that waits for it.
+    let mut lapic = lapic;
+    (lapic.regs[0xf0], lapic.regs[0xf1]) = (0xffu8 as _, 1);
+    assert_eq!(m.vcpu_with(0, KVM_SET_LAPIC, &lapic), Ok(0));
+    let msi = kvm_msi { address_lo: 0xfee0_0000, data: 0x31, ..Default::default() };
+    assert_eq!(m.vm_with(KVM_SIGNAL_MSI, &msi), Ok(1));
+    m.load(0, WORD, 0x3100_0020);
+    m.run_out(0);
+    assert_eq!(at(0), Ok(0));
+    m.store(0, WORD, 0);
+    m.run_out(0);
+    m.load(0, WORD, 0);
+    m.run_out(0);
 }

@@ -254,7 +254,6 @@ fn ipis_of_all_kinds() {
     m.long(1, &[]);
     assert_eq!(set_mp_state(&m, 1, KVM_MP_STATE_RUNNABLE), Ok(0));
     m.wrmsr(0, ICR, to(1, 0x4400)); // NMI
-    m.wrmsr(0, ICR, to(1, 0x4200)); // SMI: there is no system management mode
     m.wrmsr(0, ICR, to(1, 0x8500)); // INIT level de-assert: nothing
     m.run_out(0);
     m.does(1, |_| ());

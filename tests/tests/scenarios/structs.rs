@@ -23,7 +23,7 @@ fn memory_regions() {
         (1, 0, 1 << 40, 0x1000, RAM_HVA, EINVAL),            // the processor has 40 bits
         (1, 0, (1 << 40) - 0x1000, 0x2000, RAM_HVA, EINVAL),
         (32764, 0, high, 0x1000, RAM_HVA, EINVAL),   // too many
-        (1 << 16, 0, high, 0x1000, RAM_HVA, EINVAL), // no such address space
+        (2 << 16, 0, high, 0x1000, RAM_HVA, EINVAL), // no such address space
         (1, 0, 0x1000, 0x1000, RAM_HVA, EEXIST),     // overlaps
         (1, 0, RAM - 0x1000, 0x2000, RAM_HVA, EEXIST),
         (1, 0, high, 0, RAM_HVA, EINVAL),         // nothing to delete
@@ -159,7 +159,8 @@ fn vcpu_structs() {
     vcpu(&m, KVM_X86_SETUP_MCE, 0u64, EINVAL, "no banks");
     vcpu(&m, KVM_X86_SETUP_MCE, 33u64, EINVAL, "too many banks");
     vcpu(&m, KVM_X86_SETUP_MCE, 1u64 << 63 | 1, EINVAL, "capability");
-    vcpu(&m, KVM_SET_VAPIC_ADDR, 0x1000u64, EINVAL, "not mirrored");
+    vcpu(&m, KVM_SET_VAPIC_ADDR, 1u64 << 50, EINVAL, "no memory");
+    vcpu(&m, KVM_TPR_ACCESS_REPORTING, [1u32, 1, 0, 0, 0, 0, 0, 0, 0, 0], EINVAL, "flags");
     vcpu(&m, KVM_SET_SIGNAL_MASK, [4u32, 0, 0], EINVAL, "length");
     for cmd in [KVM_HAS_DEVICE_ATTR, KVM_GET_DEVICE_ATTR, KVM_SET_DEVICE_ATTR] {
         vcpu(&m, cmd, kvm_device_attr { group: 9, ..Default::default() }, ENXIO, "attribute");
@@ -174,7 +175,6 @@ fn vcpu_structs() {
         ("flags", with(|e| e.flags = 1 << 31)),
         ("payload", with(|e| e.flags = KVM_VCPUEVENT_VALID_PAYLOAD)),
         ("triple fault", with(|e| e.flags = KVM_VCPUEVENT_VALID_TRIPLE_FAULT)),
-        ("SMM", with(|e| (e.flags, e.smi.smm) = (KVM_VCPUEVENT_VALID_SMM, 1))),
         ("vector", with(|e| (e.exception.injected, e.exception.nr) = (1, 32))),
         ("NMI as an exception", with(|e| (e.exception.injected, e.exception.nr) = (1, 2))),
     ] {

@@ -67,9 +67,9 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, exit: Exit) -> Next {
         Exit::Invlpg { .. } | Exit::Invpcid => ctx.emulate(),
         Exit::Shutdown => misc::shutdown(ctx),
         Exit::Exception { vector, error_code, .. } => misc::exception(ctx, vector, error_code),
-        // No nested virtualisation is offered (no SVM bit in the guest's CPUID, EFER.SVME is refused): #UD. So are
-        // RDPRU and RSM outside of system management mode.
-        Exit::Svm { .. } | Exit::Rdpru | Exit::Rsm => ctx.fault(Exception::UD),
+        // No nested virtualisation is offered (no SVM bit in the guest's CPUID, EFER.SVME is refused): #UD. So is RDPRU.
+        Exit::Svm { .. } | Exit::Rdpru => ctx.fault(Exception::UD),
+        Exit::Rsm => ctx.rsm(),
         Exit::TaskSwitch { info1, info2 } => task::handle(ctx, info1, info2),
         Exit::Invalid => misc::invalid(ctx),
         Exit::Unknown { code, info1, info2 } => misc::unknown(ctx, code, info1, info2),

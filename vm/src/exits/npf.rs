@@ -11,12 +11,13 @@ use mmu::RetPf;
 pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, gpa: Gpa, code: NpfCode) -> Next {
     let stats = &ctx.me.stats;
     stats.pf_taken.count();
-    let mut result = ctx.vm.mmu.page_fault_nowait(&mut ctx.core.tables, gpa, code);
+    let view = ctx.memory_view();
+    let mut result = view.page_fault_nowait(&mut ctx.core.tables, gpa, code);
     if let Ok(RetPf::Late(hva)) = result {
         if let Some(next) = ctx.wait_aside(gpa, code, hva) {
             return next;
         }
-        result = ctx.vm.mmu.page_fault(&mut ctx.core.tables, gpa, code);
+        result = view.page_fault(&mut ctx.core.tables, gpa, code);
     }
     match result {
         Ok(RetPf::Fixed) => {
@@ -35,6 +36,6 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, gpa: Gpa, code: NpfCode) -> Next {
             stats.pf_emulate.count();
             ctx.emulate_access(Faulted::new(gpa, code))
         }
-        Err(stop) => fault_outcome(stop),
+        Err(stop) => fault_outcome(gpa, stop),
     }
 }

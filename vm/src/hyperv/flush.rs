@@ -104,7 +104,7 @@ impl<H: Host> Ctx<'_, H> {
         if let (true, Some(entries)) = (lists, entries.get_mut(..usize::from(call.reps))) {
             self.take_words(call, words, entries)?;
         }
-        self.vm.for_each_target(targets, |v| v.ring(Request::TlbFlush));
+        self.vm.for_each_target(targets, |v| v.request(Request::TlbFlush));
         self.vm.for_each_target(targets, |v| v.wait_for_exit(Request::TlbFlush));
         Ok(done(call))
     }

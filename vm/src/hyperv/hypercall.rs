@@ -226,13 +226,13 @@ impl<H: Host> Ctx<'_, H> {
 
     /// Words of input in guest memory.
     pub(super) fn read_input(&self, gpa: u64, words: &mut [u64]) -> Result<(), Refused> {
-        let memory = self.vm.mmu.guest_memory();
+        let memory = self.shared_memory().guest_memory();
         let mut at = gpa;
         for word in words {
             let mut bytes = [0; 8];
             memory.read(Gpa(at), &mut bytes).map_err(|e| match e {
                 PhysError::NoSlot(_) | PhysError::Host { stop: HostStop::Fault, .. } => Refused::INPUT,
-                PhysError::Host { stop, .. } => Refused::Leave(fault_outcome(stop)),
+                PhysError::Host { stop, .. } => Refused::Leave(fault_outcome(Gpa(at), stop)),
             })?;
             *word = u64::from_le_bytes(bytes);
             at = at.wrapping_add(8);

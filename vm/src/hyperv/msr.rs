@@ -179,7 +179,7 @@ impl<H: Host> Ctx<'_, H> {
     fn set_assist_page(&mut self, value: u64) -> Result<(), MsrError> {
         if value & PAGE_ENABLED != 0 {
             let page = Gpa(value & PAGE_ADDRESS);
-            self.vm.mmu.write_phys(page, &[0; 4]).map_err(|_| MsrError::Invalid)?;
+            self.shared_memory().write_phys(page, &[0; 4]).map_err(|_| MsrError::Invalid)?;
             if !self.set_pv_eoi(page.0 | PAGE_ENABLED) {
                 return Err(MsrError::Invalid);
             }

@@ -123,7 +123,7 @@ impl<H: Host> Ctx<'_, H> {
             HYPERCALL => {
                 if value & PAGE_ENABLED != 0 {
                     let page = Gpa(value & PAGE_ADDRESS);
-                    self.vm.mmu.write_phys(page, &HYPERCALL_PAGE).map_err(|_| MsrError::Invalid)?;
+                    self.shared_memory().write_phys(page, &HYPERCALL_PAGE).map_err(|_| MsrError::Invalid)?;
                 }
                 msrs.hypercall = value;
             }

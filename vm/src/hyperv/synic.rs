@@ -285,7 +285,7 @@ impl<H: Host> Ctx<'_, H> {
         if host || keeps || value & PAGE_ENABLED == 0 {
             return Ok(());
         }
-        let memory = self.vm.mmu.memory();
+        let memory = self.shared_memory().memory();
         for n in 0..4096 / 64 {
             memory.write(Gpa((value & PAGE_ADDRESS) + 64 * n), &[0; 64]).map_err(|_| MsrError::Invalid)?;
         }
@@ -355,7 +355,7 @@ impl<H: Host> Ctx<'_, H> {
             return Ok(Delivery::Failed);
         }
         let slot = (page & PAGE_ADDRESS) + Message::SLOT * u64::from(sint);
-        let memory = self.vm.mmu.memory();
+        let memory = self.shared_memory().memory();
         let mut kind = [0; 4];
         memory.read(Gpa(slot), &mut kind)?;
         if kind != [0; 4] {
@@ -372,6 +372,6 @@ impl<H: Host> Ctx<'_, H> {
         let page = self.core.hyperv.as_ref().map_or(0, |hv| hv.synic.message_page);
         let slot = (page & PAGE_ADDRESS) + Message::SLOT * u64::from(sint);
         // If the page has gone, so has the message that was there.
-        let _ = self.vm.mmu.write_phys(Gpa(slot + Message::FLAGS), &[Message::PENDING]);
+        let _ = self.shared_memory().write_phys(Gpa(slot + Message::FLAGS), &[Message::PENDING]);
     }
 }

@@ -151,7 +151,7 @@ impl<H: Host> Ctx<'_, H> {
             PageStatus::Set => tsc.stays() || Some(tsc.line) == line,
             PageStatus::GuestChanged | PageStatus::HostChanged => tsc.msr & PAGE_ENABLED == 0,
         };
-        if !right && tsc.update(line, &self.vm.mmu.memory()).is_err() {
+        if !right && tsc.update(line, &self.shared_memory().memory()).is_err() {
             tsc.status = PageStatus::Broken;
         }
     }

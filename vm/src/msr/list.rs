@@ -28,7 +28,7 @@ const SAVED: [u32; 19] = [
 ];
 
 /// Guest state that exists whatever the processor has.
-const EMULATED: [u32; 25] = [
+const EMULATED: [u32; 26] = [
     KVM_WALL_CLOCK,
     KVM_SYSTEM_TIME,
     KVM_WALL_CLOCK_NEW,
@@ -52,6 +52,7 @@ const EMULATED: [u32; 25] = [
     KVM_ASYNC_PF_EN,
     KVM_ASYNC_PF_INT,
     KVM_ASYNC_PF_ACK,
+    SMBASE,
     SMI_COUNT,
     PERF_CAPABILITIES,
 ];

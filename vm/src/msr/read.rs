@@ -81,6 +81,10 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
                 self.state.platform_info
             }
             POWER_CTL => self.state.power_ctl,
+            SMBASE => {
+                only_if(host)?;
+                self.state.smbase
+            }
             SMI_COUNT => self.state.smi_count,
             // Neither AMX nor performance monitoring: zero, and for user space alone.
             XFD | XFD_ERR | PERF_CAPABILITIES => {

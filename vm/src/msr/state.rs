@@ -4,6 +4,7 @@ use super::number::*;
 use super::{Mce, Mtrr};
 use crate::cpuid::{Caps, Feature, HostInfo};
 use arch::msr;
+use arch::smram::SMBASE_RESET;
 use host::Errno;
 
 /// PAT after reset (APM 7.8.1).
@@ -50,7 +51,9 @@ pub struct MsrState {
     pub has_tsc_aux: bool,
     /// OSVW_ID_LENGTH and OSVW_STATUS.
     pub osvw: (u64, u64),
-    /// SMI_COUNT: user space's to set; no SMI is ever taken here.
+    /// SMBASE: where the handler of SMIs is, and the state that it interrupts. User space's to set, and RSM's.
+    pub smbase: u64,
+    /// SMI_COUNT: SMIs taken since reset.
     pub smi_count: u64,
     /// KVM_CAP_ENFORCE_PV_FEATURE_CPUID: paravirtual MSRs exist only for a guest that was shown them.
     pub enforce_pv: bool,
@@ -112,6 +115,7 @@ impl MsrState {
             pred_cmd_supported: bit(Feature::AMD_IBPB, PRED_CMD_IBPB) | bit(Feature::SBPB, PRED_CMD_SBPB),
             has_tsc_aux: host.switch_features().tsc_aux,
             osvw: osvw(host, caps.has(Feature::OSVW)),
+            smbase: SMBASE_RESET.into(),
             smi_count: 0,
             enforce_pv: false,
             steal_time: 0,
@@ -132,6 +136,7 @@ impl MsrState {
         self.misc_enable = MISC_ENABLE_NO_BTS_PEBS;
         self.misc_features = 0;
         self.sysenter_high = (0, 0);
+        self.smbase = SMBASE_RESET.into();
     }
 
     /// Does CPUID fault outside of CPL 0?

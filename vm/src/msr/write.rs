@@ -97,6 +97,7 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
                 return Ok(MsrEffect::CpuidChanged);
             }
             POWER_CTL => self.state.power_ctl = value,
+            SMBASE if host => self.state.smbase = value,
             SMI_COUNT if host => self.state.smi_count = value,
             XFD | XFD_ERR | PERF_CAPABILITIES if !host || value != 0 => return INVALID,
             XFD | XFD_ERR | PERF_CAPABILITIES => {}

@@ -111,6 +111,11 @@ impl<H: Host> Core<H> {
         self.tells_pages() && at_cpl && self.guest_cr0 & Cr0::PG.bits() != 0
     }
 
+    /// It goes on with something else than waiting for a page.
+    pub(crate) fn end_page_halt(&mut self) {
+        self.pv.async_pf.halted = false;
+    }
+
     /// INIT and reset: the guest does not know of any page any more.
     pub(super) fn reset_async_pf(&mut self) {
         (self.msr.async_pf, self.msr.async_pf_vector) = (0, 0);
@@ -126,7 +131,7 @@ impl<H: Host> Ctx<'_, H> {
             self.forget_pages();
             return true;
         }
-        if !self.vm.mmu.is_memory(self.page_word(FLAGS), false) {
+        if !self.shared_memory().is_memory(self.page_word(FLAGS), false) {
             return false;
         }
         // Tasks may wait since before the guest was moved here: nobody else will wake them.
@@ -175,13 +180,17 @@ impl<H: Host> Ctx<'_, H> {
     fn can_wait_aside(&self) -> bool {
         let core = &*self.core;
         let halts = self.vm.config.disabled_exits.load(Relaxed) & DISABLE_HLT == 0;
-        core.fast.lapic.is_some() && !core.inject.busy() && core.interruptible() && (halts || core.takes_absent_page())
+        core.fast.lapic.is_some()
+            && !core.smm.active()
+            && !core.inject.busy()
+            && core.interruptible()
+            && (halts || core.takes_absent_page())
     }
 
     /// "Page not present".
     fn tell_absent(&mut self, token: u32) -> bool {
         let can = self.core.takes_absent_page()
-            && self.vm.mmu.write_phys(self.page_word(FLAGS), &NOT_PRESENT.to_le_bytes()).is_ok();
+            && self.shared_memory().write_phys(self.page_word(FLAGS), &NOT_PRESENT.to_le_bytes()).is_ok();
         if can {
             // At once, so that the token is saved with the registers if the vCPU is moved before the #PF is delivered.
             self.core.cpu.save_mut(CleanBits::CR2).cr2 = token.into();
@@ -227,7 +236,7 @@ impl<H: Host> Ctx<'_, H> {
             let Some(wait) = self.core.pv.async_pf.place(n).and_then(Option::take) else { continue };
             // It is mapped here, waiting if it has gone again, so that the guest gets ahead in any case. A failure is for
             // the guest's own access to meet.
-            if self.vm.mmu.page_fault(&mut self.core.tables, wait.gpa, wait.code) == Ok(mmu::RetPf::Fixed) {
+            if self.shared_memory().page_fault(&mut self.core.tables, wait.gpa, wait.code) == Ok(mmu::RetPf::Fixed) {
                 self.me.stats.pf_fixed.count();
             }
             if wait.told {
@@ -246,13 +255,15 @@ impl<H: Host> Ctx<'_, H> {
         }
         let mut token = [0; 4];
         self.core.fast.lapic.as_ref().is_some_and(|l| l.enabled())
-            && self.vm.mmu.read_phys(self.page_word(TOKEN), &mut token).is_ok()
+            && self.shared_memory().read_phys(self.page_word(TOKEN), &mut token).is_ok()
             && token == [0; 4]
     }
 
     /// "Page ready".
     fn tell_ready(&mut self, token: u32) {
-        if self.core.tells_pages() && self.vm.mmu.write_phys(self.page_word(TOKEN), &token.to_le_bytes()).is_ok() {
+        if self.core.tells_pages()
+            && self.shared_memory().write_phys(self.page_word(TOKEN), &token.to_le_bytes()).is_ok()
+        {
             self.me.deliver(Accept::Interrupt { vector: self.core.msr.async_pf_vector, level: false });
         }
     }

@@ -4,7 +4,7 @@
 //! clears it instead of writing EOI. After the exit it tells: cleared, the interrupt has ended; still set, it has not,
 //! and the bit is taken back. The guest's word is not used by other vCPUs, so that plain reads and writes do.
 
-use super::ENABLED;
+use super::{ENABLED, EOI, VAPIC};
 use crate::Ctx;
 use crate::fast::Armed;
 use arch::Gpa;
@@ -13,18 +13,29 @@ use host::Host;
 impl<H: Host> Ctx<'_, H> {
     /// MSR_KVM_PV_EOI_EN. False: the value is refused, because no memory is there.
     pub(crate) fn set_pv_eoi(&mut self, value: u64) -> bool {
-        if value & ENABLED != 0 && !self.vm.mmu.is_memory(Gpa(value & !ENABLED), true) {
+        if value & ENABLED != 0 && !self.shared_memory().is_memory(Gpa(value & !ENABLED), true) {
             return false;
         }
         self.core.msr.pv_eoi = value;
+        let pv = &mut self.core.pv;
+        pv.words = pv.words & !EOI | if value & ENABLED != 0 { EOI } else { 0 };
         true
     }
 
-    /// Before entry, after events were injected.
+    /// Before entry, after events were injected: what the guest sees of the local APIC in its memory.
     #[inline]
-    pub(crate) fn offer_eoi(&mut self) {
-        if self.core.msr.pv_eoi & ENABLED != 0 {
+    pub(crate) fn share_apic(&mut self) {
+        if self.core.pv.words != 0 {
+            self.share();
+        }
+    }
+
+    fn share(&mut self) {
+        if self.core.pv.words & EOI != 0 {
             self.offer();
+        }
+        if self.core.pv.words & VAPIC != 0 {
+            self.show_tpr();
         }
     }
 
@@ -36,27 +47,37 @@ impl<H: Host> Ctx<'_, H> {
         };
         let Some(vector) = fast.lapic.as_ref().and_then(|l| l.quietly_in_service(armed)) else { return };
         if !self.core.fast.ioapic_eoi.contains(vector) {
-            self.core.fast.eoi_offered = self.vm.mmu.write_phys(self.eoi_word(), &[1]).is_ok();
+            let offered = self.shared_memory().write_phys(self.eoi_word(), &[1]).is_ok();
+            (self.core.pv.eoi_offered, self.core.fast.apic_shared) = (offered, offered);
         }
     }
 
     /// After an exit, or when the entry did not take place.
     #[inline]
-    pub(crate) fn collect_eoi(&mut self) {
-        if self.core.fast.eoi_offered {
+    pub(crate) fn look_at_shared_apic(&mut self) {
+        if self.core.fast.apic_shared {
+            self.look();
+        }
+    }
+
+    fn look(&mut self) {
+        self.core.fast.apic_shared = false;
+        if self.core.pv.words & VAPIC != 0 {
+            self.take_tpr();
+        }
+        if core::mem::take(&mut self.core.pv.eoi_offered) {
             self.collect();
         }
     }
 
     fn collect(&mut self) {
-        self.core.fast.eoi_offered = false;
         let (mut byte, word) = ([1], self.eoi_word());
-        if self.vm.mmu.read_phys(word, &mut byte).is_err() {
+        if self.shared_memory().read_phys(word, &mut byte).is_err() {
             return;
         }
         if byte != [0] {
             // If the memory has gone meanwhile, so has the bit.
-            let _ = self.vm.mmu.write_phys(word, &[0]);
+            let _ = self.shared_memory().write_phys(word, &[0]);
         } else if let Some(eoi) = self.core.fast.lapic.as_mut().and_then(|l| l.eoi()) {
             // Nobody waits for the end of this vector, or it had not been offered: this always resumes.
             let _ = self.after_eoi(eoi);

@@ -5,6 +5,7 @@ pub(crate) mod async_pf;
 mod eoi;
 mod pairing;
 mod steal;
+mod vapic;
 
 use crate::Vm;
 use crate::vcpu::Core;
@@ -13,6 +14,11 @@ use host::Host;
 /// Bit 0 of the MSRs that name a place in guest memory.
 pub(crate) const ENABLED: u64 = 1;
 
+/// In [`Pv::words`]: the guest ends interrupts by a word.
+const EOI: u8 = 1;
+/// In [`Pv::words`]: TPR and what waits for it are in a word.
+const VAPIC: u8 = 2;
+
 /// One vCPU's part.
 #[derive(Default)]
 pub struct Pv {
@@ -20,6 +26,14 @@ pub struct Pv {
     waited: u64,
     /// The thread notes in guest memory that it lost its CPU.
     noted: bool,
+    /// Which words in guest memory show a part of the local APIC: [`EOI`], [`VAPIC`].
+    words: u8,
+    /// The end of the interrupt in service is offered to the guest.
+    eoi_offered: bool,
+    /// Guest physical address of the word of KVM_SET_VAPIC_ADDR, if [`VAPIC`].
+    vapic: u64,
+    /// KVM_TPR_ACCESS_REPORTING.
+    pub(crate) reports_tpr: bool,
     /// Asynchronous page faults.
     async_pf: async_pf::AsyncPf,
 }
@@ -33,7 +47,7 @@ impl<H: Host> Core<H> {
     /// INIT and reset end what the guest has asked for.
     pub(crate) fn reset_pv(&mut self) {
         (self.msr.pv_eoi, self.msr.steal_time) = (0, 0);
-        self.fast.eoi_offered = false;
+        (self.pv.words, self.pv.eoi_offered, self.fast.apic_shared) = (0, false, false);
         self.reset_async_pf();
     }
 }

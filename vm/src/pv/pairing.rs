@@ -22,6 +22,6 @@ impl<H: Host> Ctx<'_, H> {
         for (to, from) in bytes.iter_mut().zip(words.iter().flat_map(|w| w.to_le_bytes())) {
             *to = from;
         }
-        if self.vm.mmu.write_phys(to, &bytes).is_ok() { 0 } else { EFAULT }
+        if self.shared_memory().write_phys(to, &bytes).is_ok() { 0 } else { EFAULT }
     }
 }

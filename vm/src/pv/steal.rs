@@ -39,7 +39,7 @@ impl<H: Host> Ctx<'_, H> {
         }
         let at = |offset| Gpa((msr & !0x3f) + offset);
         // The slots stay as they are until the address is noted: who changes them takes it back afterwards.
-        let memory = self.vm.mmu.memory();
+        let memory = self.shared_memory().memory();
         let place = memory.user_address(at(PREEMPTED));
         self.me.thread.note_preemption(place);
         if place.is_none() {
