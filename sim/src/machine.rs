@@ -542,7 +542,8 @@ impl Host for Sim {
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
         match (leaf, subleaf) {
             (0, _) => [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65],
-            (1, _) => [0x0080_0f12, 0x0001_0800, 0x7ed8_320b, 0x178b_fbff],
+            // Without MOVBE, which is emulated then.
+            (1, _) => [0x0080_0f12, 0x0001_0800, 0x7e98_320b, 0x178b_fbff],
             (7, 0) => [0, 0x209c_01a9, 0, 0],
             (0xd, 0) => [7, 0x340, 0x340, 0],
             (0xd, 1) => [0, 0x340, 0, 0],

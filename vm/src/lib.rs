@@ -30,6 +30,7 @@ pub mod hyperv;
 pub mod inject;
 mod interrupts;
 pub mod ioeventfd;
+mod lacking;
 mod memory;
 mod mmio;
 mod moves;

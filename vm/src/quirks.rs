@@ -57,7 +57,8 @@ impl<H: Host> Vm<H> {
 
 impl<H: Host> Ctx<'_, H> {
     /// #UD, which is intercepted: VMCALL of a guest that takes this processor for Intel's is made the instruction that
-    /// it has, and runs again; SYSENTER and SYSEXIT are done here. Everything else is the guest's exception.
+    /// it has, and runs again; SYSENTER and SYSEXIT are done here, and what the
+    /// processor lacks ([`lacking`](Self::lacking)). Everything else is the guest's exception.
     pub(crate) fn undefined(&mut self) -> Next {
         let linear = self.linear_rip();
         let mut code = [0; 15];
@@ -78,7 +79,10 @@ impl<H: Host> Ctx<'_, H> {
         match FastCall::of(code).filter(|_| self.lacks_fast_calls()) {
             Some(FastCall::Enter) => self.sysenter(),
             Some(FastCall::Exit { to_64bit }) => self.sysexit(to_64bit),
-            None => self.fault(arch::Exception::UD),
+            None => match self.lacking(code) {
+                Some(next) => next,
+                None => self.fault(arch::Exception::UD),
+            },
         }
     }
 

@@ -4,8 +4,8 @@ use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::Page;
 use sim::arch::exit::code;
-use sim::host::Errno;
-use tests::scenario::{CODE, Left, Machine};
+use sim::host::{CpuFeatures, Errno};
+use tests::scenario::{CODE, DATA, Left, Machine, PLAIN};
 
 const UD: u64 = code::EXCP0 + 6;
 const VMCALL: &[u8] = &[0x0f, 0x01, 0xc1];
@@ -179,5 +179,49 @@ fn a_hypercall_of_the_other_maker_in_user_code() {
         m.does(0, |_| ());
         m.run_out(0);
         assert_eq!((vectors(&m), m.read_ram::<u32>(CODE) & 0xff_ffff), (vec![13], 0xc1_010f));
+    }
+}
+
+/// MOVBE and RDPID, which this processor lacks, for a guest whose CPUID shows them.
+#[test]
+fn what_the_processor_lacks_is_emulated_for_who_was_promised_it() {
+    let show = |m: &Machine| {
+        let entries = [
+            kvm_cpuid_entry2 { function: 1, ecx: 1 << 22, ..Default::default() },
+            kvm_cpuid_entry2 { function: 7, flags: 1, ecx: 1 << 22, ..Default::default() },
+            kvm_cpuid_entry2 { function: 0x8000_0001, edx: 1 << 27 | 1 << 29, ..Default::default() },
+        ];
+        m.put_at(DATA, &[entries.len() as u32, 0]);
+        m.put_at(DATA + 8, &entries);
+        assert_eq!(m.vcpu(0, KVM_SET_CPUID2, DATA), Ok(0));
+        assert_eq!(m.set_msr(0, 0xc000_0103, 0x1_2345), Ok(1));
+    };
+    // movbe eax, [rbx] and movbe [rbx], rcx
+    let load: &[u8] = &[0x0f, 0x38, 0xf0, 0x03];
+    let store: &[u8] = &[0x48, 0x0f, 0x38, 0xf1, 0x0b];
+    let rdpid: &[u8] = &[0xf3, 0x41, 0x0f, 0xc7, 0xf9];
+    for (code, shown) in [load, store, rdpid].into_iter().flat_map(|code| [(code, true), (code, false)]) {
+        let m = Machine::on(CpuFeatures { tsc_aux: true, ..PLAIN });
+        if shown {
+            show(&m);
+        }
+        m.long(0, code);
+        m.write_ram(0x9000, &0x1122_3344_5566_7788u64.to_le_bytes());
+        m.with_regs(0, |r| (r.rax, r.rbx, r.rcx, r.r9) = (!0, 0x9000, 0x0102_0304_0506_0708, !0));
+        m.exit(0, UD);
+        m.does(0, |_| ());
+        m.run_out(0);
+        let r = m.regs(0);
+        let seen = (r.rax, m.read_ram::<u64>(0x9000), r.r9);
+        let mut want = (!0, 0x1122_3344_5566_7788, !0);
+        match code {
+            _ if !shown => {}
+            [0x0f, ..] => want.0 = 0x8877_6655,
+            [0x48, ..] => want.1 = 0x0807_0605_0403_0201,
+            _ => want.2 = 0x1_2345,
+        }
+        assert_eq!(seen, want, "{code:x?} {shown}");
+        let rip = if shown { CODE + code.len() as u64 } else { CODE };
+        assert_eq!((r.rip, vectors(&m)), (rip, if shown { vec![] } else { vec![6] }), "{code:x?}");
     }
 }

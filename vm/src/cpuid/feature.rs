@@ -91,6 +91,7 @@ features! {
     SSE3 F1Ecx 0;
     PCID F1Ecx 17;
     X2APIC F1Ecx 21;
+    MOVBE F1Ecx 22;
     TSC_DEADLINE F1Ecx 24;
     XSAVE F1Ecx 26;
     HYPERVISOR F1Ecx 31;

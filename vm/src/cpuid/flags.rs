@@ -16,6 +16,10 @@ pub struct Flags {
     pub xsaves: bool,
     pub rdtscp: bool,
     pub rdpid: bool,
+    /// The guest has RDPID, and the processor does not.
+    pub emulates_rdpid: bool,
+    /// The same for MOVBE.
+    pub emulates_movbe: bool,
     pub apic: bool,
     pub x2apic: bool,
     pub tsc_deadline: bool,
@@ -84,6 +88,7 @@ impl Flags {
     pub fn new(guest: &GuestCpuid) -> Self {
         let caps = guest.caps();
         let has = |f: Feature| caps.has(f) && guest.shows(f);
+        let emulates_rdpid = guest.shows(Feature::RDPID) && !caps.has(Feature::RDPID) && caps.has(Feature::RDTSCP);
         let mut f = Self {
             nx: has(Feature::NX),
             lm: has(Feature::LM),
@@ -91,7 +96,9 @@ impl Flags {
             xsave: has(Feature::XSAVE),
             xsaves: has(Feature::XSAVES) && has(Feature::XSAVE),
             rdtscp: has(Feature::RDTSCP),
-            rdpid: has(Feature::RDPID),
+            rdpid: has(Feature::RDPID) || emulates_rdpid,
+            emulates_rdpid,
+            emulates_movbe: guest.shows(Feature::MOVBE) && !caps.has(Feature::MOVBE),
             // The bit in the guest's leaf follows IA32_APIC_BASE, so it does not say whether there is an APIC.
             apic: caps.has(Feature::APIC),
             x2apic: has(Feature::X2APIC),

@@ -41,11 +41,13 @@ pub fn supported_cpuid(host: &impl HostInfo) -> Result<Vec<CpuidEntry>, Errno> {
     Ok(list.entries)
 }
 
-/// Instructions that a guest may use though the processor lacks them: none, since #UD stays with the guest. The leaves
-/// are those of stock. Errors: ENOMEM.
-pub fn emulated_cpuid(_host: &impl HostInfo) -> Result<Vec<CpuidEntry>, Errno> {
+/// Instructions that a guest may use though the processor lacks them: MOVBE, and RDPID where TSC_AUX exists. Errors: ENOMEM.
+pub fn emulated_cpuid(host: &impl HostInfo) -> Result<Vec<CpuidEntry>, Errno> {
     let mut entries = Vec::new();
-    for (function, flags, regs) in [(0, 0, [7, 0, 0, 0]), (1, 0, ZERO), (7, CPUID_SUBLEAF_MATTERS, ZERO)] {
+    let rdpid = if Caps::new(host).has(Feature::RDTSCP) { 1 << 22 } else { 0 };
+    for (function, flags, regs) in
+        [(0, 0, [7, 0, 0, 0]), (1, 0, [0, 0, 1 << 22, 0]), (7, CPUID_SUBLEAF_MATTERS, [0, 0, rdpid, 0])]
+    {
         try_push(&mut entries, CpuidEntry { function, index: 0, flags, regs })?;
     }
     Ok(entries)
