@@ -10,7 +10,7 @@ use crate::{
     kernels::{self, Kernel},
     payload, proc,
     scenarios::Scenario,
-    ui,
+    secure_boot, ui,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
@@ -69,6 +69,9 @@ pub fn run(
     }
     if job.scenario.vmlinux {
         boot.files.push(("guest/vmlinux".to_owned(), image::vmlinux(env)?));
+    }
+    if job.scenario.secure_boot {
+        boot.files.extend(secure_boot::files(env)?);
     }
     let outcome = machine.boot(env, &debug::with_checks(&boot))?;
     let kept = failure(env, &job.name());

@@ -41,6 +41,7 @@ mod prove;
 mod run;
 mod rust_src;
 mod scenarios;
+mod secure_boot;
 mod selftests;
 mod strict;
 mod strict_checks;

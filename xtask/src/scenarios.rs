@@ -25,6 +25,8 @@ pub struct Scenario {
     pub load: bool,
     /// Give the script the guest's kernel as an ELF file, /guest/vmlinux.
     pub vmlinux: bool,
+    /// Give the script what secure boot takes, in /secure.
+    pub secure_boot: bool,
     /// The kernels on which it is run only with `--all`, or when asked for by name.
     pub slow: &'static [Kernel],
     /// The host's processor, as QEMU's `-cpu` takes it, and how many.
@@ -67,6 +69,7 @@ const fn scenario(name: &'static str, script: &'static str) -> Scenario {
         load: true,
         slow: &[],
         vmlinux: false,
+        secure_boot: false,
         cpu,
         strict: false,
         unchecked: 0,
@@ -275,6 +278,14 @@ pub const ALL: &[Scenario] = &[
                  moved /guest/vmlinux $initrd pvh irqchip 2"
             ),
         )
+    },
+    // As for the matrix, nothing to compare: the emulator aborts with stock's modules.
+    Scenario {
+        secure_boot: true,
+        slow: &kernels::ALL,
+        timeout: Duration::from_secs(900),
+        seconds: 200,
+        ..scenario("secure-boot", include_str!("../scripts/secure-boot.sh"))
     },
     policy("policy", host::CPU),
     // The newest processor that can be emulated, with 57-bit addresses; and one from before XSAVE.

@@ -102,7 +102,7 @@ pub const TESTS: &[Test] = &[
     quick("sev_migrate_tests", Skip("SEV in the processor")),
     quick("sev_smoke_test", Skip("SEV in the processor")),
     quick("smaller_maxphyaddr_emulation_test", Skip("KVM_CAP_SMALLER_MAXPHYADDR, which SVM does not have")),
-    quick("smm_test", Lacks("system management mode")),
+    quick("smm_test", Pass),
     quick("state_test", Pass),
     quick("steal_time", Pass),
     quick("svm_int_ctl_test", Lacks("nested virtualization")),
