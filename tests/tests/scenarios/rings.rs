@@ -76,7 +76,7 @@ fn written_harvested_reset_and_written_again() {
     let clear = kvm_clear_dirty_log { slot: SLOT, num_pages: 64, ..Default::default() };
     assert_eq!(m.vm_with(KVM_CLEAR_DIRTY_LOG, &clear), Err(ENXIO));
     // What the hypervisor writes for the guest, here the time.
-    assert_eq!(m.set_msr(0, 0x4b56_4d01, HIGH + (50 << 12) | 1), Ok(1));
+    assert_eq!(m.set_msr(0, 0x4b56_4d01, HIGH + 0x3_2001), Ok(1));
     m.run_out(0);
     assert!(harvest(&m, 0, 6).contains(&(SLOT, 50)));
     m.end();
