@@ -348,6 +348,12 @@ impl Host for Fake {
     fn run_delay_ns(&self) -> Option<u64> {
         None
     }
+    fn task_runtime_ns(&self) -> u64 {
+        0
+    }
+    fn smt_possible(&self) -> bool {
+        false
+    }
     fn command(&self, _: host::Command) {}
     fn warn(&self, _: &'static str, _: u64) {
         self.0.warnings.fetch_add(1, SeqCst);

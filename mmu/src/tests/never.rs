@@ -53,6 +53,7 @@ never! {
         fn preemptible(&self, _: bool);
         fn arm_timer(&self, _: u64);
         fn cancel_timer(&self);
+        fn wbinvd(&self);
         fn page_ins(&self) -> &PageIns;
         fn start_page_in(&self, _: arch::Hva, _: bool, _: u8) -> Result<(), Errno>;
         fn forget_page_ins(&self);
