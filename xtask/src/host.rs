@@ -5,18 +5,17 @@
 //! counted.
 
 use crate::{
-    cpio::Archive,
     env::Env,
     guest_time::{self, GuestTime},
     image::{self, Tools},
+    initrd,
     kernels::{self, Kernel, Unpacked},
-    modules::Modules,
     strict::{self, Processor},
     ui,
     verdict::{Outcome, Verdict, emulator_failure, is_complaint, reports},
     wait::{Holder, wait},
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use std::{
     fs,
@@ -216,7 +215,7 @@ impl Run {
         let initrd = run.dir.join("initrd");
         let mut file = fs::File::create(&initrd)?;
         std::io::copy(&mut fs::File::open(&machine.base)?, &mut file)?;
-        file.write_all(&own_part(machine, boot, kernel)?)?;
+        file.write_all(&initrd::own_part(&machine.tools, boot, kernel, machine.spares_one(boot))?)?;
 
         // On a loaded machine the emulated timer may miss the kernel's check of it, which then panics.
         let mut append =
@@ -318,54 +317,6 @@ impl Run {
         Outcome { verdict, output, log, retries: 0, seconds: 0.0 }
     }
 }
-
-/// The archive with what this boot alone has: init, script, modules and added files.
-fn own_part(machine: &Machine, boot: &Boot, kernel: &Unpacked) -> Result<Vec<u8>> {
-    let tools = &machine.tools;
-    let mut modules = Modules::default();
-    // ext4 asks for its checksum by name, and not where modprobe would see it.
-    for name in ["crc32c_generic", "loop", "ext4"] {
-        modules.add(tools, kernel, name)?;
-    }
-    match boot.flavour {
-        Flavour::Stock => modules.add(tools, kernel, "kvm-amd")?,
-        Flavour::None => {}
-        Flavour::Ours => {
-            let Some(dir) = &boot.ours else { bail!("our modules have not been built") };
-            for name in crate::module::MODULES {
-                modules.add_file(tools, kernel, &dir.join(name))?;
-            }
-        }
-    }
-    let mut archive = Archive::default();
-    modules.archive(&mut archive, "modules")?;
-    let (kvm, others): (Vec<&str>, Vec<&str>) = modules.names().partition(|name| KVM.contains(name));
-    let order = if boot.load { modules.names().collect() } else { others };
-    archive.file("modules/order", 0o644, order.join("\n").as_bytes())?;
-    archive.file("modules/kvm", 0o644, kvm.join("\n").as_bytes())?;
-    archive.file("init", 0o755, include_bytes!("../scripts/host-init.sh"))?;
-    archive.file("script", 0o755, boot.script.as_bytes())?;
-    if boot.flavour == Flavour::Ours {
-        // To change over to, and back.
-        let mut stock = Modules::default();
-        stock.add(tools, kernel, "kvm-amd")?;
-        stock.archive(&mut archive, "stock")?;
-        archive.file("stock/kvm", 0o644, stock.names().collect::<Vec<_>>().join("\n").as_bytes())?;
-    }
-    if boot.interactive {
-        archive.file("interactive", 0o644, b"")?;
-    }
-    if machine.spares_one(boot) {
-        archive.file("spare", 0o644, b"")?;
-    }
-    for (path, from) in &boot.files {
-        archive.copy(path, from)?;
-    }
-    archive.finish()
-}
-
-/// Modules that are loaded as one with ours or stock's.
-const KVM: [&str; 5] = ["irqbypass", "kvm", "kvm-amd", "kvm_amd", "ccp"];
 
 /// Reads to the end, showing it on the way if asked to.
 fn drain(mut from: impl Read, show: bool) -> String {

@@ -22,6 +22,7 @@ mod host;
 mod i386;
 mod image;
 mod imports;
+mod initrd;
 mod job;
 mod kernels;
 mod miri;
