@@ -35,6 +35,10 @@ const UNSTEADY: &[&str] = &[
     "sched_clock: Marking",
     "tsc: ",
     "Calibrating delay loop",
+    // Without a clock that needs no calibration, as under Hyper-V.
+    "APIC calibration not consistent",
+    "APIC delta adjusted",
+    "calibrate_delay_direct() dropping",
     "smpboot: Total of",
     "node 0 deferred pages",
     "Memory: ",

@@ -29,7 +29,7 @@ pub const SYNDBG_STATUS: u32 = 0x4000_00f2;
 pub const SYNDBG_SEND_BUFFER: u32 = 0x4000_00f3;
 pub const SYNDBG_RECV_BUFFER: u32 = 0x4000_00f4;
 pub const SYNDBG_PENDING_BUFFER: u32 = 0x4000_00f5;
-/// Belongs to the range, and is none.
+/// The last of those that lie together.
 pub const SYNDBG_LAST: u32 = 0x4000_00f5;
 pub const SYNDBG_OPTIONS: u32 = 0x4000_00ff;
 pub const CRASH_P0: u32 = 0x4000_0100;
