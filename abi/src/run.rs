@@ -239,6 +239,13 @@ mod tests {
     }
 
     #[test]
+    fn a_memory_fault_is_about_a_page() {
+        let p = page();
+        report(&p, &UserExit::MemoryFault { gpa: 0x9123 }, &[0; 8], 0);
+        assert_eq!((p.u32(8), p.u64(32), p.u64(40), p.u64(48)), (39, 0, 0x9000, 4096));
+    }
+
+    #[test]
     fn msr_exits_clear_the_answer_first() {
         let p = page();
         report(&p, &UserExit::Msr { write: false, reason: 2, index: 0x35, data: 0 }, &[0; 8], 0);

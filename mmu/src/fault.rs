@@ -97,13 +97,15 @@ impl<H: Host> View<'_, H> {
             || self.invalidation_nearby(hva)
             || write && slot.read_only()
             || !maps.tree.reaches(gfn, 1)
-            || self.has_to_leave(slot)
         {
             return None;
         }
         let (pfn, level) = self.host.mapped_page(hva)?;
         let leaf = self.leaf(&maps, region, gfn, &Found { pfn, writable: true, level: Some(level) }, write);
         if leaf.write && slot.logs() {
+            if self.ring_is_full() {
+                return Some(RetPf::Retry);
+            }
             maps.mark_page_dirty(&self.host, self.ring, gfn);
         }
         match maps.tree.map(&self.host, cache, gfn, leaf) {
@@ -112,10 +114,9 @@ impl<H: Host> View<'_, H> {
         }
     }
 
-    /// Is there no place left in the vCPU's dirty ring for a page of the slot? It has been asked to leave for user space then.
-    #[inline]
-    fn has_to_leave(&self, slot: &Memslot) -> bool {
-        slot.logs() && self.ring.is_some_and(|r| r.ring.full())
+    /// Is there no place left in the vCPU's dirty ring? It has been asked to leave for user space then.
+    fn ring_is_full(&self) -> bool {
+        self.ring.is_some_and(|r| r.ring.full())
     }
 
     /// The largest level at which anything is mapped.
@@ -164,9 +165,6 @@ impl<H: Host> View<'_, H> {
             if write && region.slot.read_only() || !maps.tree.reaches(gfn, 1) {
                 return Ok(Attempt::Ends(RetPf::Emulate));
             }
-            if self.has_to_leave(&region.slot) {
-                return Ok(Attempt::Ends(RetPf::Retry));
-            }
             (region.slot, maps.invalidate_seq, maps.tree.missing(&self.host, gfn))
         };
         // Before the spin lock: neither of these may be done while it is held.
@@ -183,6 +181,9 @@ impl<H: Host> View<'_, H> {
         let Some(region) = maps.region(gfn) else { return Ok(Attempt::Again) };
         let leaf = self.leaf(&maps, region, gfn, &found, write);
         if leaf.write && slot.logs() {
+            if self.ring_is_full() {
+                return Ok(Attempt::Ends(RetPf::Retry));
+            }
             // With the lock held: reading the log cannot fall between the bit and the entry that it stands for.
             maps.mark_page_dirty(&self.host, self.ring, gfn);
         }

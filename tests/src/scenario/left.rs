@@ -91,10 +91,7 @@ impl Left {
                 words: std::array::from_fn(|i| page.u64(exit::HYPERV_WORDS + 8 * i)),
             },
             reason::INTR => Left::Intr,
-            reason::MEMORY_FAULT => {
-                assert_eq!((page.u64(exit::MEMORY_FAULT_FLAGS), page.u64(exit::MEMORY_FAULT_SIZE)), (0, 4096));
-                Left::MemoryFault { gpa: page.u64(exit::MEMORY_FAULT_GPA) }
-            }
+            reason::MEMORY_FAULT => Left::MemoryFault { gpa: page.u64(exit::MEMORY_FAULT_GPA) },
             reason::UNKNOWN => Left::Unknown,
             other => Left::Other(other),
         }

@@ -124,7 +124,7 @@ fn cmd() -> impl Strategy<Value = u32> {
 }
 
 fn msr() -> impl Strategy<Value = u32> {
-    let known = [0x10, 0x1b, 0x277, 0x6e0, 0x80b, 0x80f, 0x830, 0x832, 0x838, 0x83e, 0xc000_0080, 0xc000_0102];
+    let known = [0x10, 0x1b, 0x9e, 0x277, 0x6e0, 0x80b, 0x80f, 0x830, 0x832, 0x838, 0x83e, 0xc000_0080, 0xc000_0102];
     let hyperv = || 0x4000_0000..0x4000_0120u32;
     prop_oneof![4 => prop::sample::select(known.to_vec()), 1 => any::<u32>(), 1 => 0x800..0x840u32, 1 => 0x4b56_4d00..0x4b56_4d08u32, 2 => hyperv()]
 }
@@ -149,7 +149,7 @@ fn hypercall() -> impl Strategy<Value = Op> {
 }
 
 fn guest() -> impl Strategy<Value = Guest> {
-    let codes = prop_oneof![4 => 0..0x100u64, 2 => Just(code::NPF), 2 => Just(code::IOIO), 2 => Just(code::MSR), 1 => Just(code::HLT), 1 => any::<u64>()];
+    let codes = prop_oneof![4 => 0..0x100u64, 2 => Just(code::NPF), 2 => Just(code::IOIO), 2 => Just(code::MSR), 1 => Just(code::HLT), 1 => Just(code::RSM), 1 => any::<u64>()];
     let rip = prop_oneof![3 => CODE..CODE + 16, 1 => number()];
     (
         rip,
@@ -181,7 +181,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (cmd(), number()).prop_map(|(cmd, arg)| Op::Vcpu { cmd, arg }),
         2 => (0..8u64, any::<[u64; 8]>()).prop_map(|(n, words)| Op::Argument { at: DATA + 64 * n, words }),
         4 => (0..STATES.len(), any::<[(u16, u8); 3]>()).prop_map(|(which, changes)| Op::State { which, changes }),
-        2 => (0..3u32, 0..4u32, page(), 0..600u64, 0..16u64)
+        2 => (prop_oneof![3 => 0..3u32, 1 => 0x1_0000..0x1_0002u32], 0..4u32, page(), 0..600u64, 0..16u64)
             .prop_map(|(slot, flags, page, pages, hva)| Op::Region { slot, flags, page, pages, hva }),
         2 => (0..1024u64, 1..8u64, how).prop_map(|(page, pages, how)| Op::Host { page, pages, how }),
         2 => (prop_oneof![Just(0xfee0_0000u32), any::<u32>()], any::<u32>()).prop_map(|(low, data)| Op::Msi { low, data }),
@@ -284,8 +284,10 @@ fn perform(m: &Machine, op: Op) {
                 m.page(0).set_u64(32 + 8 * n, word);
             }
             let left = m.run(0);
-            if let Ok(Left::Other(reason)) = left {
-                panic!("exit reason {reason}");
+            match left {
+                Ok(Left::Other(KVM_EXIT_DIRTY_RING_FULL | KVM_EXIT_TPR_ACCESS)) => {}
+                Ok(Left::Other(reason)) => panic!("exit reason {reason}"),
+                _ => {}
             }
             Ok(0)
         }
@@ -304,6 +306,7 @@ fn check(m: &Machine) {
         assert_eq!(armed.is_some(), control.int_ctl & int_ctl::V_IRQ != 0, "{armed:?} and V_IRQ");
         assert_eq!(armed == Some(Armed::Window), control.intercept_3 & 1 << 4 != 0, "{armed:?} and the intercept");
         assert!(core.inject.nmi_pending <= 2);
+        assert_eq!(core.cpu.root, c.vm.mmu.root(core.smm.space()).pa(), "the other address space's tables");
         assert!(core.cpu.save().efer & 1 << 12 != 0, "EFER.SVME");
         assert!(core.cpu.save().cr0 & (1 << 29 | 1 << 30) == 0, "caches are the host's");
     });
@@ -312,13 +315,18 @@ fn check(m: &Machine) {
     assert!(!stale, "a mapping that outlived its page");
 }
 
-fn machine(newer: bool, irqchip: bool, hyperv: bool) -> Machine {
+/// With `more` there are SMRAM, as large as the memory outside, and dirty rings.
+fn machine(newer: bool, irqchip: bool, hyperv: bool, more: bool) -> Machine {
     let features = CpuFeatures { nrips: newer, decode_assists: newer, page_1g: newer, ..PLAIN };
     let m = Machine::bare(features).expect("a VM");
     if irqchip {
         assert_eq!(m.enable(KVM_CAP_SPLIT_IRQCHIP, 24), Ok(0));
     }
     assert_eq!(m.region(0, 0, 0, RAM, RAM_HVA), Ok(0));
+    if more {
+        assert_eq!(m.region(0x1_0000, 0, 0, RAM, RAM_HVA), Ok(0));
+        assert_eq!(m.enable(KVM_CAP_DIRTY_LOG_RING_ACQ_REL, 4096), Ok(0));
+    }
     if hyperv {
         m.add_hyperv_vcpu(0, |_| ());
         let synic = m.enable_vcpu(0, KVM_CAP_HYPERV_SYNIC, 0);
@@ -338,8 +346,14 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 2000, ..Default::default() })]
 
     #[test]
-    fn anything_in_any_order(newer: bool, irqchip: bool, hyperv: bool, ops in prop::collection::vec(op(), 1..60)) {
-        let m = machine(newer, irqchip, hyperv);
+    fn anything_in_any_order(
+        newer: bool,
+        irqchip: bool,
+        hyperv: bool,
+        more: bool,
+        ops in prop::collection::vec(op(), 1..60),
+    ) {
+        let m = machine(newer, irqchip, hyperv, more);
         for op in ops {
             perform(&m, op);
             check(&m);
