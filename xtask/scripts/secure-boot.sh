@@ -14,21 +14,21 @@ secure() {
         -blockdev driver=file,node-name=vars,filename=$work/vars \
         -chardev stdio,id=console,signal=off -serial chardev:console \
         -drive file=fat:rw:$directory,format=raw,if=none,id=esp -device virtio-blk-pci,drive=esp,bootindex=0 \
-        >$work/$name 2>&1 </dev/null &
+        >$work/$name.console 2>&1 </dev/null &
     qemu=$!
     for second in $(seq $((180 * ${SLOW:-1}))); do
-        grep -q "$pattern" $work/$name && break
+        grep -q "$pattern" $work/$name.console && break
         kill -0 $qemu 2>/dev/null || break
         sleep 1
     done
     sleep 2
     kill $qemu
     wait $qemu
-    if grep -q "$pattern" $work/$name; then
-        echo "$name: $(grep -o "$pattern" $work/$name | head -n 1)"
+    if grep -q "$pattern" $work/$name.console; then
+        echo "$name: $(grep -o "$pattern" $work/$name.console | head -n 1)"
     else
         echo "$name: no $pattern"
-        tr -d '\033' <$work/$name | tail -n 30
+        tr -d '\033' <$work/$name.console | tail -n 30
         exit 1
     fi
 }
@@ -43,7 +43,7 @@ printf 'X' | dd of=$work/forged/$boot/BOOTX64.EFI bs=1 seek=20000 conv=notrunc 2
 cp /guest/vmlinuz $work/forged/$boot/grubx64.efi
 before=$(sha256sum <$work/vars)
 secure forged $work/forged "Access Denied"
-grep -q "EFI stub" $work/forged && { echo "a forged loader was started"; exit 1; }
+grep -q "EFI stub" $work/forged.console && { echo "a forged loader was started"; exit 1; }
 secure signed $work/signed "EFI stub: UEFI Secure Boot is enabled"
 [ "$before" != "$(sha256sum <$work/vars)" ] || { echo "no variable was written"; exit 1; }
 # A kernel that is not Debian's, by a shim that is.
