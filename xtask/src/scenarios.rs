@@ -356,7 +356,7 @@ pub const ALL: &[Scenario] = &[
          n=$(dmesg | grep -c 'ignored rdmsr: 0x'); [ $n -gt 0 ] || exit 4; echo N >$p/report_ignored_msrs; \
          sleep 6; /payload/policy guest-reads >/dev/null; [ $(dmesg | grep -c 'ignored rdmsr: 0x') = $n ] || exit 5",
     ),
-    program("exits", &["exits"], "/payload/exits"),
+    virtual_time(program("exits", &["exits"], "/payload/exits")),
     // With somewhere to page to.
     program(
         "memory",
@@ -378,7 +378,7 @@ pub const ALL: &[Scenario] = &[
     // Storms at random; the seed is printed first. User space sets state that does not go together, interrupt shadows among it.
     Scenario { slow: &[Kernel::V6_1], unchecked: strict::SHADOW, ..program("stress", &["stress"], "/payload/stress") },
     // And with what other modules' modprobe.d may have for stock's.
-    scenario(
+    virtual_time(scenario(
         "load-unload",
         "for i in 1 2 3; do rmmod kvm_amd && rmmod kvm || exit 1; [ ! -e /dev/kvm ] || exit 2; \
          insmod /modules/kvm.ko && insmod /modules/kvm-amd.ko || exit 3; [ -c /dev/kvm ] || exit 4; done; \
@@ -386,10 +386,10 @@ pub const ALL: &[Scenario] = &[
          insmod /modules/kvm-amd.ko avic=auto nested=1 || exit 5; p=/sys/module; \
          [ $(cat $p/kvm/parameters/nx_huge_pages $p/kvm_amd/parameters/avic $p/kvm_amd/parameters/nested | tr -d '\\n') = NN0 ] \
          || exit 6; done",
-    ),
-    Scenario { load: false, cpu: "EPYC,-svm", compare: true, ..scenario("refused-without-svm", REFUSED) },
+    )),
+    Scenario { load: false, cpu: "EPYC,-svm", compare: true, ..virtual_time(scenario("refused-without-svm", REFUSED)) },
     // Stock falls back to shadow paging, which is not here.
-    Scenario { load: false, cpu: "EPYC,+svm,-npt", ..scenario("refused-without-npt", REFUSED) },
+    Scenario { load: false, cpu: "EPYC,+svm,-npt", ..virtual_time(scenario("refused-without-npt", REFUSED)) },
     // The report comes first, because there is nobody left to write it: the host restarts under a guest.
     scenario(
         "reboot",
