@@ -358,7 +358,8 @@ fn lists_name_what_can_be_read_and_written_back() {
     let mut all = Vec::new();
     msr_index_list(&host, &mut |n| all.push(n));
     for mut m in [Machine::generous(), Machine::bare()] {
-        for &n in &all {
+        // Those of Hyper-V are not kept here: a scenario reads them, and writes them back.
+        for &n in all.iter().filter(|n| !crate::hyperv::is_msr(**n)) {
             let value = m.get(n).unwrap_or_else(|e| panic!("{n:#x}: {e:?}"));
             assert!(m.put(n, value).is_ok(), "{n:#x} = {value:#x}");
         }
