@@ -24,6 +24,7 @@ mod log;
 mod machine;
 mod newfile;
 mod notify;
+mod object;
 mod page;
 mod panic;
 mod platform;

@@ -1,6 +1,6 @@
 //! The VFIO device of a VM: the groups and devices of the host that it uses.
 
-use crate::{errno::check_ptr, files::VmObject, lock::SleepMutex, shim, shim::KFile};
+use crate::{errno::check_ptr, lock::SleepMutex, object::VmObject, shim, shim::KFile};
 use alloc::vec::Vec;
 use core::ffi::c_void;
 use core::ptr::{NonNull, null};

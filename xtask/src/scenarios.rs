@@ -1,4 +1,6 @@
 //! What is run in the emulated AMD host by `./x test`: one entry per scenario.
+//!
+//! Long because: one table.
 
 use crate::{
     crate_tests,

@@ -1,4 +1,6 @@
 //! The machine under the tests.
+//!
+//! Long because: one trait, and what stands behind its functions.
 
 use super::never::Never;
 use arch::{HostPa, Hva};
