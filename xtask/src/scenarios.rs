@@ -239,12 +239,19 @@ pub const ALL: &[Scenario] = &[
             ),
         )
     },
+    // With hv_passthrough the vendor is KVM's, by which Linux does not know Hyper-V: the words are what is seen.
     Scenario {
         slow: &kernels::ALL,
         expected: expected::HYPERV,
         timeout: Duration::from_secs(900),
         seconds: 150,
-        ..boot("boot-hyperv-8", hyperv!("CPU=host,kvm=off,hv_passthrough CPUS=8 boot-guest q35 client && timers"))
+        ..boot(
+            "boot-hyperv-8",
+            hyperv!(
+                "CPU=$libvirt CPUS=8 boot-guest q35 client && timers && rm -r /tmp/* && \
+                 CPU=host,hv_passthrough CPUS=2 boot-guest q35 check"
+            ),
+        )
     },
     Scenario {
         slow: &[Kernel::V6_1, Kernel::V7_3],
