@@ -253,6 +253,8 @@ fn vcpu_ioctl(file: &VcpuFile, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64
     let vcpu = file.vcpu().ok_or(Errno::EIO)?;
     if cmd == KVM_RUN {
         let _running = vcpu.thread.running(vm)?;
+        #[cfg(feature = "panics")]
+        let arg = crate::on_purpose::asked(arg);
         let _masked = file.mask.apply();
         return abi::vcpu_run(vm, vcpu, arg);
     }

@@ -25,6 +25,8 @@ mod machine;
 mod newfile;
 mod notify;
 mod object;
+#[cfg(feature = "panics")]
+mod on_purpose;
 mod page;
 mod panic;
 mod platform;

@@ -16,7 +16,7 @@ pub struct VmObject {
     notifier: AtomicPtr<KNotifier>,
     /// The address space of the creator, the only one that may use the VM. Compared, never read through.
     mm: AtomicPtr<KMm>,
-    /// Goes before the VM that it raises interrupts of.
+    /// Closed before the VM goes that it raises interrupts of.
     pub irqfds: Irqfds,
     pub vfio: Vfio,
     /// The process that made it.

@@ -86,9 +86,9 @@ unsafe extern "C" {
 
     // sync.c
     pub fn hsave_wait_word(word: *const u32, value: u32);
+    pub fn hsave_wait_word_killable(word: *const u32, value: u32) -> i32;
     pub fn hsave_wake_word(word: *const u32);
     pub safe fn hsave_preempt_disable();
-    pub fn hsave_wait_word_killable(word: *const u32, value: u32) -> i32;
     pub fn hsave_preempt_enable();
     pub safe fn hsave_irq_save();
     pub fn hsave_irq_restore();

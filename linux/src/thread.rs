@@ -143,6 +143,8 @@ impl VcpuThread for Thread {
     }
 
     fn block(&self) {
+        #[cfg(feature = "panics")]
+        crate::on_purpose::in_the_loop();
         let kernel = self.shared().kernel();
         self.shared().blocked.store(true, Relaxed);
         // SAFETY: the kernel's object lives as long as we do; begin and end pair up in the same task.

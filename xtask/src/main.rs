@@ -32,6 +32,7 @@ mod modules;
 mod object;
 mod oldest;
 mod outside;
+mod panicking;
 mod panics;
 mod payload;
 mod plot;

@@ -11,8 +11,17 @@ use std::{
 
 /// Builds the crate `linux` and returns the path of its object.
 pub fn build(env: &Env) -> Result<PathBuf> {
-    let target = env.target().join("kernel");
-    let mut cargo = cargo(env, "build", &target)?;
+    build_at(&env.target().join("kernel"), env, &[])
+}
+
+/// The same with a feature that is for tests only. What others build is not touched.
+pub fn build_for_tests(env: &Env, feature: &str) -> Result<PathBuf> {
+    build_at(&env.target().join(format!("kernel-{feature}")), env, &["--features", feature])
+}
+
+fn build_at(target: &Path, env: &Env, words: &[&str]) -> Result<PathBuf> {
+    let mut cargo = cargo(env, "build", target)?;
+    cargo.args(words);
     ui::step("the Rust object", || {
         proc::run(&mut cargo)?;
         let archive = target.join(sysroot::TARGET).join("module/liblinux.a");

@@ -7,7 +7,7 @@ use crate::{
     i386, imports,
     job::{self, Job},
     kernels::{self, Kernel},
-    miri, mitigations, module, object, oldest, panics, payload, proc,
+    miri, mitigations, module, object, oldest, panicking, panics, payload, proc,
     progress::Progress,
     rust_src, scenarios, selftests,
     strict::Processor,
@@ -126,6 +126,7 @@ pub fn run(env: &Env, selection: &Selection) -> Result<ExitCode> {
     let built = if selection.needs_modules() { modules(env, selection, &mut tally) } else { BTreeMap::new() };
     in_the_host(env, selection, &built, &mut tally)?;
     kernel_selftests(env, selection, &built, &mut tally)?;
+    panicking(env, selection, &mut tally)?;
     plain_machines(env, selection, &mut tally);
 
     println!("\n{:.0} minutes; the emulator failed by itself {} times", minutes(start), tally.retries);
@@ -336,6 +337,19 @@ fn kernel_selftests(
             });
         }
     });
+    Ok(())
+}
+
+/// Modules that panic when they are asked to: the build takes a while.
+fn panicking(env: &Env, selection: &Selection, tally: &mut Tally) -> Result<()> {
+    let asked = selection.only.as_deref() == Some("panicking");
+    let kernel = panicking::KERNEL;
+    let wanted = asked || selection.all && selection.wants("panicking");
+    if !wanted || !selection.kernels().contains(&kernel) {
+        return Ok(());
+    }
+    let machine = Machine::new(env, selection.processor)?.held(selection.slow);
+    tally.check("panicking", || panicking::run(env, &machine));
     Ok(())
 }
 

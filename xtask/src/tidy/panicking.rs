@@ -12,7 +12,9 @@ struct Visitor<'a> {
 }
 
 pub fn check(source: &Source, file: &syn::File) -> Findings {
-    if is_test(&file.attrs) || source.path.ends_with("/tests.rs") || source.path.contains("/tests/") {
+    // What it has is there to panic, in modules that are built for tests.
+    let on_purpose = source.path == "linux/src/on_purpose.rs";
+    if on_purpose || is_test(&file.attrs) || source.path.ends_with("/tests.rs") || source.path.contains("/tests/") {
         return Findings::new();
     }
     let mut visitor = Visitor { source, findings: Findings::new() };
