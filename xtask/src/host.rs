@@ -42,6 +42,8 @@ pub struct Boot {
     pub flavour: Flavour,
     /// Where our kvm.ko and kvm-amd.ko for that kernel are.
     pub ours: Option<PathBuf>,
+    /// Further modules of the kernel's, with what they need, which are only there.
+    pub modules: Vec<String>,
     /// Load kvm.ko and kvm-amd.ko before the script; if not, they are only there.
     pub load: bool,
     /// Processors for the script and its guests. If there are several, Debian's emulator has one more, where nothing of the
@@ -80,6 +82,7 @@ impl Boot {
             kernel,
             flavour,
             ours: None,
+            modules: Vec::new(),
             load: true,
             smp: 2,
             memory: 4096,

@@ -16,11 +16,8 @@ const KVM: [&str; 5] = ["irqbypass", "kvm", "kvm-amd", "kvm_amd", "ccp"];
 /// The archive with what this boot alone has: init, script, modules and added files. With `spares_one` nothing of the script's runs on
 /// the first processor (docs/decisions/0018).
 pub fn own_part(tools: &Tools, boot: &Boot, kernel: &Unpacked, spares_one: bool) -> Result<Vec<u8>> {
-    let mut modules = Modules::default();
     // ext4 asks for its checksum by name, and not where modprobe would see it.
-    for name in ["crc32c_generic", "loop", "ext4"] {
-        modules.add(tools, kernel, name)?;
-    }
+    let mut modules = Modules::of(tools, kernel, ["crc32c_generic", "loop", "ext4"])?;
     match boot.flavour {
         Flavour::Stock => modules.add(tools, kernel, "kvm-amd")?,
         Flavour::None => {}
@@ -33,6 +30,8 @@ pub fn own_part(tools: &Tools, boot: &Boot, kernel: &Unpacked, spares_one: bool)
     }
     let mut archive = Archive::default();
     modules.archive(&mut archive, "modules")?;
+    let more = Modules::of(tools, kernel, boot.modules.iter().map(String::as_str))?;
+    more.archive(&mut archive, "modules")?;
     let (kvm, others): (Vec<&str>, Vec<&str>) = modules.names().partition(|name| KVM.contains(name));
     let order = if boot.load { modules.names().collect() } else { others };
     archive.file("modules/order", 0o644, order.join("\n").as_bytes())?;
@@ -41,8 +40,7 @@ pub fn own_part(tools: &Tools, boot: &Boot, kernel: &Unpacked, spares_one: bool)
     archive.file("script", 0o755, boot.script.as_bytes())?;
     if boot.flavour == Flavour::Ours {
         // To change over to, and back.
-        let mut stock = Modules::default();
-        stock.add(tools, kernel, "kvm-amd")?;
+        let stock = Modules::of(tools, kernel, ["kvm-amd"])?;
         stock.archive(&mut archive, "stock")?;
         archive.file("stock/kvm", 0o644, stock.names().collect::<Vec<_>>().join("\n").as_bytes())?;
     }

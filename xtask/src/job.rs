@@ -64,6 +64,7 @@ pub fn run(
     boot.timeout = job.scenario.timeout * job.kernel.slowness();
     (boot.smp, boot.cpu, boot.icount) = (job.scenario.smp, job.scenario.cpu.to_owned(), job.scenario.icount);
     (boot.cmdline, boot.unchecked) = (job.scenario.cmdline.to_owned(), job.scenario.unchecked);
+    boot.modules = job.scenario.modules.iter().map(|&name| name.to_owned()).collect();
     for name in job.scenario.payloads.iter().chain(&["heartbeat"]) {
         boot.files.push(payload::file(payloads, name)?);
     }

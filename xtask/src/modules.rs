@@ -15,6 +15,15 @@ use walkdir::WalkDir;
 pub struct Modules(Vec<(String, Vec<u8>)>);
 
 impl Modules {
+    /// These of the kernel, and what they depend on.
+    pub fn of<'a>(tools: &Tools, kernel: &Unpacked, names: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        let mut modules = Self::default();
+        for name in names {
+            modules.add(tools, kernel, name)?;
+        }
+        Ok(modules)
+    }
+
     /// Adds a module of the kernel and, before it, what it depends on. One that the package does not
     /// have as a file is built in.
     pub fn add(&mut self, tools: &Tools, kernel: &Unpacked, name: &str) -> Result<()> {

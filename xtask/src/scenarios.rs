@@ -25,6 +25,8 @@ pub struct Scenario {
     pub payloads: &'static [&'static str],
     /// Load the modules first; if not, the script does, in the order of /modules/kvm.
     pub load: bool,
+    /// Further modules of the kernel's own, as /modules/NAME.ko, which the script loads.
+    pub modules: &'static [&'static str],
     /// Give the script the guest's kernel as an ELF file, /guest/vmlinux.
     pub vmlinux: bool,
     /// Give the script what secure boot takes, in /secure.
@@ -70,6 +72,7 @@ const fn scenario(name: &'static str, script: &'static str) -> Scenario {
         expected: &[],
         payloads: &[],
         load: true,
+        modules: &[],
         slow: &[],
         vmlinux: false,
         secure_boot: false,
@@ -381,6 +384,16 @@ pub const ALL: &[Scenario] = &[
         "/payload/async_pf || exit 1; /payload/async_pf uncounted || exit 4; /payload/async_pf starved || exit 5; /payload/async_pf abandon & pid=$!; for i in $(seq 30); do sleep 1; \
          kill -0 $pid 2>/dev/null || break; done; kill -0 $pid 2>/dev/null && exit 2; rmmod kvm_amd kvm || exit 3",
     ),
+    // A Linux guest that reads what has been swapped out, and has something else to do.
+    Scenario {
+        kernels: &[Kernel::V6_12],
+        slow: &kernels::ALL,
+        modules: &["null_blk"],
+        smp: 1,
+        timeout: Duration::from_secs(600),
+        seconds: 150,
+        ..virtual_time(scenario("pressure", include_str!("../scripts/pressure.sh")))
+    },
     program("lifecycle", &["lifecycle"], "/payload/lifecycle"),
     program("trouble", &["trouble"], "/payload/trouble"),
     // Allocations that fail: only a kernel with fault injection has them.
