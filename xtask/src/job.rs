@@ -64,6 +64,7 @@ pub fn run(
     boot.timeout = job.scenario.timeout * job.kernel.slowness();
     (boot.smp, boot.cpu, boot.icount) = (job.scenario.smp, job.scenario.cpu.to_owned(), job.scenario.icount);
     (boot.cmdline, boot.unchecked) = (job.scenario.cmdline.to_owned(), job.scenario.unchecked);
+    boot.qemu = job.scenario.qemu.iter().map(|&word| word.to_owned()).collect();
     boot.modules = job.scenario.modules.iter().map(|&name| name.to_owned()).collect();
     for name in job.scenario.payloads.iter().chain(&["heartbeat"]) {
         boot.files.push(payload::file(payloads, name)?);

@@ -42,6 +42,8 @@ pub struct Scenario {
     /// Further words of the host kernel's command line.
     pub cmdline: &'static str,
     pub smp: u32,
+    /// Further arguments of QEMU.
+    pub qemu: &'static [&'static str],
     /// In virtual time: its processors take turns, and it does the same whenever and wherever it runs.
     pub icount: bool,
     /// How long it may take, in the host's time.
@@ -81,6 +83,7 @@ const fn scenario(name: &'static str, script: &'static str) -> Scenario {
         unchecked: 0,
         cmdline: "",
         smp: 2,
+        qemu: &[],
         icount: false,
         timeout,
         seconds: 20,
@@ -413,6 +416,22 @@ pub const ALL: &[Scenario] = &[
     Scenario { load: false, cpu: "EPYC,-svm", compare: true, ..virtual_time(scenario("refused-without-svm", REFUSED)) },
     // Stock falls back to shadow paging, which is not here.
     Scenario { load: false, cpu: "EPYC,+svm,-npt", ..virtual_time(scenario("refused-without-npt", REFUSED)) },
+    // The host sleeps under a guest that boots (ACPI S3), and its clock wakes it: late, because a clock that rings before the host
+    // sleeps rings for nobody. Its clock is this machine's, because the emulator's virtual time stands still meanwhile.
+    Scenario {
+        kernels: &[Kernel::V6_12],
+        qemu: &["-rtc", "clock=host"],
+        timeout: Duration::from_secs(300),
+        seconds: 90,
+        ..scenario(
+            "suspend",
+            "grep -q '\\[deep\\]' /sys/power/mem_sleep || exit 1; boot-guest microvm check >/tmp/log 2>&1 & guest=$!; \
+             for word in 'Booting paravirt' 'guest: init'; do \
+             for i in $(seq $((120 * SLOW))); do grep -q \"$word\" /tmp/log && break; sleep 1; done; \
+             echo 0 >/sys/class/rtc/rtc0/wakealarm; echo +$((20 * SLOW)) >/sys/class/rtc/rtc0/wakealarm && echo mem >/sys/power/state || exit 2; done; \
+             wait $guest || { cat /tmp/log; exit 3; }; cat /tmp/log; [ $(cat /sys/power/suspend_stats/success) = 2 ] || exit 4",
+        )
+    },
     // The report comes first, because there is nobody left to write it: the host restarts under a guest.
     scenario(
         "reboot",
