@@ -146,9 +146,8 @@ impl<P: Platform> Svm<P> {
             self.clean = CleanBits::empty();
         }
         if cpu.last_vcpu.get() != self.id {
-            if cpu.last_vcpu.get() != 0 {
-                P::guest_barrier();
-            }
+            // Also if it is the first one here: before the module was loaded another hypervisor's guest may have run.
+            P::guest_barrier();
             cpu.last_vcpu.set(self.id);
         }
         if self.machine.features.virt_ssbd {
