@@ -137,8 +137,10 @@ impl Test {
     fn judge(&self, status: i32) -> Result<Option<String>, String> {
         let took_too_long = matches!(status, 124 | 137 | 143);
         match (self.expect, status) {
-            (Expect::Pass, 0) => Ok(None),
-            (Expect::Skip(needs), 4) => Ok(Some(format!("skipped as on stock, needs {needs}"))),
+            (Expect::Pass | Expect::PassWith(_), 0) => Ok(None),
+            (Expect::Skip(needs) | Expect::PassWith(needs), 4) => {
+                Ok(Some(format!("skipped as on stock, needs {needs}")))
+            }
             (Expect::Fail(why), 1..) if !took_too_long => Ok(Some(format!("fails as on stock: {why}"))),
             (Expect::Lacks(what), 1..) if !took_too_long => Ok(Some(format!("needs what is not implemented: {what}"))),
             (Expect::Pass, 4) => Err("skipped; on stock kvm-amd it passes".to_owned()),
@@ -166,6 +168,10 @@ mod tests {
         }
         let skips = test(Expect::Skip("a PMU"));
         assert!(skips.judge(4).is_ok_and(|why| why.is_some()) && skips.judge(0).is_err());
+        let either = test(Expect::PassWith("a feature"));
+        assert!(
+            either.judge(0) == Ok(None) && either.judge(4).is_ok_and(|why| why.is_some()) && either.judge(254).is_err()
+        );
         let lacks = test(Expect::Lacks("nested"));
         assert!(lacks.judge(4).is_ok() && lacks.judge(254).is_ok());
         assert!(lacks.judge(0).is_err(), "what works now has to leave the list");

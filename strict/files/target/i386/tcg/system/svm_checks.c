@@ -7,6 +7,7 @@
  */
 #include "qemu/osdep.h"
 #include "qemu/cutils.h"
+#include "qemu/thread.h"
 #include "cpu.h"
 #include "exec/helper-proto.h"
 #include "tcg/helper-tcg.h"
@@ -55,8 +56,19 @@ void svm_check_invlpga(CPUX86State *env, uint32_t asid)
     }
 }
 
-/* What #VMEXIT left of the VMCBs that this processor ran last, for what the next VMRUN may do with them. */
-#define LEFT 16
+/*
+ * What #VMEXIT left of the VMCBs that ran last, on whatever processor, for what the next VMRUN may do with them, on whatever
+ * processor that is.
+ */
+#define LEFT 64
+
+static struct {
+    hwaddr vmcb;
+    uint64_t rip;
+    bool shadow;
+} left[LEFT];
+static unsigned next_left;
+static QemuSpin left_lock;
 
 /* What VMRUN does not switch, but for the general registers. */
 typedef struct Unswitched {
@@ -73,13 +85,6 @@ QEMU_BUILD_BUG_ON(ARRAY_SIZE(unswitched) != 20);
 #define FIRST_DR 16
 
 struct SVMChecks {
-    struct {
-        hwaddr vmcb;
-        uint64_t rip;
-        bool shadow;
-    } left[LEFT];
-    unsigned next;
-
     /* What was there at the last #VMEXIT, and at the last return to user space. */
     Unswitched guest, user;
     bool guest_is_newer, user_is_known;
@@ -103,17 +108,18 @@ static struct SVMChecks *own(CPUX86State *env)
 
 static void remember(CPUX86State *env, bool shadow)
 {
-    struct SVMChecks *c = own(env);
     unsigned i;
 
-    for (i = 0; i < LEFT && c->left[i].vmcb != env->vm_vmcb; i++) {
+    qemu_spin_lock(&left_lock);
+    for (i = 0; i < LEFT && left[i].vmcb != env->vm_vmcb; i++) {
     }
     if (i == LEFT) {
-        i = c->next++ % LEFT;
+        i = next_left++ % LEFT;
     }
-    c->left[i].vmcb = env->vm_vmcb;
-    c->left[i].rip = env->eip;
-    c->left[i].shadow = shadow;
+    left[i].vmcb = env->vm_vmcb;
+    left[i].rip = env->eip;
+    left[i].shadow = shadow;
+    qemu_spin_unlock(&left_lock);
 }
 
 /*
@@ -122,16 +128,21 @@ static void remember(CPUX86State *env, bool shadow)
  */
 static void check_shadow(CPUX86State *env, const struct vmcb *v)
 {
-    struct SVMChecks *c = env->svm.checks;
+    bool shadow = false;
+    uint64_t rip = 0;
 
-    for (int i = 0; c && i < LEFT; i++) {
-        if (c->left[i].vmcb == env->vm_vmcb && c->left[i].shadow &&
-            (v->control.int_state & SVM_INTERRUPT_SHADOW_MASK) &&
-            v->save.rip != c->left[i].rip) {
-            svm_report(env, SVM_CHECK_SHADOW, "the interrupt shadow at guest rip "
-                       "0x%" PRIx64 " is still there at 0x%" PRIx64,
-                       c->left[i].rip, v->save.rip);
+    qemu_spin_lock(&left_lock);
+    for (int i = 0; i < LEFT; i++) {
+        if (left[i].vmcb == env->vm_vmcb) {
+            shadow = left[i].shadow;
+            rip = left[i].rip;
         }
+    }
+    qemu_spin_unlock(&left_lock);
+    if (shadow && (v->control.int_state & SVM_INTERRUPT_SHADOW_MASK) &&
+        v->save.rip != rip) {
+        svm_report(env, SVM_CHECK_SHADOW, "the interrupt shadow at guest rip 0x%"
+                   PRIx64 " is still there at 0x%" PRIx64, rip, v->save.rip);
     }
 }
 

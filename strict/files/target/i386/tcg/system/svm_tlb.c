@@ -9,7 +9,8 @@
  * A nested translation is stale if the tables no longer give it, or give fewer rights. That is no mistake while another
  * processor is changing the tables and has yet to tell this one. So a suspect is reported only when all others have since
  * been seen where nobody holds the hypervisor's locks (in user space, in a guest, halted), the guest has then been entered,
- * left, and is entered again, and the translation has still not been flushed.
+ * left, and is entered again, and the translation has still not been flushed. Whoever changes the tables may also lose its
+ * processor before it asks for the flush, to this very guest; so some time has to pass as well.
  */
 #include "qemu/osdep.h"
 #include "qemu/timer.h"
@@ -22,6 +23,8 @@
 /* How many nested translations are looked at again at a VMRUN, and how often at most. */
 #define SWEEP 256
 #define SWEEP_NS 1000000
+/* How long a translation may be suspected where somebody may be waiting for a processor. */
+#define PATIENCE_NS 5000000000
 
 typedef struct Linear {
     uint64_t key;
@@ -38,6 +41,7 @@ typedef struct Nested {
     int prot;
     /* The grace period that has to end, 0 if there is nothing to suspect, and whether its end was seen at a VMRUN. */
     uint64_t suspect;
+    int64_t since;
     bool ended;
 } Nested;
 
@@ -242,6 +246,7 @@ static void suspect(CPUX86State *env, Asid *a, Nested *n)
         n->suspect = t->period + 1;
     }
     n->ended = false;
+    n->since = get_clock();
     a->suspects++;
 }
 
@@ -287,6 +292,9 @@ static void examine(CPUX86State *env, Asid *a, guint i)
     if (!n->suspect) {
         suspect(env, a, n);
     } else if (n->suspect < t->period || (n->suspect == t->period && !t->waits)) {
+        if (CPU_NEXT(first_cpu) && get_clock() - n->since < PATIENCE_NS) {
+            return;
+        }
         if (n->ended) {
             stale(env, n, "at VMRUN", prot, hpa);
             /* Once is enough. */
