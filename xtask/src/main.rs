@@ -55,6 +55,7 @@ mod ui;
 mod verdict;
 mod verify;
 mod wait;
+mod without;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -136,37 +136,6 @@ pub const MATRIX: &[Scenario] = matrix! {
     "q35" "split" "ovmf": 1 2 4;
 };
 
-/// Rows of words of `-cpu` that take something away: `exits` on a processor without it.
-macro_rules! without {
-    ($($name:literal $flags:literal $slow:expr;)*) => {
-        &[$(Scenario {
-            strict: true,
-            kernels: &[Kernel::V6_12],
-            slow: $slow,
-            cpu: concat!("EPYC,+svm,+npt,", $flags),
-            ..program(concat!("without-", $name), &["exits"], "/payload/exits")
-        }),*]
-    };
-}
-
-/// The strict processor without one of its features each.
-pub const WITHOUT: &[Scenario] = without! {
-    "nrip-save" "-nrip-save" &[];
-    "v-spec-ctrl" "-v-spec-ctrl" &[];
-    "decodeassists" "-decodeassists" &kernels::ALL;
-    "flushbyasid" "-flushbyasid" &kernels::ALL;
-    "vmcb-clean" "-vmcb-clean" &kernels::ALL;
-    "tsc-scale" "-tsc-scale" &kernels::ALL;
-    "pause-filter" "-pause-filter,-pfthreshold" &kernels::ALL;
-    "pfthreshold" "-pfthreshold" &kernels::ALL;
-    "lbrv" "-lbrv" &kernels::ALL;
-    "v-vmsave-vmload" "-v-vmsave-vmload" &kernels::ALL;
-    "vgif" "-vgif,-vnmi" &kernels::ALL;
-    "vnmi" "-vnmi" &kernels::ALL;
-    "spec-ctrl" "-v-spec-ctrl,-ibrs,-amd-stibp,-amd-ssbd" &kernels::ALL;
-    "ibpb" "-ibpb" &kernels::ALL;
-};
-
 /// A program of the crate `tests`.
 pub const fn program(name: &'static str, payloads: &'static [&'static str], script: &'static str) -> Scenario {
     Scenario { payloads, ..scenario(name, script) }

@@ -11,7 +11,7 @@ use crate::{
     progress::Progress,
     rust_src, scenarios, selftests,
     strict::Processor,
-    strict_checks, tidy, ui, verify,
+    strict_checks, tidy, ui, verify, without,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
@@ -236,7 +236,7 @@ pub fn proved(env: &Env, out: &Path) -> Result<()> {
 
 fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBuf>, tally: &mut Tally) -> Result<()> {
     let mut jobs = Vec::new();
-    for scenario in scenarios::ALL.iter().chain(mitigations::ALL).chain(scenarios::WITHOUT).chain(scenarios::MATRIX) {
+    for scenario in scenarios::ALL.iter().chain(mitigations::ALL).chain(without::ALL).chain(scenarios::MATRIX) {
         for kernel in selection.kernels() {
             let quick = !scenario.slow.contains(&kernel.series());
             let wanted = selection.wants(scenario.name)
