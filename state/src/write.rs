@@ -1,0 +1,82 @@
+//! Writing.
+
+use crate::{FRAME, HEADER, MAGIC, Section, State};
+use alloc::vec::Vec;
+
+/// There was no memory for what was to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoMemory;
+
+/// Collects sections. Whether there was memory for them shows at the [end](Self::finish).
+pub struct Writer {
+    bytes: Vec<u8>,
+    failed: bool,
+    version: u16,
+}
+
+impl Writer {
+    /// With nothing in it; `room` bytes are made room for at once.
+    pub fn new(room: usize) -> Self {
+        let mut w = Self { bytes: Vec::new(), failed: false, version: 1 };
+        w.failed = w.bytes.try_reserve_exact(room).is_err();
+        w.put(&MAGIC);
+        w.put(&FRAME.to_le_bytes());
+        w
+    }
+
+    /// The version of the section that is being written.
+    #[inline]
+    pub fn version(&self) -> u16 {
+        self.version
+    }
+
+    /// Appends a section with number `number`.
+    pub fn section(&mut self, kind: Section, number: u32, state: &(impl State + ?Sized)) {
+        self.section_by(kind, number, state.needs(), |w| state.save(w));
+    }
+
+    /// The same for what is no single value: `needs` is the version, and `f` writes.
+    pub fn section_by(&mut self, kind: Section, number: u32, needs: u16, f: impl FnOnce(&mut Self)) {
+        self.version = needs.clamp(1, kind.version);
+        self.put(&kind.id.0);
+        self.put(&number.to_le_bytes());
+        self.put(&self.version.to_le_bytes());
+        self.put(&[0; 2]);
+        let length = self.bytes.len();
+        self.put(&[0; 4]);
+        f(self);
+        let body = self.bytes.len().saturating_sub(length).saturating_sub(4);
+        match (u32::try_from(body), self.bytes.get_mut(length..).and_then(<[u8]>::first_chunk_mut::<4>)) {
+            (Ok(body), Some(place)) => *place = body.to_le_bytes(),
+            _ => self.failed = true,
+        }
+    }
+
+    /// Appends bytes.
+    pub fn put(&mut self, bytes: &[u8]) {
+        if self.failed || self.bytes.try_reserve(bytes.len()).is_err() {
+            self.failed = true;
+            return;
+        }
+        // Says what the reservation has made true, so that no path that would grow is compiled.
+        if self.bytes.capacity().wrapping_sub(self.bytes.len()) >= bytes.len() {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+
+    /// Appends a number of elements.
+    pub fn count(&mut self, n: usize) {
+        match u32::try_from(n) {
+            Ok(n) => self.put(&n.to_le_bytes()),
+            Err(_) => self.failed = true,
+        }
+    }
+
+    /// What was written.
+    pub fn finish(self) -> Result<Vec<u8>, NoMemory> {
+        if self.failed { Err(NoMemory) } else { Ok(self.bytes) }
+    }
+}
+
+// A header is what `section_by` writes.
+const _: () = assert!(HEADER == 16);
