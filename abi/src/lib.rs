@@ -26,6 +26,7 @@ mod vcpu_ioctl;
 mod vm_ioctl;
 
 pub use device::{DeviceReply, device_ioctl, tell_device_fd};
+pub use run::Ran;
 pub use stats::read_stats;
 pub use system::{SystemReply, system_ioctl};
 pub use vcpu_ioctl::{VcpuReply, vcpu_ioctl, vcpu_run};

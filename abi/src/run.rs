@@ -8,18 +8,34 @@ use crate::uapi::run::{IO_IN, IO_OUT, PIO_DATA_OFFSET, RUN_X86_SMM, at, exit, re
 use host::{Errno, Host, PAGE_SIZE, PageCells, SharedPage};
 use vm::{Answer, Ctx, Next, Pending, RunRequest, UserExit};
 
+/// How a KVM_RUN went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ran {
+    /// It is over.
+    Done,
+    /// It is to be called again, with the VM in whatever engine it is then; user space takes no notice.
+    HandOver,
+}
+
 /// One KVM_RUN. Errors: EINVAL (CR8, register sets), and those of [`Ctx::run`]. Whatever comes of it, the page says how things
 /// stand.
-pub fn run<H: Host>(ctx: &mut Ctx<'_, H>) -> Result<i64, Errno> {
+pub fn run<H: Host>(ctx: &mut Ctx<'_, H>) -> Result<Ran, Errno> {
     let [page, ..] = &ctx.me.pages;
     let sets = sync::sets(page);
-    let next = match asked(ctx, page, sets) {
-        Ok((request, answer)) => ctx.run(request, answer),
-        Err(errno) => Next::Fail(errno, UserExit::Unchanged),
+    let next = if ctx.resumes() {
+        // The page has been looked at.
+        ctx.run(RunRequest::default(), Answer::Done)
+    } else {
+        match asked(ctx, page, sets) {
+            Ok((request, answer)) => ctx.run(request, answer),
+            Err(errno) => Next::Fail(errno, UserExit::Unchanged),
+        }
     };
     let (why, result) = match &next {
-        Next::User(why) => (why, Ok(0)),
+        Next::User(why) => (why, Ok(Ran::Done)),
         Next::Fail(errno, why) => (why, Err(*errno)),
+        // User space takes no notice: the page stays as it is.
+        Next::HandOver => return Ok(Ran::HandOver),
         // Nobody leaves the loop to go on with it.
         Next::Resume => (&UserExit::Interrupted, Err(Errno::EINTR)),
     };

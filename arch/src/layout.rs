@@ -1,7 +1,8 @@
 //! Declares a hardware or ABI layout with the offset of every field, and asserts each.
 
 /// `layout! { pub struct Name: SIZE { 0x00 => pub field: Type, ... } }` declares a `repr(C)` struct with public
-/// documentation and checks size and offsets at compile time. Reserved fields are named by offset.
+/// documentation and checks size and offsets at compile time. Reserved fields are named by offset. As the state of a VM it is
+/// all of its bytes.
 #[macro_export]
 macro_rules! layout {
     ($(#[$m:meta])* $v:vis struct $name:ident: $size:literal { $($(#[$fm:meta])* $off:literal => $fv:vis $f:ident: $t:ty,)* }) => {
@@ -14,6 +15,15 @@ macro_rules! layout {
         };
         impl $crate::Zero for $name {
             const ZERO: Self = Self { $($f: <$t as $crate::Zero>::ZERO,)* };
+        }
+        impl $crate::state::State for $name {
+            fn save(&self, w: &mut $crate::state::Writer) {
+                $($crate::state::State::save(&self.$f, w);)*
+            }
+            fn load(&mut self, r: &mut $crate::state::Reader<'_>) -> Result<(), $crate::state::Refused> {
+                $($crate::state::State::load(&mut self.$f, r)?;)*
+                Ok(())
+            }
         }
         impl $crate::Layout for $name {
             const FIELDS: &'static [(&'static str, usize)] = &[$((stringify!($f), $off),)*];

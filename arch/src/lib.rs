@@ -6,6 +6,10 @@
 #![no_std]
 #![deny(unsafe_code)]
 
+/// What [`layout!`] derives the state of a VM with.
+#[doc(hidden)]
+pub use state;
+
 #[macro_use]
 mod layout;
 pub mod addr;
@@ -22,6 +26,7 @@ pub mod nospec;
 pub mod npt;
 pub mod segment;
 pub mod smram;
+mod states;
 pub mod vmcb;
 pub mod vmsa;
 

@@ -51,6 +51,16 @@ impl<A> GuestIndexed<A> {
         Self(table)
     }
 
+    /// The table, for what goes through all of it.
+    pub(crate) fn table(&self) -> &A {
+        &self.0
+    }
+
+    /// The same for writing.
+    pub(crate) fn table_mut(&mut self) -> &mut A {
+        &mut self.0
+    }
+
     /// Element `index`. None: there is none.
     #[inline(always)]
     pub fn get_nospec<T>(&self, index: usize) -> Option<&T>

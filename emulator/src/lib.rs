@@ -63,6 +63,7 @@ mod machine;
 mod modrm;
 mod opmap;
 mod prefix;
+mod states;
 mod task;
 mod vecmap;
 

@@ -2,6 +2,7 @@
 
 use crate::{Errno, FastExits, VcpuRequests};
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea};
+use state::{Reader, Refused, Writer};
 
 /// What the processor under us can do beyond what every SVM processor with nested paging can (APM 15, CPUID
 /// Fn8000_000A_EDX), after the module's own parameters.
@@ -122,6 +123,16 @@ pub trait Cpu {
     ///
     /// An exit that `fast` handles is not seen: the guest goes on.
     fn enter<F: FastExits>(&mut self, requests: &VcpuRequests, fast: &mut F) -> Exit;
+
+    /// Writes the guest's state, and what of this processor's own goes on with the next engine. Outside of
+    /// [`begin`](Self::begin) and [`end`](Self::end). ([`GuestState`](crate::GuestState) is most of it.)
+    fn save_state(&mut self, w: &mut Writer);
+    /// A processor that was just made becomes that one, but for its intercepts, which the run loop sets anew.
+    fn load_state(&mut self, r: &mut Reader<'_>) -> Result<(), Refused>;
+    /// The end of a handover, which cannot fail: `old` will not run again, and this one runs in its place, on the nested tables
+    /// of the old one, which begin at `root` now as before: nothing of them has to be flushed for it. Takes over what belongs to
+    /// the machine below.
+    fn succeed(&mut self, old: &mut Self, root: NestedRoot);
 
     /// The physical CPU that the guest last ran on.
     fn last_cpu(&self) -> u32;

@@ -21,6 +21,7 @@ mod page_in;
 mod parameters;
 pub mod rank;
 pub mod requests;
+mod states;
 mod thread;
 
 pub use cells::{PAGE_SIZE, PageCells, TableCells};
@@ -35,6 +36,7 @@ pub use machine::{
 pub use page_in::PageIns;
 pub use parameters::{PauseParameters, PollParameters};
 pub use requests::{Request, VcpuRequests};
+pub use states::GuestState;
 pub use thread::VcpuThread;
 
 extern crate alloc;

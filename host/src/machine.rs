@@ -169,12 +169,12 @@ pub trait Host: Clone + Send + Sync + 'static {
     type RawRwSem<const RANK: u8>: lock_api::RawRwLock + Send + Sync;
     /// The virtual processor.
     type Cpu: Cpu + Send;
-    /// The thread of a vCPU.
-    type Thread: VcpuThread + Send;
+    /// The thread of a vCPU. A handle: a clone is another one to the same, which goes with the last.
+    type Thread: VcpuThread + Send + Clone;
     /// User memory.
     type UserPage: UserPage;
-    /// Pages shared with user space.
-    type SharedPage: SharedPage + Send + Sync;
+    /// Pages shared with user space. A handle as well.
+    type SharedPage: SharedPage + Send + Sync + Clone;
     /// Eventfds.
     type EventFd: EventFd + Send + Sync;
     /// Timers of a VM's devices.

@@ -35,6 +35,9 @@ pub enum Request {
     Hyperv = 10,
     /// The dirty ring is nearly full: leave until user space has emptied it.
     DirtyRingFull = 11,
+    /// Leave KVM_RUN between two instructions of the guest, to go on with it later: the VM goes to another engine. Served
+    /// after all others.
+    HandOver = 31,
 }
 
 const OUTSIDE: u32 = 0;
@@ -69,6 +72,12 @@ impl VcpuRequests {
     #[inline]
     pub fn take_all(&self) -> Requests {
         Requests(if self.pending() { self.requests.swap(0, SeqCst) } else { 0 })
+    }
+
+    /// True if anything is asked for but a handover, of which the guest takes no notice.
+    #[inline]
+    pub fn pending_for_guest(&self) -> bool {
+        self.requests.load(Relaxed) & !(1 << Request::HandOver as u8) != 0
     }
 
     /// Looks at one request and leaves it.

@@ -2,7 +2,7 @@
 
 /// A set of interrupt vectors, 0 to 255. Bit `v % 64` of word `v / 64` is vector `v`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Bits256([u64; 4]);
+pub struct Bits256(pub(crate) [u64; 4]);
 
 impl Bits256 {
     /// The empty set.

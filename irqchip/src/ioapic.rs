@@ -96,6 +96,10 @@ pub struct Ioapic {
     ff_is_broadcast: bool,
 }
 
+::state::state! {
+    place Ioapic { base, select, id, irr, delivered, entries, lines, successive, ff_is_broadcast }
+}
+
 impl Default for Ioapic {
     fn default() -> Self {
         Self::new()

@@ -25,6 +25,7 @@ pub mod pic;
 mod pir;
 pub mod pit;
 pub mod routing;
+mod states;
 
 pub use address::{Accept, Address, AddressCell};
 pub use bits::Bits256;

@@ -4,7 +4,7 @@ use arch::GuestIndexed;
 
 /// `N` lines of up to 32 sources each.
 #[derive(Clone, Debug)]
-pub(crate) struct Lines<const N: usize>(GuestIndexed<[u32; N]>);
+pub(crate) struct Lines<const N: usize>(pub(crate) GuestIndexed<[u32; N]>);
 
 impl<const N: usize> Lines<N> {
     pub(crate) const fn new() -> Self {

@@ -18,6 +18,10 @@ pub struct Pir {
     level: [AtomicU64; 4],
 }
 
+::state::state! {
+    place Pir { outstanding, edge, level }
+}
+
 impl Pir {
     /// An empty mailbox.
     pub const fn new() -> Self {

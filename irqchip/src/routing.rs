@@ -10,6 +10,7 @@ use crate::bits::Bits256;
 use crate::lapic::Lapic;
 use crate::message::{Message, MsiFormat};
 use arch::GuestIndexed;
+use state::{Reader, Refused, State, Why, Writer};
 
 /// KVM_MAX_IRQ_ROUTES: the number of routes, and of GSIs.
 pub const MAX_ROUTES: usize = 4096;
@@ -158,6 +159,13 @@ impl RoutingTable {
         if routes.len() > MAX_ROUTES || !routes.iter().all(|r| is_valid(r, mode, x2apic_format)) {
             return Err(RoutingError::Invalid);
         }
+        let table = Self::sorted(routes)?;
+        let clash = routes.iter().any(|r| clashes(table.lookup(r.gsi)));
+        if clash { Err(RoutingError::Invalid) } else { Ok(table) }
+    }
+
+    /// The table of routes that are valid one by one.
+    fn sorted(routes: &[Route]) -> Result<Self, RoutingError> {
         let gsis = routes.iter().map(|r| r.gsi as usize + 1).max().unwrap_or(0);
         let mut starts: Vec<u16> = Vec::new();
         starts.try_reserve_exact(gsis + 1).map_err(|_| RoutingError::NoMemory)?;
@@ -187,9 +195,7 @@ impl RoutingTable {
                 }
             }
         }
-        let table = RoutingTable { routes: sorted, starts: GuestIndexed::new(starts), gsis: by_pin };
-        let clash = (0..gsis as u32).any(|gsi| clashes(table.lookup(gsi)));
-        if clash { Err(RoutingError::Invalid) } else { Ok(table) }
+        Ok(RoutingTable { routes: sorted, starts: GuestIndexed::new(starts), gsis: by_pin })
     }
 
     /// The routes of `gsi`, in the order in which userspace gave them.
@@ -228,6 +234,28 @@ impl RoutingTable {
             }
         }
         bitmap
+    }
+}
+
+/// The table is made anew from its routes. Which GSI a pin leads back to is written, because it hangs on the order in which user
+/// space gave the routes of different GSIs.
+impl State for RoutingTable {
+    fn needs(&self) -> u16 {
+        self.routes.needs().max(self.gsis.needs())
+    }
+    fn save(&self, w: &mut Writer) {
+        let Self { routes, starts: _, gsis } = self;
+        routes.save(w);
+        gsis.save(w);
+    }
+    fn load(&mut self, r: &mut Reader<'_>) -> Result<(), Refused> {
+        let routes: Vec<Route> = r.value()?;
+        // What a switch of the VM has come to forbid since is as good as it was: only places are looked at.
+        if routes.len() > MAX_ROUTES || !routes.iter().all(|route| is_valid(route, ChipMode::Kernel, false)) {
+            return Err(r.bad("a route"));
+        }
+        *self = Self::sorted(&routes).map_err(|_| r.refuse(Why::NoMemory))?;
+        self.gsis.load(r)
     }
 }
 

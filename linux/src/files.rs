@@ -5,7 +5,7 @@
 
 use crate::{Linux, newfile::NewFile, object::VmObject, object::VmRef, shim, shim::KMm};
 use abi::{
-    DeviceReply, SystemReply, VcpuReply, VmReply,
+    DeviceReply, Ran, SystemReply, VcpuReply, VmReply,
     uapi::ioctl::{KVM_CREATE_VCPU, KVM_RUN},
 };
 use alloc::boxed::Box;
@@ -256,7 +256,9 @@ fn vcpu_ioctl(file: &VcpuFile, cmd: u32, arg: u64, mm: *const KMm) -> Result<i64
         #[cfg(feature = "panics")]
         let arg = crate::on_purpose::asked(arg);
         let _masked = file.mask.apply();
-        return abi::vcpu_run(vm, vcpu, arg);
+        // There is no other engine to go to.
+        while abi::vcpu_run(vm, vcpu, arg)? == Ran::HandOver {}
+        return Ok(0);
     }
     match abi::vcpu_ioctl(vm, vcpu, cmd, arg)? {
         VcpuReply::Value(v) => Ok(v),

@@ -117,9 +117,17 @@ impl SharedPage for KernelPage {
     }
 }
 
+impl Clone for KernelPage {
+    fn clone(&self) -> Self {
+        // SAFETY: we hold a reference.
+        unsafe { shim::hsave_shared_get(self.pa.0) };
+        Self { va: self.va, pa: self.pa }
+    }
+}
+
 impl Drop for KernelPage {
     fn drop(&mut self) {
-        // SAFETY: our reference; mappings in user space have their own.
+        // SAFETY: our reference; mappings in user space and other handles have their own.
         unsafe { shim::hsave_shared_free(self.pa.0) }
     }
 }

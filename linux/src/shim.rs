@@ -62,6 +62,7 @@ unsafe extern "C" {
     pub safe fn hsave_table(pa: u64) -> *mut c_void;
     pub fn hsave_table_free(pa: u64);
     pub fn hsave_shared_alloc(pa: *mut u64) -> *mut u8;
+    pub fn hsave_shared_get(pa: u64);
     pub fn hsave_shared_free(pa: u64);
 
     // pin.c

@@ -4,7 +4,7 @@ use crate::{Linux, errno::check, lock::SleepMutex, lock::UntilKilled, shim, shim
 use arch::Hva;
 use core::ffi::c_void;
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering::*};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::*};
 use host::{Errno, PageIns, Request, VcpuRequests, VcpuThread, try_box};
 use lock_api::{RawMutex, RawMutexTimed};
 
@@ -15,6 +15,8 @@ pub struct Thread(NonNull<Shared>);
 
 /// At a fixed place, because the timer refers to it.
 struct Shared {
+    /// How many handles there are.
+    handles: AtomicUsize,
     requests: VcpuRequests,
     /// Set once, before the timer can be armed.
     kernel: AtomicPtr<KThread>,
@@ -39,6 +41,7 @@ impl Thread {
     /// `sibling`: see [`Host::new_thread`](host::Host::new_thread). Errors: ENOMEM.
     pub fn new(sibling: Option<&Self>) -> Result<Self, Errno> {
         let shared = Shared {
+            handles: AtomicUsize::new(1),
             requests: VcpuRequests::new(),
             kernel: AtomicPtr::new(null_mut()),
             page_ins: PageIns::new(),
@@ -62,7 +65,7 @@ impl Thread {
 
     #[inline]
     fn shared(&self) -> &Shared {
-        // SAFETY: lives until `drop`.
+        // SAFETY: lives until the last handle is dropped.
         unsafe { self.0.as_ref() }
     }
 
@@ -224,8 +227,18 @@ impl VcpuThread for Thread {
     }
 }
 
+impl Clone for Thread {
+    fn clone(&self) -> Self {
+        self.shared().handles.fetch_add(1, Relaxed);
+        Self(self.0)
+    }
+}
+
 impl Drop for Thread {
     fn drop(&mut self) {
+        if self.shared().handles.fetch_sub(1, AcqRel) != 1 {
+            return;
+        }
         let kernel = self.shared().kernel();
         let page_ins = self.shared().kernel_page_ins.load(Relaxed);
         // SAFETY: nobody else has the thread any more. The kernel's objects go first: page-ins that are under way say

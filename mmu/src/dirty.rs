@@ -31,7 +31,7 @@ pub struct SlotsLock {
     /// Written pages are recorded in the vCPUs' rings, not in bitmaps.
     pub rings: bool,
     /// A log on its way to or from user space; large enough for every slot that logs.
-    scratch: Vec<u8>,
+    pub(crate) scratch: Vec<u8>,
 }
 
 impl SlotsLock {

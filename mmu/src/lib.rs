@@ -43,6 +43,7 @@ mod bitmap;
 mod cache;
 mod dirty;
 mod fault;
+pub mod handover;
 mod hva_tree;
 mod maps;
 mod memory;

@@ -45,7 +45,7 @@ pub struct Regions {
 pub struct Maps {
     /// The nested page tables.
     pub tree: Tree,
-    regions: Regions,
+    pub(crate) regions: Regions,
     /// Advances with every invalidation that touches a slot, and every change of a slot. A fault that saw another number
     /// before it asked for the page has to ask again.
     pub invalidate_seq: u64,
@@ -163,6 +163,16 @@ impl Maps {
 }
 
 impl Regions {
+    /// All, in order of their guest addresses.
+    pub fn all(&self) -> &[Region] {
+        &self.by_gfn
+    }
+
+    /// The same for changing them; their places stay.
+    pub fn all_mut(&mut self) -> &mut [Region] {
+        &mut self.by_gfn
+    }
+
     /// Room for twice `len` regions, for [`Maps::rehouse`]. Errors: ENOMEM.
     pub fn roomier(len: usize) -> Result<Self, Errno> {
         let n = len.saturating_mul(2).max(4);

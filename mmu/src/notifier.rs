@@ -55,7 +55,7 @@ impl Invalidations {
         }
     }
 
-    fn count(&self) -> u32 {
+    pub(crate) fn count(&self) -> u32 {
         (self.len as u32).saturating_add(self.more)
     }
 

@@ -30,6 +30,8 @@ pub enum Space {
     Smm,
 }
 
+::state::units! { Space { Normal, Smm } }
+
 /// The bit of frame numbers that tells the address spaces apart.
 const SPACE: u64 = 1 << 52;
 

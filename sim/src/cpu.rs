@@ -4,13 +4,14 @@
 use crate::machine::Shared;
 use crate::tlb::Tlb;
 use crate::{alloc::uncounted, thread};
+use ::state::{Reader, Refused, State, Writer};
 use arch::cr::{Cr0, Cr4, Efer, Rflags};
 use arch::exit::code;
 use arch::vmcb::{INT_SHADOW, int_ctl};
 use arch::{
     CleanBits, ControlArea, EventInj, EventType, Exit, HostPa, Intercepts, NestedRoot, SaveArea, SegmentAttr, Zero,
 };
-use host::{Cpu, CpuFeatures, Errno, ExtraRegs, FastExit, FastExits, VcpuRequests};
+use host::{Cpu, CpuFeatures, Errno, ExtraRegs, FastExit, FastExits, GuestState, VcpuRequests};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -106,6 +107,15 @@ impl SimCpu {
             delivered: EventInj::NONE,
             rflags_before: 0,
         }
+    }
+
+    /// What is no part of any engine: the processor's number, its TLB, the script and what tests look at.
+    pub(crate) fn take_over(&mut self, old: &mut Self) {
+        macro_rules! swap {
+            ($($f:ident)*) => { $(std::mem::swap(&mut self.$f, &mut old.$f);)* };
+        }
+        swap!(number script injected taken flushes tlb vmruns handled_fast lost single_steps has_nrips);
+        swap!(delivered rflags_before);
     }
 
     /// The guest's state, for a script to change.
@@ -385,6 +395,26 @@ impl Cpu for SimCpu {
         }
         drop(in_guest);
         Exit::decode(&self.control.exit_info(), self.features.decode_assists)
+    }
+    fn save_state(&mut self, w: &mut Writer) {
+        assert!(!self.running, "saved while it runs");
+        GuestState { regs: &mut self.gprs, save: &mut self.save, control: &mut self.control, extra: &mut self.extra }
+            .save(w);
+        // As the world switch of the module writes it: no ASID, and no CPU.
+        (0u64, 0u32, u32::MAX).save(w);
+        self.flush.save(w);
+        self.exit_at_once.save(w);
+    }
+    fn load_state(&mut self, r: &mut Reader<'_>) -> Result<(), Refused> {
+        let (save, control) = (&mut self.save, &mut self.control);
+        GuestState { regs: &mut self.gprs, save, control, extra: &mut self.extra }.load(r)?;
+        let _: (u64, u32, u32) = r.value()?;
+        self.flush.load(r)?;
+        self.exit_at_once.load(r)
+    }
+    fn succeed(&mut self, old: &mut Self, root: NestedRoot) {
+        self.root = root.pa();
+        self.take_over(old);
     }
     fn last_cpu(&self) -> u32 {
         0

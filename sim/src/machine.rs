@@ -63,6 +63,8 @@ pub struct Shared {
     pub awaited: parking_lot::Mutex<Vec<u64>>,
     features: CpuFeatures,
     assembly: AtomicBool,
+    /// Each exit, and each sleep, is one at which the VM is handed over.
+    pub(crate) hand_over: AtomicBool,
     /// Nanoseconds that every thread has waited for a CPU.
     pub run_delay: AtomicU64,
     /// Nanoseconds that every thread has run.
@@ -138,6 +140,7 @@ impl Sim {
             awaited: Default::default(),
             features,
             assembly: AtomicBool::new(false),
+            hand_over: AtomicBool::new(false),
             run_delay: AtomicU64::new(0),
             runtime: AtomicU64::new(0),
             commands: Default::default(),
@@ -182,6 +185,11 @@ impl Sim {
     /// included, on a model of the hardware ([`switch::model`]).
     pub fn through_the_assembly(&self) {
         self.0.assembly.store(true, SeqCst);
+    }
+
+    /// From now on [`Request::HandOver`](host::Request::HandOver) is made at each exit, and when a vCPU goes to sleep.
+    pub fn hand_over_everywhere(&self) {
+        self.0.hand_over.store(true, SeqCst);
     }
 
     /// Sends a signal to all vCPUs' threads.
@@ -398,7 +406,7 @@ impl Host for Sim {
     }
     fn new_shared_page(&self) -> Result<SimPage, Errno> {
         may_fail()?;
-        Ok(uncounted(|| SimPage(zeroed_page())))
+        Ok(uncounted(|| SimPage(zeroed_page().into())))
     }
 
     fn alloc_table(&self) -> Result<TablePage, Errno> {

@@ -176,7 +176,15 @@ impl Drop for SimUserPage {
 }
 
 /// A page shared with user space.
-pub struct SimPage(pub Box<PageCells>);
+#[derive(Clone)]
+pub struct SimPage(pub Arc<PageCells>);
+
+impl std::ops::Deref for SimPage {
+    type Target = PageCells;
+    fn deref(&self) -> &PageCells {
+        &self.0
+    }
+}
 
 impl SharedPage for SimPage {
     fn cells(&self) -> &PageCells {

@@ -38,6 +38,7 @@ pub(crate) fn raised() -> bool {
 }
 
 /// One vCPU's thread.
+#[derive(Clone)]
 pub struct SimThread(Arc<Inner>);
 
 /// What the machine's clock reaches as well.
@@ -46,6 +47,8 @@ pub(crate) struct Inner {
     deadline: AtomicU64,
     kicks: AtomicUsize,
     blocked: AtomicBool,
+    /// The VM was handed over when it was about to sleep.
+    handed_over: AtomicBool,
     yields: AtomicUsize,
     migrations: AtomicUsize,
     wbinvds: AtomicUsize,
@@ -116,6 +119,7 @@ impl SimThread {
                 deadline: AtomicU64::new(NEVER),
                 kicks: AtomicUsize::new(0),
                 blocked: AtomicBool::new(false),
+                handed_over: AtomicBool::new(false),
                 yields: AtomicUsize::new(0),
                 migrations: AtomicUsize::new(0),
                 wbinvds: AtomicUsize::new(0),
@@ -192,6 +196,9 @@ impl VcpuThread for SimThread {
         let me = &*self.0;
         if me.requests.pending() {
             return;
+        }
+        if me.shared.hand_over.load(SeqCst) && !me.handed_over.fetch_xor(true, SeqCst) {
+            return me.requests.make_request(Request::HandOver);
         }
         let page = me.next_page();
         if page != NEVER && page <= me.deadline.load(SeqCst) {

@@ -7,9 +7,11 @@
 use crate::SimCpu;
 use crate::alloc::uncounted;
 use crate::vmrun::Loaded;
+use ::state::{Reader, Refused, Writer};
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea};
-use host::{Cpu, CpuConfig, CpuFeatures, Errno, ExtraRegs, FastExits, VcpuRequests};
+use host::{Cpu, CpuConfig, CpuFeatures, Errno, ExtraRegs, FastExits, Request, VcpuRequests};
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::Ordering::SeqCst;
 use switch::Svm;
 use switch::model::{self, Kernel};
 
@@ -43,6 +45,21 @@ impl SimVcpu {
     /// The guest's state between two entries, to be changed behind the hypervisor's back.
     pub fn guest(&mut self) -> &mut SaveArea {
         self.save_mut(CleanBits::all())
+    }
+}
+
+impl SimVcpu {
+    fn enter_once<F: FastExits>(&mut self, requests: &VcpuRequests, fast: &mut F) -> Exit {
+        let cpu = &mut self.cpu;
+        let Some(Switched { svm, loaded }) = &mut self.through else { return cpu.enter(requests, fast) };
+        if cpu.lost {
+            return uncounted(|| model::refuse(svm, requests, fast));
+        }
+        let may_enter = cpu.may_enter(requests);
+        let play = &mut |turn: model::Turn<'_>| cpu.vmrun(loaded, turn);
+        let (exit, handled) = uncounted(|| model::enter(svm, may_enter, requests, fast, play));
+        cpu.handled_fast += handled;
+        exit
     }
 }
 
@@ -159,16 +176,28 @@ impl Cpu for SimVcpu {
     }
 
     fn enter<F: FastExits>(&mut self, requests: &VcpuRequests, fast: &mut F) -> Exit {
-        let cpu = &mut self.cpu;
-        let Some(Switched { svm, loaded }) = &mut self.through else { return cpu.enter(requests, fast) };
-        if cpu.lost {
-            return uncounted(|| model::refuse(svm, requests, fast));
+        let exit = self.enter_once(requests, fast);
+        if exit != Exit::None && self.cpu.shared.hand_over.load(SeqCst) {
+            requests.make_request(Request::HandOver);
         }
-        let may_enter = cpu.may_enter(requests);
-        let play = &mut |turn: model::Turn<'_>| cpu.vmrun(loaded, turn);
-        let (exit, handled) = uncounted(|| model::enter(svm, may_enter, requests, fast, play));
-        cpu.handled_fast += handled;
         exit
+    }
+    fn save_state(&mut self, w: &mut Writer) {
+        either!(&mut self.save_state(w))
+    }
+    fn load_state(&mut self, r: &mut Reader<'_>) -> Result<(), Refused> {
+        either!(&mut self.load_state(r))
+    }
+    fn succeed(&mut self, old: &mut Self, root: NestedRoot) {
+        match (&mut self.through, &mut old.through) {
+            (Some(new), Some(was)) => {
+                new.svm.succeed(&mut was.svm, root);
+                // What the hardware knows of the guest, it knows of the new one.
+                std::mem::swap(&mut new.loaded, &mut was.loaded);
+                self.cpu.take_over(&mut old.cpu);
+            }
+            _ => self.cpu.succeed(&mut old.cpu, root),
+        }
     }
     fn last_cpu(&self) -> u32 {
         either!(&self.last_cpu())

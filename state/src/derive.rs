@@ -7,7 +7,7 @@
 ///   the sections that it is in; older ones have 0 for it.
 /// - `place Name { a, b; not c, d }` is read in place; `c` and `d` are no state, or somebody else's: they stay as they are.
 ///   Generic ones are written `place [H: Host] Name<H> { ... }`.
-/// - `wrap Name` is a tuple struct of one field.
+/// - `wrap Name` is a tuple struct of one field, `inner Name` one that is read in place only.
 #[macro_export]
 macro_rules! state {
     () => {};
@@ -69,6 +69,20 @@ macro_rules! state {
         impl $crate::Value for $name {
             fn read(r: &mut $crate::Reader<'_>) -> ::core::result::Result<Self, $crate::Refused> {
                 $crate::Value::read(r).map(Self)
+            }
+        }
+        $crate::state! { $($rest)* }
+    };
+    (inner $name:ident $($rest:tt)*) => {
+        impl $crate::State for $name {
+            fn needs(&self) -> u16 {
+                $crate::State::needs(&self.0)
+            }
+            fn save(&self, w: &mut $crate::Writer) {
+                $crate::State::save(&self.0, w);
+            }
+            fn load(&mut self, r: &mut $crate::Reader<'_>) -> ::core::result::Result<(), $crate::Refused> {
+                $crate::State::load(&mut self.0, r)
             }
         }
         $crate::state! { $($rest)* }

@@ -45,6 +45,20 @@ pub trait State {
     fn save(&self, w: &mut Writer);
     /// Becomes what was written. Errors: after one it is anything.
     fn load(&mut self, r: &mut Reader<'_>) -> Result<(), Refused>;
+    /// [`save`](Self::save) of several, one after the other.
+    fn save_all(all: &[Self], w: &mut Writer)
+    where
+        Self: Sized,
+    {
+        all.iter().for_each(|x| x.save(w));
+    }
+    /// The same for [`load`](Self::load).
+    fn load_all(all: &mut [Self], r: &mut Reader<'_>) -> Result<(), Refused>
+    where
+        Self: Sized,
+    {
+        all.iter_mut().try_for_each(|x| x.load(r))
+    }
 }
 
 /// A [`State`] that is small enough to be made anew.
@@ -53,7 +67,7 @@ pub trait Value: State + Sized {
     fn read(r: &mut Reader<'_>) -> Result<Self, Refused>;
 }
 
-/// The name of a section: four letters.
+/// The name of a section: four letters, or fewer and spaces.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Id(pub [u8; 4]);
 
@@ -66,7 +80,8 @@ impl core::fmt::Debug for Id {
 impl core::fmt::Display for Id {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         use core::fmt::Write as _;
-        self.0.iter().try_for_each(|b| f.write_char(if b.is_ascii_graphic() { char::from(*b) } else { '?' }))
+        let letters = self.0.iter().filter(|b| **b != b' ');
+        letters.into_iter().try_for_each(|b| f.write_char(if b.is_ascii_graphic() { char::from(*b) } else { '?' }))
     }
 }
 

@@ -142,6 +142,12 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// Reads into something that is there.
+    #[inline]
+    pub fn load(&mut self, to: &mut (impl State + ?Sized)) -> Result<(), Refused> {
+        to.load(self)
+    }
+
     /// A value.
     #[inline]
     pub fn value<T: Value>(&mut self) -> Result<T, Refused> {

@@ -120,8 +120,14 @@ fn sections_come_in_order() {
     let bytes = w.finish().unwrap();
     let mut s = Sections::new(&bytes).unwrap();
     assert!(s.optional(other, 0).unwrap().is_none(), "not yet");
-    assert_eq!(s.clone().next(other, 0).map(drop).unwrap_err(), Refused { section: Some((KIND.id, 3)), why: Why::Unknown });
-    assert_eq!(s.clone().next(KIND, 2).map(drop).unwrap_err(), Refused { section: Some((KIND.id, 2)), why: Why::Missing });
+    assert_eq!(
+        s.clone().next(other, 0).map(drop).unwrap_err(),
+        Refused { section: Some((KIND.id, 3)), why: Why::Unknown }
+    );
+    assert_eq!(
+        s.clone().next(KIND, 2).map(drop).unwrap_err(),
+        Refused { section: Some((KIND.id, 2)), why: Why::Missing }
+    );
     let mut n = 0u8;
     s.load(KIND, 3, &mut n).unwrap();
     let left = s.clone().end().unwrap_err();

@@ -25,7 +25,33 @@ macro_rules! numbers {
         }
     )*};
 }
-numbers! { u8 u16 u32 u64 i32 i64 }
+numbers! { i8 u16 u32 u64 i32 i64 }
+
+/// Many of them are written at once.
+impl State for u8 {
+    #[inline]
+    fn save(&self, w: &mut Writer) {
+        w.put(&[*self]);
+    }
+    #[inline]
+    fn load(&mut self, r: &mut Reader<'_>) -> Result<(), Refused> {
+        *self = Self::read(r)?;
+        Ok(())
+    }
+    fn save_all(all: &[Self], w: &mut Writer) {
+        w.put(all);
+    }
+    fn load_all(all: &mut [Self], r: &mut Reader<'_>) -> Result<(), Refused> {
+        r.fill(all)
+    }
+}
+
+impl Value for u8 {
+    #[inline]
+    fn read(r: &mut Reader<'_>) -> Result<Self, Refused> {
+        r.take().map(|[byte]| byte)
+    }
+}
 
 /// Sizes and places are written as 64 bits, whatever the machine.
 impl State for usize {
@@ -42,22 +68,6 @@ impl Value for usize {
     fn read(r: &mut Reader<'_>) -> Result<Self, Refused> {
         let n: u64 = r.value()?;
         Self::try_from(n).map_err(|_| r.bad("a size"))
-    }
-}
-
-impl State for i8 {
-    fn save(&self, w: &mut Writer) {
-        w.put(&self.to_le_bytes());
-    }
-    fn load(&mut self, r: &mut Reader<'_>) -> Result<(), Refused> {
-        *self = Self::read(r)?;
-        Ok(())
-    }
-}
-
-impl Value for i8 {
-    fn read(r: &mut Reader<'_>) -> Result<Self, Refused> {
-        r.take().map(Self::from_le_bytes)
     }
 }
 
@@ -106,10 +116,10 @@ impl<T: State> State for [T] {
         most(self)
     }
     fn save(&self, w: &mut Writer) {
-        self.iter().for_each(|x| x.save(w));
+        T::save_all(self, w);
     }
     fn load(&mut self, r: &mut Reader<'_>) -> Result<(), Refused> {
-        self.iter_mut().try_for_each(|x| x.load(r))
+        T::load_all(self, r)
     }
 }
 

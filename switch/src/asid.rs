@@ -12,6 +12,10 @@ pub struct AsidGeneration {
     pub asid: u32,
 }
 
+::state::state! {
+    place AsidGeneration { generation, asid }
+}
+
 /// The ASIDs of one CPU. All zero is a valid start: it has none until [`reset`](Self::reset).
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]

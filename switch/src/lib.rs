@@ -27,6 +27,7 @@ mod pages;
 mod percpu;
 mod platform;
 mod run;
+mod state;
 mod svm;
 
 #[cfg(any(test, feature = "model"))]

@@ -6,6 +6,7 @@ use crate::{
     msrpm::Msrpm,
     pages::Block,
 };
+use ::state::{Reader, Refused, Writer};
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea, Vmcb, cr, msr, vmcb::*};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use host::{Cpu, CpuConfig, Errno, ExtraRegs, FastExits, VcpuRequests};
@@ -54,8 +55,8 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 /// One virtual processor on the hardware.
 pub struct Svm<P: Platform> {
     pub(crate) machine: &'static Machine<P>,
-    vmcb: Block<P, 0>,
-    msrpm: Msrpm<P>,
+    pub(crate) vmcb: Block<P, 0>,
+    pub(crate) msrpm: Msrpm<P>,
     pub(crate) ctx: VcpuCtx,
     pub(crate) extra: ExtraRegs,
     pub(crate) id: u64,
@@ -147,6 +148,11 @@ impl<P: Platform> Svm<P> {
     pub(crate) fn parts_mut(&mut self) -> (&mut [u64; 16], &mut Vmcb) {
         // SAFETY: as for `vmcb`; the registers lie elsewhere.
         (&mut self.ctx.regs, unsafe { self.vmcb.va().cast().as_mut() })
+    }
+
+    /// Where the VMCB is.
+    pub(crate) fn vmcb_page(&self) -> core::ptr::NonNull<u8> {
+        self.vmcb.va()
     }
 
     fn dirty(&mut self, touched: CleanBits) {
@@ -311,6 +317,19 @@ impl<P: Platform> Cpu for Svm<P> {
     #[inline]
     fn enter<F: FastExits>(&mut self, requests: &VcpuRequests, fast: &mut F) -> Exit {
         self.run(requests, fast)
+    }
+
+    fn save_state(&mut self, w: &mut Writer) {
+        self.save_section(w);
+    }
+
+    fn load_state(&mut self, r: &mut Reader<'_>) -> Result<(), Refused> {
+        self.load_section(r)
+    }
+
+    fn succeed(&mut self, _old: &mut Self, root: NestedRoot) {
+        self.dirty(CleanBits::NP);
+        self.vmcb_mut().control.nested_cr3 = root.pa().0;
     }
 
     fn last_cpu(&self) -> u32 {

@@ -68,7 +68,7 @@ fn run(m: &Machine) -> Done {
 }
 
 fn create_vcpu(m: &Machine, id: u64) -> Result<usize, Errno> {
-    match alloc::counted(|| abi::vm_ioctl(&m.vm, KVM_CREATE_VCPU, id))? {
+    match alloc::counted(|| abi::vm_ioctl(&m.engine(), KVM_CREATE_VCPU, id))? {
         abi::VmReply::NewVcpu { index } => Ok(index),
         other => panic!("{other:?}"),
     }
@@ -129,12 +129,12 @@ fn growth(r: &mut Retrying) {
     }
     // The table of vCPUs grows after 32. Those before are made in peace.
     for id in 0..31 {
-        assert_eq!(m.vm.create_vcpu(id), Ok(id as usize));
+        assert_eq!(m.engine().create_vcpu(id), Ok(id as usize));
     }
     for id in 31..34 {
         assert_eq!(r.call(|| create_vcpu(&m, id)), id as usize);
     }
-    assert_eq!(m.vm.vcpus().count(), 34, "none twice, none missing");
+    assert_eq!(m.engine().vcpus().count(), 34, "none twice, none missing");
     m.end();
 }
 
@@ -243,4 +243,54 @@ fn asynchronous_page_faults() {
         assert_eq!((m.injected(0).len(), m.cpu(0).thread.pages_under_way()), (told, told), "allocation {failing}");
         m.end();
     }
+}
+
+/// Each allocation of a handover fails once: the VM goes on where it is, nothing is lost or left behind, and the next one works.
+#[test]
+fn a_handover_without_memory() {
+    if is_through_the_assembly() {
+        return; // The model of the hardware keeps what it has made.
+    }
+    let m = Machine::bare(PLAIN).unwrap();
+    assert_eq!(m.vm(KVM_CREATE_IRQCHIP, 0), Ok(0));
+    assert_eq!(m.vm_with(KVM_CREATE_PIT2, &kvm_pit_config::default()), Ok(0));
+    assert_eq!(m.region(0, 0, 0, RAM, RAM_HVA), Ok(0));
+    assert_eq!(m.region(1, KVM_MEM_LOG_DIRTY_PAGES, 0x1000_0000, 100 << 12, RAM_HVA + RAM), Ok(0));
+    assert_eq!((m.add_vcpu(0), m.add_vcpu(3)), (Ok(0), Ok(1)));
+    let event = kvm_ioeventfd { addr: MMIO + 64, len: 4, fd: 1, ..Default::default() };
+    assert_eq!(m.vm_with(KVM_IOEVENTFD, &event), Ok(0));
+    m.put_at(DATA, &[!0u64; 8]);
+    let mut filter = MsrFilter::default();
+    filter.ranges[0] = MsrFilterRange { flags: 3, nmsrs: 64, base: 0, pad: 0, bitmap: DATA };
+    assert_eq!(m.vm_with(KVM_X86_SET_MSR_FILTER, &filter), Ok(0));
+    m.long(0, &[0x8b, 0x03]); // mov eax, [rbx]
+    m.with_regs(0, |r| r.rbx = MMIO);
+    m.store(0, 0x1000_2000, 7);
+    m.npf(0, MMIO, false);
+    assert_eq!(m.run(0), Ok(Left::Mmio { gpa: MMIO, write: false, data: vec![0; 4] }));
+    // What the simulation has for good.
+    m.hand_over().unwrap();
+    let state = m.state();
+    let (tables, live) = (m.sim.tables_live(), alloc::live());
+    let mut n = 0;
+    loop {
+        alloc::plan(Some(Plan::Once(n)));
+        let done = m.hand_over();
+        let failed = alloc::failed();
+        alloc::plan(None);
+        assert_eq!(done.is_err(), failed == 1, "allocation {n}");
+        if failed == 0 {
+            break;
+        }
+        assert_eq!(done.unwrap_err().why, state::Why::NoMemory);
+        assert!(m.state() == state, "allocation {n}: the VM is as it was");
+        assert_eq!((m.sim.tables_live(), alloc::live()), (tables, live), "allocation {n}: something is left");
+        n += 1;
+    }
+    assert!(n > 20, "only {n} allocations were seen");
+    m.page(0).write(abi::uapi::run::exit::MMIO_DATA, &[1, 2, 3, 4]);
+    m.load(0, 0x1000_2000, 7);
+    m.run_out(0);
+    assert_eq!(m.regs(0).rax, 0x0403_0201);
+    m.end();
 }

@@ -25,6 +25,13 @@ impl<H: Host> Apics<H> {
     }
 }
 
+impl<H: Host> Apics<H> {
+    /// A vCPU, for which there is room, can be found by its id.
+    pub fn insert(&self, id: u32, index: usize) {
+        self.map.insert(id, index);
+    }
+}
+
 impl<H: Host> Vm<H> {
     /// The vCPU with this id.
     #[inline]

@@ -29,6 +29,10 @@ pub struct Zone {
     pub pio: bool,
 }
 
+::state::state! {
+    value Zone { addr, size, pio }
+}
+
 impl Zone {
     fn contains(&self, addr: u64, len: u64) -> bool {
         let end = |start: u64, len: u64| start.checked_add(len);
@@ -43,8 +47,8 @@ impl Zone {
 pub struct Coalesced<H: Host> {
     /// Page 2 of every vCPU file's mapping.
     pub page: H::SharedPage,
-    used: AtomicBool,
-    zones: Mutex<H::RawMutex<{ rank::TABLES }>, Vec<Zone>>,
+    pub(crate) used: AtomicBool,
+    pub(crate) zones: Mutex<H::RawMutex<{ rank::TABLES }>, Vec<Zone>>,
 }
 
 impl<H: Host> Vm<H> {
@@ -57,10 +61,9 @@ impl<H: Host> Vm<H> {
 }
 
 impl<H: Host> Coalesced<H> {
-    /// Errors: ENOMEM.
-    pub fn new(host: &H) -> Result<Self, Errno> {
-        let page = host.new_shared_page()?;
-        Ok(Self { page, used: AtomicBool::new(false), zones: Mutex::new(Vec::new()) })
+    /// Without zones; the ring is in this page.
+    pub fn new(page: H::SharedPage) -> Self {
+        Self { page, used: AtomicBool::new(false), zones: Mutex::new(Vec::new()) }
     }
 
     fn register(&self, zone: Zone) -> Result<(), Errno> {

@@ -101,7 +101,11 @@ impl<H: Host> Ctx<'_, H> {
             }
             return Err(Next::User(UserExit::Shutdown));
         }
-        if requests.has(Request::Hyperv) { self.hyperv_exit() } else { Ok(()) }
+        if requests.has(Request::Hyperv) {
+            // What it asks of user space goes first, and the handover after it.
+            self.hyperv_exit()?;
+        }
+        if requests.has(Request::HandOver) { Err(Next::HandOver) } else { Ok(()) }
     }
 
     /// Takes what other threads posted and what changes no register: interrupts and NMIs. User space may look at events, or

@@ -49,6 +49,10 @@ pub struct DebugState {
     debugger_dr7: u64,
 }
 
+::state::state! {
+    place DebugState { dr, dr6, dr7, control, debugger_dr, debugger_dr7 }
+}
+
 impl Default for DebugState {
     fn default() -> Self {
         Self { dr: [0; 4], dr6: DR6_RESET, dr7: DR7_RESET, control: 0, debugger_dr: [0; 4], debugger_dr7: DR7_RESET }

@@ -87,6 +87,18 @@ pub struct Fast {
 /// In [`Fast::injections`]: an SMI waits.
 pub(crate) const SMI_WAITS: u64 = 1 << 63;
 
+::state::state! {
+    // The local APIC has a section of its own; what is remembered of answers is asked again.
+    place Fast {
+        exits, injections, apic_shared, armed, ioapic_eoi, timer_at;
+        not enabled, lapic, msrs_free, answers, leaves_age, msrs_age
+    }
+}
+
+::state::tagged! {
+    Armed { 0 = Apic(vector), 1 = External(vector), 2 = Window }
+}
+
 /// Below [`LEAVES`] whatever the guest asks for, also where a processor guesses.
 #[inline(always)]
 const fn leaf_place(function: u32, index: u32) -> usize {

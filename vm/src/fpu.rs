@@ -36,6 +36,10 @@ pub struct FpuUse {
     settled: bool,
 }
 
+::state::state! {
+    place FpuUse { loaded, trapping, eager, next, settled }
+}
+
 impl FpuUse {
     /// A vCPU that has not used its FPU.
     pub const fn new() -> Self {
@@ -97,6 +101,20 @@ impl<H: Host> Core<H> {
             u.next = (u.next / 2).max(EAGER.0);
         }
         loaded
+    }
+
+    /// KVM_RUN is left for a handover: where the guest's state was is remembered.
+    pub(crate) fn pause_fpu(&mut self) {
+        if self.fpu_use.loaded {
+            self.fpu.put();
+        }
+    }
+
+    /// And goes on.
+    pub(crate) fn resume_fpu(&mut self) {
+        if self.fpu_use.loaded {
+            self.fpu.load();
+        }
     }
 
     /// #NM while the guest is kept away, or an instruction that is emulated needs a register. Within KVM_RUN.

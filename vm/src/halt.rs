@@ -15,6 +15,10 @@ pub(crate) struct HaltPoll {
     ns: u64,
 }
 
+::state::state! {
+    place HaltPoll { ns }
+}
+
 impl HaltPoll {
     /// The guest was halted for `halted` ns, and `woken` by something that it waited for (not by a signal).
     fn learn(&mut self, halted: u64, woken: bool, max: u64, p: &PollParameters) {
@@ -115,6 +119,10 @@ impl<H: Host> Ctx<'_, H> {
         let sleeps = !requests.pending();
         if sleeps {
             self.me.thread.block();
+            if requests.pending() && !requests.pending_for_guest() {
+                // A handover, after which it sleeps on.
+                return;
+            }
             let asleep = host.now_ns().saturating_sub(now);
             stats.halt_wait_ns.add(asleep);
             stats.halt_wait_hist.count(asleep);

@@ -86,6 +86,15 @@ pub(crate) struct NmiStep {
     trap_flag: bool,
 }
 
+::state::state! {
+    value QueuedInterrupt { vector, soft }
+    value NmiStep { trap_flag }
+    place Injection {
+        exception, exception_reinjected, interrupt, software, external, nmi_injected, nmi_pending, smi_pending, nmi_masked, iret_rip, step,
+        stepped, triple_fault,
+    }
+}
+
 /// Classes of exceptions for double-fault detection (APM 8.2.9).
 fn is_contributory(v: u8) -> bool {
     matches!(v, vector::DE | vector::TS | vector::NP | vector::SS | vector::GP)

@@ -19,6 +19,10 @@ pub struct IoEventSpec {
     pub datamatch: Option<u64>,
 }
 
+::state::state! {
+    value IoEventSpec { pio, addr, len, datamatch }
+}
+
 struct Entry<E> {
     spec: IoEventSpec,
     event: E,
@@ -36,7 +40,7 @@ impl<H: Host> Default for IoEvents<H> {
 }
 
 impl IoEventSpec {
-    fn key(&self) -> (bool, u64) {
+    pub(crate) fn key(&self) -> (bool, u64) {
         (self.pio, self.addr)
     }
 
@@ -59,6 +63,25 @@ impl IoEventSpec {
 }
 
 impl<H: Host> IoEvents<H> {
+    /// What they match, in their order.
+    pub(crate) fn specs(&self) -> impl ExactSizeIterator<Item = &IoEventSpec> {
+        self.entries.iter().map(|e| &e.spec)
+    }
+
+    /// Room for `n`. Errors: ENOMEM.
+    pub(crate) fn reserve(&mut self, n: usize) -> Result<(), Errno> {
+        self.entries.try_reserve_exact(n).map_err(|_| Errno::ENOMEM)
+    }
+
+    /// Takes over the eventfds of `old`, which match what `specs` say, one for one. There is room.
+    pub(crate) fn succeed(&mut self, specs: &[IoEventSpec], old: &mut Self) {
+        for (spec, was) in specs.iter().zip(core::mem::take(&mut old.entries)) {
+            if self.entries.len() < self.entries.capacity() {
+                self.entries.push(Entry { spec: *spec, event: was.event });
+            }
+        }
+    }
+
     /// Adds one. Errors: EEXIST (a write would match two), ENOSPC (too many on this bus), ENOMEM.
     pub fn assign(&mut self, spec: IoEventSpec, event: H::EventFd) -> Result<(), Errno> {
         if self.entries.iter().any(|e| e.spec.collides(&spec)) {

@@ -26,6 +26,7 @@ mod fast_calls;
 mod fpu;
 mod guest;
 mod halt;
+pub mod handover;
 pub mod hyperv;
 pub mod inject;
 mod interrupts;

@@ -50,6 +50,18 @@ pub struct Faulted {
     linear: Option<u64>,
 }
 
+::state::state! {
+    value MmioFragment { target, len, data }
+    value Faulted { gpa, write, linear }
+    place MmioFragments { insn, begun, wanted, load, port_answered, faulted, step_ends, log, cursor, queue, sent }
+    place [const N: usize] List<N> { items, len }
+}
+
+::state::tagged! {
+    Target { 0 = Mmio(gpa), 1 = Port(port) }
+    Wanted { 0 = Mmio { gpa, len }, 1 = Port { port, size, count } }
+}
+
 impl Faulted {
     /// From EXITINFO2 and EXITINFO1. None: the fault came while the guest's tables were walked, or is a fetch.
     pub fn new(gpa: Gpa, code: NpfCode) -> Option<Self> {

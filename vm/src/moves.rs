@@ -23,6 +23,10 @@ pub struct Load {
     len: u8,
 }
 
+::state::state! {
+    value Load { rip, linear, gpr, size, len }
+}
+
 impl<H: Host> Ctx<'_, H> {
     /// Carries out `insn`, the instruction at RIP that has just `faulted`. None: nothing was done.
     #[inline]

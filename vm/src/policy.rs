@@ -2,6 +2,7 @@
 
 use crate::clock::{ClockData, Frequency, GuestMemory, write_wall_clock};
 use crate::cpuid::Runtime;
+use crate::fast::Armed;
 use crate::hyperv;
 use crate::msr::{MachineCheck, MceOutcome, MsrEffect, MsrError, MsrFilter, is_fixed_once_run, passthrough};
 use crate::quirks::MISC_ENABLE_NO_MWAIT;
@@ -55,6 +56,21 @@ impl<H: Host> Core<H> {
         self.fast.msrs_free = filter.is_none();
         let cpu = &mut self.cpu;
         passthrough(&self.cpuid, &self.msr, filter, &mut |msr, read, write| cpu.set_msr_intercept(msr, read, write));
+    }
+
+    /// What is intercepted, and how fast the processor counts: all of it from the state, in one place.
+    pub(crate) fn load_policy(&mut self, filter: Option<&MsrFilter>) {
+        let timer_at = self.fast.timer_at;
+        self.load_tsc();
+        self.fast.timer_at = timer_at;
+        self.load_idle_intercepts();
+        self.load_exception_intercepts();
+        self.load_cr_intercepts();
+        self.hide_rdtscp();
+        self.apply_msr_policy(filter);
+        self.cpu.set_intercept(Intercepts::VINTR, self.fast.armed == Some(Armed::Window));
+        let awaits_iret = self.inject.nmi_masked && self.inject.iret_rip.is_none();
+        self.cpu.set_intercept(Intercepts::IRET, awaits_iret);
     }
 
     /// The processor counts as the clock says.

@@ -15,6 +15,13 @@ pub enum Next {
     User(UserExit),
     /// Leave with an errno, and what `kvm_run` says about it.
     Fail(Errno, UserExit),
+    /// Leave KVM_RUN, and call it again with the VM in another engine, or in this one: user space takes no notice
+    /// ([`Request::HandOver`]).
+    HandOver,
+}
+
+::state::tagged! {
+    Next { 0 = Resume, 1 = User(why), 2 = Fail(errno, why), 3 = HandOver }
 }
 
 impl<H: Host> Ctx<'_, H> {
@@ -23,6 +30,9 @@ impl<H: Host> Ctx<'_, H> {
     /// Never [`Next::Resume`]. The errno with which it fails: EINTR (signal or `immediate_exit`), EAGAIN (an application
     /// processor that has just got INIT), EFAULT (guest memory), EIO (the VM is dead).
     pub fn run(&mut self, req: RunRequest, answer: Answer) -> Next {
+        if let Some(req) = self.core.resumes.take() {
+            return self.go_on(req);
+        }
         if self.core.fast.lapic.is_none() {
             self.core.cr8 = req.cr8 & 15;
         }
@@ -37,9 +47,47 @@ impl<H: Host> Ctx<'_, H> {
         self.core.cpu.begin();
         // User space may have changed anything.
         self.core.fast.forget_msrs();
-        let exits_matter = self.core.debug.control != 0 || self.core.clock.catches_up() || self.core.pv.shows_tpr();
-        let Err(next) = self.work(req, answer, !exits_matter);
+        let Err(next) = self.work(req, answer, !self.exits_matter());
+        self.leave(req, next)
+    }
+
+    /// Does the next call go on with a KVM_RUN that was left for a handover?
+    pub fn resumes(&self) -> bool {
+        self.core.resumes.is_some()
+    }
+
+    /// Does every exit have to come here?
+    fn exits_matter(&self) -> bool {
+        self.core.debug.control != 0 || self.core.clock.catches_up() || self.core.pv.shows_tpr()
+    }
+
+    /// The KVM_RUN that was left for a handover goes on: as if nothing had been, but that the thread is no longer known to hold
+    /// any state of the guest's in its registers.
+    #[cold]
+    fn go_on(&mut self, req: RunRequest) -> Next {
+        self.core.resume_fpu();
+        self.core.cpu.begin();
+        self.core.fast.forget_msrs();
+        let next = match self.still_waits_for_page() {
+            Next::Resume => {
+                // It was looked at when KVM_RUN began.
+                let req = RunRequest { immediate_exit: false, ..req };
+                let Err(next) = self.start(req).and_then(|()| self.cycle(req, !self.exits_matter()));
+                next
+            }
+            leave => leave,
+        };
+        self.leave(req, next)
+    }
+
+    /// KVM_RUN ends.
+    fn leave(&mut self, req: RunRequest, next: Next) -> Next {
         self.core.cpu.end();
+        if next == Next::HandOver {
+            self.core.pause_fpu();
+            self.core.resumes = Some(req);
+            return next;
+        }
         self.me.stats.host_state_reload.count();
         if self.core.end_fpu() {
             self.me.stats.fpu_reload.count();
@@ -77,8 +125,11 @@ impl<H: Host> Ctx<'_, H> {
     #[cold]
     fn wait_for_init(&mut self) -> Next {
         loop {
-            if let Err(leave) = self.service_requests() {
-                return leave;
+            match self.service_requests() {
+                // INIT may have come with it.
+                Err(Next::HandOver) if self.core.mp_state != MpState::Uninitialized => {}
+                Err(leave) => return leave,
+                Ok(()) => {}
             }
             if self.core.mp_state != MpState::Uninitialized {
                 return Next::Fail(Errno::EAGAIN, UserExit::Unchanged);

@@ -23,6 +23,10 @@ pub(crate) struct Software {
     pub moved: bool,
 }
 
+::state::state! {
+    value Software { cs_base, rip, next_rip, moved }
+}
+
 /// Does the exception come from an instruction (#BP, #OF)? Its handler returns behind that.
 pub(crate) fn is_software(vector: u8) -> bool {
     matches!(vector, vector::BP | vector::OF)

@@ -21,6 +21,10 @@ pub struct Spin {
     last: AtomicUsize,
 }
 
+::state::state! {
+    place Spin { spinning, turn, last }
+}
+
 impl Spin {
     fn eligible(&self) -> bool {
         !self.spinning.load(Relaxed) || self.turn.fetch_xor(true, Relaxed)
@@ -37,18 +41,27 @@ impl<H: Host> Core<H> {
     /// Which instructions that idle exit: all that the VM's owner has not disabled (KVM_CAP_X86_DISABLE_EXITS). PAUSE
     /// only where the processor counts it: an exit for each would cost more than the guest's spinning.
     pub(crate) fn set_idle_exits(&mut self, disabled: u32, pause: PauseParameters) {
-        let counts = self.features.pause_filter && self.features.pause_filter_threshold && pause.count != 0;
-        if counts && disabled & DISABLE_PAUSE == 0 {
+        self.disabled_exits = disabled;
+        if self.counts_pauses() && pause.count != 0 && disabled & DISABLE_PAUSE == 0 {
             self.pauses = pause.count;
-            self.cpu.set_pause_filter(pause.count);
-            self.cpu.set_intercept(Intercepts::PAUSE, true);
         }
-        if disabled & DISABLE_HLT != 0 {
-            self.cpu.set_intercept(Intercepts::HLT, false);
+        self.load_idle_intercepts();
+    }
+
+    fn counts_pauses(&self) -> bool {
+        self.features.pause_filter && self.features.pause_filter_threshold
+    }
+
+    /// The intercepts of instructions that idle, by what is noted of them.
+    pub(crate) fn load_idle_intercepts(&mut self) {
+        let counts = self.counts_pauses() && self.pauses != 0;
+        if counts {
+            self.cpu.set_pause_filter(self.pauses);
         }
-        if disabled & DISABLE_MWAIT != 0 {
-            self.cpu.set_intercept(Intercepts::MONITOR | Intercepts::MWAIT | Intercepts::MWAIT_COND, false);
-        }
+        self.cpu.set_intercept(Intercepts::PAUSE, counts);
+        self.cpu.set_intercept(Intercepts::HLT, self.disabled_exits & DISABLE_HLT == 0);
+        let mwait = Intercepts::MONITOR | Intercepts::MWAIT | Intercepts::MWAIT_COND;
+        self.cpu.set_intercept(mwait, self.disabled_exits & DISABLE_MWAIT == 0);
     }
 
     /// The guest spins: it is let spin longer next time.

@@ -121,6 +121,22 @@ impl MpState {
     }
 }
 
+::state::state! {
+    value Regs { gpr, rip, rflags }
+    value CpuidEntry { function, index, flags, regs }
+}
+
+::state::tagged! {
+    MpState {
+        0 = Runnable,
+        1 = Uninitialized,
+        2 = InitReceived,
+        3 = Halted,
+        4 = SipiReceived,
+        9 = ApResetHold,
+    }
+}
+
 /// One entry of KVM_SET_CPUID2 / KVM_GET_SUPPORTED_CPUID.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuidEntry {

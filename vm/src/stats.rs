@@ -2,6 +2,7 @@
 //! stock KVM has for the same numbers.
 
 use crate::{Vcpu, Vm};
+use ::state::State as _;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use host::{Errno, Host, VcpuThread};
 
@@ -111,7 +112,67 @@ macro_rules! stats {
                 Ok(())
             }
         }
+
+        /// By their names: numbers come and go, and no guest depends on them.
+        impl ::state::State for $name {
+            fn save(&self, w: &mut ::state::Writer) {
+                w.count(Self::ALL.len());
+                $(
+                    name_hash(stringify!($f)).save(w);
+                    self.$f.save_words(w);
+                )*
+            }
+            fn load(&mut self, r: &mut ::state::Reader<'_>) -> Result<(), ::state::Refused> {
+                for _ in 0..r.count()? {
+                    let name: u32 = r.value()?;
+                    let mut words = [0; Histogram::BUCKETS];
+                    for n in 0..r.count()? {
+                        let word: u64 = r.value()?;
+                        if let Some(place) = words.get_mut(n) {
+                            *place = word;
+                        }
+                    }
+                    $(
+                        if name == const { name_hash(stringify!($f)) } {
+                            self.$f.set_words(&words);
+                        }
+                    )*
+                }
+                Ok(())
+            }
+        }
     };
+}
+
+/// A name in few bytes (FNV-1a).
+const fn name_hash(name: &str) -> u32 {
+    let (bytes, mut hash, mut n) = (name.as_bytes(), 0x811c_9dc5u32, 0);
+    while n < bytes.len() {
+        // INDEX: a constant of ours.
+        hash = (hash ^ bytes[n] as u32).wrapping_mul(0x0100_0193);
+        n += 1;
+    }
+    hash
+}
+
+impl Counter {
+    fn save_words(&self, w: &mut ::state::Writer) {
+        w.count(1);
+        self.get().save(w);
+    }
+    fn set_words(&self, [n, ..]: &[u64; Histogram::BUCKETS]) {
+        self.0.store(*n, Relaxed);
+    }
+}
+
+impl Histogram {
+    fn save_words(&self, w: &mut ::state::Writer) {
+        w.count(self.0.len());
+        self.0.iter().for_each(|n| n.get().save(w));
+    }
+    fn set_words(&self, words: &[u64; Self::BUCKETS]) {
+        self.0.iter().zip(words).for_each(|(to, from)| to.0.store(*from, Relaxed));
+    }
 }
 
 stats! {

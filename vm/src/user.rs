@@ -100,6 +100,48 @@ pub struct RunRequest {
     pub cr8: u64,
 }
 
+::state::state! {
+    value RunRequest { interrupt_window, immediate_exit, cr8 }
+}
+
+::state::tagged! {
+    UserExit {
+        0 = Io { input, size, port, count },
+        1 = Mmio { gpa, data, len, write },
+        2 = Hlt,
+        3 = SetTpr,
+        4 = IrqWindowOpen,
+        5 = Shutdown,
+        6 = FailEntry { reason, cpu },
+        7 = InternalError { suberror, ndata },
+        8 = IoapicEoi { vector },
+        9 = Msr { write, reason, index, data },
+        10 = Hypercall { nr, longmode },
+        11 = Debug { exception, pc, dr6, dr7 },
+        12 = SystemEvent { kind },
+        13 = Interrupted,
+        14 = Unchanged,
+        15 = MemoryFault { gpa },
+        16 = TprAccess { rip, write },
+        17 = Hyperv { kind },
+        18 = DirtyRingFull,
+    }
+    Pending {
+        0 = None,
+        1 = MmioRead { len },
+        2 = MmioWrite,
+        3 = PioIn { size, count },
+        4 = PioOut,
+        5 = FastPioIn { size },
+        6 = FastPioOut,
+        7 = Rdmsr,
+        8 = Wrmsr,
+        9 = Hypercall,
+        10 = HypervCall,
+        11 = Syndbg,
+    }
+}
+
 /// KVM_INTERNAL_ERROR_* suberrors.
 pub mod suberror {
     /// The emulator met an instruction that it cannot do.

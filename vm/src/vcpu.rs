@@ -10,7 +10,7 @@ use crate::smm::Smm;
 use crate::spin::Spin;
 use crate::{
     Vm, clock::VcpuClock, cpuid::GuestCpuid, debug::DebugState, fpu::FpuUse, inject::Injection, mmio::MmioFragments,
-    msr::MsrState, run::Next, state::MpState, stats::VcpuStats, user::Pending,
+    msr::MsrState, run::Next, state::MpState, stats::VcpuStats, user::Pending, user::RunRequest,
 };
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::*};
 use host::{CpuFeatures, Host, OneBox, Request, VcpuThread, rank};
@@ -114,6 +114,11 @@ impl InitSipi {
     }
 }
 
+::state::state! {
+    inner InitSipi
+    place PendingEvents { nmi_queued, init_sipi, smi, pv_unhalted }
+}
+
 /// A vCPU's own state.
 pub struct Core<H: Host> {
     /// The processor: world switch and VMCB.
@@ -187,6 +192,21 @@ pub struct Core<H: Host> {
     /// Data of the last exit to user space that is too long for [`UserExit`](crate::UserExit), which every handler
     /// passes on by value.
     pub exit_words: [u64; 8],
+    /// KVM_X86_DISABLE_EXITS_* of the VM when the vCPU was made.
+    pub(crate) disabled_exits: u32,
+    /// What the KVM_RUN was asked for that goes on after a handover.
+    pub(crate) resumes: Option<RunRequest>,
+}
+
+::state::state! {
+    // The processor and the local APIC have sections of their own, and the FPU's state is the kernel's, which hands it on.
+    place [H: Host] Core<H> {
+        fpu_use, fast, cpuid, msr, clock, pv, inject, mmio_fragments, mp_state, sipi_vector, pauses, poll, pending, apic_base, cr8,
+        guest_cr0, guest_cr4, debug, suspends, has_run, vtpr, pio, cr0_exits, cr4_read_exits, cr8_exits, host_stop, awaited,
+        device_exit, exit_words, disabled_exits, resumes, smm;
+        // What a guest of Hyper-V's has is not handed over yet (`Vm::cannot_move`).
+        not cpu, fpu, tables, features, hyperv
+    }
 }
 
 /// One vCPU while its own thread works on it: the VM, what others see, and its state.

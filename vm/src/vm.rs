@@ -10,6 +10,7 @@ use crate::debug::DebugState;
 use crate::fast::Fast;
 use crate::fpu::FpuUse;
 use crate::halt::HaltPoll;
+use crate::handover::Waiting;
 use crate::hyperv::Partition;
 use crate::inject::Injection;
 use crate::ioeventfd::{IoEventSpec, IoEvents};
@@ -45,7 +46,7 @@ pub const DIRTY_LOG_PAGE_OFFSET: usize = 64;
 /// The table of vCPUs has two levels of this size, so that a small VM needs two small pieces.
 const FANOUT: usize = 64;
 
-type Leaf<H> = [OnceBox<[Vcpu<H>; 1]>; FANOUT];
+pub(crate) type Leaf<H> = [OnceBox<[Vcpu<H>; 1]>; FANOUT];
 
 /// Switches that KVM_ENABLE_CAP and the VM ioctls set, read at any time without a lock.
 #[derive(Default)]
@@ -82,6 +83,13 @@ pub struct Config {
     pub tsc_khz: AtomicU32,
 }
 
+::state::state! {
+    place Config {
+        x2apic_format, broadcast_quirk_disabled, user_space_msr, exception_payload, triple_fault_event, disabled_exits, quirks_off, dirty_ring_size,
+        halt_poll, max_vcpu_id, bsp_id, exit_hypercall, exit_on_emulation_error, apic_bus_cycle_ns, tsc_khz,
+    }
+}
+
 /// A virtual machine.
 pub struct Vm<H: Host> {
     /// Timers of the devices. The first to go: an expiry uses the rest.
@@ -103,13 +111,13 @@ pub struct Vm<H: Host> {
     pub(crate) msr_filter_used: AtomicBool,
     /// GSI routing. Also taken from eventfd wake-ups, with interrupts off.
     pub(crate) routing: Mutex<H::RawSpinIrq<{ rank::ROUTING }>, RoutingTable>,
-    ioevents: RwLock<H::RawRwSem<{ rank::TABLES }>, IoEvents<H>>,
-    ioevents_used: AtomicBool,
+    pub(crate) ioevents: RwLock<H::RawRwSem<{ rank::TABLES }>, IoEvents<H>>,
+    pub(crate) ioevents_used: AtomicBool,
     /// There is something in the kernel that takes writes of the guest: controllers, ioeventfds or coalesced zones.
     pub(crate) has_devices: AtomicBool,
     /// Where the interrupt controllers are: 0 nowhere, 1 split, 2 all in the kernel.
     pub(crate) chip: AtomicU8,
-    reserved_pins: AtomicU32,
+    pub(crate) reserved_pins: AtomicU32,
     /// The interrupt controllers beside the local APICs.
     pub(crate) chips: OnceBox<[Chips<H>; 1]>,
     /// Eventfds that are told of the end of interrupts.
@@ -125,19 +133,26 @@ pub struct Vm<H: Host> {
     /// What the vCPUs of a Hyper-V guest share.
     pub(crate) partition: Partition<H>,
     /// What guests can be offered: vCPUs need not ask the processor again.
-    caps: Caps,
+    pub(crate) caps: Caps,
     /// Serialises what changes the VM's shape (KVM's `kvm->lock`).
     pub(crate) shape: Mutex<H::RawMutex<{ rank::SHAPE }>, ()>,
-    vcpus: GuestIndexed<[OnceBox<Leaf<H>>; FANOUT]>,
-    count: AtomicUsize,
+    pub(crate) vcpus: GuestIndexed<[OnceBox<Leaf<H>>; FANOUT]>,
+    pub(crate) count: AtomicUsize,
     pub(crate) apics: Apics<H>,
+    /// Empty but while the VM is made from another engine's state.
+    pub(crate) waiting: Waiting,
 }
 
 impl<H: Host> Vm<H> {
     /// A VM without memory and vCPUs. Errors: ENOMEM.
     pub fn new(host: H) -> Result<OneBox<Self>, Errno> {
         let mmu = Mmu::new(host.clone())?;
-        let coalesced = Coalesced::new(&host)?;
+        let coalesced = Coalesced::new(host.new_shared_page()?);
+        Self::with(host, mmu, coalesced)
+    }
+
+    /// The same with this memory, and this ring. Errors: ENOMEM.
+    pub(crate) fn with(host: H, mmu: Mmu<H>, coalesced: Coalesced<H>) -> Result<OneBox<Self>, Errno> {
         let hrtimers = host.new_hrtimers()?;
         try_box(|| Self {
             mmu,
@@ -166,6 +181,7 @@ impl<H: Host> Vm<H> {
             vcpus: GuestIndexed::new([const { OnceBox::new() }; FANOUT]),
             count: AtomicUsize::new(0),
             apics: Apics::new(),
+            waiting: Waiting::default(),
             host,
         })
     }
@@ -189,7 +205,9 @@ impl<H: Host> Vm<H> {
         }
         let slot = self.slot(index)?;
         self.apics.reserve(id)?;
-        let mut vcpu = self.new_vcpu(id, index)?;
+        let host = &self.host;
+        let pages = [host.new_shared_page()?, host.new_shared_page()?];
+        let mut vcpu = self.new_vcpu(id, index, host.new_thread(self.vcpu(0).map(|v| &v.thread))?, pages)?;
         // Nothing fails from here on: who is counted among those in step is there.
         let core = vcpu.core.get_mut();
         let changed = self.clock.lock().vcpu_created(&mut core.clock, self.host.time_point());
@@ -203,7 +221,7 @@ impl<H: Host> Vm<H> {
         Ok(index)
     }
 
-    fn slot(&self, index: usize) -> Result<&OnceBox<[Vcpu<H>; 1]>, Errno> {
+    pub(crate) fn slot(&self, index: usize) -> Result<&OnceBox<[Vcpu<H>; 1]>, Errno> {
         let leaf = self.vcpus.get_nospec(index / FANOUT).ok_or(Errno::EINVAL)?;
         let leaf = leaf.get_or_try_init(|| -> Result<Box<Leaf<H>>, Errno> {
             let mut v = alloc::vec::Vec::new();
@@ -214,7 +232,13 @@ impl<H: Host> Vm<H> {
         leaf.get(index % FANOUT).ok_or(Errno::EINVAL)
     }
 
-    fn new_vcpu(&self, id: u32, index: usize) -> Result<OneBox<Vcpu<H>>, Errno> {
+    pub(crate) fn new_vcpu(
+        &self,
+        id: u32,
+        index: usize,
+        thread: H::Thread,
+        pages: [H::SharedPage; 2],
+    ) -> Result<OneBox<Vcpu<H>>, Errno> {
         let host = &self.host;
         let bsp = self.is_bsp(id);
         let pause_threshold = host.pause_parameters().threshold;
@@ -242,8 +266,6 @@ impl<H: Host> Vm<H> {
         let mut msr = try_box(|| MsrState::new(host, &self.caps))?;
         msr.vcpu_id = id;
         let mmio_fragments = try_box(MmioFragments::default)?;
-        let thread = host.new_thread(self.vcpu(0).map(|v| &v.thread))?;
-        let pages = [host.new_shared_page()?, host.new_shared_page()?];
         let dirty_ring = match self.config.dirty_ring_size.load(Relaxed) {
             0 => None,
             bytes => Some(DirtyRing::new(host, bytes)?),
@@ -284,6 +306,8 @@ impl<H: Host> Vm<H> {
             host_stop: None,
             awaited: None,
             device_exit: Next::Resume,
+            disabled_exits: 0,
+            resumes: None,
         })?;
         core.set_idle_exits(self.config.disabled_exits.load(Relaxed), host.pause_parameters());
         core.load_exception_intercepts();

@@ -81,7 +81,7 @@ impl Bed {
     fn vcpu(&self, cmd: u32, arg: u64) -> Result<i64, Errno> {
         let vcpu = self.vm.vcpu(0).expect("a vCPU");
         if cmd == KVM_RUN {
-            return vcpu_run(&self.vm, vcpu, arg);
+            return vcpu_run(&self.vm, vcpu, arg).map(|_| 0);
         }
         match vcpu_ioctl(&self.vm, vcpu, cmd, arg)? {
             VcpuReply::Value(v) => Ok(v),

@@ -10,7 +10,7 @@ pub(crate) mod regs;
 mod time;
 
 use crate::codec::{Abi, Field, get, put};
-use crate::run::run;
+use crate::run::{Ran, run};
 use crate::uapi::ioctl::*;
 use crate::uapi::*;
 use host::{Errno, Host, PAGE_SIZE};
@@ -30,7 +30,7 @@ pub enum VcpuReply {
 /// KVM_RUN on a vCPU file. Waits for others on the same vCPU. Errors: EINVAL (`arg` is not 0), EINTR (killed while it waits),
 /// and those of [`vm::Ctx::run`].
 #[inline]
-pub fn vcpu_run<H: Host>(vm: &Vm<H>, vcpu: &Vcpu<H>, arg: u64) -> Result<i64, Errno> {
+pub fn vcpu_run<H: Host>(vm: &Vm<H>, vcpu: &Vcpu<H>, arg: u64) -> Result<Ran, Errno> {
     if arg != 0 {
         return Err(Errno::EINVAL);
     }

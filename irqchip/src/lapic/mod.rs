@@ -127,6 +127,13 @@ pub struct Lapic {
     features: Features,
 }
 
+::state::state! {
+    place Lapic {
+        irr_max, isr_max, ppr, tpr, hw_enabled, irr, isr, tmr, timer, lvt, svr, icr_low, icr_high, xapic_id, logical_id, dfr, esr,
+        errors, apic_base, cfg, features,
+    }
+}
+
 impl Lapic {
     /// The state at power-on, without any optional feature.
     pub fn new(cfg: Config) -> Lapic {

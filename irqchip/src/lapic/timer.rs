@@ -52,6 +52,10 @@ pub(super) struct Timer {
     tsc_deadline: u64,
 }
 
+::state::state! {
+    place Timer { initial, divide, target_ns, tsc_deadline }
+}
+
 impl Timer {
     /// log2 of the divisor: 0b0000 divides by 2, 0b1010 by 128, 0b1011 by 1.
     fn divide_shift(divide: u32) -> u32 {

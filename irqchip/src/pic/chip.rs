@@ -31,6 +31,13 @@ pub(super) struct Chip8259 {
     pub elcr_mask: u8,
 }
 
+::state::state! {
+    place Chip8259 {
+        last_irr, irr, imr, isr, priority_add, irq_base, read_isr, poll, special_mask, init_state, auto_eoi, rotate_on_auto_eoi,
+        special_fully_nested, init4, elcr, elcr_mask,
+    }
+}
+
 /// What an access brought about.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Access {

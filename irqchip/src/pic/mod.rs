@@ -38,6 +38,10 @@ pub struct Pic {
     lines: Lines<16>,
 }
 
+::state::state! {
+    place Pic { master, slave, output, lines }
+}
+
 impl Default for Pic {
     fn default() -> Self {
         Self::new()

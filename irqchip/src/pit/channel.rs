@@ -29,6 +29,13 @@ pub(super) struct Channel {
     pub count_load_ns: u64,
 }
 
+::state::state! {
+    place Channel {
+        count, latched_count, count_latched, status_latched, status, read_state, write_state, write_latch, rw_mode, mode, bcd,
+        gate, count_load_ns,
+    }
+}
+
 impl Channel {
     pub(super) fn new(gate: bool, now_ns: u64) -> Self {
         Channel {

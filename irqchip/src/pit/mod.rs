@@ -43,6 +43,10 @@ pub struct Pit {
     acked: bool,
 }
 
+::state::state! {
+    place Pit { channels, min_period_ns, target_ns, hpet_legacy, speaker_data_on, reinject, pending, acked }
+}
+
 impl Pit {
     /// The state at power-on: nothing counts.
     pub fn new(min_period_ns: u64, now_ns: u64) -> Self {

@@ -99,6 +99,11 @@ u8 *hsave_shared_alloc(u64 *pa)
 	return hsave_pages_alloc(0, pa);
 }
 
+void hsave_shared_get(u64 pa)
+{
+	get_page(pfn_to_page(pa >> PAGE_SHIFT));
+}
+
 void hsave_shared_free(u64 pa)
 {
 	put_page(pfn_to_page(pa >> PAGE_SHIFT));

@@ -70,6 +70,20 @@ impl Tree {
         self.roots.map(NestedRoot::new)
     }
 
+    /// 4 or 5.
+    pub const fn levels(&self) -> u8 {
+        self.levels
+    }
+
+    /// This tree has what that one had, and the other way round. **Memory safety hangs on the caller**: they have as many
+    /// levels, and what was removed from either has been flushed.
+    pub fn exchange(&mut self, other: &mut Self) {
+        core::mem::swap(&mut self.roots, &mut other.roots);
+        for tree in [self, other] {
+            tree.unlinked = tree.unlinked.wrapping_add(1);
+        }
+    }
+
     /// The top table for a frame.
     #[inline]
     const fn top(&self, gfn: u64) -> HostPa {

@@ -214,7 +214,8 @@ fn number(pa: HostPa) -> Option<usize> {
 }
 
 /// A page of a dirty ring.
-pub struct Shared(Box<PageCells>);
+#[derive(Clone)]
+pub struct Shared(Arc<PageCells>);
 
 impl SharedPage for Shared {
     fn cells(&self) -> &PageCells {
@@ -374,7 +375,7 @@ impl Host for Fake {
         unreachable!()
     }
     fn new_shared_page(&self) -> Result<Shared, Errno> {
-        Ok(Shared(Box::new(PageCells([const { AtomicU8::new(0) }; PAGE as usize]))))
+        Ok(Shared(Arc::new(PageCells([const { AtomicU8::new(0) }; PAGE as usize]))))
     }
     fn now_ns(&self) -> u64 {
         unreachable!()

@@ -3,6 +3,7 @@
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea};
 use host::{Cpu, Errno, EventFd, ExtraRegs, Fpu, Hrtimer, Hrtimers, PageIns, VcpuRequests, VcpuThread};
 
+#[derive(Clone)]
 pub enum Never {}
 
 macro_rules! never {
@@ -39,6 +40,9 @@ never! {
         fn begin(&mut self);
         fn end(&mut self);
         fn enter<F: host::FastExits>(&mut self, _: &VcpuRequests, _: &mut F) -> Exit;
+        fn save_state(&mut self, _: &mut state::Writer);
+        fn load_state(&mut self, _: &mut state::Reader<'_>) -> Result<(), state::Refused>;
+        fn succeed(&mut self, _: &mut Self, _: NestedRoot);
         fn last_cpu(&self) -> u32;
         fn broken(&self) -> Option<Errno>;
     }

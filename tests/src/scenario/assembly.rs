@@ -1,5 +1,6 @@
 //! Scenarios once more, with the world switch of the module between hypervisor and script.
 
+use super::handover::{EVERYWHERE, is_handed_over_everywhere};
 use std::env;
 use std::process::Command;
 
@@ -7,7 +8,7 @@ use std::process::Command;
 const THROUGH: &str = "HSAVE_THROUGH_ASSEMBLY";
 
 /// When to give up: a vCPU may never leave the guest.
-const MOST_SECONDS: &str = "300";
+const MOST_SECONDS: &str = "900";
 
 /// Is this process one that runs scenarios through the assembly?
 pub fn is_through_the_assembly() -> bool {
@@ -16,14 +17,25 @@ pub fn is_through_the_assembly() -> bool {
 
 /// For a test called `name`: runs all others of its program through the assembly, in a process of their own.
 pub fn all_through_the_assembly(name: &str) {
-    if is_through_the_assembly() {
+    again_with(&[THROUGH], name);
+}
+
+/// The same with a handover wherever there can be one.
+pub fn all_handed_over_through_the_assembly(name: &str) {
+    again_with(&[THROUGH, EVERYWHERE], name);
+}
+
+/// For a test called `name`: runs all others of its program with these variables set, unless this is such a process already.
+pub(super) fn again_with(variables: &[&str], name: &str) {
+    if is_through_the_assembly() || is_handed_over_everywhere() {
         return;
     }
     let program = env::current_exe().expect("a program");
     let mut command = Command::new("timeout");
-    command.arg(MOST_SECONDS).arg(program).env(THROUGH, "1").args(["--skip", name]);
+    command.arg(MOST_SECONDS).arg(program).args(["--skip", name]);
+    command.envs(variables.iter().map(|v| (v, "1")));
     let ran = command.output().expect("it runs");
     let said = String::from_utf8_lossy(&ran.stdout);
     let complained = String::from_utf8_lossy(&ran.stderr);
-    assert!(ran.status.success(), "with {THROUGH}=1:\n{said}{complained}");
+    assert!(ran.status.success(), "with {variables:?}:\n{said}{complained}");
 }

@@ -2,11 +2,13 @@
 //! looks inside only to see what reached the processor.
 
 mod assembly;
+mod handover;
 mod hyperv;
 mod left;
 mod modes;
 
-pub use assembly::{all_through_the_assembly, is_through_the_assembly};
+pub use assembly::{all_handed_over_through_the_assembly, all_through_the_assembly, is_through_the_assembly};
+pub use handover::{all_handed_over_everywhere, is_handed_over_everywhere};
 pub use left::Left;
 pub use modes::{CODE, PML4, STACK};
 
@@ -15,11 +17,13 @@ use abi::uapi::ioctl::*;
 use abi::uapi::run::at;
 use abi::{SystemReply, VcpuReply, VmReply};
 use kvm_bindings::*;
+use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard};
 use sim::alloc::{counted, uncounted};
 use sim::arch::exit::code;
 use sim::arch::{EventInj, Hva};
-use sim::host::{CpuFeatures, Errno, Host, OneBox, PageCells, SharedPage};
-use sim::{HVA_BASE, Outcome, Page, Sim, SimCpu};
+use sim::host::{CpuFeatures, Errno, Host, OneBox};
+use sim::{HVA_BASE, Outcome, Page, Sim, SimCpu, SimPage};
+use std::sync::atomic::AtomicUsize;
 use vm::{Ctx, Vcpu, Vm};
 
 /// Bytes of guest memory, from guest physical address 0.
@@ -60,7 +64,8 @@ pub struct Machine {
     /// The machine.
     pub sim: Sim,
     /// The VM behind the file.
-    pub vm: OneBox<Vm<Sim>>,
+    vm: RwLock<OneBox<Vm<Sim>>>,
+    handovers: AtomicUsize,
 }
 
 impl Machine {
@@ -72,7 +77,10 @@ impl Machine {
         }
         assert_eq!(counted(|| abi::system_ioctl(&sim, KVM_CREATE_VM, 0)), Ok(SystemReply::NewVm));
         let vm = counted(|| Vm::new(sim.clone()))?;
-        Ok(Self { sim, vm })
+        if is_handed_over_everywhere() {
+            sim.hand_over_everywhere();
+        }
+        Ok(Self { sim, vm: RwLock::new(vm), handovers: AtomicUsize::new(0) })
     }
 
     /// A VM with memory, the split irqchip and a vCPU that has all of the supported CPUID.
@@ -110,7 +118,7 @@ impl Machine {
 
     /// KVM_CREATE_VCPU alone.
     pub fn add_vcpu_without_cpuid(&self, id: u64) -> Result<usize, Errno> {
-        match counted(|| abi::vm_ioctl(&self.vm, KVM_CREATE_VCPU, id))? {
+        match counted(|| abi::vm_ioctl(&self.engine(), KVM_CREATE_VCPU, id))? {
             VmReply::NewVcpu { index } => Ok(index),
             other => panic!("{other:?}"),
         }
@@ -135,7 +143,9 @@ impl Machine {
 
     /// An ioctl on the VM; those that make something else than a number are not for this.
     pub fn vm(&self, cmd: u32, arg: u64) -> Result<i64, Errno> {
-        match counted(|| abi::vm_ioctl(&self.vm, cmd, arg))? {
+        let reply = counted(|| abi::vm_ioctl(&self.engine(), cmd, arg));
+        self.handed_over();
+        match reply? {
             VmReply::Value(v) => Ok(v),
             VmReply::Stats => Ok(0),
             other => panic!("{other:?}"),
@@ -145,9 +155,11 @@ impl Machine {
     /// An ioctl on a vCPU.
     pub fn vcpu(&self, vcpu: usize, cmd: u32, arg: u64) -> Result<i64, Errno> {
         if cmd == KVM_RUN {
-            return counted(|| abi::vcpu_run(&self.vm, self.cpu(vcpu), arg));
+            return self.run_to_user(vcpu, arg);
         }
-        match counted(|| abi::vcpu_ioctl(&self.vm, self.cpu(vcpu), cmd, arg))? {
+        let reply = counted(|| abi::vcpu_ioctl(&self.engine(), &self.cpu(vcpu), cmd, arg));
+        self.handed_over();
+        match reply? {
             VcpuReply::Value(v) => Ok(v),
             VcpuReply::SignalMask(_) | VcpuReply::Stats => Ok(0),
         }
@@ -210,32 +222,37 @@ impl Machine {
     }
 
     /// The vCPU with this index.
-    pub fn cpu(&self, vcpu: usize) -> &Vcpu<Sim> {
-        self.vm.vcpu(vcpu).expect("the vCPU exists")
+    pub fn cpu(&self, vcpu: usize) -> MappedRwLockReadGuard<'_, Vcpu<Sim>> {
+        RwLockReadGuard::map(self.engine(), |vm| vm.vcpu(vcpu).expect("the vCPU exists"))
+    }
+
+    /// The engine that has the VM.
+    pub fn engine(&self) -> RwLockReadGuard<'_, OneBox<Vm<Sim>>> {
+        self.vm.read_recursive()
     }
 
     /// Its `kvm_run` page.
-    pub fn page(&self, vcpu: usize) -> &PageCells {
+    pub fn page(&self, vcpu: usize) -> SimPage {
         let [page, ..] = &self.cpu(vcpu).pages;
-        page.cells()
+        page.clone()
     }
 
     /// Its page of port data.
-    pub fn port_data(&self, vcpu: usize) -> &PageCells {
+    pub fn port_data(&self, vcpu: usize) -> SimPage {
         let [_, data] = &self.cpu(vcpu).pages;
-        data.cells()
+        data.clone()
     }
 
     /// Looks inside.
     pub fn inside<R>(&self, vcpu: usize, f: impl FnOnce(&mut Ctx<'_, Sim>) -> R) -> R {
-        self.vm.with_vcpu(self.cpu(vcpu), f).expect("nobody is killed")
+        self.engine().with_vcpu(&self.cpu(vcpu), f).expect("nobody is killed")
     }
 
     /// KVM_RUN. Err: the errno, and what the page says nonetheless.
     pub fn run(&self, vcpu: usize) -> Result<Left, (Errno, Left)> {
         let result = self.vcpu(vcpu, KVM_RUN, 0);
         self.sim.clear_signal();
-        let left = uncounted(|| Left::read(self.page(vcpu)));
+        let left = uncounted(|| Left::read(&self.page(vcpu)));
         result.map(|_| left.clone()).map_err(|e| (e, left))
     }
 
@@ -247,7 +264,7 @@ impl Machine {
 
     /// KVM_RUN with `immediate_exit`, which has to come straight back and to leave the exit that it completed.
     pub fn settle(&self, vcpu: usize) {
-        let before = uncounted(|| Left::read(self.page(vcpu)));
+        let before = uncounted(|| Left::read(&self.page(vcpu)));
         self.page(vcpu).set_u8(at::IMMEDIATE_EXIT, 1);
         assert_eq!(self.run(vcpu), Err((Errno::EINTR, before)));
         self.page(vcpu).set_u8(at::IMMEDIATE_EXIT, 0);
@@ -356,16 +373,16 @@ impl Machine {
     /// The host takes pages of guest memory away (or brings them back), with the notifier's calls around it.
     pub fn host_changes(&self, gpa: u64, pages: u64, how: Page) {
         let (start, end) = (Hva(RAM_HVA + gpa), Hva(RAM_HVA + gpa + 4096 * pages));
-        self.vm.mmu_invalidate_start(start, end, true);
+        self.engine().mmu_invalidate_start(start, end, true);
         for n in 0..pages {
             self.sim.set_page(start.0 + 4096 * n, how);
         }
-        self.vm.mmu_invalidate_end(start, end);
+        self.engine().mmu_invalidate_end(start, end);
     }
 
     /// Ends the VM: nothing of it may be left on the machine.
     pub fn end(self) {
-        let Self { sim, vm } = self;
+        let Self { sim, vm, .. } = self;
         drop(vm);
         assert_eq!(sim.tables_live(), 0, "page tables are left");
         assert_eq!(sim.page_references(), 0, "pages are held");

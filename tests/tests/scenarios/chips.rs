@@ -204,8 +204,8 @@ fn a_resampled_line_is_lowered_at_eoi_and_user_space_is_told() {
     set_up_pics(&m, 0);
     m.with_regs(0, |r| r.rflags |= 0x200);
     redirect(&m, 10, 1 << 15 | 0x4a);
-    m.vm.add_resampler(10, m.sim.eventfd(2).unwrap()).unwrap();
-    m.vm.raise_until_eoi(10);
+    m.engine().add_resampler(10, m.sim.eventfd(2).unwrap()).unwrap();
+    m.engine().raise_until_eoi(10);
     m.does(0, |_| {});
     eoi(&m);
     m.does(0, |_| {});
@@ -213,9 +213,9 @@ fn a_resampled_line_is_lowered_at_eoi_and_user_space_is_told() {
     assert_eq!((vectors(&m), m.sim.event_count(2)), (vec![0x4a], 1));
     let event = m.sim.eventfd(2).unwrap();
     assert!(event.same(&event));
-    m.vm.remove_resampler(10, &event);
+    m.engine().remove_resampler(10, &event);
     drop(event);
-    m.vm.raise_until_eoi(10);
+    m.engine().raise_until_eoi(10);
     eoi(&m);
     m.run_out(0);
     assert_eq!(m.sim.event_count(2), 1, "nobody waits any more");
@@ -238,8 +238,8 @@ fn a_line_that_never_goes_low_cannot_stop_the_guest() {
     open(&m);
     assert_eq!(vectors(&m).len(), 10_000, "put off");
     m.sim.advance(10_000_000);
-    assert_eq!(m.vm.hrtimers.due(m.sim.now_ns()), Some(Hrtimer::Ioapic));
-    m.vm.hrtimer_expired(Hrtimer::Ioapic);
+    assert_eq!(m.engine().hrtimers.due(m.sim.now_ns()), Some(Hrtimer::Ioapic));
+    m.engine().hrtimer_expired(Hrtimer::Ioapic);
     open(&m);
     assert_eq!(vectors(&m).len(), 10_001);
 }
@@ -275,8 +275,8 @@ fn the_pit_ticks_and_makes_up_for_what_the_guest_missed() {
     m.run_out(0);
     let tick = |ns: u64| {
         m.sim.advance(ns);
-        while let Some(which) = m.vm.hrtimers.due(m.sim.now_ns()) {
-            m.vm.hrtimer_expired(which);
+        while let Some(which) = m.engine().hrtimers.due(m.sim.now_ns()) {
+            m.engine().hrtimer_expired(which);
         }
     };
     // Takes what is there, and ends it.
@@ -321,7 +321,7 @@ fn the_pits_state_can_be_moved() {
     assert_eq!(other.vm(KVM_GET_PIT, DATA + 0x1000), Ok(0));
     assert_eq!(other.get_at::<[u64; 1]>(DATA + 0x1000)[0], state[0]);
     other.sim.advance(11_000_000);
-    assert_eq!(other.vm.hrtimers.due(other.sim.now_ns()), Some(Hrtimer::Pit), "it runs there");
+    assert_eq!(other.engine().hrtimers.due(other.sim.now_ns()), Some(Hrtimer::Pit), "it runs there");
 }
 
 #[test]
@@ -347,8 +347,8 @@ fn the_pits_tick_is_an_nmi_where_lint0_says_so() {
     }
     m.run_out(0);
     m.sim.advance(20_000_000);
-    assert_eq!(m.vm.hrtimers.due(m.sim.now_ns()), Some(Hrtimer::Pit));
-    m.vm.hrtimer_expired(Hrtimer::Pit);
+    assert_eq!(m.engine().hrtimers.due(m.sim.now_ns()), Some(Hrtimer::Pit));
+    m.engine().hrtimer_expired(Hrtimer::Pit);
     m.does(0, |_| {});
     m.run_out(0);
     assert_eq!(m.injected(0).iter().map(|e| e.kind()).collect::<Vec<_>>(), [Some(EventType::Nmi)]);
@@ -365,8 +365,8 @@ fn coalesced_writes_wait_in_the_ring() {
         m.npf(0, MMIO + 8, true);
         m.run(0).is_err()
     };
-    let page = m.vm.vcpu_page(m.cpu(0), 2).unwrap();
-    let ring = sim::host::SharedPage::cells(page);
+    let page = m.engine().vcpu_page(&m.cpu(0), 2).unwrap().clone();
+    let ring = sim::host::SharedPage::cells(&page);
     assert!(store());
     assert_eq!((ring.u32(0), ring.u32(4)), (0, 1));
     assert_eq!((ring.u64(8), ring.u32(16), ring.u32(20), ring.u64(24)), (MMIO + 8, 4, 0, 0x1234));

@@ -205,7 +205,7 @@ fn instructions_that_do_little() {
 fn wbinvd_with_noncoherent_dma() {
     let m = machine(&[0x0f, 0x09]);
     let wbinvds = |dma| {
-        m.vm.set_noncoherent_dma(dma);
+        m.engine().set_noncoherent_dma(dma);
         m.with_regs(0, |r| r.rip = CODE);
         exit(&m, code::WBINVD, 0);
         assert_eq!(m.regs(0).rip, CODE + 2);

@@ -65,7 +65,7 @@ fn an_instruction_that_cannot_be_emulated_is_shown() {
     let m = machine(&[0xd9, 0x03]); // fld dword [rbx]
     m.npf(0, MMIO, false);
     let Ok(Left::Internal { suberror: KVM_INTERNAL_ERROR_EMULATION, data }) = m.run(0) else {
-        panic!("{:?}", tests::scenario::Left::read(m.page(0)));
+        panic!("{:?}", tests::scenario::Left::read(&m.page(0)));
     };
     assert_eq!(data[0], KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES.into());
     let bytes: Vec<u8> = data[1..3].iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -125,7 +125,7 @@ fn a_lost_processor_is_eio() {
 #[test]
 fn a_dead_vm_is_eio() {
     let m = machine(&[]);
-    m.vm.kill();
+    m.engine().kill();
     m.does(0, |_| panic!("the guest runs"));
     for _ in 0..2 {
         assert_eq!(m.run(0).unwrap_err().0, Errno::EIO);

@@ -59,7 +59,8 @@ fn xmm(m: &Machine, words: &[u64]) {
 
 /// Vectors in IRR of each vCPU, and forgets them.
 fn received(m: &Machine) -> Vec<Vec<u8>> {
-    m.vm.vcpus()
+    m.engine()
+        .vcpus()
         .map(|v| {
             let mut apic: kvm_lapic_state = m.vcpu_get(v.index, KVM_GET_LAPIC);
             let bit = |n: usize| apic.regs[0x200 + 0x10 * (n / 32) + n % 32 / 8] as u8 >> (n % 8) & 1 != 0;
@@ -74,7 +75,7 @@ fn received(m: &Machine) -> Vec<Vec<u8>> {
 }
 
 fn flushes(m: &Machine) -> Vec<usize> {
-    let before: Vec<usize> = (0..m.vm.vcpus().count()).map(|v| m.inside(v, |c| c.core.cpu.flushes)).collect();
+    let before: Vec<usize> = (0..m.engine().vcpus().count()).map(|v| m.inside(v, |c| c.core.cpu.flushes)).collect();
     before
         .into_iter()
         .enumerate()

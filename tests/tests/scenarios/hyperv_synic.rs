@@ -113,7 +113,7 @@ fn a_gsi_raises_a_source_and_hears_of_its_end() {
     route(&m, 30, 0, 2);
     assert_eq!(raise(&m, 30), -1, "masked");
     writes(&m, SINT0 + 2, 0x51);
-    m.vm.add_resampler(30, sim::host::Host::eventfd(&m.sim, 3).expect("an eventfd")).expect("room");
+    m.engine().add_resampler(30, sim::host::Host::eventfd(&m.sim, 3).expect("an eventfd")).expect("room");
     assert_eq!(raise(&m, 30), 1);
     m.does(0, |_| ());
     m.run_out(0);

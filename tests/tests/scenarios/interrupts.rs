@@ -195,7 +195,7 @@ fn eoi_of_a_level_interrupt_is_told_to_the_ioapic_in_user_space() {
     assert_eq!(m.taken(0), [0x51, 0x52]);
     // The GSI itself raises it, too (KVM_IRQFD does this).
     m.with_regs(0, |r| r.rflags |= 0x200);
-    assert_eq!(m.vm.set_gsi(4, true, true), 1);
+    assert_eq!(m.engine().set_gsi(4, true, true), 1);
     m.does(0, |_| ());
     m.run_out(0);
     assert_eq!(m.taken(0), [0x51, 0x52, 0x51]);

@@ -14,6 +14,7 @@ mod events;
 mod failures;
 mod fast;
 mod fpu;
+mod handover;
 mod hyperv;
 mod hyperv_calls;
 mod hyperv_moves;

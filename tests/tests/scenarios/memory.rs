@@ -221,7 +221,7 @@ fn a_fault_within_an_invalidation_waits_for_its_end() {
     use sim::arch::Hva;
     let m = Machine::new();
     let (start, end) = (Hva(RAM_HVA + 0x9000), Hva(RAM_HVA + 0xa000));
-    m.vm.mmu_invalidate_start(start, end, true);
+    m.engine().mmu_invalidate_start(start, end, true);
     m.load(0, 0x9000, 0);
     // The guest retries for as long as it takes: after 50 faults a signal comes.
     let sim = m.sim.clone();
@@ -238,7 +238,7 @@ fn a_fault_within_an_invalidation_waits_for_its_end() {
         }
     });
     assert_eq!(m.run(0), Err((Errno::EINTR, Left::Intr)));
-    m.vm.mmu_invalidate_end(start, end);
+    m.engine().mmu_invalidate_end(start, end);
     m.run_out(0);
 }
 
@@ -286,11 +286,11 @@ fn aging() {
     use sim::arch::Hva;
     let m = Machine::new();
     let (start, end) = (Hva(RAM_HVA + 0x9000), Hva(RAM_HVA + 0xa000));
-    assert!(!m.vm.mmu_test_young(start, end));
+    assert!(!m.engine().mmu_test_young(start, end));
     m.store(0, 0x9000, 1);
     m.run_out(0);
-    assert!(m.vm.mmu_test_young(start, end));
-    assert!(m.vm.mmu_age(start, end) && !m.vm.mmu_age(start, end));
+    assert!(m.engine().mmu_test_young(start, end));
+    assert!(m.engine().mmu_age(start, end) && !m.engine().mmu_age(start, end));
 }
 
 fn dirty(m: &Machine, slot: u32) -> Result<Vec<u64>, Errno> {
@@ -461,7 +461,7 @@ fn the_end_of_the_address_space_ends_the_guest() {
     let m = Machine::new();
     m.store(0, 0x9000, 1);
     m.run_out(0);
-    m.vm.mmu_release();
+    m.engine().mmu_release();
     m.does(0, |_| panic!("the guest runs"));
     assert_eq!(m.run(0).unwrap_err().0, Errno::EIO);
     m.end();

@@ -147,7 +147,7 @@ fn a_vcpu_that_lost_its_cpu_flushes_when_asked_to() {
     m.wrmsr(0, STEAL_TIME, PAGE | 1);
     m.does(0, |_| ());
     m.run_out(0);
-    let thread = || &m.cpu(0).thread;
+    let thread = || m.cpu(0).thread.clone();
     assert_eq!(thread().note(), RAM_HVA + PREEMPTED);
     for (byte, flushes) in [(1, 0), (3, 1)] {
         let before = m.inside(0, |c| c.core.cpu.flushes);

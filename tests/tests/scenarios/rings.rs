@@ -27,7 +27,7 @@ fn machine() -> Machine {
 
 /// What the guest has written since `from`, as the mapping of the vCPU's file shows it; harvested as it is read.
 fn harvest(m: &Machine, vcpu: usize, from: usize) -> Vec<(u32, u64)> {
-    let page = m.vm.vcpu_page(m.cpu(vcpu), DIRTY_LOG_PAGE_OFFSET).expect("a ring");
+    let page = m.engine().vcpu_page(&m.cpu(vcpu), DIRTY_LOG_PAGE_OFFSET).expect("a ring").clone();
     let mut found = Vec::new();
     for n in (from..256).map(|n| n * 2) {
         if page.word(n) & (DIRTY | RESET) != DIRTY {
@@ -113,7 +113,7 @@ fn each_vcpu_has_its_own() {
     m.run_out(1);
     assert_eq!((harvest(&m, 0, 0), harvest(&m, 1, 0)), (vec![(SLOT, 1)], vec![(SLOT, 2)]));
     assert_eq!(m.vm(KVM_RESET_DIRTY_RINGS, 0), Ok(2));
-    assert!(m.vm.vcpu_page(m.cpu(1), DIRTY_LOG_PAGE_OFFSET + 1).is_none(), "a page is all of it");
+    assert!(m.engine().vcpu_page(&m.cpu(1), DIRTY_LOG_PAGE_OFFSET + 1).is_none(), "a page is all of it");
 }
 
 #[test]

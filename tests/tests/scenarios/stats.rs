@@ -12,7 +12,8 @@ fn image(m: &Machine, vcpu: Option<usize>, step: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     loop {
         let vcpu = vcpu.map(|n| m.cpu(n));
-        let n = abi::read_stats(&m.vm, vcpu, 77, DATA, step, bytes.len() as u64).expect("a readable file");
+        let n =
+            abi::read_stats(&m.engine(), vcpu.as_deref(), 77, DATA, step, bytes.len() as u64).expect("a readable file");
         assert!(n <= step);
         if n == 0 {
             return bytes;
@@ -121,7 +122,7 @@ fn any_part_of_the_file_can_be_read() {
         for step in [1, 7, 100, 2048] {
             assert_eq!(image(&m, vcpu, step), whole);
         }
-        let read = |to, len, pos| abi::read_stats(&m.vm, vcpu.map(|n| m.cpu(n)), 77, to, len, pos);
+        let read = |to, len, pos| abi::read_stats(&m.engine(), vcpu.map(|n| m.cpu(n)).as_deref(), 77, to, len, pos);
         assert_eq!(read(DATA, 100, whole.len() as u64), Ok(0));
         assert_eq!((read(DATA, u64::MAX, u64::MAX), read(DATA, 0, 0)), (Ok(0), Ok(0)));
         assert_eq!(read(DATA, 100, whole.len() as u64 - 3), Ok(3));
@@ -132,8 +133,8 @@ fn any_part_of_the_file_can_be_read() {
 #[test]
 fn the_ioctl_asks_for_a_file() {
     let m = Machine::new();
-    assert_eq!(abi::vm_ioctl(&m.vm, KVM_GET_STATS_FD, 0), Ok(VmReply::Stats));
-    assert_eq!(abi::vcpu_ioctl(&m.vm, m.cpu(0), KVM_GET_STATS_FD, 0), Ok(VcpuReply::Stats));
+    assert_eq!(abi::vm_ioctl(&m.engine(), KVM_GET_STATS_FD, 0), Ok(VmReply::Stats));
+    assert_eq!(abi::vcpu_ioctl(&m.engine(), &m.cpu(0), KVM_GET_STATS_FD, 0), Ok(VcpuReply::Stats));
 }
 
 /// As in `kvm_vcpu_stats_desc` and `kvm_vm_stats_desc` of Linux 6.12, in that order.

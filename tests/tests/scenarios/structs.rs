@@ -110,9 +110,9 @@ fn routes() {
     assert_eq!(set(&kvm_irq_routing_entry { flags: 2, ..msi }, 1, 0), Err(EINVAL), "flags of an entry");
     assert_eq!(set(&msi, 2, 0), Err(EINVAL), "two messages for one GSI");
     // The table of before is in force.
-    assert_eq!(m.vm.set_gsi(1, true, true), 0, "software-disabled");
+    assert_eq!(m.engine().set_gsi(1, true, true), 0, "software-disabled");
     assert_eq!(set(&msi, 0, 0), Ok(0));
-    assert_eq!(m.vm.set_gsi(1, true, true), -1);
+    assert_eq!(m.engine().set_gsi(1, true, true), -1);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! Each machine has its own lock, taken with interrupts off, because eventfds and timers raise lines from anywhere. Messages
 //! are delivered under the IOAPIC's lock, so that Remote IRR tells the truth; nothing else is locked below it.
 
+mod handover;
 mod pit;
 mod ports;
 mod resample;
@@ -13,7 +14,7 @@ mod state;
 use crate::inject::QueuedInterrupt;
 use crate::{Ctx, Vm};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
-use host::{Errno, Host, Hrtimer, Hrtimers, Request, rank, try_box};
+use host::{Errno, Host, Hrtimer, Hrtimers, OneBox, Request, rank, try_box};
 use irqchip::{
     Chip, ChipMode, Eoi, EoiPin, IOAPIC_PINS, Ioapic, IoapicWrite, Line, Lint0, Message, Pic, PinMessage, RoutingTable,
     Target,
@@ -68,6 +69,19 @@ pub(crate) struct Chips<H: Host> {
 }
 
 impl<H: Host> Chips<H> {
+    /// Errors: ENOMEM.
+    fn new(ioapic: Ioapic) -> Result<OneBox<Self>, Errno> {
+        try_box(|| Self {
+            pic: Mutex::new(Pic::new()),
+            intr: AtomicBool::new(false),
+            ioapic_base: AtomicU64::new(ioapic.base()),
+            ioapic: Mutex::new(ioapic),
+            storm: AtomicU32::new(0),
+            pit: OnceBox::new(),
+            rtc: Default::default(),
+        })
+    }
+
     fn pit(&self) -> Option<&pit::PitDevice<H>> {
         let [pit] = self.pit.get()?;
         Some(pit)
@@ -93,15 +107,7 @@ impl<H: Host> Vm<H> {
         let routes = RoutingTable::default_kernel().map_err(|_| Errno::ENOMEM)?;
         let mut ioapic = Ioapic::new();
         ioapic.set_broadcast_quirk_disabled(self.config.broadcast_quirk_disabled.load(Relaxed));
-        let chips = try_box(|| Chips {
-            pic: Mutex::new(Pic::new()),
-            intr: AtomicBool::new(false),
-            ioapic_base: AtomicU64::new(ioapic.base()),
-            ioapic: Mutex::new(ioapic),
-            storm: AtomicU32::new(0),
-            pit: OnceBox::new(),
-            rtc: Default::default(),
-        })?;
+        let chips = Chips::new(ioapic)?;
         self.chips.set(chips.into_inner()).map_err(|_| Errno::EEXIST)?;
         *self.routing.lock() = routes;
         self.has_devices.store(true, Release);

@@ -3,7 +3,7 @@
 use super::{Chips, Source};
 use crate::{Vcpu, Vm};
 use core::sync::atomic::Ordering::Relaxed;
-use host::{Errno, Host, Hrtimer, Hrtimers, Request, rank, try_box};
+use host::{Errno, Host, Hrtimer, Hrtimers, OneBox, Request, rank, try_box};
 use irqchip::{Accept, Lint0, Pit, TimerEffect};
 use lock_api::Mutex;
 
@@ -17,6 +17,13 @@ pub(super) struct PitDevice<H: Host> {
     pub speaker: bool,
 }
 
+impl<H: Host> PitDevice<H> {
+    /// Errors: ENOMEM.
+    pub fn new(pit: Pit, speaker: bool) -> Result<OneBox<Self>, Errno> {
+        try_box(|| Self { pit: Mutex::new(pit), speaker })
+    }
+}
+
 impl<H: Host> Vm<H> {
     /// KVM_CREATE_PIT2. Errors: EEXIST, ENOENT (no 8259s in the kernel), ENOMEM.
     pub fn create_pit(&self, flags: u32) -> Result<(), Errno> {
@@ -28,8 +35,7 @@ impl<H: Host> Vm<H> {
         let now = self.host.now_ns();
         // A guest must not keep the host busy with its timer.
         let shortest = self.host.min_timer_period_ns();
-        let device =
-            try_box(|| PitDevice { pit: Mutex::new(Pit::new(shortest, now)), speaker: flags & SPEAKER_DUMMY != 0 })?;
+        let device = PitDevice::new(Pit::new(shortest, now), flags & SPEAKER_DUMMY != 0)?;
         chips.pit.set(device.into_inner()).map_err(|_| Errno::EEXIST)?;
         // The ends of its interrupts are wanted.
         self.ring_all(Request::ScanIoapic);

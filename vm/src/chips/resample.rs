@@ -10,8 +10,8 @@ const MOST_RESAMPLERS: usize = 1000;
 
 /// An eventfd that is told when the interrupt of a GSI ended.
 pub(crate) struct Resampler<E> {
-    pub(super) gsi: u32,
-    event: E,
+    pub(crate) gsi: u32,
+    pub(crate) event: E,
 }
 
 impl<H: Host> Vm<H> {

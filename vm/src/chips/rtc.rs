@@ -21,6 +21,11 @@ pub(super) struct RtcCount(AtomicU32);
 #[derive(Default)]
 pub struct RtcMark(AtomicU16);
 
+::state::state! {
+    inner RtcMark
+    inner RtcCount
+}
+
 impl RtcMark {
     /// The IOAPIC's state was replaced: the vCPU's own APIC knows.
     const LOOK: u16 = u16::MAX;

@@ -26,6 +26,10 @@ pub struct Frequency {
     pub tolerance_ppm: u32,
 }
 
+::state::state! {
+    place Frequency { wanted, real, ratio, catches_up, tolerance_ppm }
+}
+
 impl Frequency {
     /// The host's own, in kHz.
     pub fn host(khz: u32) -> Self {

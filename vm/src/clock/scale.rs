@@ -44,6 +44,17 @@ pub struct Rate {
     cycles: (u32, i8),
 }
 
+/// What follows from the frequency is computed anew.
+impl state::State for Rate {
+    fn save(&self, w: &mut state::Writer) {
+        self.khz.save(w);
+    }
+    fn load(&mut self, r: &mut state::Reader<'_>) -> Result<(), state::Refused> {
+        *self = Self::new(r.value()?);
+        Ok(())
+    }
+}
+
 impl Rate {
     /// For a TSC frequency in kHz; zero counts as 1.
     pub const fn new(khz: u32) -> Self {

@@ -22,6 +22,10 @@ pub struct VcpuClock {
     published: u64,
 }
 
+::state::state! {
+    place VcpuClock { offset, frequency, lost, generation, since, system_time, stopped, published }
+}
+
 /// See [`VcpuClock::is_stale`].
 const STALE_NS: u64 = 1_000_000_000;
 

@@ -71,6 +71,16 @@ pub struct VmClock {
     user_set: bool,
 }
 
+::state::state! {
+    value Master { tsc, ns }
+    value LastWrite { ns, tsc, offset, khz }
+    // The host's frequency is the machine's.
+    place VmClock {
+        stable, offset, master, old_msr, last, current, generation, frequency, made_up, since, in_step, vcpus, lost, user_set;
+        not host
+    }
+}
+
 impl VmClock {
     /// Starts at zero. `tsc_khz`: the host's; `stable`: the host keeps time by its TSC, on all CPUs alike.
     pub fn new(now: TimePoint, tsc_khz: u32, stable: bool) -> Self {

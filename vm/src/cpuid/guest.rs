@@ -51,6 +51,30 @@ pub struct GuestCpuid {
     caps: Caps,
 }
 
+/// The entries as they are, with processor state in them. The table is made anew, and so is what follows for the rest of the
+/// hypervisor: another engine may offer something else.
+impl state::State for GuestCpuid {
+    fn needs(&self) -> u16 {
+        self.entries.needs()
+    }
+    fn save(&self, w: &mut state::Writer) {
+        let Self { entries, chain: _, first: _, flags: _, caps: _ } = self;
+        entries.save(w);
+    }
+    fn load(&mut self, r: &mut state::Reader<'_>) -> Result<(), state::Refused> {
+        let entries: Vec<CpuidEntry> = r.value()?;
+        if entries.len() > MAX_ENTRIES {
+            return Err(r.bad("the number of CPUID entries"));
+        }
+        self.chain = try_filled(NONE, entries.len()).map_err(|_| r.refuse(state::Why::NoMemory))?;
+        self.first = GuestIndexed::new([NONE; SLOTS]);
+        self.entries = entries;
+        self.index();
+        self.flags = if self.entries.is_empty() { Flags::without_entries(self) } else { Flags::new(self) };
+        Ok(())
+    }
+}
+
 /// Place of a function in the table.
 #[inline]
 const fn slot(function: u32) -> Option<usize> {

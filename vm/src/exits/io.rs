@@ -56,6 +56,10 @@ pub struct Pio {
     next_rip: u64,
 }
 
+::state::state! {
+    place Pio { linear_rip, next_rip }
+}
+
 impl Pio {
     fn at<H: Host>(ctx: &Ctx<'_, H>, io: IoExit) -> Self {
         Self { linear_rip: ctx.linear_rip(), next_rip: io.next_rip }

@@ -21,6 +21,11 @@ impl<H: Host> Connections<H> {
         Self(RwLock::new(Vec::new()))
     }
 
+    /// Is there any?
+    pub fn is_used(&self) -> bool {
+        !self.0.read().is_empty()
+    }
+
     /// Signals the eventfd of a connection. False: it has none.
     pub fn signal(&self, id: u32) -> bool {
         let all = self.0.read();

@@ -28,6 +28,15 @@ pub struct Partition<H: Host> {
 }
 
 impl<H: Host> Partition<H> {
+    /// Has the guest, or user space for it, set anything?
+    pub(crate) fn is_used(&self) -> bool {
+        self.guest_os_id.load(Relaxed) != 0
+            || self.tsc_invariant.load(Relaxed) != 0
+            || self.renumbered.load(Relaxed) != 0
+            || self.connections.is_used()
+            || *self.msrs.lock() != Msrs::default()
+    }
+
     /// Of a VM whose guest has set nothing.
     pub(crate) fn new() -> Self {
         Self {
@@ -41,7 +50,7 @@ impl<H: Host> Partition<H> {
 }
 
 /// What is behind the lock, which is held while guest memory is written for it.
-#[derive(Default)]
+#[derive(Default, PartialEq)]
 pub(super) struct Msrs {
     hypercall: u64,
     pub tsc: TscPage,

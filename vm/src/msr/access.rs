@@ -84,6 +84,10 @@ pub struct VmMsrs {
     pub misc_enable_mwait: AtomicBool,
 }
 
+::state::state! {
+    place VmMsrs { wall_clock, platform_info_hidden, misc_enable_mwait }
+}
+
 /// The clocks that MSRs show, and the host's say in those that do not exist. Every [`Host`] has them.
 pub trait Clocks {
     /// Host TSC.

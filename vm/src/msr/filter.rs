@@ -40,6 +40,11 @@ pub struct MsrFilter {
     ranges: Vec<Range>,
 }
 
+::state::state! {
+    value Range { flags, base, nmsrs, bitmap }
+    value MsrFilter { default_allow, ranges }
+}
+
 impl MsrFilter {
     /// Bytes of the bitmap of a range with so many MSRs. Errors: EINVAL (too many).
     pub fn bitmap_bytes(nmsrs: u32) -> Result<usize, Errno> {

@@ -64,6 +64,11 @@ pub enum MceOutcome {
     TripleFault,
 }
 
+::state::state! {
+    place Bank { ctl, status, addr, misc }
+    place Mce { cap, ctl, status, banks }
+}
+
 impl Default for Mce {
     fn default() -> Self {
         Self { cap: BANKS as u64, ctl: 0, status: 0, banks: GuestIndexed::new([Bank::default(); BANKS]) }

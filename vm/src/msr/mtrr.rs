@@ -17,6 +17,10 @@ pub struct Mtrr {
     default_type: u64,
 }
 
+::state::state! {
+    place Mtrr { variable, fixed, default_type }
+}
+
 /// Is it a memory type that MTRRs may hold: UC, WC, WT, WP, WB?
 const fn is_type(t: u64) -> bool {
     matches!(t & 0xff, 0 | 1 | 4 | 5 | 6)

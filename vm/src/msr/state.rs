@@ -78,6 +78,16 @@ pub struct MsrState {
     pub(super) spec_ctrl_used: bool,
 }
 
+::state::state! {
+    // What is left out the processor and the kernel say.
+    place MsrState {
+        vcpu_id, tsc_adjust, misc_enable, misc_features, platform_info, patch_level, arch_capabilities, power_ctl, de_cfg, hwcr,
+        vm_cr, hsave_pa, osvw, smbase, smi_count, enforce_pv, steal_time, pv_eoi, async_pf, async_pf_vector, poll_control, sysenter_high,
+        mtrr, mce, spec_ctrl_used;
+        not de_cfg_supported, spec_ctrl_supported, spec_ctrl_virtual, pred_cmd_supported, has_tsc_aux, has_steal_time
+    }
+}
+
 impl MsrState {
     /// MISC_ENABLE bit 18.
     pub(crate) fn shows_mwait(&self) -> bool {

@@ -62,6 +62,43 @@ pub(crate) struct AsyncPf {
     turn: u8,
 }
 
+::state::state! {
+    value Wait { gpa, code, token, told }
+}
+
+/// The list is there if a page was ever waited for.
+impl ::state::State for AsyncPf {
+    fn needs(&self) -> u16 {
+        self.waits.as_ref().map_or(1, ::state::State::needs)
+    }
+    fn save(&self, w: &mut ::state::Writer) {
+        let Self { waits, tokens, wake_all, halted, turn } = self;
+        waits.is_some().save(w);
+        if let Some(waits) = waits {
+            waits.save(w);
+        }
+        tokens.save(w);
+        wake_all.save(w);
+        halted.save(w);
+        turn.save(w);
+    }
+    fn load(&mut self, r: &mut ::state::Reader<'_>) -> Result<(), ::state::Refused> {
+        self.waits = None;
+        if r.value()? {
+            let mut waits = try_box(|| [None; PageIns::LIMIT]).map_err(|_| r.refuse(::state::Why::NoMemory))?;
+            waits.load(r)?;
+            self.waits = Some(waits);
+        }
+        self.tokens.load(r)?;
+        self.wake_all.load(r)?;
+        self.halted.load(r)?;
+        self.turn.load(r)?;
+        // Below the number of places, whatever it says.
+        self.turn &= 63;
+        Ok(())
+    }
+}
+
 impl AsyncPf {
     /// Forgets every page. The caller sees to the page-ins.
     fn clear(&mut self) {
@@ -203,9 +240,21 @@ impl<H: Host> Ctx<'_, H> {
     /// Sleeps until a page has come, or there is something else for the guest to do.
     fn halt_for_page(&mut self) -> Next {
         self.core.pv.async_pf.halted = true;
+        self.wait_for_page()
+    }
+
+    /// The same after a handover, if one came while it slept.
+    pub(crate) fn still_waits_for_page(&mut self) -> Next {
+        if self.core.pv.async_pf.halted { self.wait_for_page() } else { Next::Resume }
+    }
+
+    fn wait_for_page(&mut self) -> Next {
         let next = loop {
-            if let Err(next) = self.service_requests() {
-                break next;
+            match self.service_requests() {
+                // It goes on sleeping afterwards, unless what came before ends that.
+                Err(Next::HandOver) => return Next::HandOver,
+                Err(next) => break next,
+                Ok(()) => {}
             }
             // Interrupts and NMIs that a debugger keeps from the guest give it nothing to do: it would touch the page again.
             let blocked = self.core.debug.control & crate::debug::BLOCKIRQ != 0;

@@ -38,6 +38,10 @@ pub struct Pv {
     async_pf: async_pf::AsyncPf,
 }
 
+::state::state! {
+    place Pv { waited, noted, async_pf, words, eoi_offered, vapic, reports_tpr }
+}
+
 impl<H: Host> Core<H> {
     /// Does the guest have the paravirtual feature? Unless user space wants it enforced, all that are offered work.
     pub(crate) fn has_pv(&self, feature: u32) -> bool {

@@ -49,7 +49,18 @@ pub struct SmiEvents {
     pub smm_inside_nmi: bool,
 }
 
+::state::state! {
+    place Smm { space, inside_nmi; not roots }
+}
+
 impl Smm {
+    /// The nested tables are others from now on. Those of the address space that the vCPU is in.
+    pub(crate) fn set_roots(&mut self, roots: [NestedRoot; 2]) -> NestedRoot {
+        self.roots = roots;
+        let [normal, smm] = roots;
+        if self.active() { smm } else { normal }
+    }
+
     /// Outside.
     pub fn new(roots: [NestedRoot; 2]) -> Self {
         Self { space: Space::Normal, inside_nmi: false, roots }

@@ -14,7 +14,7 @@ use std::{fs, path::PathBuf};
 use walkdir::WalkDir;
 
 /// The crates that end up in the module.
-const MODULE_CRATES: &[&str] = &["arch", "host", "switch", "mmu", "emulator", "irqchip", "vm", "abi", "linux"];
+const MODULE_CRATES: &[&str] = &["state", "arch", "host", "switch", "mmu", "emulator", "irqchip", "vm", "abi", "linux"];
 
 /// One text file of the checkout.
 struct Source {
