@@ -1,5 +1,7 @@
 //! A processor that plays a script, and does itself what SVM's hardware does around it: refuses a VMCB that no
 //! processor takes, delivers injected events and virtual interrupts.
+//!
+//! Long because: one trait, and what stands behind its functions.
 
 use crate::machine::Shared;
 use crate::tlb::Tlb;

@@ -4,6 +4,8 @@
 //! The processor under us has it for the host alone, so all of it is done here, between two entries. An SMI goes before
 //! NMIs and interrupts, and after what is being delivered or was caused by the last instruction. Inside, SMIs, INIT and NMIs
 //! wait; SIPI is lost. As on stock, an SMI in HLT returns behind it, and I/O instructions are not restarted.
+//!
+//! Long because: an SMI and RSM are one subject, and each of their steps is one of the other's.
 
 mod area;
 

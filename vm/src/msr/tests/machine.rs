@@ -7,6 +7,7 @@ use crate::msr::{Clocks, MsrAccess, MsrEffect, MsrError, MsrState, PAT_RESET, Vm
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea, Zero, cr};
 use host::{Cpu, Errno, ExtraRegs, FastExits, VcpuRequests};
 use irqchip::Lapic;
+use state::{Reader, Refused, Writer};
 use std::boxed::Box;
 
 /// A processor that only holds registers.
@@ -58,6 +59,12 @@ impl Cpu for Registers {
     fn enter<F: FastExits>(&mut self, _: &VcpuRequests, _: &mut F) -> Exit {
         Exit::None
     }
+    // Nobody hands this processor over.
+    fn save_state(&mut self, _: &mut Writer) {}
+    fn load_state(&mut self, _: &mut Reader<'_>) -> Result<(), Refused> {
+        Ok(())
+    }
+    fn succeed(&mut self, _: &mut Self, _: NestedRoot) {}
     fn last_cpu(&self) -> u32 {
         0
     }
