@@ -8,7 +8,7 @@ use crate::SimCpu;
 use crate::alloc::uncounted;
 use crate::vmrun::Loaded;
 use ::state::{Reader, Refused, Writer};
-use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea};
+use arch::{CleanBits, ControlArea, EventInj, Exit, HostPa, Intercepts, NestedRoot, SaveArea};
 use host::{Cpu, CpuConfig, CpuFeatures, Errno, ExtraRegs, FastExits, Request, VcpuRequests};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::Ordering::SeqCst;
@@ -40,6 +40,12 @@ impl SimVcpu {
         let machine = uncounted(|| model::machine(features));
         let through = Switched { svm: Svm::new(machine, config)?, loaded: Loaded::default() };
         Ok(Self { cpu: uncounted(make), through: Some(through) })
+    }
+
+    /// The nested tables that the next entry uses.
+    pub fn nested_root(&self) -> HostPa {
+        let through = self.through.as_ref();
+        through.map_or(self.cpu.root, |through| HostPa(through.svm.control().nested_cr3))
     }
 
     /// The guest's state between two entries, to be changed behind the hypervisor's back.

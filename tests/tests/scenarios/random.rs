@@ -306,7 +306,7 @@ fn check(m: &Machine) {
         assert_eq!(armed.is_some(), control.int_ctl & int_ctl::V_IRQ != 0, "{armed:?} and V_IRQ");
         assert_eq!(armed == Some(Armed::Window), control.intercept_3 & 1 << 4 != 0, "{armed:?} and the intercept");
         assert!(core.inject.nmi_pending <= 2);
-        assert_eq!(core.cpu.root, c.vm.mmu.root(core.smm.space()).pa(), "the other address space's tables");
+        assert_eq!(core.cpu.nested_root(), c.vm.mmu.root(core.smm.space()).pa(), "the other address space's tables");
         assert!(core.cpu.save().efer & 1 << 12 != 0, "EFER.SVME");
         assert!(core.cpu.save().cr0 & (1 << 29 | 1 << 30) == 0, "caches are the host's");
     });
