@@ -88,10 +88,14 @@ impl<H: Host> Ctx<'_, H> {
     fn need_hyperv(&mut self) -> Result<(), Errno> {
         if self.core.hyperv.is_none() {
             let shared = try_box(|| Shared::new(self.me.index))?;
-            let own = try_box(Hyperv::default)?;
+            let mut own = try_box(Hyperv::default)?;
+            // Whose ends an IOAPIC waits for is known, and must not be forgotten until somebody asks again.
+            own.vectors.ioapic = self.core.fast.ioapic_eoi;
             // Nobody else makes one: the vCPU is locked.
             let _ = self.me.hyperv.set(shared.into_inner());
             self.core.hyperv = Some(own);
+            // The local APIC's timer shares the host's from now on: it is set anew, so that it is known here.
+            self.me.thread.requests().make_request(Request::Timer);
         }
         Ok(())
     }
@@ -139,10 +143,7 @@ impl<H: Host> Ctx<'_, H> {
         };
         match exit {
             Exit::Synic(w) => hv.leaving.exit = Some((EXIT_SYNIC, words(&w))),
-            Exit::Syndbg(w) => {
-                hv.leaving.exit = Some((EXIT_SYNDBG, words(&w)));
-                self.core.pending = Pending::Syndbg;
-            }
+            Exit::Syndbg(w) => hv.leaving.exit = Some((EXIT_SYNDBG, words(&w))),
             Exit::Crash => hv.leaving.crash = true,
             Exit::Reset => hv.leaving.reset = true,
         }
@@ -159,6 +160,9 @@ impl<H: Host> Ctx<'_, H> {
             UserExit::SystemEvent { kind: EVENT_RESET }
         } else if let Some((kind, words)) = leaving.exit.take() {
             self.core.exit_words = words;
+            if kind == EXIT_SYNDBG {
+                self.core.pending = Pending::Syndbg;
+            }
             UserExit::Hyperv { kind }
         } else {
             return Ok(());
