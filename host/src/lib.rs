@@ -35,7 +35,7 @@ pub use machine::{
 };
 pub use page_in::PageIns;
 pub use parameters::{PauseParameters, PollParameters};
-pub use requests::{Request, VcpuRequests};
+pub use requests::{Request, Requests, VcpuRequests};
 pub use states::GuestState;
 pub use thread::VcpuThread;
 

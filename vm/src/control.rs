@@ -4,7 +4,7 @@ use crate::run::Next;
 use crate::user::{Pending, UserExit};
 use crate::{Ctx, MpState};
 use core::sync::atomic::Ordering::AcqRel;
-use host::{Cpu, Errno, Host, Request, VcpuThread};
+use host::{Cpu, Errno, Host, Request, Requests, VcpuThread};
 use irqchip::TimerEffect;
 
 impl<H: Host> Ctx<'_, H> {
@@ -86,26 +86,34 @@ impl<H: Host> Ctx<'_, H> {
         if requests.has(Request::MsrFilter) {
             self.apply_msr_policy();
         }
-        if self.core.inject.smi_pending {
+        // User space sees what was shut down as it was, not the handler of an SMI.
+        if self.core.inject.smi_pending && !self.core.inject.triple_fault {
             self.take_smi();
         }
+        if let Err(leave) = self.tell_user_space(requests) {
+            // What was not come to is asked again when KVM_RUN goes on.
+            let later = [Request::Hyperv, Request::HandOver].into_iter().filter(|what| requests.has(*what));
+            later.for_each(|what| self.me.thread.requests().make_request(what));
+            if self.core.inject.smi_pending {
+                self.me.thread.requests().make_request(Request::Event);
+            }
+            return Err(leave);
+        }
+        // After all else.
+        if requests.has(Request::HandOver) { Err(Next::HandOver) } else { Ok(()) }
+    }
+
+    /// Leaves for user space if it has to be told something, one thing at a time.
+    fn tell_user_space(&mut self, requests: Requests) -> Result<(), Next> {
         if requests.has(Request::DirtyRingFull) && self.me.dirty_ring.as_ref().is_some_and(|ring| ring.soft_full()) {
             // Until user space has emptied it.
             self.me.thread.requests().make_request(Request::DirtyRingFull);
             return Err(Next::User(UserExit::DirtyRingFull));
         }
-        if self.core.inject.triple_fault {
-            self.core.inject.triple_fault = false;
-            if requests.has(Request::Hyperv) {
-                self.me.thread.requests().make_request(Request::Hyperv);
-            }
+        if core::mem::take(&mut self.core.inject.triple_fault) {
             return Err(Next::User(UserExit::Shutdown));
         }
-        if requests.has(Request::Hyperv) {
-            // What it asks of user space goes first, and the handover after it.
-            self.hyperv_exit()?;
-        }
-        if requests.has(Request::HandOver) { Err(Next::HandOver) } else { Ok(()) }
+        if requests.has(Request::Hyperv) { self.hyperv_exit() } else { Ok(()) }
     }
 
     /// Takes what other threads posted and what changes no register: interrupts and NMIs. User space may look at events, or

@@ -126,3 +126,24 @@ fn memory_that_is_faulted_in_ahead_stops_at_a_full_ring() {
     assert_eq!(m.vcpu(0, KVM_PRE_FAULT_MEMORY, DATA), Err(EAGAIN), "no page at all");
     assert_eq!(harvest(&m, 0, 0).len(), 256);
 }
+
+/// A full ring goes first, and what else user space has to be told is not lost by it.
+#[test]
+fn full_while_hyper_v_has_something_to_say() {
+    let m = Machine::without_vcpu(true);
+    assert_eq!(m.enable(KVM_CAP_DIRTY_LOG_RING_ACQ_REL, BYTES), Ok(0));
+    m.add_hyperv_vcpu(0, |_| ());
+    assert_eq!(m.enable_vcpu(0, KVM_CAP_HYPERV_SYNIC, 0), Ok(0));
+    assert_eq!(m.region(SLOT, KVM_MEM_LOG_DIRTY_PAGES, HIGH, 512 << 12, HIGH_HVA), Ok(0));
+    m.long(0, &[]);
+    write(&m, 0..191);
+    m.run_out(0);
+    // The message page is cleared, and user space is told of it.
+    m.wrmsr(0, 0x4000_0083, (HIGH + (300 << 12)) | 1);
+    assert_eq!(m.run(0), Ok(Left::Other(KVM_EXIT_DIRTY_RING_FULL)));
+    assert_eq!(harvest(&m, 0, 0).last(), Some(&(SLOT, 300)));
+    assert_eq!(m.vm(KVM_RESET_DIRTY_RINGS, 0), Ok(192));
+    assert!(matches!(m.run(0), Ok(Left::Hyperv { kind: KVM_EXIT_HYPERV_SYNIC, .. })));
+    m.run_out(0);
+    m.end();
+}

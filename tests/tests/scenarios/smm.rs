@@ -443,10 +443,13 @@ fn a_state_that_no_processor_has_is_a_shutdown() {
         in_handler(&m);
         m.run_out(0);
         save(&m, offset, value);
+        // Another SMI does not hide what was shut down.
+        smi(&m, 0);
         rsm(&m);
         m.does(0, |_| panic!("goes on"));
         assert_eq!(m.run(0), Ok(Left::Shutdown), "{offset:#x} {value:#x}");
-        assert_eq!(events(&m, 0).smi.smm, 0);
+        let seen = events(&m, 0).smi;
+        assert_eq!((seen.smm, seen.pending), (0, 1));
     }
 }
 
