@@ -26,6 +26,8 @@ const DIRTY: u64 = 1 << 0;
 const RESET: u64 = 1 << 1;
 /// Entries of a page.
 const PER_PAGE: u32 = PAGE_SIZE as u32 / DIRTY_GFN;
+/// Entries between two looks at whether somebody else wants the CPU.
+const BATCH: u32 = 64;
 /// Words of an entry.
 const WORDS: usize = DIRTY_GFN as usize / 8;
 
@@ -175,8 +177,11 @@ impl<H: Host> Mmu<H> {
         for ring in rings {
             let mut run: Option<Run> = None;
             // As many as there can be when this begins: the vCPU may go on filling in, and user space harvesting.
-            for _ in 0..ring.size {
+            for n in 0..ring.size {
                 let Some((slot, page)) = ring.take() else { break };
+                if n % BATCH == BATCH - 1 {
+                    self.host.cond_resched();
+                }
                 count = count.saturating_add(1);
                 let joined = run.and_then(|r| {
                     let bit = page.checked_sub(r.first).filter(|bit| r.slot == slot && *bit < WORD)?;
