@@ -30,6 +30,12 @@
 #define OF_ITS_OWN 8
 #define MOST_IN_COMMON 1024
 
+/*
+ * Of all VMs, those that are gone included: a worker ends when its page comes, which may be never, and somebody may go on
+ * making VMs and leaving them.
+ */
+#define MOST_OF_ALL 2048
+
 /* What the vCPUs of a VM and their workers share. */
 struct share {
 	refcount_t refs;
@@ -68,6 +74,7 @@ struct page_in {
 static struct workqueue_struct *ends;
 static atomic_t shares;
 static atomic_t in_common;
+static atomic_t of_all;
 
 int hsave_page_ins_start(void)
 {
@@ -185,17 +192,27 @@ void hsave_page_ins_forget(struct hsave_page_ins *all)
 	spin_unlock(&all->lock);
 }
 
+static bool one_more(atomic_t *count, int most)
+{
+	if (atomic_inc_return(count) <= most)
+		return true;
+	atomic_dec(count);
+	return false;
+}
+
 /* A place for one page-in of the VM; common: it is one of those that VMs have in common. */
 static bool take_place(struct share *share, bool *common)
 {
-	int n = atomic_inc_return(&share->under_way);
+	int n;
 
+	if (!one_more(&of_all, MOST_OF_ALL))
+		return false;
+	n = atomic_inc_return(&share->under_way);
 	*common = n > OF_ITS_OWN;
-	if (n <= MOST_OF_VM && (!*common || atomic_inc_return(&in_common) <= MOST_IN_COMMON))
+	if (n <= MOST_OF_VM && (!*common || one_more(&in_common, MOST_IN_COMMON)))
 		return true;
-	if (n <= MOST_OF_VM)
-		atomic_dec(&in_common);
 	atomic_dec(&share->under_way);
+	atomic_dec(&of_all);
 	return false;
 }
 
@@ -204,6 +221,7 @@ static void give_back(struct share *share, bool common)
 	if (common)
 		atomic_dec(&in_common);
 	atomic_dec(&share->under_way);
+	atomic_dec(&of_all);
 }
 
 static void bring_in(struct work_struct *work)
