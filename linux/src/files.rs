@@ -1,7 +1,6 @@
 //! System calls on /dev/kvm and the files of VMs and vCPUs: who owns what, and on to `kvm`.
 //!
-//! A VM lives as long as its own file or any of its vCPUs' files. The kernel keeps a file's object alive during a call
-//! on the file.
+//! The kernel keeps a file's object alive during a call on the file. Who else holds a VM: `object`.
 
 use crate::{Linux, newfile::NewFile, object::VmObject, object::VmRef, shim, shim::KMm};
 use abi::{
@@ -23,6 +22,7 @@ const _: () = {
     shared_by_threads::<VmRef>();
     shared_by_threads::<VcpuFile>();
     shared_by_threads::<StatsFile>();
+    shared_by_threads::<DeviceFile>();
 };
 
 /// A file that reads as the statistics of a VM, or of one of its vCPUs.

@@ -113,7 +113,8 @@ impl core::ops::Deref for VmRef {
 }
 
 impl Drop for VmRef {
-    /// The last reference goes in process context: a file's release, or a system call.
+    /// The last reference goes in process context: a file's release, a system call, or a driver's close of a device, with
+    /// VFIO's own locks held.
     fn drop(&mut self) {
         if self.references.fetch_sub(1, AcqRel) != 1 {
             return;

@@ -56,7 +56,8 @@ impl Vfio {
         if self.exists.swap(true, AcqRel) { Err(Errno::EBUSY) } else { Ok(()) }
     }
 
-    /// The device goes, and everything that was added with it. `vm` is the VM that it is of.
+    /// The device goes with its file, on each kernel (stock of 6.1 keeps it until the VM ends), and everything that was added
+    /// with it. `vm` is the VM that it is of.
     pub fn remove(&self, vm: &VmObject) {
         let mut files = self.files.lock();
         for file in files.drain(..) {

@@ -102,7 +102,7 @@ EXPORT_SYMBOL_GPL(kvm_get_kvm_safe);
 /* The caller knows that the VM is there. */
 void kvm_get_kvm(struct kvm *kvm)
 {
-	kvm_get_kvm_safe(kvm);
+	WARN_ON_ONCE(!kvm_get_kvm_safe(kvm));
 }
 EXPORT_SYMBOL_GPL(kvm_get_kvm);
 
