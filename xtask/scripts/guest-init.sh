@@ -78,7 +78,6 @@ report() {
     dmesg | sed -n 's/.*Hyper-V: Using \(.*\)/guest: uses \1/p'
     used() { sed -n "s/^ *$1://p" /proc/interrupts | grep -q '[1-9]' && echo "guest: interrupts $1"; }
     used HVS
-    used TLB
 }
 case " $(cat /proc/cmdline) " in
 *" hsave=shell "*)
