@@ -229,7 +229,7 @@ pub const ALL: &[Scenario] = &[
         )
     },
     Scenario {
-        slow: &[Kernel::V6_1, Kernel::V7_3],
+        slow: &kernels::ALL,
         timeout: Duration::from_secs(600),
         seconds: 150,
         ..scenario("migrate-hyperv", hyperv!("CPU=$libvirt CPUS=2 CHANGE=yes boot-guest q35 moves && timers"))
@@ -389,6 +389,7 @@ pub const ALL: &[Scenario] = &[
     // sleeps rings for nobody. Its clock is this machine's, because the emulator's virtual time stands still meanwhile.
     Scenario {
         kernels: &[Kernel::V6_12],
+        slow: &kernels::ALL,
         qemu: &["-rtc", "clock=host"],
         timeout: Duration::from_secs(300),
         seconds: 90,
