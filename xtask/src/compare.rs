@@ -38,7 +38,8 @@ const UNSTEADY: &[&str] = &[
     // Without a clock that needs no calibration, as under Hyper-V.
     "APIC calibration not consistent",
     "APIC delta adjusted",
-    "calibrate_delay_direct() dropping",
+    "calibrate_delay_direct()",
+    "Probably due to long platform interrupts",
     "smpboot: Total of",
     "node 0 deferred pages",
     "Memory: ",
