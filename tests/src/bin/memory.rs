@@ -91,6 +91,8 @@ fn unmapped() -> Result<()> {
     let (at, len) = (map.as_ptr(), map.len());
     drop(map);
     match vcpu.run() {
+        // EFAULT; where the exit says which page it is, the crate makes this of it.
+        Ok(VcpuExit::MemoryFault { flags: 0, gpa: WINDOW, size: 4096 }) => {}
         Err(e) if e.errno() == libc::EFAULT => {}
         other => bail!("reading unmapped memory: {other:?}"),
     }
@@ -312,6 +314,7 @@ fn device_memory() -> Result<()> {
     says(&mut vcpu)?;
     match says(&mut vcpu) {
         Err(e) if e.downcast_ref::<kvm_ioctls::Error>().is_some_and(|e| e.errno() == libc::EFAULT) => Ok(()),
+        Err(e) if e.to_string().contains("MemoryFault { flags: 0") => Ok(()),
         other => bail!("a write to what the VMM may only read: {other:?}"),
     }
 }

@@ -1,8 +1,11 @@
 //! The guest: each vCPU goes through a list of deeds for ever, whatever faults and interrupts come.
 
-use anyhow::Result;
+use crate::storm::CPUS;
+use anyhow::{Result, ensure};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use kvm_bindings::{Msrs, kvm_msr_entry};
+use kvm_ioctls::VcpuFd;
 use tests::client::{CODE, Client, STACK, assemble};
 use tests::handlers;
 
@@ -16,8 +19,24 @@ const STACKS: u64 = 0x2000;
 /// Where page tables begin.
 const PAGE_TABLES: usize = 0x1000;
 /// The first page and page tables; GDT, IDT and TSS; start pages; code; handlers.
-pub const IMAGE: [(u64, usize); 5] =
-    [(0, 0x8000), (0x1_1000, 0x3000), (0x6_0000, 0x1_0000), (CODE, 0x1000), (0x20_0000, 0x4000)];
+pub const IMAGE: [(u64, usize); 6] = [
+    (0, 0x8000),
+    (0x1_1000, 0x3000),
+    (SMBASE + SMM_ENTRY, 0x1000),
+    (0x6_0000, 0x1_0000),
+    (CODE, 0x1000),
+    (0x20_0000, 0x4000),
+];
+/// SMBASE of the first vCPU, and how far those of two are apart; and where the handler is from there.
+const SMBASE: u64 = 0x3_0000;
+const SMBASE_STEP: u64 = 0x400;
+const SMM_ENTRY: u64 = 0x8000;
+/// MSR_IA32_SMBASE, which is user space's alone.
+const SMBASE_MSR: u32 = 0x9e;
+/// The slot of all memory in the address space of system management mode.
+const SMM_SLOT: u32 = 1 << 16;
+/// RSM.
+const RSM: [u8; 2] = [0x0f, 0xaa];
 /// A deed in a list: what, where (port, MSR or address), value.
 pub type Deed = [u32; 4];
 /// How many fit.
@@ -28,6 +47,24 @@ pub const START_PAGES: std::ops::Range<u8> = 0x60..0x70;
 pub const LOST: u16 = 0xf5;
 /// IA32_APIC_BASE, whose value tells a handler how to end an interrupt.
 const APIC_BASE: u32 = 0x1b;
+
+/// SMIs find memory, and a handler that returns at once. Without it the first would be the end of the VM.
+pub fn serve_smis(client: &mut Client) -> Result<()> {
+    let memory = client.memory();
+    let (hva, len) = (memory.as_ptr() as u64, memory.len() as u64);
+    for n in 0..CPUS {
+        client.poke(SMBASE + n * SMBASE_STEP + SMM_ENTRY, &RSM);
+    }
+    client.map(SMM_SLOT, 0, hva, len)
+}
+
+/// Where vCPU number `n` has its state saved.
+pub fn set_smbase(vcpu: &VcpuFd, n: u64) -> Result<()> {
+    let entry = kvm_msr_entry { index: SMBASE_MSR, data: SMBASE + n * SMBASE_STEP, ..Default::default() };
+    let written = vcpu.set_msrs(&Msrs::from_entries(&[entry])?)?;
+    ensure!(written == 1, "SMBASE cannot be set");
+    Ok(())
+}
 
 /// What a deed does.
 #[derive(Clone, Copy)]

@@ -54,6 +54,7 @@ impl Start {
     /// Of vCPU number `n`, which was just made.
     fn new(vcpu: &VcpuFd, n: u64, kind: Kind) -> Result<Self> {
         tests::handlers::enable(vcpu)?;
+        guest::set_smbase(vcpu, n)?;
         let (mut regs, mut sregs, events) = (vcpu.get_regs()?, vcpu.get_sregs()?, vcpu.get_vcpu_events()?);
         guest::start(&mut regs, n);
         if kind.x2apic {
@@ -118,6 +119,7 @@ impl Storm {
             client.split_irqchip()?;
         }
         guest::install(&mut client)?;
+        guest::serve_smis(&mut client)?;
         let mut vcpus = Vec::new();
         for n in 0..CPUS {
             let maker = Maker::new(random.fork(), kind.x2apic);
