@@ -55,23 +55,12 @@ macro_rules! state {
         $crate::state! { $($rest)* }
     };
     (wrap $name:ident $($rest:tt)*) => {
-        impl $crate::State for $name {
-            fn needs(&self) -> u16 {
-                $crate::State::needs(&self.0)
-            }
-            fn save(&self, w: &mut $crate::Writer) {
-                $crate::State::save(&self.0, w);
-            }
-            fn load(&mut self, r: &mut $crate::Reader<'_>) -> ::core::result::Result<(), $crate::Refused> {
-                $crate::State::load(&mut self.0, r)
-            }
-        }
         impl $crate::Value for $name {
             fn read(r: &mut $crate::Reader<'_>) -> ::core::result::Result<Self, $crate::Refused> {
                 $crate::Value::read(r).map(Self)
             }
         }
-        $crate::state! { $($rest)* }
+        $crate::state! { inner $name $($rest)* }
     };
     (inner $name:ident $($rest:tt)*) => {
         impl $crate::State for $name {
