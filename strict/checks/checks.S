@@ -5,6 +5,8 @@
  * The emulator starts it by multiboot; CHECK, given to the preprocessor, is one of the names below and chooses what is broken. It sets up long mode with the first
  * gigabyte mapped, a VMCB and nested tables, and runs a guest in 64-bit mode that reads one word and says VMMCALL. It leaves
  * through the emulator's exit device (port F4h) with 1 if the guest did what it should, else 2.
+ *
+ * Long because: what is set up is the same for all, and each breaks its rule in the middle of it.
  */
 #define nothing 1
 #define stale_page 2
@@ -23,6 +25,11 @@
 #define second_ret 15
 #define msr_in_user 16
 #define fpu_in_user 17
+#define exit_lme 18
+#define pae_entries 19
+#define refused_flush 20
+#define at_nmi 21
+#define at_switch 22
 
         .set PAGE, 0x1000
         .set LOAD, 0x100000
@@ -42,6 +49,9 @@
         .set MSRPM, 0x20d000            // 8 KiB
         .set STACK, 0x211000
         .set SECOND, 0x212000           // another guest's VMCB
+        .set PAE, 0x213000              // what CR3 points to in PAE paging
+        .set APIC_PD, 0x214000          // the page directory of the fourth gigabyte, where the local APIC is
+        .set IDT, 0x215000
         .set DATA, 0x400000             // what the guest reads, and where it is moved to
         .set MOVED, 0x401000
 
@@ -79,6 +89,21 @@
         mov     $2, %r11d
         sysretq
 9:
+        .endm
+
+        /* User space is left with what it has, and the guest leaves something in a register that is not switched by itself. */
+        .macro guest_leaves guest
+        mov     $0xc0000080, %ecx       // EFER.SCE
+        rdmsr
+        or      $1, %eax
+        wrmsr
+        mov     $0xc0000081, %ecx       // STAR
+        xor     %eax, %eax
+        mov     $0x00100008, %edx
+        wrmsr
+        user
+        movq    $\guest, VMCB + 0x578
+        run
         .endm
 
         .code32
@@ -247,28 +272,93 @@ long:
         again
 #endif
 
+#if CHECK == exit_lme                   // nothing wrong: a guest without paging and PAE, with EFER.LME
+        vmcb8   0x558, 0x11
+        vmcb8   0x548, 0
+        vmcb8   0x4d0, 0x1100
+        vmcb4   0x410, 0x0c9b0008       // 32 bits
+        vmcb4   0x5c, 3
+        movq    $guest_32 + 6, VMCB + 0x578     // its VMMCALL
+        run
+        mov     %cr0, %rax
+        bt      $31, %eax               // the host still has paging
+        jnc     failed
+#endif
+#if CHECK == pae_entries                // nothing wrong: the four entries of PAE stay as they are
+        movq    $PD + 1, PAE
+        vmcb8   0x550, PAE
+        vmcb8   0x4d0, 0x1000
+        vmcb4   0x410, 0x0c9b0008
+        vmcb4   0x5c, 3
+        xor     %ebx, %ebx
+        movq    $guest_32, VMCB + 0x578
+        run
+        cmp     $0x1111, %ebx
+        jne     failed
+        cmpq    $PD + 1, PAE
+        jne     failed
+#endif
+#if CHECK == refused_flush              // a flush is taken for done that VMRUN refused
+        movl    $MOVED + 0x67, NPT
+        vmcb4   0x5c, 3
+        vmcb4   0xa8, 0x80000100        // EVENTINJ of a type that there is not
+        mov     $VMCB, %eax
+        clgi
+        vmrun   %rax
+        stgi
+        cmpl    $-1, VMCB + 0x70
+        jne     failed
+        vmcb4   0x5c, 0
+        vmcb4   0xa8, 0
+        again
+        cmp     $0x1111, %ebx
+        jne     failed
+#endif
+#if CHECK == at_nmi                     // an NMI comes while something of the guest's is there
+        movl    $APIC_PD + 7, PDPT + 3 * 8
+        movl    $0xfee00097, APIC_PD + 0x1f7 * 8
+        mov     $nmi, %eax
+        mov     %ax, IDT + 2 * 16
+        movw    $8, IDT + 2 * 16 + 2
+        shr     $16, %eax
+        mov     %ax, IDT + 2 * 16 + 6
+        movw    $0x8e00, IDT + 2 * 16 + 4
+        lidt    idt_pointer
+        guest_leaves guest_msr
+        mov     $0xfee00000, %ebx
+        movl    $0, 0x310(%rbx)
+        movl    $0x4400, 0x300(%rbx)    // an NMI to the processor with ID 0
+1:      pause
+        cmpb    $0, nmi_came
+        je      1b
+        jmp     passed
+nmi:    movb    $1, nmi_came
+        iretq
+        .align  8
+idt_pointer:
+        .word   3 * 16 - 1
+        .quad   IDT
+nmi_came:
+        .byte   0
+#endif
+#if CHECK == at_switch                  // another task's tables are loaded meanwhile
+        guest_leaves guest_msr
+        mov     %cr3, %rax
+        mov     %rax, %cr3
+        jmp     passed
+#endif
+
 #if CHECK == first_ret                  // R8 is the guest's, and the return stack is as the guest left it
         call    1f
         jmp     passed
 1:      ret
 #endif
 #if CHECK == msr_in_user || CHECK == fpu_in_user
-        /* The guest leaves something in a register that is not switched by itself. */
-        mov     $0xc0000080, %ecx       // EFER.SCE
-        rdmsr
-        or      $1, %eax
-        wrmsr
-        mov     $0xc0000081, %ecx       // STAR
-        xor     %eax, %eax
-        mov     $0x00100008, %edx
-        wrmsr
-        user
 #if CHECK == msr_in_user
-        movq    $guest_msr, VMCB + 0x578
+        guest_leaves guest_msr
 #else
-        movq    $guest_fpu, VMCB + 0x578
+        guest_leaves guest_fpu
 #endif
-        run
         user
         jmp     passed
 #endif
@@ -340,3 +430,7 @@ guest_fpu:
         vmmcall
 in_user:
         syscall
+        .code32
+guest_32:
+        movl    DATA, %ebx
+        vmmcall

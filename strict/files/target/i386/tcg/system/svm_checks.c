@@ -88,6 +88,8 @@ struct SVMChecks {
     /* What was there at the last #VMEXIT, and at the last return to user space. */
     Unswitched guest, user;
     bool guest_is_newer, user_is_known;
+    /* Was it looked at since, at an NMI and at a write of CR3? */
+    bool nmi_looked, switch_looked;
     /* Whether that guest could use the FPU without asking. */
     bool guest_has_fpu;
     uint64_t regs[CPU_NB_REGS64];
@@ -228,6 +230,52 @@ void svm_check_user(CPUX86State *env)
     c->user = now;
     c->user_is_known = true;
     c->guest_is_newer = false;
+}
+
+/*
+ * The host takes an NMI, or writes CR3, as a switch to another task does: the first time after a #VMEXIT it is looked at whether
+ * something of the guest's is in force there that an NMI's handler or another task would run under. Not what the host may leave
+ * until it returns to user space (TSC_AUX, FPU registers), what it changes by task (SPEC_CTRL), the kernel's own GS base, nor
+ * breakpoints, which are off.
+ */
+static void svm_check_kernel(CPUX86State *env, bool *looked, const char *when)
+{
+    static const int which[] = { 0, 1, 2, 3, 4, 6, 7, 8, 9, 11, 12, 13, 14 };
+    struct SVMChecks *c = env->svm.checks;
+    Unswitched now;
+
+    if (!c || (env->hflags & HF_GUEST_MASK) || *looked ||
+        !c->guest_is_newer || !c->user_is_known ||
+        !svm_checks(env, SVM_CHECK_LEFTOVERS)) {
+        return;
+    }
+    *looked = true;
+    look(env, &now);
+    for (int k = 0; k < ARRAY_SIZE(which); k++) {
+        int i = which[k];
+
+        if (now.values[i] && now.values[i] == c->guest.values[i] &&
+            now.values[i] != c->user.values[i]) {
+            svm_report(env, SVM_CHECK_LEFTOVERS, "%s is the guest's at %s: 0x%"
+                       PRIx64 ", where user space had 0x%" PRIx64,
+                       unswitched[i], when, now.values[i], c->user.values[i]);
+        }
+    }
+}
+
+void svm_check_nmi(CPUX86State *env)
+{
+    if (env->svm.checks) {
+        svm_check_kernel(env, &env->svm.checks->nmi_looked, "an NMI");
+    }
+}
+
+void svm_check_switch(CPUX86State *env)
+{
+    if (env->svm.checks) {
+        svm_check_kernel(env, &env->svm.checks->switch_looked,
+                         "a switch of tables");
+    }
 }
 
 /* The other way round: a guest that can use its FPU registers has user space's in them. */
@@ -411,6 +459,7 @@ void svm_check_vmexit(CPUX86State *env, bool shadow)
     remember(env, shadow);
     look(env, &c->guest);
     c->guest_is_newer = true;
+    c->nmi_looked = c->switch_looked = false;
     c->guest_has_fpu = !(env->cr[0] & CR0_TS_MASK) &&
                        !(env->intercept_exceptions & (1u << EXCP07_PREX));
     memcpy(c->regs, env->regs, sizeof(c->regs));

@@ -77,6 +77,8 @@ void svm_check_vmrun(CPUX86State *env, const struct vmcb *v);
 void svm_check_vmexit(CPUX86State *env, bool shadow);
 
 void svm_check_user(CPUX86State *env);
+void svm_check_nmi(CPUX86State *env);
+void svm_check_switch(CPUX86State *env);
 
 /* What fields hold that are undefined. */
 #define SVM_POISON 0xbad0bad0bad0bad0ull
