@@ -6,6 +6,7 @@ use crate::{EventInj, Gpa};
 pub mod code {
     #![allow(missing_docs)]
     pub const CR0_READ: u64 = 0x000;
+    pub const CR4_READ: u64 = 0x004;
     pub const CR15_WRITE: u64 = 0x01f;
     pub const DR0_READ: u64 = 0x020;
     pub const DR15_WRITE: u64 = 0x03f;

@@ -49,6 +49,9 @@ bitflags::bitflags! {
     }
 }
 
+/// Bit of intercept vector 5 (control area offset 0x014).
+pub const INTERCEPT_INVPCID: u32 = 1 << 2;
+
 /// Bits of `int_ctl` (control area offset 0x060).
 pub mod int_ctl {
     #![allow(missing_docs)]

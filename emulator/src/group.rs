@@ -100,8 +100,8 @@ pub(crate) fn group(base: Row, p: &Prefixes, modrm: ModRm) -> Lookup {
 fn secondary(byte: u8) -> Lookup {
     let op = match byte {
         0xc1 => Op::Vmcall,
-        0xc8 => Op::Monitor,
-        0xc9 => Op::Mwait,
+        0xc8 | 0xfa => Op::Monitor,
+        0xc9 | 0xfb => Op::Mwait,
         0xd0 => Op::Xgetbv,
         0xd1 => Op::Xsetbv,
         0xd8 => Op::Vmrun,

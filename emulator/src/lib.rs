@@ -45,8 +45,9 @@
 //! pending events, then emulate again or let the guest re-execute the instruction. A stop in a later iteration comes
 //! after the earlier ones have been committed.
 //!
-//! **Completion.** The caller clears the guest's interrupt shadow, then applies [`Done::shadow`], and injects #DB with
-//! DR6.BS if [`Done::single_step`] is set.
+//! **Completion.** Unless [`Done::lost_race`] is set, the caller clears the guest's interrupt shadow, then applies
+//! [`Done::shadow`], and injects #DB with DR6.BS if [`Done::single_step`] is set and the shadow is not [`Shadow::MovSs`],
+//! which holds it off until after the next instruction.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -73,4 +74,4 @@ pub use exec::{Done, MAX_ITERATIONS, Shadow, emulate};
 pub use insn::{DecodeError, Insn, Mem, Mode, Op, Operand, Rep, Seg};
 pub use length::{Known, len_of};
 pub use machine::{Access, Exception, Machine, Segment, Stop, Table, TableReg};
-pub use task::{Cause, TaskSwitch, task_switch};
+pub use task::{Cause, Switched, TaskSwitch, task_switch};

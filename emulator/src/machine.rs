@@ -78,6 +78,8 @@ pub enum Access {
     Modify,
     /// By the processor itself (descriptor tables, TSS): supervisor whatever the CPL (APM vol. 2, 5.6.1).
     System,
+    /// A write at the current CPL, by what cannot begin anew any more.
+    Final,
 }
 
 /// A segment register with its hidden part.
@@ -203,14 +205,15 @@ pub trait Machine {
     /// Writes memory. MMIO writes are posted: put on a queue that goes to userspace after the instruction; that is a
     /// success. Naturally aligned writes of up to 8 bytes must be single accesses.
     fn write(&mut self, linear: u64, data: &[u8], access: Access) -> Result<(), Stop>;
-    /// Would `write` of `len` bytes succeed? No effect but the fault. Up to 4 bytes may cross a page, more (up to 1024)
+    /// Would `write` of `len` bytes with this `access` succeed? No effect but the fault. Up to 4 bytes may cross a page, more (up to 1024)
     /// do not. `several` elements of `REP INS` are
     /// [`Stop::Unhandleable`] if they go to MMIO: a device gets them one by one.
-    fn check_write(&mut self, linear: u64, len: usize, several: bool) -> Result<(), Stop>;
+    fn check_write(&mut self, linear: u64, len: usize, several: bool, access: Access) -> Result<(), Stop>;
     /// Atomically replaces `old` by `new` if memory still holds `old`; returns what memory held. `size` is 1, 2, 4, 8
-    /// or 16. The place has been read with [`Access::Modify`] in this step. On MMIO there is nothing to be atomic with:
+    /// or 16. The place has been read with [`Access::Modify`] or [`Access::System`] in this step, whichever `access` is;
+    /// [`Access::Data`] is the same as the former. On MMIO there is nothing to be atomic with:
     /// post the write of `new` and return `old`.
-    fn cmpxchg(&mut self, linear: u64, size: u8, old: u128, new: u128) -> Result<u128, Stop>;
+    fn cmpxchg(&mut self, linear: u64, size: u8, old: u128, new: u128, access: Access) -> Result<u128, Stop>;
 
     /// Reads `buf.len() / size` times from `port`, `size` (1, 2, 4) bytes each, permission checked. Userspace ports:
     /// answer from the read log, or note the access (it becomes one KVM_EXIT_IO with that count) and return

@@ -87,6 +87,8 @@ pub trait Cpu {
     fn set_interrupt_shadow(&mut self, on: bool);
     /// Sets or clears one optional intercept. Mandatory ones stay set whatever is asked.
     fn set_intercept(&mut self, which: Intercepts, on: bool);
+    /// Sets or clears the intercept of INVPCID, on a processor that has it.
+    fn set_invpcid_intercept(&mut self, on: bool);
     /// Control registers whose reads or writes are intercepted beyond the mandatory ones (CR4 writes, CR0 writes that
     /// change more than TS and MP), a bit per register.
     fn set_cr_intercepts(&mut self, read: u16, write: u16);
@@ -100,6 +102,8 @@ pub trait Cpu {
     fn set_pause_filter(&mut self, count: u16);
     /// The next entry ends right after the event of [`set_event_inj`](Self::set_event_inj) was injected.
     fn exit_after_injection(&mut self);
+    /// The next entry is told as one of this vCPU's ([`Trace::Entry`](crate::Trace::Entry)), once it is certain to come; or not.
+    fn tell_entry(&mut self, vcpu: Option<u32>);
     /// TSC offset (added to the host's TSC on the guest's reads).
     fn set_tsc_offset(&mut self, offset: u64);
     /// Replaces the nested root; implies a flush.
@@ -129,11 +133,6 @@ pub trait Cpu {
     fn save_state(&mut self, w: &mut Writer);
     /// A processor that was just made becomes that one, but for its intercepts, which the run loop sets anew.
     fn load_state(&mut self, r: &mut Reader<'_>) -> Result<(), Refused>;
-    /// The end of a handover, which cannot fail: `old` will not run again, and this one runs in its place, on the nested tables
-    /// of the old one, which begin at `root` now as before: nothing of them has to be flushed for it. Takes over what belongs to
-    /// the machine below.
-    fn succeed(&mut self, old: &mut Self, root: NestedRoot);
-
     /// The physical CPU that the guest last ran on.
     fn last_cpu(&self) -> u32;
 

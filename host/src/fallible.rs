@@ -14,6 +14,12 @@ impl<T> OneBox<T> {
     }
 }
 
+impl<T> From<Box<[T; 1]>> for OneBox<T> {
+    fn from(one: Box<[T; 1]>) -> Self {
+        Self(one)
+    }
+}
+
 impl<T> Deref for OneBox<T> {
     type Target = T;
     #[inline]
@@ -59,8 +65,15 @@ pub fn try_filled<T: Clone>(value: T, n: usize) -> Result<Vec<T>, Errno> {
 /// Appends one value. Errors: ENOMEM (the vector is unchanged).
 pub fn try_push<T>(v: &mut Vec<T>, value: T) -> Result<(), Errno> {
     v.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+    push_within_capacity(v, value).map_err(|_| Errno::ENOMEM)
+}
+
+/// Appends one value where there is room for it, and hands it back where there is none. Looks right before it appends, so that
+/// no path that would grow is compiled.
+#[inline]
+pub fn push_within_capacity<T>(v: &mut Vec<T>, value: T) -> Result<(), T> {
     if v.len() == v.capacity() {
-        return Err(Errno::ENOMEM);
+        return Err(value);
     }
     v.push(value);
     Ok(())

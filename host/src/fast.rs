@@ -39,6 +39,20 @@ impl FastExit<'_> {
         u64::from(self.edx()) << 32 | u64::from(self.eax())
     }
 
+    /// Writes a general register by its number, of which the upper bits do not count.
+    #[inline(always)]
+    pub fn set_gpr(&mut self, n: u8, value: u64) {
+        match n & 15 {
+            0 => self.save.rax = value,
+            4 => self.save.rsp = value,
+            n => {
+                if let Some(register) = self.regs.get_mut(usize::from(n)) {
+                    *register = value;
+                }
+            }
+        }
+    }
+
     /// Writes EAX, EBX, ECX and EDX; the upper halves are zeroed.
     #[inline(always)]
     pub fn set_all(&mut self, [a, b, c, d]: [u32; 4]) {

@@ -16,27 +16,35 @@ mod errno;
 mod fallible;
 mod fast;
 mod frames;
+mod lend;
 mod machine;
 mod page_in;
 mod parameters;
 pub mod rank;
 pub mod requests;
+mod snapshot;
 mod states;
 mod thread;
+mod trace;
+mod turns;
 
 pub use cells::{PAGE_SIZE, PageCells, TableCells};
 pub use cpu::{Cpu, CpuConfig, CpuFeatures, ExtraRegs};
 pub use errno::Errno;
-pub use fallible::{OneBox, take_at, try_box, try_filled, try_insert, try_push};
+pub use fallible::{OneBox, push_within_capacity, take_at, try_box, try_filled, try_insert, try_push};
 pub use fast::{FastExit, FastExits};
 pub use frames::{Pfn, TablePage};
+pub use lend::{Lend, Lent, LentFor, LentKind, Numbers};
 pub use machine::{
     Command, EventFd, Fpu, Host, Hrtimer, Hrtimers, MapLevel, SharedPage, Stop, TimePoint, UserPage, Work,
 };
 pub use page_in::PageIns;
 pub use parameters::{PauseParameters, PollParameters};
 pub use requests::{Request, Requests, VcpuRequests};
+pub use snapshot::Snapshot;
 pub use states::GuestState;
 pub use thread::VcpuThread;
+pub use trace::{LastExit, MmioKind, Trace, TraceEvent, TraceSet};
+pub use turns::in_turns;
 
 extern crate alloc;

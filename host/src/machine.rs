@@ -1,10 +1,14 @@
 //! The kernel under the hypervisor.
+//!
+//! Long because: one trait.
 
+use crate::trace::{LastExit, Trace, TraceSet};
 use crate::{
-    Cpu, CpuConfig, CpuFeatures, Errno, PageCells, PauseParameters, Pfn, PollParameters, TableCells, TablePage,
-    VcpuThread,
+    Cpu, CpuConfig, CpuFeatures, Errno, Lend, PageCells, PauseParameters, Pfn, PollParameters, Snapshot, TableCells,
+    TablePage, VcpuThread,
 };
 use arch::{HostPa, Hva, Segment};
+use core::sync::atomic::AtomicU64;
 
 /// Size of a host mapping, as the level of the page-table entry that maps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,8 +48,8 @@ pub trait SharedPage {
     }
 }
 
-/// The timers of a VM's devices. Expiry calls the VM's `hrtimer_expired` once, in any context, perhaps with interrupts off; a
-/// call may still be on its way after [`cancel`](Self::cancel), none is after drop.
+/// The timers of a VM's devices. Expiry calls the VM's `hrtimer_expired` once, in any context, perhaps with interrupts off, and
+/// `hrtimer_late` in a task if that says so; a call may still be on its way after [`cancel`](Self::cancel), none is after drop.
 pub trait Hrtimers {
     /// Sets one to expire at `deadline` (nanoseconds of [`Host::now_ns`]), in place of what was set. Any context.
     fn arm(&self, which: Hrtimer, deadline: u64);
@@ -167,20 +171,24 @@ pub trait Host: Clone + Send + Sync + 'static {
     type RawRwSpin<const RANK: u8>: lock_api::RawRwLock + Send + Sync;
     /// Readers and writers may sleep.
     type RawRwSem<const RANK: u8>: lock_api::RawRwLock + Send + Sync;
+    /// What is read without a lock.
+    type Snapshot<T: Send + Sync>: Snapshot<T>;
     /// The virtual processor.
     type Cpu: Cpu + Send;
-    /// The thread of a vCPU. A handle: a clone is another one to the same, which goes with the last.
-    type Thread: VcpuThread + Send + Clone;
+    /// The thread of a vCPU. This and the rest that is [`Lend`] are handles: what they are to goes with the last.
+    type Thread: VcpuThread + Send + Lend;
     /// User memory.
     type UserPage: UserPage;
-    /// Pages shared with user space. A handle as well.
-    type SharedPage: SharedPage + Send + Sync + Clone;
+    /// Pages shared with user space.
+    type SharedPage: SharedPage + Send + Sync + Lend;
     /// Eventfds.
-    type EventFd: EventFd + Send + Sync;
+    type EventFd: EventFd + Send + Sync + Lend;
     /// Timers of a VM's devices.
-    type Hrtimers: Hrtimers + Send + Sync;
-    /// Guest FPU.
-    type Fpu: Fpu + Send;
+    type Hrtimers: Hrtimers + Send + Sync + Lend;
+    /// Guest FPU. One of two handles to the same is used.
+    type Fpu: Fpu + Send + Lend;
+    /// Words of memory, as many as they were made with.
+    type Words: AsRef<[AtomicU64]> + Send + Sync + Lend;
 
     /// A vCPU's processor. Errors: ENOMEM.
     fn new_cpu(&self, config: &CpuConfig) -> Result<Self::Cpu, Errno>;
@@ -190,6 +198,8 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn new_fpu(&self) -> Result<Self::Fpu, Errno>;
     /// The timers of a VM's devices. Errors: ENOMEM.
     fn new_hrtimers(&self) -> Result<Self::Hrtimers, Errno>;
+    /// So many words, all 0. Errors: ENOMEM.
+    fn new_words(&self, n: usize) -> Result<Self::Words, Errno>;
     /// A zeroed page. Errors: ENOMEM.
     fn new_shared_page(&self) -> Result<Self::SharedPage, Errno>;
 
@@ -365,6 +375,29 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// One segment register of it.
     fn dump_segment(&self, _name: &'static str, _segment: &Segment) {}
 
+    /// Which events of the run loop are wanted now. Whoever changes that makes [`Request::Trace`](crate::Request::Trace) of
+    /// every vCPU afterwards.
+    fn traced(&self) -> TraceSet {
+        TraceSet::default()
+    }
+    /// Tells those who want to know. Any context.
+    fn trace(&self, _what: Trace) {}
+    /// Does anybody want events that are told where they happen? A load, since interrupts pay for it.
+    fn listens(&self) -> bool {
+        false
+    }
+    /// Tells such an event, which is only made while somebody wants one of them. Any context.
+    #[inline]
+    fn tell(&self, what: impl FnOnce() -> Trace)
+    where
+        Self: Sized,
+    {
+        if self.listens() {
+            self.trace(what());
+        }
+    }
+    /// A vCPU leaves KVM_RUN and has nowhere to go on: what an operator may want to know when it is gone. Task context.
+    fn ended(&self, _what: LastExit) {}
     /// Carries out a guest's command on this CPU.
     fn command(&self, what: Command);
 

@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering::*};
 
 /// Which of a vCPU's page-ins are over: one bit for each number from 0 to 63. Lock-free; any thread, any context.
 #[derive(Debug, Default)]
+#[repr(transparent)]
 pub struct PageIns(AtomicU64);
 
 impl PageIns {

@@ -25,5 +25,5 @@ pub const APICS: u8 = 10;
 pub const PIT: u8 = 12;
 /// The IOAPIC, or the 8259s.
 pub const CONTROLLERS: u8 = 13;
-/// `Vm::routing`.
-pub const ROUTING: u8 = 14;
+/// Whoever reads a [`Snapshot`](crate::Snapshot).
+pub const SNAPSHOT: u8 = 14;

@@ -35,22 +35,37 @@ pub enum Request {
     Hyperv = 10,
     /// The dirty ring is nearly full: leave until user space has emptied it.
     DirtyRingFull = 11,
+    /// What is traced of it has changed ([`TraceSet`](crate::TraceSet)): leave KVM_RUN as for a handover, and go on with it at once.
+    Trace = 12,
     /// Leave KVM_RUN between two instructions of the guest, to go on with it later: the VM goes to another engine. Served
     /// after all others.
     HandOver = 31,
 }
 
-const OUTSIDE: u32 = 0;
-const IN_GUEST: u32 = 1;
+/// KVM_RUN is left for them and goes on, and nobody is told.
+const LEAVES_QUIETLY: u64 = 1 << Request::HandOver as u8 | 1 << Request::Trace as u8;
 
-/// Requests and mode of one vCPU. Lock-free; any thread, any context.
+const OUTSIDE: u32 = 0;
+const IN_GUEST: u32 = VcpuRequests::IN_GUEST;
+
+/// Requests and mode of one vCPU. Lock-free; any thread, any context. Engines that hand a vCPU on to each other, and the base
+/// under them, share it: the requests' bits are at offset 0, the mode at 8.
 #[derive(Default)]
+#[repr(C)]
 pub struct VcpuRequests {
     requests: AtomicU64,
     mode: AtomicU32,
 }
 
+const _: () = {
+    assert!(core::mem::offset_of!(VcpuRequests, requests) == 0);
+    assert!(core::mem::offset_of!(VcpuRequests, mode) == 8);
+};
+
 impl VcpuRequests {
+    /// The mode of a vCPU that may be in its guest.
+    pub const IN_GUEST: u32 = 1;
+
     /// Nothing is asked for, and the vCPU is outside of the guest.
     pub const fn new() -> Self {
         Self { requests: AtomicU64::new(0), mode: AtomicU32::new(OUTSIDE) }
@@ -74,10 +89,15 @@ impl VcpuRequests {
         Requests(if self.pending() { self.requests.swap(0, SeqCst) } else { 0 })
     }
 
-    /// True if anything is asked for but a handover, of which the guest takes no notice.
+    /// True if anything is asked for but what the guest takes no notice of: a handover, or another set of trace events.
     #[inline]
     pub fn pending_for_guest(&self) -> bool {
-        self.requests.load(Relaxed) & !(1 << Request::HandOver as u8) != 0
+        self.requests.load(Relaxed) & !LEAVES_QUIETLY != 0
+    }
+
+    /// The word that holds a bit for each request, to be looked at.
+    pub fn word(&self) -> &AtomicU64 {
+        &self.requests
     }
 
     /// Looks at one request and leaves it.
@@ -119,6 +139,12 @@ impl Requests {
     #[inline]
     pub fn has(self, r: Request) -> bool {
         self.0 & 1 << r as u8 != 0
+    }
+
+    /// True if KVM_RUN is to be left, and to go on without anybody having been told.
+    #[inline]
+    pub fn leaves_quietly(self) -> bool {
+        self.0 & LEAVES_QUIETLY != 0
     }
 
     /// True if there is none.

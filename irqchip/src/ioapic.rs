@@ -370,7 +370,7 @@ impl Ioapic {
         if usize::from(pin) < IOAPIC_PINS { self.drive(pin, true) } else { Line::Ignored }
     }
 
-    fn entry(&self, pin: u8) -> u64 {
+    pub fn entry(&self, pin: u8) -> u64 {
         self.entries.get_nospec(usize::from(pin)).copied().unwrap_or(MASKED)
     }
 

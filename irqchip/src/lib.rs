@@ -31,7 +31,8 @@ pub use address::{Accept, Address, AddressCell};
 pub use bits::Bits256;
 pub use ioapic::{EoiPin, Ioapic, IoapicWrite, Line, PinMessage};
 pub use lapic::{
-    Config, Effect, Eoi, Features, Gp, InvalidState, Lapic, Lint0, Lvt, Mode, TimerEffect, Vapic, checked_base,
+    APIC_BASE_BSP, Config, Effect, Eoi, Features, Gp, InvalidState, Lapic, Lint0, Lvt, Mode, TimerEffect, Vapic,
+    checked_base,
 };
 pub use map::{ApicMap, Candidates};
 pub use message::{DeliveryMode, Message, MsiFormat, Shorthand, pick_lowest};

@@ -19,8 +19,6 @@ use once_cell::race::OnceBox;
 const FLAT: usize = 8;
 /// IDs of a cluster model: 15 clusters (and the broadcast) of 4.
 const CLUSTERS: usize = 64;
-/// Most candidates of one destination: the members of an x2APIC cluster.
-const MOST: usize = 16;
 
 /// The table of IDs has two levels, so that a small VM needs one small piece: IDs of a piece, and most pieces.
 const PIECE: usize = 512;
@@ -48,11 +46,14 @@ pub struct ApicMap {
 /// The vCPUs that a message may be for, in order of their IDs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Candidates {
-    indices: [u16; MOST],
+    indices: [u16; Candidates::MOST],
     count: usize,
 }
 
 impl Candidates {
+    /// Most of one destination: the members of an x2APIC cluster.
+    pub const MOST: usize = 16;
+
     fn push(&mut self, place: Option<&AtomicU16>) {
         let Some(index) = place.and_then(|p| p.load(Acquire).checked_sub(1)) else { return };
         // INDEX: counts what was found.
@@ -63,7 +64,7 @@ impl Candidates {
     }
 
     /// Their indices.
-    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = usize> + Clone + '_ {
         self.indices.iter().take(self.count).map(|i| usize::from(*i))
     }
 }

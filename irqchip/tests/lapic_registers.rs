@@ -167,7 +167,12 @@ fn base_reserved_bits() {
     assert_eq!(lapic.set_base(0xfee0_0c00, true, 0), Err(Gp), "x2APIC is not in CPUID");
     let mut lapic = x2apic(0);
     lapic.set_features(Features::default());
-    assert_eq!(lapic.set_base(lapic.base(), false, !0), Ok(()), "no change");
+    for host in [false, true] {
+        assert_eq!(lapic.set_base(lapic.base(), host, 0), Err(Gp), "no change, but it is not in CPUID any more");
+    }
+    let mut lapic = xapic(0);
+    assert_eq!(lapic.set_base(lapic.base(), true, 1 << 31), Err(Gp), "nor is the address");
+    assert_eq!(lapic.set_base(lapic.base(), false, 0), Ok(()));
 }
 
 #[test]

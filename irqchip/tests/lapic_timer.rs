@@ -134,12 +134,39 @@ fn tsc_deadline() {
     assert_eq!(lapic.expire(0, u64::MAX), TimerEffect::Cancel);
 }
 
+/// Both bits of the mode: it is neither of the two that count nor the TSC's deadline.
 #[test]
-fn reserved_mode_never_fires() {
+fn in_the_reserved_mode_what_counts_ends_and_nothing_begins() {
+    const RESERVED: u32 = DEADLINE | PERIODIC | 0x40;
     let mut lapic = xapic(0);
-    let _ = write(&mut lapic, LVT, DEADLINE | PERIODIC | 0x40);
+    let _ = write(&mut lapic, LVT, RESERVED);
     assert_eq!(timer(write(&mut lapic, INITIAL, 1000)), TimerEffect::Cancel);
     assert_eq!(lapic.expire(u64::MAX, u64::MAX), TimerEffect::Cancel);
+    for mode in [0, PERIODIC] {
+        let mut lapic = xapic(0);
+        let _ = write(&mut lapic, LVT, mode | 0x40);
+        let _ = write(&mut lapic, INITIAL, 1_000_000);
+        assert_eq!(timer(write_at(&mut lapic, LVT, RESERVED, 500)), TimerEffect::Keep, "{mode:#x}");
+        assert_eq!(
+            (lapic.timer_due(), read_at(&mut lapic, CURRENT, 1_000_000)),
+            (TimerEffect::ArmNs(2_000_000), 500_000)
+        );
+        assert_eq!(lapic.expire(2_000_000, 0), TimerEffect::Keep, "{mode:#x}");
+        assert_eq!((lapic.pending_vector(), lapic.timer_due()), (Some(0x40), TimerEffect::Cancel));
+    }
+    // Neither a new divisor nor a new count goes on with it, and the deadline is another timer.
+    for (register, value) in [(DIVIDE, BY_1), (INITIAL, 7), (LVT, DEADLINE)] {
+        let mut lapic = xapic(0);
+        let _ = write(&mut lapic, LVT, 0x40);
+        let _ = write(&mut lapic, INITIAL, 1000);
+        let _ = write(&mut lapic, LVT, RESERVED);
+        assert_eq!(timer(write_at(&mut lapic, register, value, 5)), TimerEffect::Cancel, "{register:#x}");
+        assert_eq!(lapic.timer_due(), TimerEffect::Cancel);
+    }
+    let mut lapic = xapic(0);
+    let _ = write(&mut lapic, LVT, DEADLINE | 0x40);
+    assert_eq!(lapic.set_tsc_deadline(5000), TimerEffect::ArmTsc(5000));
+    assert_eq!(timer(write(&mut lapic, LVT, RESERVED)), TimerEffect::Cancel);
 }
 
 fn get(lapic: &Lapic, now_ns: u64, format: bool) -> [u8; 1024] {

@@ -3,9 +3,10 @@
 use crate::shim;
 use core::arch::x86_64::__cpuid_count;
 
-/// Bits that follow a control register at run time, so that the kernel's boot-time record says nothing: OSXSAVE
-/// (Fn1_ECX) and OSPKE (Fn7_ECX).
-const LIVE: [(u32, u32, u32); 2] = [(1, 2, 1 << 27), (7, 2, 1 << 4)];
+/// Bits of which the kernel's record says nothing, (leaf, register, bits): OSXSAVE (Fn1_ECX) and OSPKE (Fn7_ECX) follow a control
+/// register at run time; LA57 (Fn7_ECX) is gone there if the kernel itself uses four levels, and a guest's own tables are walked by
+/// the processor in the guest's mode.
+const LIVE: [(u32, u32, u32); 2] = [(1, 2, 1 << 27), (7, 2, 1 << 4 | 1 << 16)];
 
 /// CPUID, unfiltered.
 pub fn raw(leaf: u32, subleaf: u32) -> [u32; 4] {

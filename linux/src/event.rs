@@ -1,10 +1,10 @@
 //! Eventfds.
 
-use crate::{errno::check_ptr, shim, shim::KEventFd};
+use crate::{errno::check_ptr, lend::lend, shim, shim::KEventFd};
 use core::ptr::NonNull;
 use host::{Errno, EventFd};
 
-/// A reference to a `struct eventfd_ctx`.
+/// A reference to the base's handle of an eventfd.
 pub struct KernelEventFd(NonNull<KEventFd>);
 
 // SAFETY: the kernel's object is reference counted and locks itself.
@@ -15,14 +15,23 @@ unsafe impl Sync for KernelEventFd {}
 impl KernelEventFd {
     /// Errors: EBADF, EINVAL.
     pub fn get(fd: i32) -> Result<Self, Errno> {
-        check_ptr(shim::hsave_eventfd_get(fd)).map(Self)
+        check_ptr(shim::hsave_eventfd_open(fd)).map(Self)
     }
 
-    /// Is this the context at that address?
-    pub fn is(&self, other: *const KEventFd) -> bool {
-        self.0.as_ptr().cast_const() == other
+    /// Another reference to what the base has one to.
+    ///
+    /// # Safety
+    /// It lives.
+    pub unsafe fn of_base(event: *mut KEventFd) -> Self {
+        // SAFETY: by contract it is no null pointer, and lives.
+        unsafe {
+            shim::hsave_eventfd_get(event);
+            Self(NonNull::new_unchecked(event))
+        }
     }
 }
+
+lend!(KernelEventFd, EventFd, hsave_eventfd_get);
 
 impl EventFd for KernelEventFd {
     #[inline]
@@ -32,7 +41,8 @@ impl EventFd for KernelEventFd {
     }
 
     fn same(&self, other: &Self) -> bool {
-        self.0 == other.0
+        // SAFETY: we hold references.
+        unsafe { shim::hsave_eventfd_same(self.0.as_ptr(), other.0.as_ptr()) }
     }
 }
 

@@ -1,14 +1,14 @@
 //! The guest's FPU.
 
-use crate::{errno::check, shim, shim::KFpu};
+use crate::{errno::check, lend::lend, shim, shim::KFpu};
 use core::ptr::NonNull;
 use host::{Errno, Fpu, try_filled};
 
-/// The kernel's `struct fpu_guest`.
+/// A counted reference to the kernel's `struct fpu_guest`.
 pub struct KernelFpu(NonNull<KFpu>);
 
-// SAFETY: the object is used by whoever holds `&mut` or `&`; the kernel ties it to no task while it is not loaded, and
-// it is loaded and put within one KVM_RUN.
+// SAFETY: the object is used by whoever holds `&mut` or `&`, of the one reference that is used; the kernel ties it to no task while it
+// is not loaded, and it is loaded and put within one KVM_RUN.
 unsafe impl Send for KernelFpu {}
 
 /// Offsets in the XSAVE area (APM vol 2, 11.5.9; the same as FXSAVE up to 512).
@@ -32,6 +32,8 @@ impl KernelFpu {
         check(unsafe { shim::hsave_fpu_set(self.0.as_ptr(), buf.as_ptr(), xcr0, pkru) }).map(|_| ())
     }
 }
+
+lend!(KernelFpu, Fpu, hsave_fpu_hold);
 
 impl Fpu for KernelFpu {
     #[inline]
@@ -117,7 +119,7 @@ impl Fpu for KernelFpu {
 
 impl Drop for KernelFpu {
     fn drop(&mut self) {
-        // SAFETY: ours alone, and not loaded: KVM_RUN pairs `load` and `put`.
+        // SAFETY: our reference; it is not loaded: KVM_RUN pairs `load` and `put`.
         unsafe { shim::hsave_fpu_free(self.0.as_ptr()) }
     }
 }

@@ -1,11 +1,10 @@
 //! The timers of a VM's devices.
 
-use crate::{Linux, shim, shim::KHrtimers};
-use core::ffi::c_void;
+use crate::{Linux, lend::lend, shim, shim::KHrtimers, shim::KVm};
 use core::ptr::NonNull;
 use host::{Errno, Hrtimer, Hrtimers};
 
-/// A VM's.
+/// A counted reference to a VM's.
 pub struct KernelHrtimers(NonNull<KHrtimers>);
 
 // SAFETY: the kernel's timers may be used from any thread.
@@ -22,12 +21,14 @@ impl KernelHrtimers {
     /// Names the VM that they belong to, before anybody else knows it.
     ///
     /// # Safety
-    /// `vm` is at its final place; it drops the hrtimers before anything that [`hsave_hrtimer_expired`] uses.
-    pub unsafe fn bind(&self, vm: *const vm::Vm<Linux>) {
+    /// `vm` outlives them; what it has in its engine drops them before anything that [`hsave_hrtimer_expired`] and [`hsave_hrtimer_late`] use.
+    pub unsafe fn bind(&self, vm: *mut KVm) {
         // SAFETY: alive until `drop`; by contract.
-        unsafe { shim::hsave_hrtimers_bind(self.0.as_ptr(), vm.cast::<c_void>()) }
+        unsafe { shim::hsave_hrtimers_bind(self.0.as_ptr(), vm) }
     }
 }
+
+lend!(KernelHrtimers, Hrtimers, hsave_hrtimers_get);
 
 impl Hrtimers for KernelHrtimers {
     fn arm(&self, which: Hrtimer, deadline: u64) {
@@ -48,20 +49,33 @@ impl Hrtimers for KernelHrtimers {
 
 impl Drop for KernelHrtimers {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, freed here only; waits for expiries that are under way.
-        unsafe { shim::hsave_hrtimers_free(self.0.as_ptr()) }
+        // SAFETY: our reference; the last one waits for expiries that are under way.
+        unsafe { shim::hsave_hrtimers_put(self.0.as_ptr()) }
     }
 }
 
-/// A timer expired; hard interrupt context.
+/// A timer expired; hard interrupt context. False: the rest is for [`hsave_hrtimer_late`].
 ///
 /// # Safety
-/// `vm` is the one that the hrtimers were bound to; it is alive, because dropping its hrtimers waits for this call.
+/// `vm` is the engine's part of the VM that the hrtimers were bound to; it is alive, because dropping its hrtimers waits for
+/// this call, or, where another engine has them too, the base has.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hsave_hrtimer_expired(vm: *const vm::Vm<Linux>, which: u32) {
-    let Some(which) = Hrtimer::ALL.get(which as usize) else { return };
+unsafe extern "C" fn hsave_hrtimer_expired(vm: *const vm::Vm<Linux>, which: u32) -> bool {
+    let Some(which) = Hrtimer::ALL.get(which as usize) else { return true };
     // SAFETY: by contract.
-    unsafe { &*vm }.hrtimer_expired(*which);
+    unsafe { &*vm }.hrtimer_expired(*which).is_ok()
+}
+
+/// What the expiry of a timer has left. In a task, interrupts are on; no timer is armed.
+///
+/// # Safety
+/// See [`hsave_hrtimer_expired`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hsave_hrtimer_late(vm: *const vm::Vm<Linux>, which: u32) {
+    if let Some(which) = Hrtimer::ALL.get(which as usize) {
+        // SAFETY: by contract.
+        unsafe { &*vm }.hrtimer_late(*which);
+    }
 }
 
 const _: () = assert!(Hrtimer::ALL.len() == shim::HRTIMERS, "the shim has a timer for each");

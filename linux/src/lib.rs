@@ -1,7 +1,7 @@
-//! The module: the hypervisor's traits over the Linux kernel, and its entry points.
+//! An engine: the hypervisor's traits over the Linux kernel, and its entry points.
 //!
-//! One object for all kernels; what differs between them is in the C shim (linux/shim), which holds inlines, macros
-//! and static tables of the kernel and no logic. [`Linux`] implements `host::Host`, `Kernel` implements
+//! One object for all kernels; what differs between them is in C: the base (linux/shim/kvm), which owns the files of VMs and vCPUs,
+//! the CPUs and what the kernel calls back, and has no policy (docs/decisions/0033). [`Linux`] implements `host::Host`, `Kernel` implements
 //! `switch::Platform`; `load` is where it begins, `files` is where system calls arrive.
 #![no_std]
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -9,6 +9,7 @@
 extern crate alloc;
 
 mod cpuid;
+mod debugfs;
 mod errno;
 mod event;
 #[cfg(target_os = "none")]
@@ -17,14 +18,13 @@ mod files;
 mod fpu;
 mod heap;
 mod hrtimer;
-mod irqfd;
+mod lend;
 mod load;
 mod lock;
 mod log;
 mod machine;
 mod newfile;
 mod notify;
-mod object;
 #[cfg(feature = "panics")]
 mod on_purpose;
 mod page;
@@ -32,6 +32,7 @@ mod panic;
 mod platform;
 mod shim;
 mod thread;
-mod vfio;
+mod trace;
+mod upgrade;
 
 pub use machine::Linux;

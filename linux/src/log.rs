@@ -2,15 +2,9 @@
 
 use crate::shim;
 
-/// At level info.
-pub fn info(text: &str) {
-    // SAFETY: the text is valid for its length.
-    unsafe { shim::hsave_log_info(text.as_ptr(), text.len()) }
-}
-
 /// At level error.
 pub fn err(text: &str) {
-    // SAFETY: as above.
+    // SAFETY: the text is valid for its length.
     unsafe { shim::hsave_log_err(text.as_ptr(), text.len()) }
 }
 

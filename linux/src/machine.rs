@@ -2,13 +2,13 @@
 
 use crate::{
     cpuid, errno::from_kernel, event::KernelEventFd, fpu::KernelFpu, load, lock, log, page, page::KernelPage,
-    page::Page, platform::Kernel, shim, thread::Thread,
+    page::Page, platform::Kernel, shim, thread::Thread, trace,
 };
 use arch::{HostPa, Hva, Segment};
 use core::ptr::NonNull;
 use host::{
-    Command, CpuConfig, CpuFeatures, Errno, Host, MapLevel, PauseParameters, Pfn, PollParameters, Stop, TableCells,
-    TablePage, TimePoint, Work,
+    Command, CpuConfig, CpuFeatures, Errno, Host, LastExit, MapLevel, PauseParameters, Pfn, PollParameters, Stop,
+    TableCells, TablePage, TimePoint, Trace, TraceSet, Work,
 };
 use switch::{Platform, Svm};
 
@@ -23,6 +23,7 @@ impl Host for Linux {
     type RawSpinIrq<const RANK: u8> = lock::IrqSpinLock;
     type RawRwSpin<const RANK: u8> = lock::SpinRwLock;
     type RawRwSem<const RANK: u8> = lock::SleepRwLock;
+    type Snapshot<T: Send + Sync> = lock::SrcuSnapshot<T>;
     type Cpu = Svm<Kernel>;
     type Thread = Thread;
     type UserPage = Page;
@@ -30,6 +31,7 @@ impl Host for Linux {
     type Hrtimers = crate::hrtimer::KernelHrtimers;
     type EventFd = KernelEventFd;
     type Fpu = KernelFpu;
+    type Words = page::KernelWords;
 
     fn new_cpu(&self, config: &CpuConfig) -> Result<Self::Cpu, Errno> {
         Svm::new(load::machine().ok_or(Errno::ENODEV)?, config)
@@ -46,6 +48,10 @@ impl Host for Linux {
     fn new_hrtimers(&self) -> Result<Self::Hrtimers, Errno> {
         crate::hrtimer::KernelHrtimers::new()
     }
+    fn new_words(&self, n: usize) -> Result<page::KernelWords, Errno> {
+        page::KernelWords::new(n)
+    }
+
     fn new_shared_page(&self) -> Result<KernelPage, Errno> {
         KernelPage::new()
     }
@@ -310,6 +316,25 @@ impl Host for Linux {
             Command::Prediction(bits) => unsafe { shim::hsave_prediction_command(bits) },
             Command::FlushL1d => shim::hsave_flush_l1d(),
         }
+    }
+
+    fn ended(&self, what: LastExit) {
+        let LastExit { vcpu, reason, detail, code, info1, info2, int_info, rip } = what;
+        shim::hsave_ended(vcpu, reason, detail, code, info1, info2, int_info, rip);
+    }
+
+    fn traced(&self) -> TraceSet {
+        TraceSet(shim::hsave_traced())
+    }
+
+    #[inline]
+    fn trace(&self, what: Trace) {
+        trace::tell(what);
+    }
+
+    #[inline]
+    fn listens(&self) -> bool {
+        trace::listens()
     }
 
     fn warn(&self, what: &'static str, value: u64) {

@@ -5,10 +5,9 @@ use crate::{
     shim,
     shim::KFile,
 };
-use alloc::boxed::Box;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
-use host::{Errno, OneBox};
+use host::Errno;
 
 /// A descriptor that nobody uses yet.
 struct Fd(i32);
@@ -27,8 +26,7 @@ impl Drop for Fd {
     }
 }
 
-/// A file that owns nothing and that nobody sees yet. It is made first, so that nothing can fail once the object exists
-/// that it is for: what user space cannot close it could not undo.
+/// A file that nobody sees yet.
 pub struct NewFile {
     fd: Fd,
     file: NonNull<KFile>,
@@ -45,23 +43,18 @@ impl NewFile {
         self.fd.0
     }
 
-    /// Hands `object` to the file and returns the descriptor. The file may be closed by another thread before this
-    /// returns.
-    ///
-    /// # Safety
-    /// The file's release takes a `T`.
-    pub unsafe fn give<T>(self, object: OneBox<T>) -> i64 {
+    /// Gives the file to the process and returns the descriptor. It may be closed by another thread before this returns.
+    pub fn install(self) -> i64 {
         let this = ManuallyDrop::new(self);
-        let raw = Box::into_raw(object.into_inner());
         // SAFETY: descriptor and file are ours, and both become the process's.
-        unsafe { shim::hsave_file_install(this.fd.0, this.file.as_ptr(), raw.cast()) };
+        unsafe { shim::hsave_file_install(this.fd.0, this.file.as_ptr()) };
         this.fd.0.into()
     }
 }
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        // SAFETY: ours; its release finds that it owns nothing.
+        // SAFETY: ours; its release gives back what it has.
         unsafe { shim::hsave_file_drop(self.file.as_ptr()) }
     }
 }

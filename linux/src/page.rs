@@ -2,8 +2,9 @@
 
 use crate::{errno::from_kernel, shim};
 use arch::{HostPa, Hva};
-use core::ptr::NonNull;
-use host::{Errno, PAGE_SIZE, PageCells, Pfn, SharedPage, Stop, UserPage};
+use core::ptr::{NonNull, with_exposed_provenance_mut};
+use core::sync::atomic::AtomicU64;
+use host::{Errno, Lend, LentKind, PAGE_SIZE, PageCells, Pfn, SharedPage, Stop, UserPage};
 
 /// A page of user memory, referenced where it has a count; else the mmu notifier alone tells when it goes.
 pub struct Page {
@@ -117,11 +118,17 @@ impl SharedPage for KernelPage {
     }
 }
 
-impl Clone for KernelPage {
-    fn clone(&self) -> Self {
-        // SAFETY: we hold a reference.
-        unsafe { shim::hsave_shared_get(self.pa.0) };
-        Self { va: self.va, pa: self.pa }
+impl Lend for KernelPage {
+    const KIND: LentKind = LentKind::SharedPage;
+
+    fn number(&self) -> u64 {
+        self.pa.0
+    }
+
+    fn of_number(number: u64) -> Option<Self> {
+        // SAFETY: by contract of the trait it is a page that lives.
+        let va = unsafe { shim::hsave_shared_get(number) };
+        Some(Self { va: NonNull::new(va.cast())?, pa: HostPa(number) })
     }
 }
 
@@ -129,5 +136,54 @@ impl Drop for KernelPage {
     fn drop(&mut self) {
         // SAFETY: our reference; mappings in user space and other handles have their own.
         unsafe { shim::hsave_shared_free(self.pa.0) }
+    }
+}
+
+/// A counted reference to words of memory of the base's.
+pub struct KernelWords {
+    words: NonNull<AtomicU64>,
+    len: usize,
+}
+
+// SAFETY: they are reached as atomics only.
+unsafe impl Send for KernelWords {}
+// SAFETY: as above.
+unsafe impl Sync for KernelWords {}
+
+impl KernelWords {
+    /// All 0. Errors: ENOMEM.
+    pub fn new(len: usize) -> Result<Self, Errno> {
+        let words = NonNull::new(shim::hsave_words_alloc(len).cast()).ok_or(Errno::ENOMEM)?;
+        Ok(Self { words, len })
+    }
+}
+
+impl AsRef<[AtomicU64]> for KernelWords {
+    #[inline]
+    fn as_ref(&self) -> &[AtomicU64] {
+        // SAFETY: so many they are, aligned, until `drop`.
+        unsafe { core::slice::from_raw_parts(self.words.as_ptr(), self.len) }
+    }
+}
+
+impl Lend for KernelWords {
+    const KIND: LentKind = LentKind::Words;
+
+    fn number(&self) -> u64 {
+        self.words.as_ptr().expose_provenance() as u64
+    }
+
+    fn of_number(number: u64) -> Option<Self> {
+        let words = NonNull::new(with_exposed_provenance_mut::<AtomicU64>(number as usize))?;
+        // SAFETY: by contract of the trait they live.
+        let len = unsafe { shim::hsave_words_get(words.as_ptr().cast()) };
+        Some(Self { words, len })
+    }
+}
+
+impl Drop for KernelWords {
+    fn drop(&mut self) {
+        // SAFETY: our reference.
+        unsafe { shim::hsave_words_put(self.words.as_ptr().cast()) }
     }
 }

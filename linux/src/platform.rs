@@ -1,10 +1,9 @@
 //! The kernel under the world switch.
 
-use crate::{cpuid, errno::check, shim};
+use crate::{cpuid, shim};
 use arch::HostPa;
 use core::arch::asm;
 use core::ptr::NonNull;
-use host::Errno;
 use switch::{CpuData, Pages, Platform};
 
 /// The leaf that says what SVM can do (APM appendix E).
@@ -25,16 +24,13 @@ unsafe impl Platform for Kernel {
         Some(Pages { va: NonNull::new(va)?, pa: HostPa(pa) })
     }
 
-    fn alloc_cpu_page(cpu: u32) -> Option<Pages> {
-        let mut pa = 0;
-        // SAFETY: the number is a possible CPU's; `pa` is written on success.
-        let va = unsafe { shim::hsave_cpu_page_alloc(cpu, &mut pa) };
-        Some(Pages { va: NonNull::new(va)?, pa: HostPa(pa) })
-    }
-
     unsafe fn free_pages(pages: Pages, order: u32) {
         // SAFETY: by contract they came from `alloc_pages`.
         unsafe { shim::hsave_pages_free(pages.va.as_ptr(), order) }
+    }
+
+    fn new_token() -> u64 {
+        shim::hsave_vcpu_token()
     }
 
     #[inline(always)]
@@ -88,6 +84,10 @@ unsafe impl Platform for Kernel {
         shim::hsave_guest_barrier();
     }
 
+    fn tell_entry(vcpu: u32, rip: u64, at_once: bool, event_inj: u64) {
+        shim::hsave_trace_entry(vcpu, rip, at_once, event_inj);
+    }
+
     fn interrupt_self() {
         shim::hsave_interrupt_self();
     }
@@ -115,15 +115,6 @@ unsafe impl Platform for Kernel {
 
     fn set_user_return_tsc_aux(value: u64) {
         shim::hsave_set_user_return_tsc_aux(value);
-    }
-
-    fn svme_on() -> Result<(), Errno> {
-        check(shim::hsave_svme_on()).map(|_| ())
-    }
-
-    fn svme_off() {
-        // SAFETY: no guest runs on this CPU (contract of the caller, `Machine::disable`), and `svme_on` was called.
-        unsafe { shim::hsave_svme_off() }
     }
 
     fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {

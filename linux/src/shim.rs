@@ -1,10 +1,13 @@
-//! The C shim, as Rust sees it (linux/shim/kvm/*.c). Types of the kernel are opaque.
+//! The base (linux/shim/kvm/*.c), as an engine sees it. Types of the kernel are opaque.
 //!
 //! This file is the source of both sides: `xtask/src/border.rs` makes a C header of it, with which the C compiler checks
-//! the shim. It reads one function, constant or type at a time, in the form in which they stand here.
+//! the base, and what the base exports. It reads one function, variable, constant, struct or type at a time, in the form in which they
+//! stand here. Long because: one border. What the base calls in an engine is behind `#[unsafe(no_mangle)]` in this crate; the header has a table of that.
 
 use core::ffi::c_void;
-use switch::CpuData;
+use core::mem::{offset_of, size_of};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
+use host::{PageIns, VcpuRequests};
 
 macro_rules! opaque {
     ($($(#[$doc:meta])* $name:ident = $c:literal)*) => {
@@ -18,28 +21,32 @@ macro_rules! opaque {
     };
 }
 opaque! {
-    /// A vCPU's thread: wait place, timer.
+    /// A VM, whatever engine it has.
+    KVm = "struct hsave_vm"
+    /// The file of a vCPU.
+    KVcpu = "struct hsave_vcpu"
+    /// A vCPU's thread: wait place, timer, page-ins. Begins with [`ThreadShared`].
     KThread = "struct hsave_thread"
-    /// What a vCPU shares with those who bring pages in for it.
-    KPageIns = "struct hsave_page_ins"
     /// The guest's FPU state.
     KFpu = "struct fpu_guest"
-    /// An eventfd.
-    KEventFd = "struct eventfd_ctx"
-    /// An mmu notifier.
-    KNotifier = "struct hsave_notifier"
+    /// An eventfd, counted.
+    KEventFd = "struct hsave_eventfd"
     /// The timers of a VM's devices.
     KHrtimers = "struct hsave_hrtimers"
     /// An open file.
     KFile = "struct file"
-    /// An eventfd that raises an interrupt.
-    KIrqfd = "struct hsave_irqfd"
-    /// What takes back the bindings of eventfds that are closed.
-    KSweeper = "struct hsave_sweeper"
-    /// A process's address space.
-    KMm = "struct mm_struct"
 }
 
+/// What a base and its engines, and engines among each other, have to agree about, in this version: this file, what is exported here,
+/// `CpuData`, and of the crates above the numbers of requests, timers and what is lent, and `Moved`.
+#[expect(dead_code, reason = "only the C side looks at it")]
+pub const INTERFACE: u32 = 1;
+/// `hsave_run`: the vCPU has left KVM_RUN for a handover, and user space is told nothing.
+pub const RAN_HAND_OVER: i64 = 1;
+/// How many words go from one engine to the next in the last step of a handover.
+pub const MOVED: usize = 21;
+/// The vCPU may be in its guest.
+pub const IN_GUEST: u32 = 1;
 /// How many timers a VM's devices have.
 pub const HRTIMERS: usize = 2;
 /// Of `hsave_user_page`: the guest may write to the page.
@@ -48,22 +55,100 @@ pub const PAGE_WRITABLE: i32 = 1;
 #[expect(dead_code, reason = "only the shim looks at it")]
 pub const PAGE_UNCOUNTED: i32 = 2;
 
-// SAFETY: the C compiler compares the signatures with the shim's; `safe` are functions that may be called with any
-// arguments, in the contexts that their callers are called in.
+/// What `hsave_vm_value` is asked for: a statistic of the VM, one of its vCPUs, or something of one vCPU.
+pub const VALUE_VM: u32 = 0;
+pub const VALUE_VCPU: u32 = 1;
+#[expect(dead_code, reason = "always zero, whoever asks")]
+pub const VALUE_GUEST_MODE: u32 = 2;
+pub const VALUE_TSC_OFFSET: u32 = 3;
+#[expect(dead_code, reason = "always zero, whoever asks")]
+pub const VALUE_TIMER_ADVANCE: u32 = 4;
+pub const VALUE_TSC_RATIO: u32 = 5;
+pub const VALUE_TSC_FRACTION: u32 = 6;
+
+/// The numbers of `host::TraceEvent`.
+pub const TRACE_ENTRY: u32 = 0;
+pub const TRACE_EXIT: u32 = 1;
+pub const TRACE_MMIO: u32 = 2;
+pub const TRACE_PIO: u32 = 3;
+pub const TRACE_MSR: u32 = 4;
+pub const TRACE_CR: u32 = 5;
+pub const TRACE_CPUID: u32 = 6;
+pub const TRACE_INJ_VIRQ: u32 = 7;
+pub const TRACE_INJ_EXCEPTION: u32 = 8;
+pub const TRACE_PAGE_FAULT: u32 = 9;
+pub const TRACE_APIC: u32 = 10;
+pub const TRACE_APIC_IPI: u32 = 11;
+pub const TRACE_APIC_ACCEPT_IRQ: u32 = 12;
+pub const TRACE_EOI: u32 = 13;
+pub const TRACE_PV_EOI: u32 = 14;
+pub const TRACE_HYPERCALL: u32 = 15;
+pub const TRACE_HALT_POLL_NS: u32 = 16;
+pub const TRACE_VCPU_WAKEUP: u32 = 17;
+pub const TRACE_PLE_WINDOW: u32 = 18;
+pub const TRACE_USERSPACE_EXIT: u32 = 19;
+pub const TRACE_HV_HYPERCALL: u32 = 20;
+
+/// What base and engine both touch of a vCPU's thread.
+#[repr(C)]
+pub struct ThreadShared {
+    /// What is asked of the vCPU, and where it is.
+    pub requests: VcpuRequests,
+    /// Page-ins that are over.
+    pub page_ins: PageIns,
+    /// It sleeps for want of anything to do.
+    pub blocked: AtomicBool,
+}
+
+const _: () = {
+    assert!(offset_of!(ThreadShared, requests) == 0 && size_of::<VcpuRequests>() == 16);
+    assert!(offset_of!(ThreadShared, page_ins) == 16 && size_of::<PageIns>() == 8);
+    assert!(offset_of!(ThreadShared, blocked) == 24);
+    assert!(IN_GUEST == VcpuRequests::IN_GUEST);
+};
+
+/// A VM on its way from one engine to another (docs/decisions/0036). The base makes it, with all of it 0 but `why`, and frees what
+/// is in it.
+#[repr(C)]
+pub struct Parcel {
+    /// The sections, on the base's heap.
+    pub state: *mut u8,
+    pub state_len: usize,
+    /// The numbers of what is lent, on the base's heap.
+    pub lent: *mut u64,
+    pub lent_len: usize,
+    /// `MOVED` words.
+    pub moved: *mut u64,
+    /// Why the VM does not go, as text without an end, and how much room there is for it.
+    pub why: *mut u8,
+    pub why_len: usize,
+}
+
+const _: () = {
+    assert!(offset_of!(Parcel, state) == 0 && offset_of!(Parcel, why_len) == 48);
+    assert!(offset_of!(Parcel, state_len) == 8 && offset_of!(Parcel, lent) == 16 && offset_of!(Parcel, lent_len) == 24);
+    assert!(offset_of!(Parcel, moved) == 32 && offset_of!(Parcel, why) == 40 && size_of::<Parcel>() == 56);
+    assert!(MOVED == vm::handover::MOVED);
+};
+
+// SAFETY: the C compiler compares the signatures with the base's; `safe` are functions that may be called with any
+// arguments, in the contexts that their callers are called in, and variables that are there as long as the base is.
 #[rustfmt::skip]
 unsafe extern "C" {
     // memory.c
     pub fn hsave_heap_alloc(size: usize, zeroed: bool) -> *mut u8;
     pub fn hsave_heap_free(p: *mut u8);
     pub fn hsave_pages_alloc(order: u32, pa: *mut u64) -> *mut u8;
-    pub fn hsave_cpu_page_alloc(cpu: u32, pa: *mut u64) -> *mut u8;
     pub fn hsave_pages_free(va: *mut u8, order: u32);
     pub safe fn hsave_table_alloc() -> u64;
     pub safe fn hsave_table(pa: u64) -> *mut c_void;
     pub fn hsave_table_free(pa: u64);
     pub fn hsave_shared_alloc(pa: *mut u64) -> *mut u8;
-    pub fn hsave_shared_get(pa: u64);
+    pub fn hsave_shared_get(pa: u64) -> *mut u8;
     pub fn hsave_shared_free(pa: u64);
+    pub safe fn hsave_words_alloc(n: usize) -> *mut u64;
+    pub fn hsave_words_get(words: *mut u64) -> usize;
+    pub fn hsave_words_put(words: *mut u64);
 
     // pin.c
     pub fn hsave_user_page(hva: u64, write: bool, wait: bool, pa: *mut u64) -> i32;
@@ -91,17 +176,19 @@ unsafe extern "C" {
     pub fn hsave_wake_word(word: *const u32);
     pub safe fn hsave_preempt_disable();
     pub fn hsave_preempt_enable();
+    pub safe fn hsave_srcu_read_lock() -> i32;
+    pub fn hsave_srcu_read_unlock(idx: i32);
+    pub safe fn hsave_synchronize_srcu();
     pub safe fn hsave_irq_save();
     pub fn hsave_irq_restore();
     pub safe fn hsave_cond_resched();
     pub safe fn hsave_do_work() -> i32;
-    pub safe fn hsave_sigmask_set(mask: u64);
-    pub safe fn hsave_sigmask_restore();
 
     // thread.c
-    pub fn hsave_thread_new(owner: *const c_void) -> *mut KThread;
-    pub fn hsave_thread_free(t: *mut KThread);
-    pub fn hsave_thread_run(t: *mut KThread, running: bool);
+    pub fn hsave_thread_new(sibling: *const KThread) -> *mut KThread;
+    pub fn hsave_thread_get(t: *mut KThread);
+    pub fn hsave_thread_put(t: *mut KThread);
+    pub fn hsave_thread_run(t: *mut KThread, vm: *const c_void);
     pub fn hsave_thread_kick(t: *mut KThread);
     pub fn hsave_thread_wake(t: *mut KThread);
     pub fn hsave_thread_yield_to(t: *mut KThread) -> i32;
@@ -123,17 +210,14 @@ unsafe extern "C" {
     pub fn hsave_timer_migrate(t: *mut KThread);
 
     // async_pf.c
-    pub safe fn hsave_page_ins_start() -> i32;
-    pub safe fn hsave_page_ins_stop();
-    pub fn hsave_page_ins_new(owner: *const c_void, sibling: *const KPageIns) -> *mut KPageIns;
-    pub fn hsave_page_ins_free(all: *mut KPageIns);
-    pub fn hsave_page_ins_forget(all: *mut KPageIns);
-    pub fn hsave_page_in_start(all: *mut KPageIns, hva: u64, write: bool, number: u8) -> i32;
+    pub fn hsave_page_ins_forget(t: *mut KThread);
+    pub fn hsave_page_in_start(t: *mut KThread, hva: u64, write: bool, number: u8) -> i32;
 
     // hrtimer.c
     pub safe fn hsave_hrtimers_new() -> *mut KHrtimers;
-    pub fn hsave_hrtimers_bind(all: *mut KHrtimers, vm: *const c_void);
-    pub fn hsave_hrtimers_free(all: *mut KHrtimers);
+    pub fn hsave_hrtimers_bind(all: *mut KHrtimers, vm: *mut KVm);
+    pub fn hsave_hrtimers_get(all: *mut KHrtimers);
+    pub fn hsave_hrtimers_put(all: *mut KHrtimers);
     pub fn hsave_hrtimer_arm(all: *mut KHrtimers, which: u32, ns: u64);
     pub fn hsave_hrtimer_cancel(all: *mut KHrtimers, which: u32);
     pub fn hsave_hrtimer_migrate(all: *mut KHrtimers, which: u32);
@@ -141,9 +225,6 @@ unsafe extern "C" {
     // params.c
     pub safe fn hsave_min_timer_period_us() -> u32;
     pub safe fn hsave_tsc_tolerance_ppm() -> u32;
-    pub safe fn hsave_hidden_svm_features() -> u32;
-    pub safe fn hsave_dumps_invalid_vmcb() -> bool;
-    pub fn hsave_pause_parameters(count: *mut u32, thresh: *mut u32, grow: *mut u32, shrink: *mut u32, max: *mut u32);
 
     // halt.c
     pub fn hsave_poll_parameters(max: *mut u32, grow: *mut u32, grow_start: *mut u32, shrink: *mut u32);
@@ -152,6 +233,7 @@ unsafe extern "C" {
 
     // fpu.c
     pub safe fn hsave_fpu_new() -> *mut KFpu;
+    pub fn hsave_fpu_hold(fpu: *mut KFpu);
     pub fn hsave_fpu_free(fpu: *mut KFpu);
     pub fn hsave_fpu_swap(fpu: *mut KFpu, enter: bool);
     pub fn hsave_fpu_abandon();
@@ -166,8 +248,6 @@ unsafe extern "C" {
     pub fn hsave_fpu_mmx_set(n: u32, value: u64);
 
     // clock.c
-    pub safe fn hsave_clock_start() -> i32;
-    pub safe fn hsave_clock_stop();
     pub safe fn hsave_tsc_is_stable() -> bool;
     pub safe fn hsave_tsc_khz() -> u32;
     pub safe fn hsave_now_ns() -> u64;
@@ -175,46 +255,34 @@ unsafe extern "C" {
     pub safe fn hsave_suspends() -> u64;
 
     // event.c
-    pub safe fn hsave_eventfd_get(fd: i32) -> *mut KEventFd;
-    pub fn hsave_eventfd_put(ctx: *mut KEventFd);
-    pub fn hsave_eventfd_signal(ctx: *mut KEventFd);
+    pub safe fn hsave_eventfd_open(fd: i32) -> *mut KEventFd;
+    pub fn hsave_eventfd_get(event: *mut KEventFd);
+    pub fn hsave_eventfd_put(event: *mut KEventFd);
+    pub fn hsave_eventfd_signal(event: *mut KEventFd);
+    pub fn hsave_eventfd_same(event: *const KEventFd, other: *const KEventFd) -> bool;
 
     // irqfd.c
-    pub safe fn hsave_irqfd_new(fd: i32) -> *mut KIrqfd;
-    pub fn hsave_irqfd_bind(i: *mut KIrqfd, sweeper: *mut KSweeper, vm: *const c_void, gsi: u32, resample: bool) -> i32;
-    pub fn hsave_irqfd_free(i: *mut KIrqfd);
-    pub fn hsave_irqfd_event(i: *const KIrqfd) -> *const KEventFd;
-    pub fn hsave_irqfd_dead(i: *const KIrqfd) -> bool;
-    pub fn hsave_sweeper_new(list: *const c_void) -> *mut KSweeper;
-    pub fn hsave_sweeper_free(s: *mut KSweeper);
+    pub fn hsave_irqfd_assign(vm: *mut KVm, fd: i32, gsi: u32, resample: bool, resample_fd: i32) -> i32;
+    pub fn hsave_irqfd_deassign(vm: *mut KVm, fd: i32, gsi: u32) -> i32;
 
     // vfio.c
-    pub safe fn hsave_vfio_get(fd: i32) -> *mut KFile;
-    pub fn hsave_vfio_put(file: *mut KFile);
-    pub fn hsave_vfio_coherent(file: *mut KFile) -> bool;
-    pub fn hsave_vfio_set_vm(file: *mut KFile, vm: *const c_void);
-
-    // notify.c
-    pub fn hsave_notifier_new(vm: *const c_void) -> *mut KNotifier;
-    pub fn hsave_notifier_free(n: *mut KNotifier);
-    pub safe fn hsave_notifiers_settle();
-    pub fn hsave_notifier_mm(n: *const KNotifier) -> *const KMm;
+    pub fn hsave_vfio_add(vm: *mut KVm, fd: i32) -> i32;
+    pub fn hsave_vfio_del(vm: *mut KVm, fd: i32) -> i32;
 
     // file.c
-    pub safe fn hsave_device_register() -> i32;
-    pub safe fn hsave_device_unregister();
     pub safe fn hsave_fd_reserve() -> i32;
     pub fn hsave_fd_release(fd: i32);
-    pub safe fn hsave_vm_file() -> *mut KFile;
-    pub safe fn hsave_vcpu_file(id: u32) -> *mut KFile;
-    pub safe fn hsave_stats_file(vcpu: i64) -> *mut KFile;
-    pub safe fn hsave_device_file() -> *mut KFile;
+    pub fn hsave_stats_file(vm: *mut KVm, vcpu: i64, id: i64) -> *mut KFile;
+    pub fn hsave_device_file(vm: *mut KVm) -> *mut KFile;
     pub fn hsave_file_drop(file: *mut KFile);
-    pub fn hsave_file_install(fd: i32, file: *mut KFile, object: *mut c_void);
-    pub safe fn hsave_pid() -> u32;
+    pub fn hsave_file_install(fd: i32, file: *mut KFile);
+    pub fn hsave_vcpu_set_mask(vcpu: *mut KVcpu, on: bool, blocked: u64);
+
+    // debugfs.c
+    pub fn hsave_debugfs_stat(name: *const u8, len: usize, what: u32, n: u32, clearable: bool);
+    pub fn hsave_debugfs_vcpu(vm: *mut KVm, n: u32, id: u32, lapic: bool, scales: bool);
 
     // log.c
-    pub fn hsave_log_info(text: *const u8, len: usize);
     pub fn hsave_log_err(text: *const u8, len: usize);
     pub fn hsave_log_warn(text: *const u8, len: usize, value: u64);
     pub safe fn hsave_log_unexpected_exit(vcpu: u32, rip: u64, code: u64);
@@ -223,26 +291,78 @@ unsafe extern "C" {
     pub fn hsave_panicked(file: *const u8, len: usize, line: u32);
     pub fn hsave_bug();
 
+    // ends.c
+    pub safe fn hsave_ended(
+        vcpu: u32,
+        reason: u32,
+        detail: u64,
+        code: u64,
+        info1: u64,
+        info2: u64,
+        int_info: u64,
+        rip: u64,
+    );
+
     // perf.c
     pub fn hsave_guest_interrupted(ip: u64, user: bool);
 
-    // srso.c
-    pub safe fn hsave_vm_comes();
-    pub fn hsave_vm_gone();
+    // trace.c
+    /// How many trace events are on that are told where they happen: an `atomic_t`, which is looked at without a call.
+    pub safe static hsave_listened: AtomicU32;
+    pub safe fn hsave_traced() -> u32;
+    pub safe fn hsave_trace_entry(vcpu: u32, rip: u64, immediate: bool, event_inj: u64);
+    pub safe fn hsave_trace_exit(vcpu: u32, rip: u64, code: u64, info1: u64, info2: u64, int_info: u64, requests: u64);
+    pub safe fn hsave_trace_mmio(kind: u32, len: u32, gpa: u64, value: u64);
+    pub safe fn hsave_trace_pio(write: bool, port: u32, size: u32, count: u32, value: u32);
+    pub safe fn hsave_trace_msr(write: bool, index: u32, value: u64, fault: bool);
+    pub safe fn hsave_trace_cr(write: bool, cr: u32, value: u64);
+    pub fn hsave_trace_cpuid(function: u32, index: u32, regs: *const u32, found: bool, used_max_basic: bool);
+    pub safe fn hsave_trace_inj_virq(vector: u8, soft: bool, reinjected: bool);
+    pub safe fn hsave_trace_inj_exception(vector: u8, has_error: bool, error_code: u32, reinjected: bool);
+    pub safe fn hsave_trace_page_fault(vcpu: u32, rip: u64, address: u64, error_code: u64);
+    pub safe fn hsave_trace_apic(write: bool, reg: u32, value: u64);
+    pub safe fn hsave_trace_apic_ipi(icr_low: u32, destination: u32);
+    pub safe fn hsave_trace_apic_accept_irq(apic_id: u32, vector: u8, level: bool);
+    pub safe fn hsave_trace_eoi(apic_id: u32, vector: i32);
+    pub safe fn hsave_trace_pv_eoi(apic_id: u32, vector: i32);
+    pub fn hsave_trace_hypercall(nr: u64, args: *const u64);
+    pub safe fn hsave_trace_hv_hypercall(control: u64, input: u64, output: u64);
+    pub safe fn hsave_trace_halt_poll_ns(grow: bool, vcpu: u32, new: u32, old: u32);
+    pub safe fn hsave_trace_vcpu_wakeup(ns: u64, waited: bool, valid: bool);
+    pub safe fn hsave_trace_ple_window(vcpu: u32, new: u32, old: u32);
+    pub safe fn hsave_trace_userspace_exit(reason: u32, errno: i32);
+    pub safe fn hsave_trace_set_irq(gsi: u32, level: bool);
+    pub safe fn hsave_trace_msi_set_irq(address: u64, data: u32);
+    pub safe fn hsave_trace_ioapic_set_irq(entry: u64, pin: u8, coalesced: bool);
+    pub safe fn hsave_trace_pic_set_irq(pin: u8, elcr: u8, imr: u8, coalesced: bool);
+    pub safe fn hsave_trace_ack_irq(chip: u32, pin: u32);
+    pub safe fn hsave_trace_smm_transition(vcpu: u32, smbase: u64, entering: bool);
+    pub safe fn hsave_trace_dirty_ring_push(index: u32, dirty: u32, reset: u32, slot: u32, offset: u64);
+    pub safe fn hsave_trace_dirty_ring_reset(index: u32, dirty: u32, reset: u32);
+    pub safe fn hsave_trace_dirty_ring_exit(vcpu: u32);
+    pub safe fn hsave_trace_try_async_get_page(gva: u64, gfn: u64);
+    pub safe fn hsave_trace_async_pf_repeated_fault(gva: u64, gfn: u64);
+    pub safe fn hsave_trace_async_pf_not_present(token: u64, gva: u64);
+    pub safe fn hsave_trace_async_pf_ready(token: u64, gva: u64);
+    pub safe fn hsave_trace_write_tsc_offset(vcpu: u32, previous: u64, next: u64);
+    pub safe fn hsave_trace_pvclock_update(
+        vcpu: u32,
+        version: u32,
+        tsc_timestamp: u64,
+        system_time: u64,
+        mul: u32,
+        shift: u8,
+        flags: u8,
+    );
 
-    // cpu.c, tsc_aux.c
-    pub safe fn hsave_memory_is_encrypted() -> bool;
-    pub safe fn hsave_snp_is_on() -> bool;
-    pub safe fn hsave_next_cpu(previous: i32) -> u32;
+    // cpu.c, tsc_aux.c, msr.c
+    /// Not 0 while SVM may be off under a running guest.
+    #[expect(dead_code, reason = "the assembly of the world switch looks at it")]
+    pub safe static hsave_rebooting: AtomicU8;
+    pub safe fn hsave_vcpu_token() -> u64;
     pub safe fn hsave_unhandled_wrmsr(vcpu: u32, rip: u64, index: u32, value: u64);
     pub safe fn hsave_ignores_msr(index: u32, write: bool, value: u64) -> bool;
     pub safe fn hsave_online_cpus() -> u32;
-    pub safe fn hsave_cpu_exists(cpu: u32) -> bool;
-    pub fn hsave_cpu_data_of(cpu: u32) -> *mut CpuData;
-    pub safe fn hsave_cpus_start() -> i32;
-    pub safe fn hsave_cpus_stop();
-    pub safe fn hsave_svme_on() -> i32;
-    pub fn hsave_svme_off();
     pub safe fn hsave_set_user_return_tsc_aux(value: u64);
 
     // platform.c
@@ -263,4 +383,13 @@ unsafe extern "C" {
     pub safe fn hsave_flush_l1d();
     pub fn hsave_read_msr(index: u32, value: *mut u64) -> i32;
     pub safe fn hsave_cpuid_mask(leaf: u32, subleaf: u32, reg: u32) -> u32;
+}
+
+// SAFETY: as above; what each engine's module has of its own in C.
+#[rustfmt::skip]
+unsafe extern "C" {
+    // kvm-amd/main.c
+    pub safe fn hsave_hidden_svm_features() -> u32;
+    pub safe fn hsave_dumps_invalid_vmcb() -> bool;
+    pub fn hsave_pause_parameters(count: *mut u32, thresh: *mut u32, grow: *mut u32, shrink: *mut u32, max: *mut u32);
 }

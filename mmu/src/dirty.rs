@@ -138,13 +138,13 @@ impl<H: Host> Mmu<H> {
 
     /// Clears those bits of a word of the log that are in `mask`, and write-protects the pages that they stand for.
     /// Returns the bits that were set.
-    fn clear_dirty(&self, maps: &mut Maps, slot: &Memslot, n: u64, mask: u64, stale: Stale) -> (u64, Stale) {
+    fn clear_dirty(&self, maps: &mut Maps<H>, slot: &Memslot, n: u64, mask: u64, stale: Stale) -> (u64, Stale) {
         let cleared = maps.dirty_bitmap(slot).map_or(0, |bitmap| bitmap.clear(n, mask));
         (cleared, self.write_protect_mask(maps, slot.base.wrapping_add(n * WORD), cleared, stale))
     }
 
     /// Write-protects those of the 64 frames from `first` on whose bit is set.
-    pub(crate) fn write_protect_mask(&self, maps: &mut Maps, first: u64, mask: u64, mut stale: Stale) -> Stale {
+    pub(crate) fn write_protect_mask(&self, maps: &mut Maps<H>, first: u64, mask: u64, mut stale: Stale) -> Stale {
         let mut rest = mask;
         while rest != 0 {
             // A run of written pages: from its lowest bit up to the next one clear.

@@ -60,7 +60,7 @@ impl<H: Host> View<'_, H> {
 
     fn resolve(&self, cache: &mut MemoryCache<H>, gpa: Gpa, code: NpfCode, wait: bool) -> Result<RetPf, Stop> {
         if code.reserved() {
-            self.host.warn("mmu: reserved bit in a nested page table, guest frame", gpa.gfn().0);
+            self.host.warn("KVM_RUN fails with EIO: a nested page table has a reserved bit set, a bug to be reported with `hsavectl report`; guest frame", gpa.gfn().0);
             return Err(Stop::Errno(Errno::EIO));
         }
         let gfn = self.space.gfn(gpa.gfn().0);
@@ -192,7 +192,7 @@ impl<H: Host> View<'_, H> {
             Installed::NoTable => Ok(Attempt::Again),
             Installed::Conflict => {
                 // The host replaced a page without telling: going on would let the guest write to somebody else's.
-                self.host.warn("mmu: another page is mapped at guest frame", gfn);
+                self.host.warn("KVM_RUN fails with EIO: the host has replaced a page without saying so, to be reported with `hsavectl report`; guest frame", gfn);
                 Err(Stop::Errno(Errno::EIO))
             }
         }
@@ -201,7 +201,7 @@ impl<H: Host> View<'_, H> {
     /// With what permission, and how large, a page is mapped. The sequence number has been checked, so the slot is as
     /// it was copied.
     #[inline]
-    fn leaf(&self, maps: &Maps, region: &Region, gfn: u64, page: &Found, write: bool) -> Leaf {
+    fn leaf(&self, maps: &Maps<H>, region: &Region<H>, gfn: u64, page: &Found, write: bool) -> Leaf {
         let (pfn, slot) = (page.pfn, &region.slot);
         let writable = page.writable && !slot.read_only();
         if slot.logs() {
@@ -239,7 +239,7 @@ impl<H: Host> View<'_, H> {
 
 /// May an entry of `level` map the frame: does all of it lie in the slot, and are guest address, user address and
 /// physical address congruent?
-fn fits(maps: &Maps, slot: &Memslot, gfn: u64, pfn: u64, level: u8) -> bool {
+fn fits<H: Host>(maps: &Maps<H>, slot: &Memslot, gfn: u64, pfn: u64, level: u8) -> bool {
     let size = pages(level);
     let mask = size - 1;
     let first = gfn & !mask;

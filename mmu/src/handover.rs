@@ -1,30 +1,51 @@
 //! A VM's memory goes from one engine to the next (docs/decisions/0033, 0034).
 //!
-//! The slots are written into a section. What the hardware knows, the nested tables, and what is large, the bitmaps of written
-//! pages, change their owner and not their place: the last step, which cannot fail, takes them over. So does what the kernel
-//! may have changed since the section was written: which ranges it is invalidating.
+//! The slots are written into a section. What is large, the bitmaps of written pages, is lent: both engines have it until one of
+//! them goes. What the hardware knows, the nested tables, has one owner, and keeps its place: the new engine knows from the
+//! beginning where they begin, and the last step, which cannot fail, makes them its own. With them goes what the kernel may have
+//! changed since the section was written: which ranges it is invalidating ([`Moved`]).
 
 use crate::Mmu;
+use crate::bitmap::Bitmap;
 use crate::dirty::SlotsLock;
 use crate::maps::{Maps, Region, Regions};
-use crate::slot::{Change, Memslot, UserRegion, frame};
+use crate::notifier::Invalidations;
+use crate::ring::{DIRTY_GFN, DirtyRing, PER_PAGE};
+use crate::slot::{ADDRESS_SPACES, Memslot, USER_SLOTS, UserRegion, frame};
 use alloc::vec::Vec;
+use arch::GuestIndexed;
 use core::mem;
 use core::sync::atomic::Ordering::Relaxed;
-use host::{Errno, Host};
+use host::{Errno, Host, Lent, LentFor, Numbers, try_push};
 use state::{Reader, Refused, Section, Sections, State, Why, Writer};
 
 /// The section.
 pub const SECTION: Section = Section::new(*b"mem ", 1);
 
-/// What the section holds.
-struct Saved {
-    /// Levels of the nested tables.
-    levels: u8,
-    manual: u64,
-    rings: bool,
-    slots: Vec<SavedSlot>,
+/// What goes from the old engine to the new one in the last step, beside the tables themselves: plain numbers. Part of the border
+/// between base and engines, which has a hash of it (`xtask/src/border.rs`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// 1: the address space is gone.
+    pub released: u64,
+    /// How many of `ranges` are under invalidation.
+    pub single: u64,
+    /// How many further ones are kept as one range around them, and that.
+    pub more: u64,
+    pub around_start: u64,
+    pub around_end: u64,
+    /// Start and end of each.
+    pub ranges: [u64; 16],
 }
+
+/// Words of [`Moved`].
+pub const MOVED: usize = size_of::<Moved>() / 8;
+
+/// Slots that are gone through before another task may have the CPU, and others the lock.
+const AT_A_TIME: usize = 64;
+/// Most slots of a VM.
+const MOST: usize = USER_SLOTS as usize * ADDRESS_SPACES as usize;
 
 /// One slot.
 #[derive(Clone, Copy)]
@@ -39,12 +60,11 @@ struct SavedSlot {
 
 state::state! {
     value SavedSlot { id, flags, base, pages, hva, always_logged }
-    place Saved { levels, manual, rings, slots }
 }
 
 impl SavedSlot {
-    fn of(region: &Region) -> Self {
-        // `invalid` is set within an ioctl only, and the bitmap is taken over.
+    fn of<H: Host>(region: &Region<H>) -> Self {
+        // `invalid` is set within an ioctl only, and the bitmap is lent.
         let Region { slot, invalid: _, dirty_bitmap: _, always_logged } = region;
         let Memslot { id, flags, base, pages, hva } = *slot;
         Self { id, flags, base, pages, hva, always_logged: *always_logged }
@@ -68,7 +88,7 @@ impl<H: Host> Mmu<H> {
             // The regions say the same.
             slots: _,
             mmu_lock,
-            // Taken over.
+            // Go with the tables.
             invalidations: _,
             invalidations_in_progress: _,
             // Where the last access went, and what was flushed: nothing is left to be.
@@ -77,72 +97,164 @@ impl<H: Host> Mmu<H> {
         } = self;
         // The room to read a log out is made anew.
         let SlotsLock { manual, rings, scratch: _ } = &*slots_lock.lock();
-        let maps = mmu_lock.read();
-        // The tables and `released` are taken over, and no fault is under way that would look at the sequence number.
-        let Maps { tree, regions, invalidate_seq: _, released: _ } = &*maps;
+        let (levels, count) = {
+            let maps = mmu_lock.read();
+            // The tables and `released` go in the last step, and no fault is under way that would look at the sequence number.
+            let Maps { tree, regions, invalidate_seq: _, released: _ } = &*maps;
+            (tree.levels(), regions.all().len())
+        };
+        // How many levels the nested tables have, how logs are kept, and the slots in order of their addresses.
         w.section_by(SECTION, 0, 1, |w| {
-            tree.levels().save(w);
+            levels.save(w);
             manual.save(w);
             rings.save(w);
-            w.count(regions.all().len());
-            regions.all().iter().for_each(|region| SavedSlot::of(region).save(w));
+            w.count(count);
+            self.each_region(|region| SavedSlot::of(region).save(w));
         });
     }
 
-    /// A VM's memory with the slots of the section, of which nothing is mapped or logged yet.
-    pub fn load_state(host: H, sections: &mut Sections<'_>) -> Result<Self, Refused> {
+    /// Shows all regions to `f`, under the lock, which is let go of now and then. No ioctl is under way, so nobody changes which there
+    /// are.
+    fn each_region(&self, mut f: impl FnMut(&Region<H>)) {
+        let mut first = 0;
+        loop {
+            let maps = self.mmu_lock.read();
+            let left = maps.regions.all().get(first..).unwrap_or_default();
+            left.iter().take(AT_A_TIME).for_each(&mut f);
+            let over = left.len() <= AT_A_TIME;
+            drop(maps);
+            self.host.cond_resched();
+            if over {
+                return;
+            }
+            first += AT_A_TIME;
+        }
+    }
+
+    /// Lends what [`load_state`](Self::load_state) needs beside the section. Errors: ENOMEM.
+    pub fn lend(&self, to: &mut Numbers) -> Result<(), Errno> {
+        let roots = self.roots;
+        roots.iter().try_for_each(|root| to.plain(LentFor::NestedRoot, root.pa().0))?;
+        // Nothing is allocated under the lock.
+        let (_, regions) = self.mmu_lock.read().room();
+        to.reserve(regions)?;
+        let mut result = Ok(());
+        self.each_region(|region| {
+            result = result.and(Bitmap::lend(region.dirty_bitmap.as_ref(), to));
+        });
+        result
+    }
+
+    /// A VM's memory with the slots of the section. Its tables are still another engine's: until [`take`](Self::take) nobody may
+    /// use it. **Memory safety hangs on the caller**: `lent` is what [`lend`](Self::lend) wrote of a VM that lives.
+    pub fn load_state(host: H, sections: &mut Sections<'_>, lent: &mut Lent<'_>) -> Result<Self, Refused> {
         let mut r = sections.next(SECTION, 0)?;
-        let mut saved = Saved { levels: 0, manual: 0, rings: false, slots: Vec::new() };
-        saved.load(&mut r)?;
-        let mut mmu = Self::new(host).map_err(|_| r.refuse(Why::NoMemory))?;
-        mmu.take_slots(&saved, &r)?;
+        let mut mmu = Self::with_roots(host, [root(lent)?, root(lent)?]);
+        mmu.take_slots(&mut r, lent)?;
         r.end()?;
         Ok(mmu)
     }
 
-    fn take_slots(&mut self, saved: &Saved, r: &Reader<'_>) -> Result<(), Refused> {
-        let no_memory = |_: Errno| r.refuse(Why::NoMemory);
+    /// They come in order of their addresses, so that each is compared with the one before alone.
+    fn take_slots(&mut self, r: &mut Reader<'_>, lent: &mut Lent<'_>) -> Result<(), Refused> {
         let Self { host, slots_lock, slots, mmu_lock, .. } = self;
         let (lock, slots, maps) = (slots_lock.get_mut(), slots.get_mut(), mmu_lock.get_mut());
-        if saved.levels != maps.tree.levels() {
+        let levels: u8 = r.value()?;
+        if levels != maps.tree.levels() {
             return Err(r.refuse(Why::Cannot("the nested tables have another number of levels on this machine")));
         }
-        (lock.manual, lock.rings) = (saved.manual, saved.rings);
-        drop(maps.rehouse(Regions::roomier(saved.slots.len()).map_err(no_memory)?));
-        for one in &saved.slots {
+        (lock.manual, lock.rings) = (r.value()?, r.value()?);
+        let count = r.count()?;
+        if count > MOST {
+            return Err(r.bad("the number of memory slots"));
+        }
+        let no_memory = |r: &Reader<'_>| r.refuse(Why::NoMemory);
+        drop(maps.rehouse(Regions::roomier(count).map_err(|_| no_memory(r))?));
+        slots.reserve_all(count).map_err(|_| no_memory(r))?;
+        let mut logged = 0;
+        for n in 1..=count {
+            let one: SavedSlot = r.value()?;
             // By the rules for one that user space makes.
-            let Ok(Change::Create(slot)) = slots.plan(host, &one.request()) else { return Err(r.bad("a memory slot")) };
+            let slot = slots.append(host, &one.request()).map_err(|_| r.bad("a memory slot"))?;
             if slot.base != one.base {
                 return Err(r.bad("the address space of a slot"));
             }
             if slot.logs() && !lock.rings {
-                lock.reserve(slot.pages).map_err(no_memory)?;
+                logged = slot.pages.max(logged);
             }
-            slots.reserve().map_err(no_memory)?;
-            let mut region = Region::new(slot, None);
+            // One that logged before there were rings keeps its bitmap.
+            let fits = |there: bool| there == slot.logs() || !there && lock.rings;
+            let bitmap = Bitmap::lent(lent, slot.pages).filter(|bitmap| fits(bitmap.is_some()));
+            let mut region = Region::new(slot, bitmap.ok_or_else(|| r.bad("the bitmap of a slot"))?);
             region.always_logged = one.always_logged;
-            maps.insert(region).map_err(|_| r.refuse(Why::NoMemory))?;
-            slots.apply(&Change::Create(slot));
+            maps.append(region).map_err(|_| no_memory(r))?;
+            if n % AT_A_TIME == 0 {
+                host.cond_resched();
+            }
+        }
+        slots.put_in_order(|| host.cond_resched()).map_err(|_| r.bad("the number of a memory slot"))?;
+        maps.put_in_order(|| host.cond_resched());
+        if logged > 0 {
+            lock.reserve(logged).map_err(|_| no_memory(r))?;
         }
         Ok(())
     }
 
-    /// The last step: the tables and bitmaps of `old`, whose slots these are, are this one's from now on; `old` is left with
-    /// nothing mapped.
+    /// The old engine's last step: the tables are not its own any more.
     ///
-    /// **Memory safety hangs on the caller**: no vCPU is in the guest, no call of the kernel's is under way in `old` (so that
-    /// what was removed has been flushed), and the kernel calls this one from now on.
-    pub fn succeed(&mut self, old: &mut Self) {
-        let (maps, was) = (self.mmu_lock.get_mut(), old.mmu_lock.get_mut());
-        maps.tree.exchange(&mut was.tree);
-        maps.released = was.released;
-        for region in was.regions.all_mut() {
-            if let Some(mine) = maps.region_mut(&region.slot) {
-                mem::swap(&mut mine.dirty_bitmap, &mut region.dirty_bitmap);
-            }
-        }
-        (self.roots, old.roots) = (maps.tree.roots(), was.tree.roots());
-        *self.invalidations.get_mut() = mem::take(old.invalidations.get_mut());
-        self.invalidations_in_progress.store(self.invalidations.get_mut().count(), Relaxed);
+    /// **Memory safety hangs on the caller**: no vCPU is in the guest, no call of the kernel's is under way (so that what was
+    /// removed has been flushed), and [`take`](Self::take) of the VM that was made of this one's state follows before the kernel
+    /// calls again; this one is only dropped then.
+    pub fn give(&self) -> Moved {
+        let mut maps = self.mmu_lock.write();
+        maps.tree.own(false);
+        mem::take(&mut *self.invalidations.lock()).moved(maps.released)
     }
+
+    /// The new engine's last step: they are its own. **Memory safety hangs on the caller**: see [`give`](Self::give).
+    pub fn take(&self, moved: &Moved) {
+        let mut maps = self.mmu_lock.write();
+        maps.tree.own(true);
+        maps.released = moved.released != 0;
+        let mut invalidations = self.invalidations.lock();
+        *invalidations = Invalidations::of_moved(moved);
+        self.invalidations_in_progress.store(invalidations.count(), Relaxed);
+    }
+}
+
+impl<H: Host> DirtyRing<H> {
+    /// Writes what of a ring is not in its pages.
+    pub fn save(&self, w: &mut Writer) {
+        let Self { pages: _, index: _, size: _, dirty_index, reset_index } = self;
+        dirty_index.save(w);
+        reset_index.save(w);
+    }
+
+    /// Lends the pages. Errors: ENOMEM.
+    pub fn lend(&self, to: &mut Numbers) -> Result<(), Errno> {
+        (0..self.size.div_ceil(PER_PAGE))
+            .filter_map(|n| self.page(n as usize))
+            .try_for_each(|page| to.lend(LentFor::DirtyRing, page))
+    }
+
+    /// The ring of `bytes` of vCPU number `index`, which [`check_size`](Self::check_size) allows, with the pages that were lent and
+    /// what [`save`](Self::save) wrote.
+    pub fn arrive(index: u32, bytes: u32, r: &mut Reader<'_>, lent: &mut Lent<'_>) -> Result<Self, Refused> {
+        let size = bytes / DIRTY_GFN;
+        let mut pages = Vec::new();
+        for _ in 0..size.div_ceil(PER_PAGE) {
+            let page = lent.handle(LentFor::DirtyRing).ok_or(r.bad("the pages of a dirty ring"))?;
+            try_push(&mut pages, page).map_err(|_| r.refuse(Why::NoMemory))?;
+        }
+        let (dirty, reset): (u32, u32) = r.value()?;
+        if dirty.wrapping_sub(reset) > size {
+            return Err(r.bad("how much is in a dirty ring"));
+        }
+        Ok(Self { pages: GuestIndexed::new(pages), index, size, dirty_index: dirty.into(), reset_index: reset.into() })
+    }
+}
+
+/// Where nested tables begin, of the numbers that were lent.
+fn root(lent: &mut Lent<'_>) -> Result<u64, Refused> {
+    lent.plain(LentFor::NestedRoot).ok_or(Refused::cannot("the nested tables are missing"))
 }

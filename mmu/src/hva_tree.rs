@@ -1,9 +1,10 @@
 //! Slots by the VMM's address, for the mmu notifier: which of them a range touches. Slots may share memory, so ranges
 //! overlap; their number is large (32,764 a VM), and the notifier is called for all that the VMM does with its memory.
 
+use crate::order;
 use crate::slot::Memslot;
 use alloc::vec::Vec;
-use host::Errno;
+use host::{Errno, push_within_capacity};
 
 /// So many ranges are searched one after the other: most VMs have no more, and a tree would only cost.
 const FEW: usize = 16;
@@ -46,6 +47,9 @@ pub struct HvaTree {
     /// Nodes that were looked at.
     #[cfg(test)]
     pub looked: core::sync::atomic::AtomicUsize,
+    /// Nodes that were computed anew.
+    #[cfg(test)]
+    pub computed: usize,
 }
 
 impl HvaTree {
@@ -92,6 +96,18 @@ impl HvaTree {
         true
     }
 
+    /// Adds a slot, for which there is room, of many: until [`put_in_order`](Self::put_in_order) nothing is found. False: there is
+    /// none.
+    pub fn append(&mut self, slot: &Memslot) -> bool {
+        self.ranges.len() < self.room() && push_within_capacity(&mut self.ranges, Range::of(slot)).is_ok()
+    }
+
+    /// All are there that [`append`](Self::append) adds. `pause` as for [`order::sort`].
+    pub fn put_in_order(&mut self, pause: impl FnMut()) {
+        order::sort(&mut self.ranges, Range::key, pause);
+        self.update(0, self.ranges.len().saturating_sub(1));
+    }
+
     /// Takes a slot out.
     pub fn remove(&mut self, slot: &Memslot) {
         let key = Range::of(slot).key();
@@ -114,6 +130,10 @@ impl HvaTree {
             return;
         }
         let (mut first, mut last) = (leaves.wrapping_add(first), leaves.wrapping_add(last));
+        #[cfg(test)]
+        {
+            self.computed += 2 * (last - first + 1);
+        }
         for node in first..=last {
             let end = self.ranges.get(node.wrapping_sub(leaves)).map_or(0, |r| r.end);
             if let Some(leaf) = self.ends.get_mut(node) {

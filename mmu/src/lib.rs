@@ -49,6 +49,7 @@ mod maps;
 mod memory;
 mod notifier;
 mod npt;
+mod order;
 mod paging;
 mod ring;
 mod slot;
@@ -85,7 +86,7 @@ pub struct Mmu<H: Host> {
     page_1g: bool,
     slots_lock: Mutex<H::RawMutex<{ rank::SLOT_CHANGES }>, SlotsLock>,
     slots: RwLock<H::RawRwSem<{ rank::SLOTS }>, Memslots>,
-    mmu_lock: RwLock<H::RawRwSpin<{ rank::MMU }>, Maps>,
+    mmu_lock: RwLock<H::RawRwSpin<{ rank::MMU }>, Maps<H>>,
     invalidations: Mutex<H::RawSpin<{ rank::INVALIDATIONS }>, Invalidations>,
     /// How many they are: nearly always none, and a fault sees it without the lock.
     invalidations_in_progress: AtomicU32,
@@ -106,8 +107,17 @@ impl<H: Host> Mmu<H> {
                 return Err(errno);
             }
         };
-        let tree = Tree::new([normal, smm], levels);
-        Ok(Self {
+        Ok(Self::with(host, Tree::new([normal, smm], levels)))
+    }
+
+    /// The same with nested tables that begin there, and are another engine's ([`handover`]).
+    fn with_roots(host: H, roots: [u64; 2]) -> Self {
+        let levels = if host.nested_levels() == 5 { 5 } else { 4 };
+        Self::with(host, Tree::lent(roots, levels))
+    }
+
+    fn with(host: H, tree: Tree) -> Self {
+        Self {
             roots: tree.roots(),
             page_1g: host.features().page_1g,
             slots_lock: Mutex::new(SlotsLock::default()),
@@ -118,7 +128,7 @@ impl<H: Host> Mmu<H> {
             last: AtomicUsize::new(0),
             flushes: Flushes::default(),
             host,
-        })
+        }
     }
 
     /// Where the nested tables of an address space begin; the same as long as the VM lives.

@@ -11,41 +11,46 @@ use crate::ring::RingOf;
 use crate::slot::Memslot;
 use alloc::vec::Vec;
 use core::mem;
-use host::{Errno, Host};
+use host::{Errno, Host, push_within_capacity};
 
 /// A slot under the mmu's lock.
-pub struct Region {
+pub struct Region<H: Host> {
     /// The slot.
     pub slot: Memslot,
     /// It is being deleted or moved (KVM_MEMSLOT_INVALID): the notifier still has to see it, for its pages may be mapped
     /// until the flush, but nothing new may be mapped.
     pub invalid: bool,
     /// Pages written, if the slot logs them here.
-    pub dirty_bitmap: Option<Bitmap>,
+    pub dirty_bitmap: Option<Bitmap<H>>,
     /// It has logged since it is here, so a page that is not mapped was never touched.
     pub always_logged: bool,
 }
 
-impl Region {
+impl<H: Host> Region<H> {
     /// As it is made: nothing of it is mapped.
-    pub fn new(slot: Memslot, dirty_bitmap: Option<Bitmap>) -> Self {
+    pub fn new(slot: Memslot, dirty_bitmap: Option<Bitmap<H>>) -> Self {
         Self { slot, invalid: false, always_logged: slot.logs(), dirty_bitmap }
     }
 }
 
 /// The slots, by guest address and by the VMM's.
-#[derive(Default)]
-pub struct Regions {
+pub struct Regions<H: Host> {
     /// Ordered by guest address.
-    by_gfn: Vec<Region>,
+    by_gfn: Vec<Region<H>>,
     hva_tree: HvaTree,
 }
 
+impl<H: Host> Default for Regions<H> {
+    fn default() -> Self {
+        Self { by_gfn: Vec::new(), hva_tree: HvaTree::default() }
+    }
+}
+
 /// Nested tables, regions, and what faults are checked against.
-pub struct Maps {
+pub struct Maps<H: Host> {
     /// The nested page tables.
     pub tree: Tree,
-    pub(crate) regions: Regions,
+    pub(crate) regions: Regions<H>,
     /// Advances with every invalidation that touches a slot, and every change of a slot. A fault that saw another number
     /// before it asked for the page has to ask again.
     pub invalidate_seq: u64,
@@ -53,7 +58,7 @@ pub struct Maps {
     pub released: bool,
 }
 
-impl Maps {
+impl<H: Host> Maps<H> {
     /// No slots, nothing mapped.
     pub fn new(tree: Tree) -> Self {
         Self { tree, regions: Regions::default(), invalidate_seq: 0, released: false }
@@ -61,7 +66,7 @@ impl Maps {
 
     /// The region that holds a frame.
     #[inline]
-    pub fn region(&self, gfn: u64) -> Option<&Region> {
+    pub fn region(&self, gfn: u64) -> Option<&Region<H>> {
         let regions = &self.regions.by_gfn;
         let n = regions.partition_point(|r| r.slot.base <= gfn).checked_sub(1)?;
         // INDEX: a search bounds it, whatever was searched for.
@@ -77,7 +82,7 @@ impl Maps {
     }
 
     /// Records that a page was written, if its slot logs: in the ring of the vCPU that runs, if it has one.
-    pub fn mark_page_dirty<H: Host>(&self, host: &H, ring: Option<RingOf<'_, H>>, gfn: u64) {
+    pub fn mark_page_dirty(&self, host: &H, ring: Option<RingOf<'_, H>>, gfn: u64) {
         let Some(region) = self.region(gfn).filter(|r| r.slot.logs()) else { return };
         let page = gfn.wrapping_sub(region.slot.base);
         match (ring, &region.dirty_bitmap) {
@@ -88,12 +93,12 @@ impl Maps {
     }
 
     /// The bitmap of a slot, if it logs.
-    pub fn dirty_bitmap(&self, slot: &Memslot) -> Option<&Bitmap> {
+    pub fn dirty_bitmap(&self, slot: &Memslot) -> Option<&Bitmap<H>> {
         self.region(slot.base).filter(|r| r.slot.id == slot.id)?.dirty_bitmap.as_ref()
     }
 
     /// The region of a slot, for changing it; its place stays.
-    pub fn region_mut(&mut self, slot: &Memslot) -> Option<&mut Region> {
+    pub fn region_mut(&mut self, slot: &Memslot) -> Option<&mut Region<H>> {
         let regions = &mut self.regions.by_gfn;
         let n = regions.binary_search_by_key(&slot.base, |r| r.slot.base).ok()?;
         // INDEX: a search bounds it, whatever was searched for.
@@ -107,7 +112,7 @@ impl Maps {
     }
 
     /// Unmaps what is behind `[start, end)` of the VMM's memory.
-    pub fn unmap_hva_range<H: Host>(&mut self, host: &H, start: u64, end: u64) -> Stale {
+    pub fn unmap_hva_range(&mut self, host: &H, start: u64, end: u64) -> Stale {
         let (tree, gfns) = (&mut self.tree, self.regions.hva_tree.gfns(start, end));
         gfns.fold(Stale::nothing(), |stale, (first, last)| tree.zap(host, first, last, stale))
     }
@@ -120,7 +125,7 @@ impl Maps {
 
     /// Moves the regions into `roomier`, which is empty; gives the old place, now empty, back to be dropped without
     /// the lock.
-    pub fn rehouse(&mut self, mut roomier: Regions) -> Regions {
+    pub fn rehouse(&mut self, mut roomier: Regions<H>) -> Regions<H> {
         if roomier.by_gfn.capacity() < self.regions.by_gfn.len() {
             return roomier;
         }
@@ -130,7 +135,7 @@ impl Maps {
     }
 
     /// Adds a region; there is [`room`](Self::room). Hands it back if there is none.
-    pub fn insert(&mut self, region: Region) -> Result<(), Region> {
+    pub fn insert(&mut self, region: Region<H>) -> Result<(), Region<H>> {
         let Regions { by_gfn, hva_tree } = &mut self.regions;
         if by_gfn.len() == by_gfn.capacity() || !hva_tree.insert(&region.slot) {
             return Err(region);
@@ -140,8 +145,24 @@ impl Maps {
         Ok(())
     }
 
+    /// Adds a region behind all that there are; there is [`room`](Self::room). Nothing is found by the VMM's addresses before
+    /// [`put_in_order`](Self::put_in_order). Hands it back if it does not lie there, or there is no room.
+    pub fn append(&mut self, region: Region<H>) -> Result<(), Region<H>> {
+        let Regions { by_gfn, hva_tree } = &mut self.regions;
+        let behind = by_gfn.last().is_none_or(|last| last.slot.end() <= region.slot.base);
+        if !behind || by_gfn.len() == by_gfn.capacity() || !hva_tree.append(&region.slot) {
+            return Err(region);
+        }
+        push_within_capacity(by_gfn, region)
+    }
+
+    /// All are there that [`append`](Self::append) adds. `pause` is called now and then: another task may have the CPU.
+    pub fn put_in_order(&mut self, pause: impl FnMut()) {
+        self.regions.hva_tree.put_in_order(pause);
+    }
+
     /// Takes the region of a slot out.
-    pub fn remove(&mut self, slot: &Memslot) -> Option<Region> {
+    pub fn remove(&mut self, slot: &Memslot) -> Option<Region<H>> {
         let Regions { by_gfn, hva_tree } = &mut self.regions;
         let n = by_gfn.binary_search_by_key(&slot.base, |r| r.slot.base).ok()?;
         // To the end and off it; `Vec::remove` could panic, as far as the compiler can see.
@@ -160,17 +181,18 @@ impl Maps {
     pub fn looked(&self) -> &core::sync::atomic::AtomicUsize {
         &self.regions.hva_tree.looked
     }
+
+    /// Nodes of it that were computed anew.
+    #[cfg(test)]
+    pub fn computed(&self) -> usize {
+        self.regions.hva_tree.computed
+    }
 }
 
-impl Regions {
+impl<H: Host> Regions<H> {
     /// All, in order of their guest addresses.
-    pub fn all(&self) -> &[Region] {
+    pub fn all(&self) -> &[Region<H>] {
         &self.by_gfn
-    }
-
-    /// The same for changing them; their places stay.
-    pub fn all_mut(&mut self) -> &mut [Region] {
-        &mut self.by_gfn
     }
 
     /// Room for twice `len` regions, for [`Maps::rehouse`]. Errors: ENOMEM.

@@ -9,6 +9,7 @@
 //! reading, so that it holds no fault up, and costs the logarithm of the number of slots.
 
 use crate::Mmu;
+use crate::handover::Moved;
 use crate::npt::Stale;
 use arch::Hva;
 use core::sync::atomic::Ordering::*;
@@ -20,6 +21,7 @@ const SINGLE: usize = 8;
 /// The invalidations that have begun and not ended. A list, because one range around them all would hold up faults on
 /// guest memory that lies between two of them; what does not fit has one around it.
 #[derive(Default)]
+#[cfg_attr(test, derive(Debug, PartialEq))]
 pub struct Invalidations {
     ranges: [(u64, u64); SINGLE],
     len: usize,
@@ -28,7 +30,7 @@ pub struct Invalidations {
 }
 
 impl Invalidations {
-    fn add(&mut self, start: u64, end: u64) {
+    pub(crate) fn add(&mut self, start: u64, end: u64) {
         if let Some(place) = self.ranges.get_mut(self.len) {
             *place = (start, end);
             self.len += 1;
@@ -42,7 +44,7 @@ impl Invalidations {
     }
 
     /// Of two with the same range either may end first.
-    fn remove(&mut self, start: u64, end: u64) {
+    pub(crate) fn remove(&mut self, start: u64, end: u64) {
         let ranges = self.ranges.get_mut(..self.len).unwrap_or(&mut []);
         match (ranges.iter().position(|r| *r == (start, end)), ranges.len().checked_sub(1)) {
             (Some(n), Some(last)) => {
@@ -53,6 +55,35 @@ impl Invalidations {
             }
             _ => self.more = self.more.saturating_sub(1),
         }
+    }
+
+    /// All of it for a handover; with whether the address space is gone.
+    pub(crate) fn moved(&self, released: bool) -> Moved {
+        let Self { ranges: all, len, more, around } = self;
+        let mut ranges = [0; 2 * SINGLE];
+        for (words, (start, end)) in ranges.chunks_exact_mut(2).zip(all) {
+            words.copy_from_slice(&[*start, *end]);
+        }
+        Moved {
+            released: released.into(),
+            single: *len as u64,
+            more: (*more).into(),
+            around_start: around.0,
+            around_end: around.1,
+            ranges,
+        }
+    }
+
+    /// The reverse.
+    pub(crate) fn of_moved(moved: &Moved) -> Self {
+        let Moved { released: _, single, more, around_start, around_end, ranges: words } = moved;
+        let mut ranges = [(0, 0); SINGLE];
+        for (range, words) in ranges.iter_mut().zip(words.chunks_exact(2)) {
+            if let [start, end] = words {
+                *range = (*start, *end);
+            }
+        }
+        Self { ranges, len: (*single as usize).min(SINGLE), more: *more as u32, around: (*around_start, *around_end) }
     }
 
     pub(crate) fn count(&self) -> u32 {

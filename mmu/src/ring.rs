@@ -12,7 +12,7 @@ use crate::slot::Memslot;
 use alloc::vec::Vec;
 use arch::GuestIndexed;
 use core::sync::atomic::{AtomicU32, Ordering::*, fence};
-use host::{Errno, Host, PAGE_SIZE, Request, SharedPage, VcpuRequests};
+use host::{Errno, Host, PAGE_SIZE, Request, SharedPage, Trace, VcpuRequests, push_within_capacity};
 
 /// Bytes of an entry, `struct kvm_dirty_gfn`: flags and slot in the first word, the page in the second.
 pub const DIRTY_GFN: u32 = 16;
@@ -25,7 +25,7 @@ const DIRTY: u64 = 1 << 0;
 /// KVM_DIRTY_GFN_F_RESET: harvested.
 const RESET: u64 = 1 << 1;
 /// Entries of a page.
-const PER_PAGE: u32 = PAGE_SIZE as u32 / DIRTY_GFN;
+pub(crate) const PER_PAGE: u32 = PAGE_SIZE as u32 / DIRTY_GFN;
 /// Entries between two looks at whether somebody else wants the CPU.
 const BATCH: u32 = 64;
 /// Words of an entry.
@@ -34,6 +34,8 @@ const WORDS: usize = DIRTY_GFN as usize / 8;
 /// The ring of one vCPU, which alone adds to it.
 pub struct DirtyRing<H: Host> {
     pub(crate) pages: GuestIndexed<Vec<H::SharedPage>>,
+    /// The number of its vCPU, as those who trace the host are told.
+    pub(crate) index: u32,
     /// Entries, a power of two.
     pub(crate) size: u32,
     /// Entries ever added, modulo 2^32.
@@ -51,20 +53,18 @@ impl<H: Host> DirtyRing<H> {
         if bytes > MAX_DIRTY_ENTRIES * DIRTY_GFN { Err(Errno::E2BIG) } else { Ok(()) }
     }
 
-    /// An empty one of a size that [`check_size`](Self::check_size) allows. Errors: ENOMEM.
-    pub fn new(host: &H, bytes: u32) -> Result<Self, Errno> {
+    /// An empty one of vCPU number `index`, of a size that [`check_size`](Self::check_size) allows. Errors: ENOMEM.
+    pub fn new(host: &H, index: u32, bytes: u32) -> Result<Self, Errno> {
         let size = bytes / DIRTY_GFN;
         let n = (size / PER_PAGE) as usize;
         let mut pages = Vec::new();
         pages.try_reserve_exact(n).map_err(|_| Errno::ENOMEM)?;
         for _ in 0..n {
             let page = host.new_shared_page()?;
-            if pages.len() < pages.capacity() {
-                pages.push(page);
-            }
+            push_within_capacity(&mut pages, page).map_err(|_| Errno::ENOMEM)?;
         }
         let (dirty_index, reset_index) = (AtomicU32::new(0), AtomicU32::new(0));
-        Ok(Self { pages: GuestIndexed::new(pages), size, dirty_index, reset_index })
+        Ok(Self { pages: GuestIndexed::new(pages), index, size, dirty_index, reset_index })
     }
 
     /// Page `n` of its mapping.
@@ -97,13 +97,21 @@ impl<H: Host> DirtyRing<H> {
     fn push(&self, host: &H, slot: u32, page: u64) {
         let n = self.dirty_index.load(Relaxed);
         let Some((shared, word)) = self.entry(n).filter(|_| !self.full()) else {
-            return host.warn("mmu: a dirty ring is full, slot", slot.into());
+            return host.warn(
+                "a dirty ring is full, and a page is written that it does not say: the VMM has to empty it; slot",
+                slot.into(),
+            );
         };
         shared.set_word(word + 1, page);
         // Who sees the flag sees the page.
         fence(Release);
         shared.set_word(word, u64::from(slot) << 32 | DIRTY);
-        self.dirty_index.store(n.wrapping_add(1), Relaxed);
+        let dirty = n.wrapping_add(1);
+        self.dirty_index.store(dirty, Relaxed);
+        host.tell(|| {
+            let (index, reset) = (self.index, self.reset_index.load(Relaxed));
+            Trace::DirtyRingPush { index, dirty, reset, slot, offset: page }
+        });
     }
 
     /// The next harvested entry, made empty: slot and page as they stand there. None: user space has not harvested more.
@@ -193,6 +201,10 @@ impl<H: Host> Mmu<H> {
                 run = joined.or(Some(Run { slot, first: page, mask: 1 }));
             }
             stale = self.protect_run(run, stale);
+            self.host.tell(|| {
+                let [dirty, reset] = [&ring.dirty_index, &ring.reset_index].map(|index| index.load(Relaxed));
+                Trace::DirtyRingReset { index: ring.index, dirty, reset }
+            });
             self.host.cond_resched();
         }
         self.flush_remote_tlbs(stale, flush, true);

@@ -1,9 +1,10 @@
 //! Memory slots as data: what a slot is, which ones a VM has, and the rules of KVM_SET_USER_MEMORY_REGION
 //! (KVM API document, 4.35).
 
+use crate::order;
 use alloc::vec::Vec;
 use arch::{Hva, array_index_nospec};
-use host::{Errno, Host};
+use host::{Errno, Host, push_within_capacity};
 
 /// Slots that user space may use in an address space (KVM_CAP_NR_MEMSLOTS).
 pub const USER_SLOTS: u16 = 32764;
@@ -197,26 +198,44 @@ impl Memslots {
         self.by_id.retain(|o| o.0 != s.id);
     }
 
+    /// Makes room for so many, where there are none. Errors: ENOMEM.
+    pub fn reserve_all(&mut self, n: usize) -> Result<(), Errno> {
+        self.by_gfn.try_reserve_exact(n).map_err(|_| Errno::ENOMEM)?;
+        self.by_id.try_reserve_exact(n).map_err(|_| Errno::ENOMEM)
+    }
+
+    /// A slot as a request wants it, behind all that there are, for which there is [room](Self::reserve_all). None is found by its id
+    /// before [`put_in_order`](Self::put_in_order). Errors: EINVAL (as for [`plan`](Self::plan); or it does not lie there).
+    pub fn append<H: Host>(&mut self, host: &H, r: &UserRegion) -> Result<Memslot, Errno> {
+        let s = wanted(host, r)?;
+        let behind = self.by_gfn.last().is_none_or(|last| last.end() <= s.base);
+        if s.pages == 0 || !reaches(host, &s) || !behind {
+            return Err(Errno::EINVAL);
+        }
+        // Whoever is refused goes with all that there are.
+        let appended = push_within_capacity(&mut self.by_gfn, s).is_ok()
+            && push_within_capacity(&mut self.by_id, (s.id, s.base)).is_ok();
+        if appended { Ok(s) } else { Err(Errno::EINVAL) }
+    }
+
+    /// All are there that [`append`](Self::append) adds. `pause` as for [`order::sort`]. Errors: EEXIST (two have the same id).
+    pub fn put_in_order(&mut self, pause: impl FnMut()) -> Result<(), Errno> {
+        order::sort(&mut self.by_id, |e| e.0, pause);
+        let mut ids = self.by_id.iter().map(|e| e.0);
+        let twice = ids.next().is_some_and(|first| {
+            // INDEX: steps through an iterator that ends.
+            ids.try_fold(first, |before, id| (before != id).then_some(id)).is_none()
+        });
+        if twice { Err(Errno::EEXIST) } else { Ok(()) }
+    }
+
     /// Checks a request against the rules and the slots there are.
     ///
     /// Errors: EINVAL (unknown flag, unaligned or wrapping range, slot or address space out of range, too large,
     /// memory that is no user memory, frames beyond the processor's physical addresses, deletion of what is not there, other size, user address or read-only flag for
     /// an existing slot), EEXIST (overlap with another slot).
     pub fn plan<H: Host>(&self, host: &H, r: &UserRegion) -> Result<Change, Errno> {
-        let (space, n) = (r.slot >> 16, r.slot as u16);
-        let aligned = (r.gpa | r.size | r.hva) & (PAGE - 1) == 0;
-        let base = if space == 0 { Space::Normal } else { Space::Smm }.gfn(r.gpa >> 12);
-        let to = Memslot { id: r.slot, flags: r.flags, base, pages: r.size >> 12, hva: r.hva };
-        if r.flags & !(LOG_DIRTY_PAGES | READONLY) != 0
-            || !aligned
-            || space >= ADDRESS_SPACES
-            || n >= USER_SLOTS
-            || r.gpa.checked_add(r.size).is_none()
-            || to.pages > MAX_PAGES
-            || !host.user_range_ok(Hva(r.hva), r.size)
-        {
-            return Err(Errno::EINVAL);
-        }
+        let to = wanted(host, r)?;
         let Some(from) = self.by_id(r.slot).copied() else {
             if to.pages == 0 {
                 return Err(Errno::EINVAL);
@@ -243,8 +262,30 @@ impl Memslots {
         if before.next().is_some_and(|o| o.end() > s.base) {
             return Err(Errno::EEXIST);
         }
-        if frame(s.base).wrapping_add(s.pages) > max_gfn(host) { Err(Errno::EINVAL) } else { Ok(()) }
+        if reaches(host, s) { Ok(()) } else { Err(Errno::EINVAL) }
     }
+}
+
+/// The slot that a request wants, by the rules that no other slot has to do with; without pages it wants none. Errors: see
+/// [`Memslots::plan`].
+fn wanted<H: Host>(host: &H, r: &UserRegion) -> Result<Memslot, Errno> {
+    let (space, n) = (r.slot >> 16, r.slot as u16);
+    let aligned = (r.gpa | r.size | r.hva) & (PAGE - 1) == 0;
+    let base = if space == 0 { Space::Normal } else { Space::Smm }.gfn(r.gpa >> 12);
+    let to = Memslot { id: r.slot, flags: r.flags, base, pages: r.size >> 12, hva: r.hva };
+    let wrong = r.flags & !(LOG_DIRTY_PAGES | READONLY) != 0
+        || !aligned
+        || space >= ADDRESS_SPACES
+        || n >= USER_SLOTS
+        || r.gpa.checked_add(r.size).is_none()
+        || to.pages > MAX_PAGES
+        || !host.user_range_ok(Hva(r.hva), r.size);
+    if wrong { Err(Errno::EINVAL) } else { Ok(to) }
+}
+
+/// Can the processor make all addresses of a slot?
+fn reaches<H: Host>(host: &H, s: &Memslot) -> bool {
+    frame(s.base).wrapping_add(s.pages) <= max_gfn(host)
 }
 
 /// Guest frames are below this one (KVM's `kvm_mmu_max_gfn`): with nested paging a guest's physical addresses have as

@@ -37,12 +37,12 @@ impl<H: Host> Mmu<H> {
     }
 
     /// A bitmap for a slot that logs, with room to read it out; none where rings are used. Errors: ENOMEM.
-    fn alloc_dirty_bitmap(&self, lock: &mut SlotsLock, slot: &Memslot) -> Result<Option<Bitmap>, Errno> {
+    fn alloc_dirty_bitmap(&self, lock: &mut SlotsLock, slot: &Memslot) -> Result<Option<Bitmap<H>>, Errno> {
         if !slot.logs() || lock.rings {
             return Ok(None);
         }
         lock.reserve(slot.pages)?;
-        Bitmap::new(slot.pages, lock.manual & INITIALLY_SET != 0).map(Some)
+        Bitmap::new(&self.host, slot.pages, lock.manual & INITIALLY_SET != 0).map(Some)
     }
 
     fn create_memslot(&self, lock: &mut SlotsLock, slot: Memslot) -> Result<(), Errno> {
@@ -128,7 +128,7 @@ impl<H: Host> Mmu<H> {
     }
 
     /// New flags and log for a slot that stays; faults that are under way start over.
-    fn update_flags_memslot(&self, from: Memslot, to: Memslot, mut dirty: Option<Bitmap>) {
+    fn update_flags_memslot(&self, from: Memslot, to: Memslot, mut dirty: Option<Bitmap<H>>) {
         let mut slots = self.slots.write();
         {
             let mut maps = self.mmu_lock.write();

@@ -34,15 +34,26 @@ impl<H: Host> View<'_, H> {
     /// `linear` is canonical where that matters (the caller's #GP or #SS). Table entries outside of all slots count
     /// as not present; A and D in tables that the guest cannot write stay as they are.
     pub fn walk(&self, p: &Paging, linear: u64, kind: Kind) -> Result<Translation, WalkError> {
-        let memory = self.guest_memory();
+        let memory = if kind.system() { self.memory() } else { self.guest_memory() };
+        self.walk_in(&memory, p, linear, kind)
+    }
+
+    /// The same by accesses to the tables as `memory` makes them.
+    pub fn walk_in(
+        &self,
+        memory: &Memory<'_, H>,
+        p: &Paging,
+        linear: u64,
+        kind: Kind,
+    ) -> Result<Translation, WalkError> {
         for turn in 0..=TRIES {
             let mut trail = Trail::default();
-            let (t, pkey) = self.descend(&memory, p, linear, kind, |gpa, entry| trail.push(gpa, entry))?;
+            let (t, pkey) = self.descend(memory, p, linear, kind, |gpa, entry| trail.push(gpa, entry))?;
             if let Some(code) = p.refuses(kind, &t, pkey) {
                 return Err(WalkError::Fault { code });
             }
             // The guest that keeps changing the entries asked for a race on A and D, and in the end gets one.
-            if turn == TRIES || mark(&memory, &trail, p.entry_size(), kind.write())? {
+            if turn == TRIES || mark(memory, &trail, p.entry_size(), kind.write())? {
                 return Ok(t);
             }
         }

@@ -3,6 +3,8 @@
 //! Only code of the hypervisor counts ([`counted`]): neither the test around it nor the simulation below it. The counter
 //! is per thread, so that tests that run side by side do not disturb each other.
 
+use crate::lock;
+use std::backtrace::Backtrace;
 use std::cell::Cell;
 
 /// Which allocations fail.
@@ -20,6 +22,8 @@ thread_local! {
     static SEEN: Cell<u64> = const { Cell::new(0) };
     static FAILED: Cell<u64> = const { Cell::new(0) };
     static LIVE: Cell<i64> = const { Cell::new(0) };
+    static NOTING: Cell<bool> = const { Cell::new(true) };
+    static ATOMIC: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Counts from zero again; from now on allocations fail as planned.
@@ -44,6 +48,7 @@ pub fn fails() -> bool {
     if !COUNTING.get() || std::thread::panicking() {
         return false;
     }
+    under_a_lock();
     let n = SEEN.replace(SEEN.get() + 1);
     let fails = match PLAN.get() {
         None => false,
@@ -54,9 +59,20 @@ pub fn fails() -> bool {
     fails
 }
 
+/// The kernel's allocator sleeps, which nobody may who holds a spin lock. An allocator must not panic, so this is told, and
+/// [`counted`] panics.
+fn under_a_lock() {
+    if lock::holds_spin_lock() {
+        ATOMIC.set(true);
+        uncounted(|| eprintln!("an allocation under a spin lock:\n{}", Backtrace::force_capture()));
+    }
+}
+
 /// Runs code of the hypervisor, whose allocations count.
 pub fn counted<R>(f: impl FnOnce() -> R) -> R {
-    switched(true, f)
+    let result = switched(true, f);
+    assert!(!ATOMIC.get() || std::thread::panicking(), "something was allocated under a spin lock (see above)");
+    result
 }
 
 /// Runs code that is not the hypervisor's.
@@ -77,10 +93,21 @@ fn switched<R>(on: bool, f: impl FnOnce() -> R) -> R {
 
 /// A global allocator tells what it gave (positive) and took back (negative), in bytes.
 pub fn note(bytes: i64) {
-    LIVE.set(LIVE.get() + bytes);
+    if NOTING.get() {
+        LIVE.set(LIVE.get() + bytes);
+    }
+}
+
+/// Runs code of the simulation whose memory all threads share: it is on nobody's account.
+pub(crate) fn unnoted<R>(f: impl FnOnce() -> R) -> R {
+    let before = NOTING.replace(false);
+    let result = uncounted(f);
+    NOTING.set(before);
+    result
 }
 
 /// Bytes that this thread has allocated and not freed, if the global allocator tells.
 pub fn live() -> i64 {
+    crate::lent::forget();
     LIVE.get()
 }

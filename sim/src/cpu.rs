@@ -13,7 +13,7 @@ use arch::vmcb::{INT_SHADOW, int_ctl};
 use arch::{
     CleanBits, ControlArea, EventInj, EventType, Exit, HostPa, Intercepts, NestedRoot, SaveArea, SegmentAttr, Zero,
 };
-use host::{Cpu, CpuFeatures, Errno, ExtraRegs, FastExit, FastExits, GuestState, VcpuRequests};
+use host::{Cpu, CpuFeatures, Errno, ExtraRegs, FastExit, FastExits, GuestState, Trace, VcpuRequests};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -66,6 +66,7 @@ pub struct SimCpu {
     /// Between [`Cpu::begin`] and [`Cpu::end`].
     running: bool,
     pub(crate) exit_at_once: bool,
+    tells_entry: Option<u32>,
     /// RFLAGS.TF traps after each step that goes on to the next.
     pub single_steps: bool,
     /// The processor has NRIPS, whether that is said of it or not (the parameter `nrips`).
@@ -104,6 +105,7 @@ impl SimCpu {
             lost: false,
             running: false,
             exit_at_once: false,
+            tells_entry: None,
             single_steps: false,
             has_nrips: features.nrips,
             delivered: EventInj::NONE,
@@ -337,6 +339,9 @@ impl Cpu for SimCpu {
             self.control.intercept_4 &= !high;
         }
     }
+    fn set_invpcid_intercept(&mut self, on: bool) {
+        self.control.intercept_5 = if on { arch::vmcb::INTERCEPT_INVPCID } else { 0 };
+    }
     fn set_cr_intercepts(&mut self, read: u16, write: u16) {
         (self.control.intercept_cr_read, self.control.intercept_cr_write) = (read, write);
     }
@@ -351,6 +356,9 @@ impl Cpu for SimCpu {
     }
     fn exit_after_injection(&mut self) {
         self.exit_at_once = true;
+    }
+    fn tell_entry(&mut self, vcpu: Option<u32>) {
+        self.tells_entry = vcpu;
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.control.tsc_offset = offset;
@@ -388,6 +396,10 @@ impl Cpu for SimCpu {
         if self.flush {
             self.tlb.clear();
         }
+        if let Some(vcpu) = self.tells_entry.take() {
+            let (rip, event_inj) = (self.save.rip, self.control.event_inj.0);
+            self.shared.told(Trace::Entry { vcpu, rip, immediate: self.exit_at_once, event_inj });
+        }
         loop {
             let (code, info1, info2) = uncounted(|| self.guest_runs());
             (self.control.exit_code, self.control.exit_info_1, self.control.exit_info_2) = (code, info1, info2);
@@ -402,21 +414,17 @@ impl Cpu for SimCpu {
         assert!(!self.running, "saved while it runs");
         GuestState { regs: &mut self.gprs, save: &mut self.save, control: &mut self.control, extra: &mut self.extra }
             .save(w);
-        // As the world switch of the module writes it: no ASID, and no CPU.
-        (0u64, 0u32, u32::MAX).save(w);
+        // As the world switch of the module writes it: no CPU.
+        u32::MAX.save(w);
         self.flush.save(w);
         self.exit_at_once.save(w);
     }
     fn load_state(&mut self, r: &mut Reader<'_>) -> Result<(), Refused> {
         let (save, control) = (&mut self.save, &mut self.control);
         GuestState { regs: &mut self.gprs, save, control, extra: &mut self.extra }.load(r)?;
-        let _: (u64, u32, u32) = r.value()?;
+        let _: u32 = r.value()?;
         self.flush.load(r)?;
         self.exit_at_once.load(r)
-    }
-    fn succeed(&mut self, old: &mut Self, root: NestedRoot) {
-        self.root = root.pa();
-        self.take_over(old);
     }
     fn last_cpu(&self) -> u32 {
         0

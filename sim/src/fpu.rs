@@ -1,19 +1,76 @@
 //! The guest's FPU as a plain XSAVE area.
 
 use host::{Errno, Fpu};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 /// Bytes of the user format.
 const SIZE: usize = 4096;
 
-/// One vCPU's FPU.
-pub struct SimFpu {
-    area: Box<[u8; SIZE]>,
-    /// Between `load` and `put`.
-    pub loaded: bool,
-}
+/// One vCPU's FPU: a handle.
+pub struct SimFpu(Arc<Mutex<Area>>);
+
+crate::lent::lend!(SimFpu = Fpu);
 
 impl SimFpu {
     pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Area::new())))
+    }
+
+    /// Between `load` and `put`.
+    pub fn is_loaded(&self) -> bool {
+        self.0.lock().loaded
+    }
+}
+
+impl Fpu for SimFpu {
+    fn load(&mut self) {
+        self.0.lock().load();
+    }
+    fn put(&mut self) {
+        self.0.lock().put();
+    }
+    fn user_size(&self) -> usize {
+        SIZE
+    }
+    fn get(&self, buf: &mut [u8], xcr0: u64, pkru: u32) {
+        self.0.lock().get(buf, xcr0, pkru);
+    }
+    fn set(&mut self, buf: &[u8], supported_xcr0: u64, pkru: &mut u32) -> Result<(), Errno> {
+        self.0.lock().set(buf, supported_xcr0, pkru)
+    }
+    fn vector(&self, n: u8) -> [u8; 32] {
+        self.0.lock().vector(n)
+    }
+    fn set_vector(&mut self, n: u8, value: &[u8; 32], vex: bool) {
+        self.0.lock().set_vector(n, value, vex);
+    }
+    fn x87_control(&self) -> u16 {
+        self.0.lock().x87_control()
+    }
+    fn x87_status(&self) -> u16 {
+        self.0.lock().x87_status()
+    }
+    fn mmx(&mut self, n: u8) -> u64 {
+        self.0.lock().mmx(n)
+    }
+    fn set_mmx(&mut self, n: u8, value: u64) {
+        self.0.lock().set_mmx(n, value);
+    }
+    fn reset(&mut self) -> Result<(), Errno> {
+        self.0.lock().reset()
+    }
+}
+
+/// What it is to.
+struct Area {
+    area: Box<[u8; SIZE]>,
+    /// Between `load` and `put`.
+    loaded: bool,
+}
+
+impl Area {
+    fn new() -> Self {
         let mut area = Box::new([0; SIZE]);
         area[0..2].copy_from_slice(&0x37fu16.to_le_bytes());
         area[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
@@ -21,7 +78,7 @@ impl SimFpu {
     }
 }
 
-impl SimFpu {
+impl Area {
     /// TOP becomes 0, and the registers, which the area has from TOP on, keep their places; all are valid.
     fn use_mmx(&mut self) {
         assert!(self.loaded && self.x87_status() & 0x80 == 0, "not in the registers, or to be faulted");
@@ -32,7 +89,7 @@ impl SimFpu {
     }
 }
 
-impl Fpu for SimFpu {
+impl Fpu for Area {
     fn load(&mut self) {
         assert!(!self.loaded, "loaded twice");
         self.loaded = true;

@@ -17,6 +17,7 @@
 pub mod alloc;
 mod cpu;
 mod fpu;
+mod lent;
 mod lock;
 mod machine;
 mod memory;

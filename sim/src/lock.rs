@@ -2,13 +2,19 @@
 //! in the one where two threads meet.
 #![allow(unsafe_code)]
 
-use lock_api::{RawMutex, RawMutexTimed, RawRwLock};
+use host::{OneBox, Snapshot, rank};
+use lock_api::{RawMutex, RawMutexTimed, RawRwLock, RwLock};
 use std::cell::Cell;
 
 thread_local! {
     /// A bit for each rank that this thread holds.
     static HELD: Cell<u64> = const { Cell::new(0) };
+    /// vCPUs that it has told something since it has interrupts off.
+    static TOLD: Cell<usize> = const { Cell::new(0) };
 }
+
+/// So many may be: interrupts are to come soon.
+const MOST_TOLD: usize = 16;
 
 /// Before a lock of this rank is waited for.
 fn check(rank: u8) {
@@ -21,7 +27,18 @@ fn check(rank: u8) {
 }
 
 fn taken(rank: u8) {
+    if HELD.get() >> host::rank::PIT == 0 {
+        TOLD.set(0);
+    }
     HELD.set(HELD.get() | 1 << rank);
+}
+
+/// This thread wakes a vCPU, or kicks it.
+pub(crate) fn one_is_told() {
+    TOLD.set(TOLD.get() + 1);
+    if HELD.get() >> host::rank::PIT != 0 && TOLD.get() > MOST_TOLD && !std::thread::panicking() {
+        panic!("more than {MOST_TOLD} vCPUs are told something while interrupts are off");
+    }
 }
 
 fn gone(rank: u8) {
@@ -32,9 +49,14 @@ fn gone(rank: u8) {
     }
 }
 
+/// Whether this thread must not sleep.
+pub fn holds_spin_lock() -> bool {
+    HELD.get() >> host::rank::MMU != 0
+}
+
 /// What follows sleeps, at least on some kernels: no spin lock may be held.
 pub fn may_sleep() {
-    if HELD.get() >> host::rank::MMU != 0 && !std::thread::panicking() {
+    if holds_spin_lock() && !std::thread::panicking() {
         panic!("something that may sleep is done while a spin lock is held (host::rank)");
     }
 }
@@ -149,9 +171,29 @@ unsafe impl<L: RawRwLock, const RANK: u8> RawRwLock for Ranked<L, RANK> {
     }
 }
 
+/// A snapshot behind a lock, which shows who sleeps or locks while he looks at it.
+pub struct LockedSnapshot<T>(RwLock<Ranked<parking_lot::RawRwLock, { rank::SNAPSHOT }>, Option<OneBox<T>>>);
+
+impl<T: Send + Sync> Snapshot<T> for LockedSnapshot<T> {
+    fn none() -> Self {
+        Self(RwLock::new(None))
+    }
+
+    fn read<R>(&self, look: impl FnOnce(Option<&T>) -> R) -> R {
+        look(self.0.read().as_deref())
+    }
+
+    fn replace(&self, new: Option<OneBox<T>>) -> Option<OneBox<T>> {
+        may_sleep();
+        std::mem::replace(&mut *self.0.write(), new)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
     type Mutex<const RANK: u8> = lock_api::Mutex<Ranked<parking_lot::RawMutex, RANK>, ()>;
     type RwLock<const RANK: u8> = lock_api::RwLock<Ranked<parking_lot::RawRwLock, RANK>, ()>;
 
@@ -184,6 +226,32 @@ mod tests {
         let (one, other) = (RwLock::<2>::new(()), RwLock::<2>::new(()));
         let _one = one.read();
         let _other = other.read();
+    }
+
+    #[test]
+    fn nobody_locks_while_he_looks_at_a_snapshot() {
+        let (lock, value) = (Mutex::<{ rank::SNAPSHOT }>::new(()), LockedSnapshot::<u32>::none());
+        assert!(value.replace(host::try_box(|| 7).ok()).is_none());
+        assert_eq!(value.read(|n| n.copied()), Some(7));
+        assert!(catch_unwind(AssertUnwindSafe(|| value.read(|_| drop(lock.lock())))).is_err());
+        assert!(catch_unwind(AssertUnwindSafe(|| value.read(|_| value.replace(None)))).is_err());
+        assert_eq!(value.replace(None).map(|n| *n), Some(7));
+    }
+
+    #[test]
+    fn few_are_told_while_interrupts_are_off() {
+        let (first, second) = (Mutex::<{ rank::PIT }>::new(()), Mutex::<{ rank::CONTROLLERS }>::new(()));
+        let tell = |n: usize| (0..n).for_each(|_| one_is_told());
+        tell(MOST_TOLD + 1);
+        for _ in 0..2 {
+            let _pit = first.lock();
+            tell(MOST_TOLD / 2);
+            let _ioapic = second.lock();
+            tell(MOST_TOLD / 2);
+        }
+        assert!(catch_unwind(|| tell(MOST_TOLD + 1)).is_ok());
+        let _ioapic = second.lock();
+        assert!(catch_unwind(|| tell(MOST_TOLD + 1)).is_err());
     }
 
     #[test]

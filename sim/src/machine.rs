@@ -10,11 +10,11 @@ use crate::thread::Inner;
 use crate::{Outcome, SimCpu, SimFpu, SimThread, SimVcpu, thread};
 use arch::{HostPa, Hva};
 use host::{
-    Command, CpuConfig, CpuFeatures, Errno, EventFd, Host, Hrtimer, Hrtimers, MapLevel, PollParameters, Stop,
-    TableCells, TablePage, TimePoint, Work,
+    Command, CpuConfig, CpuFeatures, Errno, EventFd, Host, Hrtimer, Hrtimers, LastExit, MapLevel, PollParameters,
+    Request, Stop, TableCells, TablePage, TimePoint, Trace, TraceSet, Work,
 };
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -41,6 +41,10 @@ pub struct Shared {
     halt_poll: AtomicU64,
     /// How often a halted vCPU looked around.
     pub polls: AtomicUsize,
+    /// Events of the run loop that are wanted, and all that were told.
+    traced: AtomicU32,
+    told: parking_lot::Mutex<Vec<Trace>>,
+    ends: parking_lot::Mutex<Vec<LastExit>>,
     pub(crate) threads: parking_lot::Mutex<Vec<Weak<Inner>>>,
     pub(crate) memory: Arena,
     tables: Vec<TableSlot>,
@@ -52,6 +56,8 @@ pub struct Shared {
     during_fault: Hook,
     pub(crate) during_kick: Hook,
     during_wait: Hook,
+    /// How often a thread would have given its CPU away.
+    offers: AtomicUsize,
     /// How often the machine slept.
     suspends: AtomicU64,
     /// Nanoseconds that it slept, and cycles that its TSC lost with it.
@@ -122,6 +128,9 @@ impl Sim {
             patience: AtomicU64::new(0),
             page_latency: AtomicU64::new(1_000_000),
             halt_poll: AtomicU64::new(0),
+            traced: AtomicU32::new(0),
+            told: parking_lot::Mutex::default(),
+            ends: parking_lot::Mutex::default(),
             polls: AtomicUsize::new(0),
             threads: Default::default(),
             memory: Arena::new(pages),
@@ -133,6 +142,7 @@ impl Sim {
             during_fault: Hook::default(),
             during_kick: Hook::default(),
             during_wait: Hook::default(),
+            offers: AtomicUsize::new(0),
             suspends: AtomicU64::new(0),
             slept: AtomicU64::new(0),
             tsc_lost: AtomicU64::new(0),
@@ -240,6 +250,11 @@ impl Sim {
         *self.0.during_wait.0.lock() = Some(Box::new(f));
     }
 
+    /// How often a thread would have given its CPU away, had somebody else waited for it.
+    pub fn offers(&self) -> usize {
+        self.0.offers.load(SeqCst)
+    }
+
     /// What becomes of an access of the guest's to the page at `hva`: the signals that it ends with are sent.
     fn guest_access<T>(&self, hva: Hva, result: Result<T, Stop>) -> Result<T, Stop> {
         match result {
@@ -254,6 +269,42 @@ impl Sim {
     /// Does this the next time that a vCPU's thread is kicked.
     pub fn during_kick(&self, f: impl FnOnce() + Send + 'static) {
         *self.0.during_kick.0.lock() = Some(Box::new(f));
+    }
+
+    /// What becomes of an access of the host's own: it sleeps on when a signal comes, until somebody brings the page.
+    fn host_access<T>(&self, mut access: impl FnMut() -> Result<T, Stop>) -> Result<T, Stop> {
+        match access() {
+            Err(Stop::Errno(Errno::EINTR)) => {
+                uncounted(|| self.0.during_wait.fire());
+                // If nobody has, the thread is killed.
+                access().map_err(|_| Stop::Fault)
+            }
+            other => other.map_err(|_| Stop::Fault),
+        }
+    }
+
+    fn copy_in(&self, from: Hva, buf: &mut [u8]) -> Result<(), Stop> {
+        lock::may_sleep();
+        let len = buf.len();
+        self.wait_for(from.0, len as u64);
+        self.0.memory.each(from.0, len, false, |cells, at, n, k| cells.read(at, &mut buf[n..n + k]))
+    }
+
+    fn copy_out(&self, to: Hva, buf: &[u8]) -> Result<(), Stop> {
+        lock::may_sleep();
+        self.wait_for(to.0, buf.len() as u64);
+        self.0.memory.each(to.0, buf.len(), true, |cells, at, n, k| cells.write(at, &buf[n..n + k]))
+    }
+
+    fn exchange(&self, at: Hva, old: u64, new: u64, size: u8) -> Result<bool, Stop> {
+        let _one_at_a_time = self.0.memory.exchange.lock();
+        let (mut now, size) = ([0; 8], usize::from(size));
+        self.copy_in(at, &mut now[..size])?;
+        let same = now[..size] == old.to_le_bytes()[..size];
+        if same {
+            self.copy_out(at, &new.to_le_bytes()[..size])?;
+        }
+        Ok(same)
     }
 
     /// Whoever touches these bytes waits for the pages that are paged out.
@@ -288,6 +339,24 @@ impl Sim {
         self.0.memory.set_level(level);
     }
 
+    /// Who traces wants these events of the run loop from now on.
+    pub fn trace(&self, set: TraceSet) {
+        self.0.traced.store(set.0, SeqCst);
+        for thread in self.0.threads.lock().iter().filter_map(Weak::upgrade) {
+            thread.requests.make_request(Request::Trace);
+        }
+    }
+
+    /// What was told since the last call.
+    pub fn take_told(&self) -> Vec<Trace> {
+        uncounted(|| std::mem::take(&mut *self.0.told.lock()))
+    }
+
+    /// Last exits of vCPUs that could not go on, since the last call.
+    pub fn take_ends(&self) -> Vec<LastExit> {
+        uncounted(|| std::mem::take(&mut *self.0.ends.lock()))
+    }
+
     /// Halted vCPUs look around before they sleep: each look takes a virtual microsecond, for at most `max` ns.
     pub fn set_halt_poll(&self, max: u32) {
         self.0.halt_poll.store(max.into(), SeqCst);
@@ -315,7 +384,7 @@ impl Sim {
 }
 
 /// The timers of a VM's devices: deadlines in virtual time, which whoever has the VM asks for.
-pub struct SimHrtimers([AtomicU64; Hrtimer::ALL.len()]);
+pub struct SimHrtimers(Arc<[AtomicU64; Hrtimer::ALL.len()]>);
 
 impl SimHrtimers {
     /// One whose time has come at `now`; it is not set any more.
@@ -338,6 +407,17 @@ impl Hrtimers for SimHrtimers {
 
 /// A reference to an eventfd: only its count.
 pub struct Event(Arc<AtomicU64>);
+
+/// Words of memory.
+pub struct SimWords(Arc<Vec<AtomicU64>>);
+
+impl AsRef<[AtomicU64]> for SimWords {
+    fn as_ref(&self) -> &[AtomicU64] {
+        &self.0
+    }
+}
+
+crate::lent::lend!(SimHrtimers = Hrtimers Event = EventFd SimWords = Words);
 
 impl EventFd for Event {
     fn signal(&self) {
@@ -366,6 +446,13 @@ fn may_fail() -> Result<(), Errno> {
     if fails() { Err(Errno::ENOMEM) } else { Ok(()) }
 }
 
+impl Shared {
+    /// An event of a trace.
+    pub(crate) fn told(&self, what: Trace) {
+        uncounted(|| self.told.lock().push(what));
+    }
+}
+
 impl Host for Sim {
     type Patience = Duration;
     type RawMutex<const RANK: u8> = Ranked<parking_lot::RawMutex, RANK>;
@@ -373,6 +460,7 @@ impl Host for Sim {
     type RawSpinIrq<const RANK: u8> = Ranked<parking_lot::RawMutex, RANK>;
     type RawRwSpin<const RANK: u8> = Ranked<parking_lot::RawRwLock, RANK>;
     type RawRwSem<const RANK: u8> = Ranked<parking_lot::RawRwLock, RANK>;
+    type Snapshot<T: Send + Sync> = lock::LockedSnapshot<T>;
     type Cpu = SimVcpu;
     type Thread = SimThread;
     type UserPage = SimUserPage;
@@ -380,6 +468,7 @@ impl Host for Sim {
     type EventFd = Event;
     type Hrtimers = SimHrtimers;
     type Fpu = SimFpu;
+    type Words = SimWords;
 
     fn new_cpu(&self, config: &CpuConfig) -> Result<SimVcpu, Errno> {
         may_fail()?;
@@ -402,7 +491,11 @@ impl Host for Sim {
     }
     fn new_hrtimers(&self) -> Result<SimHrtimers, Errno> {
         may_fail()?;
-        Ok(SimHrtimers([const { AtomicU64::new(u64::MAX) }; Hrtimer::ALL.len()]))
+        Ok(uncounted(|| SimHrtimers(Arc::new([const { AtomicU64::new(u64::MAX) }; Hrtimer::ALL.len()]))))
+    }
+    fn new_words(&self, n: usize) -> Result<SimWords, Errno> {
+        may_fail()?;
+        Ok(uncounted(|| SimWords(Arc::new((0..n).map(|_| AtomicU64::new(0)).collect()))))
     }
     fn new_shared_page(&self) -> Result<SimPage, Errno> {
         may_fail()?;
@@ -448,39 +541,29 @@ impl Host for Sim {
         self.0.memory.level()
     }
     fn read_user(&self, from: Hva, buf: &mut [u8]) -> Result<(), Stop> {
-        lock::may_sleep();
-        let len = buf.len();
-        self.wait_for(from.0, len as u64);
-        self.0.memory.each(from.0, len, false, |cells, at, n, k| cells.read(at, &mut buf[n..n + k]))
+        self.host_access(|| self.copy_in(from, buf))
     }
     fn write_user(&self, to: Hva, buf: &[u8]) -> Result<(), Stop> {
-        lock::may_sleep();
-        self.wait_for(to.0, buf.len() as u64);
-        self.0.memory.each(to.0, buf.len(), true, |cells, at, n, k| cells.write(at, &buf[n..n + k]))
+        self.host_access(|| self.copy_out(to, buf))
     }
     fn cmpxchg_user(&self, at: Hva, old: u64, new: u64, size: u8) -> Result<bool, Stop> {
-        let _one_at_a_time = self.0.memory.exchange.lock();
-        let (mut now, size) = ([0; 8], usize::from(size));
-        self.read_user(at, &mut now[..size])?;
-        let same = now[..size] == old.to_le_bytes()[..size];
-        if same {
-            self.write_user(at, &new.to_le_bytes()[..size])?;
-        }
-        Ok(same)
+        self.host_access(|| self.exchange(at, old, new, size))
     }
     fn read_guest(&self, from: Hva, buf: &mut [u8]) -> Result<(), Stop> {
-        self.guest_access(from, self.read_user(from, buf))
+        self.guest_access(from, self.copy_in(from, buf))
     }
     fn write_guest(&self, to: Hva, buf: &[u8]) -> Result<(), Stop> {
-        self.guest_access(to, self.write_user(to, buf))
+        self.guest_access(to, self.copy_out(to, buf))
     }
     fn cmpxchg_guest(&self, at: Hva, old: u64, new: u64, size: u8) -> Result<bool, Stop> {
-        self.guest_access(at, self.cmpxchg_user(at, old, new, size))
+        self.guest_access(at, self.exchange(at, old, new, size))
     }
     fn wait_for_page(&self, hva: Hva, _write: bool) {
         lock::may_sleep();
         uncounted(|| self.0.awaited.lock().push(hva.0 & !0xfff));
         uncounted(|| self.0.during_wait.fire());
+        // Who should have brought it is gone.
+        self.0.memory.give_up(hva.0);
     }
     fn killed(&self) -> bool {
         DYING.get()
@@ -526,6 +609,7 @@ impl Host for Sim {
     }
     fn cond_resched(&self) {
         lock::may_sleep();
+        self.0.offers.fetch_add(1, SeqCst);
         uncounted(|| self.0.during_wait.fire());
     }
 
@@ -552,7 +636,7 @@ impl Host for Sim {
             (0, _) => [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65],
             // Without MOVBE, which is emulated then.
             (1, _) => [0x0080_0f12, 0x0001_0800, 0x7e98_320b, 0x178b_fbff],
-            (7, 0) => [0, 0x209c_01a9, 0, 0],
+            (7, 0) => [0, 0x209c_05a9, 0, 0],
             (0xd, 0) => [7, 0x340, 0x340, 0],
             (0xd, 1) => [0, 0x340, 0, 0],
             (0xd, 2) => [0x100, 0x240, 0, 0],
@@ -587,6 +671,18 @@ impl Host for Sim {
     }
     fn command(&self, what: Command) {
         uncounted(|| self.0.commands.lock().push(what));
+    }
+    fn traced(&self) -> TraceSet {
+        TraceSet(self.0.traced.load(SeqCst))
+    }
+    fn trace(&self, what: Trace) {
+        self.0.told(what);
+    }
+    fn listens(&self) -> bool {
+        true
+    }
+    fn ended(&self, what: LastExit) {
+        uncounted(|| self.0.ends.lock().push(what));
     }
     fn warn(&self, what: &'static str, value: u64) {
         uncounted(|| self.0.warnings.lock().push((what, value)));

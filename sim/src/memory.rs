@@ -86,6 +86,13 @@ impl Arena {
         }
     }
 
+    /// Nobody will bring it, if it is still missing.
+    pub fn give_up(&self, hva: u64) {
+        if let Some((_, state)) = self.page(hva) {
+            let _ = state.compare_exchange(Page::Missing as u8, Page::Absent as u8, SeqCst, SeqCst);
+        }
+    }
+
     pub fn set_level(&self, level: MapLevel) {
         self.level.store(level as u8, SeqCst);
     }
@@ -137,7 +144,7 @@ impl Arena {
             let mut now = at;
             std::iter::from_fn(move || {
                 (now < end).then(|| {
-                    let next = ((now | 4095) + 1).min(end);
+                    let next = (now | 4095).saturating_add(1).min(end);
                     (std::mem::replace(&mut now, next), next)
                 })
             })
@@ -178,6 +185,8 @@ impl Drop for SimUserPage {
 /// A page shared with user space.
 #[derive(Clone)]
 pub struct SimPage(pub Arc<PageCells>);
+
+crate::lent::lend!(SimPage = SharedPage);
 
 impl std::ops::Deref for SimPage {
     type Target = PageCells;

@@ -1,6 +1,7 @@
 //! A vCPU's thread in virtual time: sleeping jumps to the next deadline.
 
 use crate::alloc::{fails, uncounted};
+use crate::lock::one_is_told;
 use crate::machine::Shared;
 use arch::Hva;
 use host::{Errno, PageIns, Request, VcpuRequests, VcpuThread};
@@ -41,9 +42,11 @@ pub(crate) fn raised() -> bool {
 #[derive(Clone)]
 pub struct SimThread(Arc<Inner>);
 
+crate::lent::lend!(SimThread = Thread);
+
 /// What the machine's clock reaches as well.
 pub(crate) struct Inner {
-    requests: VcpuRequests,
+    pub(crate) requests: VcpuRequests,
     deadline: AtomicU64,
     kicks: AtomicUsize,
     blocked: AtomicBool,
@@ -182,6 +185,7 @@ impl VcpuThread for SimThread {
     }
 
     fn kick(&self) {
+        one_is_told();
         self.0.shared.during_kick.fire();
         if self.0.requests.needs_ipi() {
             self.0.kicks.fetch_add(1, SeqCst);
@@ -189,6 +193,7 @@ impl VcpuThread for SimThread {
     }
 
     fn wake(&self) {
+        one_is_told();
         self.0.wake();
     }
 

@@ -42,6 +42,15 @@ impl SimVcpu {
         Ok(Self { cpu: uncounted(make), through: Some(through) })
     }
 
+    /// The vCPU of `old`, which does not run any more, goes on here: what is no part of any engine is this one's, and what the
+    /// hardware knows of the guest it knows of the new one.
+    pub fn take_over(&mut self, old: &mut Self) {
+        if let (Some(new), Some(was)) = (&mut self.through, &mut old.through) {
+            std::mem::swap(&mut new.loaded, &mut was.loaded);
+        }
+        self.cpu.take_over(&mut old.cpu);
+    }
+
     /// The nested tables that the next entry uses.
     pub fn nested_root(&self) -> HostPa {
         let through = self.through.as_ref();
@@ -135,6 +144,9 @@ impl Cpu for SimVcpu {
     fn set_intercept(&mut self, which: Intercepts, on: bool) {
         either!(&mut self.set_intercept(which, on))
     }
+    fn set_invpcid_intercept(&mut self, on: bool) {
+        either!(&mut self.set_invpcid_intercept(on))
+    }
     fn set_cr_intercepts(&mut self, read: u16, write: u16) {
         either!(&mut self.set_cr_intercepts(read, write))
     }
@@ -152,6 +164,9 @@ impl Cpu for SimVcpu {
     }
     fn exit_after_injection(&mut self) {
         either!(&mut self.exit_after_injection())
+    }
+    fn tell_entry(&mut self, vcpu: Option<u32>) {
+        either!(&mut self.tell_entry(vcpu))
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         either!(&mut self.set_tsc_offset(offset))
@@ -193,17 +208,6 @@ impl Cpu for SimVcpu {
     }
     fn load_state(&mut self, r: &mut Reader<'_>) -> Result<(), Refused> {
         either!(&mut self.load_state(r))
-    }
-    fn succeed(&mut self, old: &mut Self, root: NestedRoot) {
-        match (&mut self.through, &mut old.through) {
-            (Some(new), Some(was)) => {
-                new.svm.succeed(&mut was.svm, root);
-                // What the hardware knows of the guest, it knows of the new one.
-                std::mem::swap(&mut new.loaded, &mut was.loaded);
-                self.cpu.take_over(&mut old.cpu);
-            }
-            _ => self.cpu.succeed(&mut old.cpu, root),
-        }
     }
     fn last_cpu(&self) -> u32 {
         either!(&self.last_cpu())

@@ -33,7 +33,7 @@ mod write;
 
 pub use read::{Reader, Sections};
 pub use refused::{Refused, Why};
-pub use write::{NoMemory, Writer};
+pub use write::{NoRoom, Writer};
 
 /// Something that is written into a section and read from it, in place: nothing large is moved over the stack.
 pub trait State {

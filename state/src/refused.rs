@@ -38,6 +38,8 @@ pub enum Why {
     Value(&'static str),
     /// This machine, or this engine, cannot do it: what.
     Cannot(&'static str),
+    /// Somebody uses it.
+    Busy,
     /// No memory.
     NoMemory,
 }
@@ -54,12 +56,6 @@ impl Refused {
     /// This machine, or this engine, cannot do it.
     pub const fn cannot(what: &'static str) -> Self {
         Self::frame(Why::Cannot(what))
-    }
-}
-
-impl From<crate::NoMemory> for Refused {
-    fn from(_: crate::NoMemory) -> Self {
-        Self::NO_MEMORY
     }
 }
 
@@ -90,6 +86,7 @@ impl fmt::Display for Refused {
             Why::Missing => f.write_str("it is missing"),
             Why::Value(what) => write!(f, "{what} cannot have this value"),
             Why::Cannot(what) => f.write_str(what),
+            Why::Busy => f.write_str("somebody uses a vCPU"),
             Why::NoMemory => f.write_str("no memory"),
         }
     }

@@ -49,7 +49,7 @@ struct InPlace {
 state! { place InPlace { big; not kept } }
 
 fn one(kind: Section, state: &impl State) -> Vec<u8> {
-    let mut w = Writer::new(0);
+    let mut w = Writer::new(1 << 20);
     w.section(kind, 3, state);
     w.finish().expect("memory")
 }
@@ -70,6 +70,19 @@ fn old() -> Old {
 fn new(second: Kind, third: u16) -> New {
     let Old { a, list, maybe } = old();
     New { a, list, maybe, second, third }
+}
+
+#[test]
+fn it_never_grows_and_says_what_it_takes() {
+    let written = |room: usize| {
+        let mut w = Writer::new(room);
+        w.section(KIND, 0, &[1u64, 2, 3]);
+        w.finish()
+    };
+    let needs = 12 + HEADER + 24;
+    assert_eq!(written(0), Err(NoRoom { needs }));
+    assert_eq!(written(needs - 1), Err(NoRoom { needs }));
+    assert_eq!(written(needs).map(|bytes| bytes.len()), Ok(needs));
 }
 
 #[test]
@@ -114,7 +127,7 @@ fn in_place_and_only_what_is_state() {
 #[test]
 fn sections_come_in_order() {
     let other = Section::new(*b"more", 1);
-    let mut w = Writer::new(64);
+    let mut w = Writer::new(1 << 20);
     w.section(KIND, 3, &1u8);
     w.section(other, 0, &2u8);
     let bytes = w.finish().unwrap();
@@ -161,7 +174,7 @@ fn damaged_states_are_refused_or_read_cleanly() {
 
 #[test]
 fn a_count_that_lies_allocates_nothing() {
-    let mut w = Writer::new(0);
+    let mut w = Writer::new(1 << 20);
     w.section_by(KIND, 3, 1, |w| w.count(u32::MAX as usize));
     assert_eq!(read::<Vec<u64>>(KIND, &w.finish().unwrap()).unwrap_err().why, Why::Short);
 }

@@ -3,22 +3,29 @@
 use crate::{FRAME, HEADER, MAGIC, Section, State};
 use alloc::vec::Vec;
 
-/// There was no memory for what was to be written.
+/// There was no room for what was to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoMemory;
+pub struct NoRoom {
+    /// Bytes that it takes.
+    pub needs: usize,
+}
 
-/// Collects sections. Whether there was memory for them shows at the [end](Self::finish).
+/// Collects sections. It allocates when it is made, and never while it is written to, which is done under spin locks; whether there was
+/// room for all shows at the [end](Self::finish).
 pub struct Writer {
     bytes: Vec<u8>,
+    /// Of what was to be written up to now.
+    needs: usize,
     failed: bool,
     version: u16,
 }
 
 impl Writer {
-    /// With nothing in it; `room` bytes are made room for at once.
+    /// With nothing in it, and room for so many bytes. Without memory there is no room.
     pub fn new(room: usize) -> Self {
-        let mut w = Self { bytes: Vec::new(), failed: false, version: 1 };
-        w.failed = w.bytes.try_reserve_exact(room).is_err();
+        let mut bytes = Vec::new();
+        let failed = bytes.try_reserve_exact(room).is_err();
+        let mut w = Self { bytes, needs: 0, failed, version: 1 };
         w.put(&MAGIC);
         w.put(&FRAME.to_le_bytes());
         w
@@ -54,13 +61,12 @@ impl Writer {
 
     /// Appends bytes.
     pub fn put(&mut self, bytes: &[u8]) {
-        if self.failed || self.bytes.try_reserve(bytes.len()).is_err() {
-            self.failed = true;
-            return;
-        }
-        // Says what the reservation has made true, so that no path that would grow is compiled.
-        if self.bytes.capacity().wrapping_sub(self.bytes.len()) >= bytes.len() {
+        self.needs = self.needs.saturating_add(bytes.len());
+        // Looked at here, so that no path that would grow is compiled.
+        if !self.failed && self.bytes.capacity().wrapping_sub(self.bytes.len()) >= bytes.len() {
             self.bytes.extend_from_slice(bytes);
+        } else {
+            self.failed = true;
         }
     }
 
@@ -73,8 +79,8 @@ impl Writer {
     }
 
     /// What was written.
-    pub fn finish(self) -> Result<Vec<u8>, NoMemory> {
-        if self.failed { Err(NoMemory) } else { Ok(self.bytes) }
+    pub fn finish(self) -> Result<Vec<u8>, NoRoom> {
+        if self.failed { Err(NoRoom { needs: self.needs }) } else { Ok(self.bytes) }
     }
 }
 

@@ -12,24 +12,21 @@ pub struct AsidGeneration {
     pub asid: u32,
 }
 
-::state::state! {
-    place AsidGeneration { generation, asid }
-}
-
 /// The ASIDs of one CPU. All zero is a valid start: it has none until [`reset`](Self::reset).
 #[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
 pub struct Asids {
-    generation: u64,
-    next: u32,
-    max: u32,
+    pub(crate) generation: u64,
+    pub(crate) next: u32,
+    pub(crate) max: u32,
 }
 
 impl Asids {
-    /// The CPU was switched on (again) with ASIDs up to `max`. The generation goes on from where it was, so that no
-    /// ASID from before is taken for a new one.
+    /// What the base does (linux/shim/kvm/cpu.c) when the CPU is switched on (again) with ASIDs up to `max`. The generation
+    /// goes on from where it was and is another one, so that no ASID from before is good or taken for a new one.
+    #[cfg(any(test, feature = "model"))]
     pub fn reset(&mut self, max: u32) {
         self.max = max;
+        self.generation = self.generation.wrapping_add(1);
         // The first ASID opens a new generation, which flushes whatever the TLB holds.
         self.next = max.wrapping_add(1);
     }
@@ -63,7 +60,7 @@ mod tests {
         a.reset(3);
         let (first, flush) = a.take();
         assert!(flush && first.asid == 1 && a.holds(first));
-        assert!((2..=3).all(|n| a.take() == (AsidGeneration { generation: 1, asid: n }, false)));
+        assert!((2..=3).all(|n| a.take() == (AsidGeneration { generation: first.generation, asid: n }, false)));
         assert!(a.holds(first));
         let (again, flush) = a.take();
         assert!(flush && again.asid == 1);
@@ -76,6 +73,7 @@ mod tests {
         a.reset(8);
         let (old, _) = a.take();
         a.reset(8);
+        assert!(!a.holds(old));
         let (new, flush) = a.take();
         assert!(flush && new.asid == old.asid && !a.holds(old) && a.holds(new));
     }

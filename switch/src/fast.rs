@@ -73,8 +73,8 @@ pub unsafe fn handle_fast<P: Platform>(ctx: *mut VcpuCtx) -> bool {
     true
 }
 
-/// May it be the intercept of an instruction that is handled so? Most exits are not, and are told from others by one comparison.
+/// May it be the intercept of an instruction that is handled so? Most exits are not, and are told from others by two comparisons.
 #[inline(always)]
 const fn is_instruction(exit: u64) -> bool {
-    exit.wrapping_sub(code::RDTSC) <= code::XSETBV - code::RDTSC
+    exit.wrapping_sub(code::RDTSC) <= code::XSETBV - code::RDTSC || exit <= code::CR4_READ
 }

@@ -1,8 +1,7 @@
-//! The processors under us: what they can do, and switching SVM on and off.
+//! The processors under us: what they can do. Switching SVM on and off is the base's (linux/shim/kvm/cpu.c).
 
-use crate::{CpuData, Pages, Platform, insn, pages::Block};
+use crate::{Platform, insn, pages::Block};
 use arch::{HostPa, msr};
-use core::ptr::NonNull;
 use host::{CpuFeatures, Errno};
 
 /// Why the machine cannot run guests.
@@ -29,10 +28,10 @@ impl Unsupported {
     /// The same for people.
     pub fn reason(self) -> &'static str {
         match self {
-            Self::NoSvm => "the processor has no SVM",
-            Self::Disabled => "SVM is disabled by the firmware (VM_CR)",
+            Self::NoSvm => "the processor has no SVM, which hsave needs",
+            Self::Disabled => "SVM is disabled by the firmware (VM_CR): switch it on in the firmware's setup",
             Self::NoNestedPaging => "the processor has no nested paging, which hsave needs",
-            Self::NoAsids => "the processor has no ASID for a guest",
+            Self::NoAsids => "the processor has no ASID for a guest, without which hsave cannot run one",
             Self::NoMemory => "out of memory",
         }
     }
@@ -49,7 +48,6 @@ pub struct Machine<P: Platform> {
     pub(crate) host_xss: Option<u64>,
     /// The kernel has protection keys on (CR4.PKE).
     pub(crate) pku: bool,
-    max_asid: u32,
     iopm: Block<P, 2>,
 }
 
@@ -73,7 +71,6 @@ impl<P: Platform> Machine<P> {
         if svm & 1 == 0 {
             return Err(Unsupported::NoNestedPaging);
         }
-        let max_asid = asids.wrapping_sub(1);
         if asids < 2 {
             return Err(Unsupported::NoAsids);
         }
@@ -92,7 +89,6 @@ impl<P: Platform> Machine<P> {
             host_xcr0: if xsave { unsafe { insn::xgetbv() } } else { 0 },
             host_xss: if xsaves { P::read_msr(msr::XSS) } else { None },
             pku: P::cpuid(0, 0)[0] >= 7 && P::cpuid(7, 0)[2] & 1 << 4 != 0,
-            max_asid,
             iopm,
         })
     }
@@ -104,84 +100,6 @@ impl<P: Platform> Machine<P> {
 
     pub(crate) fn iopm_pa(&self) -> HostPa {
         self.iopm.pa()
-    }
-
-    /// Allocates the host save area of a CPU; nothing if it has one. Task context, on any CPU. Errors: ENOMEM.
-    ///
-    /// # Safety
-    /// `cpu` is the `hsave_cpu_data` of a CPU, and nobody else uses it at the moment: the CPU is not enabled.
-    pub unsafe fn prepare_cpu(cpu: NonNull<CpuData>) -> Result<(), Errno> {
-        // SAFETY: by contract.
-        let cpu = unsafe { cpu.as_ref() };
-        if cpu.hsave_va.get() == 0 {
-            let pages = Block::<P, 0>::for_cpu(cpu.number)?.into_raw();
-            cpu.hsave_va.set(pages.va.as_ptr().expose_provenance());
-            cpu.hsave_pa.set(pages.pa);
-        }
-        Ok(())
-    }
-
-    /// Frees what [`prepare_cpu`](Self::prepare_cpu) allocated.
-    ///
-    /// # Safety
-    /// As there; [`disable`](Self::disable) ran on the CPU, or it is gone.
-    pub unsafe fn release_cpu(cpu: NonNull<CpuData>) {
-        // SAFETY: by contract.
-        let cpu = unsafe { cpu.as_ref() };
-        let va = core::ptr::with_exposed_provenance_mut(cpu.hsave_va.get());
-        if let Some(va) = NonNull::new(va) {
-            // SAFETY: these are the pages of `prepare_cpu`; the fields are cleared, so this happens once.
-            drop(unsafe { Block::<P, 0>::from_raw(Pages { va, pa: cpu.hsave_pa.get() }) });
-            cpu.hsave_va.set(0);
-            cpu.hsave_pa.set(HostPa(0));
-        }
-    }
-
-    /// Switches SVM on on this CPU: EFER.SVME, VM_HSAVE_PA. Preemption is off. Nothing if it is on.
-    /// Errors: EBUSY (somebody else uses SVM), ENODEV (the CPU was not prepared).
-    pub fn enable(&self) -> Result<(), Errno> {
-        // SAFETY: the platform gives this CPU's own data, and preemption is off.
-        let cpu = unsafe { P::cpu_data().as_ref() };
-        if cpu.enabled.get() {
-            return Ok(());
-        }
-        if cpu.hsave_va.get() == 0 {
-            return Err(Errno::ENODEV);
-        }
-        P::svme_on()?;
-        // SAFETY: the page belongs to this CPU and outlives SVM on it (`release_cpu` comes after `disable`).
-        unsafe { insn::wrmsr(msr::VM_HSAVE_PA, cpu.hsave_pa.get().0) };
-        if self.features.tsc_scaling {
-            // SAFETY: the ratio applies to guests only.
-            unsafe { insn::wrmsr(msr::TSC_RATIO, TSC_RATIO_ONE) };
-            cpu.tsc_ratio.set(TSC_RATIO_ONE);
-        }
-        let mut asids = cpu.asids.get();
-        asids.reset(self.max_asid);
-        cpu.asids.set(asids);
-        // Whatever ran here last is not loaded any more.
-        cpu.last_vcpu.set(0);
-        cpu.enabled.set(true);
-        Ok(())
-    }
-
-    /// Switches SVM off on this CPU. Preemption is off and no guest runs. Nothing if it is off.
-    pub fn disable(&self) {
-        // SAFETY: as in `enable`.
-        let cpu = unsafe { P::cpu_data().as_ref() };
-        if !cpu.enabled.replace(false) {
-            return;
-        }
-        if self.features.tsc_scaling {
-            // SAFETY: as in `enable`.
-            unsafe { insn::wrmsr(msr::TSC_RATIO, TSC_RATIO_ONE) };
-        }
-        // SAFETY: no VMRUN follows on this CPU; 0 is what the register holds after reset.
-        unsafe { insn::wrmsr(msr::VM_HSAVE_PA, 0) };
-        // After a CPU was switched off by force GIF may be clear; EFER.SVME must not go with it clear (APM 15.17).
-        // SAFETY: sets what is set in any other case.
-        unsafe { insn::stgi() };
-        P::svme_off();
     }
 }
 

@@ -35,28 +35,6 @@ impl<P: Platform, const ORDER: u32> Block<P, ORDER> {
         // SAFETY: the platform gave out `SIZE` initialised bytes that nobody else in the host has.
         unsafe { core::slice::from_raw_parts_mut(self.pages.va.as_ptr(), Self::SIZE) }
     }
-
-    /// Gives up ownership without freeing: the pages are freed through [`from_raw`](Self::from_raw).
-    pub fn into_raw(self) -> Pages {
-        let pages = self.pages;
-        core::mem::forget(self);
-        pages
-    }
-
-    /// Takes ownership back.
-    ///
-    /// # Safety
-    /// `pages` came from [`into_raw`](Self::into_raw) of the same type and is taken back once.
-    pub unsafe fn from_raw(pages: Pages) -> Self {
-        Self { pages, platform: PhantomData }
-    }
-}
-
-impl<P: Platform> Block<P, 0> {
-    /// A zeroed page for a CPU itself. Errors: ENOMEM.
-    pub fn for_cpu(cpu: u32) -> Result<Self, Errno> {
-        Ok(Self { pages: P::alloc_cpu_page(cpu).ok_or(Errno::ENOMEM)?, platform: PhantomData })
-    }
 }
 
 impl<P: Platform, const ORDER: u32> Drop for Block<P, ORDER> {

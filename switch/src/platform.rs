@@ -7,7 +7,7 @@
 use crate::CpuData;
 use arch::HostPa;
 use core::ptr::NonNull;
-use host::{Errno, FastExits};
+use host::FastExits;
 
 /// A run of physically contiguous, zeroed pages.
 #[derive(Clone, Copy, Debug)]
@@ -29,15 +29,14 @@ pub unsafe trait Platform: 'static {
 
     /// `1 << order` zeroed contiguous pages, accounted to the caller's memory cgroup. May sleep. None: no memory.
     fn alloc_pages(order: u32) -> Option<Pages>;
-    /// A zeroed page for a CPU itself, on its NUMA node and accounted to nobody; [`free_pages`](Self::free_pages) frees it.
-    /// May sleep. None: no memory.
-    fn alloc_cpu_page(cpu: u32) -> Option<Pages>;
     /// Frees what [`alloc_pages`](Self::alloc_pages) returned for the same `order`.
     ///
     /// # Safety
     /// `pages` came from there, is freed once and nobody, no processor either, uses it any more.
     unsafe fn free_pages(pages: Pages, order: u32);
 
+    /// A number other than 0 that no vCPU of any engine had before: by it a CPU's data names who ran there last.
+    fn new_token() -> u64;
     /// This CPU's data: [`CpuData`] in the shim's per-CPU variable `hsave_cpu_data`. Interrupts or preemption are
     /// off. The same CPU always gives the same address.
     fn cpu_data() -> NonNull<CpuData>;
@@ -67,6 +66,9 @@ pub unsafe trait Platform: 'static {
     fn guest_barrier();
     /// Interrupts off: sends this CPU an IPI that does nothing (`smp_send_reschedule`), which ends the guest's run.
     fn interrupt_self();
+    /// Interrupts off: tells who wants to know that this vCPU's guest is entered at `rip`, with this event injected, and whether
+    /// it leaves at once.
+    fn tell_entry(vcpu: u32, rip: u64, at_once: bool, event_inj: u64);
     /// Interrupts off, right after #VMEXIT: the guest was interrupted by a machine check; runs the kernel's handler.
     fn machine_check();
 
@@ -84,12 +86,6 @@ pub unsafe trait Platform: 'static {
     /// Interrupts off: writes TSC_AUX for the guest and sees to it that the host's value is back before this CPU
     /// returns to user mode (`user_return_notifier_register`). Keeps [`CpuData::tsc_aux`] equal to the register.
     fn set_user_return_tsc_aux(value: u64);
-
-    /// Sets EFER.SVME on this CPU, or asks the kernel to where it owns the bit (`x86_virt_get_ref`, Linux 7.x).
-    /// Errors: EBUSY if it is set already: somebody else uses SVM.
-    fn svme_on() -> Result<(), Errno>;
-    /// Clears EFER.SVME on this CPU, or gives the reference back.
-    fn svme_off();
 
     /// CPUID of the host: `[eax, ebx, ecx, edx]`.
     fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4];

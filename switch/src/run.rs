@@ -1,6 +1,9 @@
 //! One entry into the guest, from interrupts off to interrupts on.
 
-use crate::{AsidGeneration, CpuData, Platform, Svm, entry::hsave_vcpu_run, fast::Link, insn, machine::TSC_RATIO_ONE};
+use crate::{
+    AsidGeneration, CpuData, Platform, Svm, entry::hsave_vcpu_run, fast::Link, insn, machine::TSC_RATIO_ONE,
+    svm::NextEntry,
+};
 use arch::{
     CleanBits, Exit, cr,
     event::vector,
@@ -54,10 +57,8 @@ impl<P: Platform> Svm<P> {
         if ssbd {
             P::virt_spec_ctrl(self.extra.virt_spec_ctrl, true);
         }
-        if self.exit_at_once {
-            // Interrupts are off: the IPI ends the run once the event is on its way (APM 15.13.1, 15.20).
-            self.exit_at_once = false;
-            P::interrupt_self();
+        if !self.next_entry.is_plain() {
+            self.enter_specially();
         }
         let clean = self.clean.bits();
         let vmcb = self.vmcb_mut();
@@ -92,20 +93,51 @@ impl<P: Platform> Svm<P> {
         }
         self.spec_ctrl_out();
         self.clean = if self.machine.features.vmcb_clean { CleanBits::all() } else { CleanBits::empty() };
+        let faulted = self.ctx.faulted != 0;
         let c = &mut self.vmcb_mut().control;
+        let (info, flush) = (c.exit_info(), c.tlb_control);
         c.tlb_control = DO_NOTHING;
         c.event_inj.0 = 0; // Injected, or reported in EXITINTINFO.
-        let info = c.exit_info();
+        if faulted || info.code as u32 == code::INVALID as u32 {
+            self.not_entered(cpu, flush);
+        }
         if info.code == MACHINE_CHECK {
             P::machine_check();
         }
         requests.leave();
         P::guest_done(info.code == code::INTR);
-        if self.ctx.faulted != 0 {
+        if faulted {
             self.broken = Some(Errno::EIO);
             return Exit::None;
         }
         Exit::decode(&info, self.machine.features.decode_assists)
+    }
+
+    #[cold]
+    fn enter_specially(&mut self) {
+        let how = core::mem::take(&mut self.next_entry);
+        let at_once = how.has(NextEntry::EXITS_AT_ONCE);
+        if how.has(NextEntry::TELLS) {
+            let vmcb = self.vmcb();
+            P::tell_entry(self.vcpu, vmcb.save.rip, at_once, vmcb.control.event_inj.0);
+        }
+        if at_once {
+            // Interrupts are off: the IPI ends the run once the event is on its way (APM 15.13.1, 15.20).
+            P::interrupt_self();
+        }
+    }
+
+    /// VMRUN faulted or refused the VMCB: the processor flushes behind its checks (APM 15.5.1, 15.16), so whatever flush the
+    /// entry carried was not done. Nor does it have anything of this VMCB.
+    #[cold]
+    fn not_entered(&mut self, cpu: &CpuData, flush: u8) {
+        self.flush = true;
+        self.clean = CleanBits::empty();
+        if flush == FLUSH_ALL_ASID {
+            // The whole generation rests on that flush, other guests' ASIDs too: the next one on this CPU opens another.
+            self.asid_generation = AsidGeneration::default();
+            cpu.asid_next.set(0);
+        }
     }
 
     /// SVM is off on this CPU: it is going away, or the machine reboots.
@@ -159,7 +191,7 @@ impl<P: Platform> Svm<P> {
     /// An ASID that is good on this CPU, and the flush that was asked for.
     #[inline]
     fn assign_asid(&mut self, cpu: &CpuData) {
-        if !self.flush && cpu.asids.get().holds(self.asid_generation) {
+        if !self.flush && cpu.asids().holds(self.asid_generation) {
             return;
         }
         self.flush_or_renew(cpu);
@@ -169,10 +201,15 @@ impl<P: Platform> Svm<P> {
     fn flush_or_renew(&mut self, cpu: &CpuData) {
         self.flush = false;
         let mut how = FLUSH_ASID;
-        if !self.machine.features.flush_by_asid || !cpu.asids.get().holds(self.asid_generation) {
-            let mut asids = cpu.asids.get();
+        let held = cpu.asids().holds(self.asid_generation);
+        if !held {
+            // The processor may have been off, and does not know the VMCB any more.
+            self.clean = CleanBits::empty();
+        }
+        if !self.machine.features.flush_by_asid || !held {
+            let mut asids = cpu.asids();
             let (asid_generation, all) = asids.take();
-            cpu.asids.set(asids);
+            cpu.set_asids(asids);
             self.asid_generation = asid_generation;
             self.clean = self.clean.difference(CleanBits::ASID);
             how = if all { FLUSH_ALL_ASID } else { DO_NOTHING };
@@ -189,10 +226,14 @@ impl<P: Platform> Svm<P> {
         if self.machine.features.tsc_aux && cpu.tsc_aux.get() != self.extra.tsc_aux {
             P::set_user_return_tsc_aux(self.extra.tsc_aux);
         }
-        if self.machine.features.tsc_scaling {
-            let ratio = if self.extra.tsc_ratio == 0 { TSC_RATIO_ONE } else { self.extra.tsc_ratio };
-            if cpu.tsc_ratio.get() != ratio {
-                // SAFETY: the ratio applies to guests only.
+        // Where the processor has it, it applies to every guest, also to one whose engine does without (tsc_scaling=0): another
+        // engine's guest may have left another ratio.
+        let now = cpu.tsc_ratio.get();
+        if now != 0 {
+            let scaled = self.machine.features.tsc_scaling && self.extra.tsc_ratio != 0;
+            let ratio = if scaled { self.extra.tsc_ratio } else { TSC_RATIO_ONE };
+            if now != ratio {
+                // SAFETY: the base found the MSR, which applies to guests only.
                 unsafe { insn::wrmsr(msr::TSC_RATIO, ratio) };
                 cpu.tsc_ratio.set(ratio);
             }

@@ -1,6 +1,6 @@
 //! A virtual processor goes from one engine to the next (docs/decisions/0034).
 
-use crate::{Platform, Svm, ctx::VcpuCtx};
+use crate::{Platform, Svm, ctx::VcpuCtx, svm::NextEntry};
 use ::state::{Reader, Refused, State, Writer};
 use host::GuestState;
 
@@ -36,26 +36,31 @@ impl<P: Platform> Svm<P> {
             host_virt_spec_ctrl: _,
             // KVM_RUN finds out anew.
             broken: _,
-            // The CPUs' ASIDs are handed out by one place for all engines, and the tables stay where they are.
-            asid_generation,
+            // It takes a new ASID, in whose name nothing is cached: no number that was read can stand for another guest's.
+            asid_generation: _,
+            // Said when something goes wrong.
             last_cpu,
             flush,
-            exit_at_once,
+            next_entry,
+            // Said before each entry that is told.
+            vcpu: _,
         } = self;
-        asid_generation.save(w);
         last_cpu.save(w);
         flush.save(w);
-        exit_at_once.save(w);
+        next_entry.has(NextEntry::EXITS_AT_ONCE).save(w);
     }
 
     /// See [`host::Cpu::load_state`].
     pub(crate) fn load_section(&mut self, r: &mut Reader<'_>) -> Result<(), Refused> {
         self.guest_state().load(r)?;
-        self.asid_generation.load(r)?;
-        // Nobody writes it again while the ASID holds.
-        self.vmcb_mut().control.asid = self.asid_generation.asid;
         self.last_cpu.load(r)?;
         self.flush.load(r)?;
-        self.exit_at_once.load(r)
+        // Who wants to be told of entries says so before each.
+        let mut exits_at_once = false;
+        exits_at_once.load(r)?;
+        if exits_at_once {
+            self.next_entry.add(NextEntry::EXITS_AT_ONCE);
+        }
+        Ok(())
     }
 }

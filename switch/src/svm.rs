@@ -8,7 +8,6 @@ use crate::{
 };
 use ::state::{Reader, Refused, Writer};
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea, Vmcb, cr, msr, vmcb::*};
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use host::{Cpu, CpuConfig, Errno, ExtraRegs, FastExits, VcpuRequests};
 
 /// Intercepts that are set whatever the run loop asks for: without one of them the guest could reach the host
@@ -49,8 +48,30 @@ pub const MANDATORY_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 /// Writes of CR4: the run loop has to see every change, and some of its bits are the host's.
 const MANDATORY_CR_WRITES: u16 = 1 << 4;
 
-/// Never reused, so that a per-CPU note of who ran last never names another vCPU. 0 is nobody.
-static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+/// What is special about an entry, as bits; nearly always nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NextEntry(u8);
+
+impl NextEntry {
+    /// It only injects.
+    pub const EXITS_AT_ONCE: Self = Self(1);
+    /// Somebody is told.
+    pub const TELLS: Self = Self(2);
+
+    #[inline(always)]
+    pub fn is_plain(self) -> bool {
+        self.0 == 0
+    }
+    pub fn has(self, what: Self) -> bool {
+        self.0 & what.0 != 0
+    }
+    pub fn remove(&mut self, what: Self) {
+        self.0 &= !what.0;
+    }
+    pub fn add(&mut self, what: Self) {
+        self.0 |= what.0;
+    }
+}
 
 /// One virtual processor on the hardware.
 pub struct Svm<P: Platform> {
@@ -59,6 +80,7 @@ pub struct Svm<P: Platform> {
     pub(crate) msrpm: Msrpm<P>,
     pub(crate) ctx: VcpuCtx,
     pub(crate) extra: ExtraRegs,
+    /// Its token.
     pub(crate) id: u64,
     /// Argument of the assembly.
     pub(crate) flags: u32,
@@ -75,8 +97,10 @@ pub struct Svm<P: Platform> {
     pub(crate) host_virt_spec_ctrl: u64,
     /// The next entry flushes.
     pub(crate) flush: bool,
-    /// The next entry only injects.
-    pub(crate) exit_at_once: bool,
+    /// What is special about the next entry.
+    pub(crate) next_entry: NextEntry,
+    /// As who it is told.
+    pub(crate) vcpu: u32,
     /// SVM is off on the CPU of the last entry.
     pub(crate) broken: Option<Errno>,
 }
@@ -97,7 +121,7 @@ impl<P: Platform> Svm<P> {
             msrpm,
             ctx,
             extra: ExtraRegs { xcr0: cr::Xcr0::X87.bits(), xss: 0, ..Default::default() },
-            id: NEXT_ID.fetch_add(1, Relaxed),
+            id: P::new_token(),
             flags: 0,
             clean: CleanBits::empty(),
             asid_generation: AsidGeneration::default(),
@@ -106,7 +130,8 @@ impl<P: Platform> Svm<P> {
             host_debugctl: 0,
             host_virt_spec_ctrl: 0,
             flush: false,
-            exit_at_once: false,
+            next_entry: NextEntry::default(),
+            vcpu: 0,
             broken: None,
         };
         let (iopm, msrpm) = (machine.iopm_pa(), svm.msrpm.pa());
@@ -247,6 +272,11 @@ impl<P: Platform> Cpu for Svm<P> {
         c.intercept_4 = (new >> 32) as u32;
     }
 
+    fn set_invpcid_intercept(&mut self, on: bool) {
+        self.dirty(CleanBits::I);
+        self.vmcb_mut().control.intercept_5 = if on { INTERCEPT_INVPCID } else { 0 };
+    }
+
     fn set_cr_intercepts(&mut self, read: u16, write: u16) {
         self.dirty(CleanBits::I);
         let c = &mut self.vmcb_mut().control;
@@ -274,7 +304,15 @@ impl<P: Platform> Cpu for Svm<P> {
     }
 
     fn exit_after_injection(&mut self) {
-        self.exit_at_once = true;
+        self.next_entry.add(NextEntry::EXITS_AT_ONCE);
+    }
+
+    fn tell_entry(&mut self, vcpu: Option<u32>) {
+        self.next_entry.remove(NextEntry::TELLS);
+        if let Some(vcpu) = vcpu {
+            self.vcpu = vcpu;
+            self.next_entry.add(NextEntry::TELLS);
+        }
     }
 
     fn set_tsc_offset(&mut self, offset: u64) {
@@ -325,11 +363,6 @@ impl<P: Platform> Cpu for Svm<P> {
 
     fn load_state(&mut self, r: &mut Reader<'_>) -> Result<(), Refused> {
         self.load_section(r)
-    }
-
-    fn succeed(&mut self, _old: &mut Self, root: NestedRoot) {
-        self.dirty(CleanBits::NP);
-        self.vmcb_mut().control.nested_cr3 = root.pa().0;
     }
 
     fn last_cpu(&self) -> u32 {

@@ -257,6 +257,8 @@ fn a_handover_without_memory() {
     assert_eq!(m.region(0, 0, 0, RAM, RAM_HVA), Ok(0));
     assert_eq!(m.region(1, KVM_MEM_LOG_DIRTY_PAGES, 0x1000_0000, 100 << 12, RAM_HVA + RAM), Ok(0));
     assert_eq!((m.add_vcpu(0), m.add_vcpu(3)), (Ok(0), Ok(1)));
+    assert_eq!(m.enable_vcpu(1, KVM_CAP_HYPERV_SYNIC2, 0), Ok(0));
+    assert_eq!(m.vm_with(KVM_HYPERV_EVENTFD, &kvm_hyperv_eventfd { conn_id: 5, fd: 3, ..Default::default() }), Ok(0));
     let event = kvm_ioeventfd { addr: MMIO + 64, len: 4, fd: 1, ..Default::default() };
     assert_eq!(m.vm_with(KVM_IOEVENTFD, &event), Ok(0));
     m.put_at(DATA, &[!0u64; 8]);

@@ -54,6 +54,16 @@ pub fn check(module: &Module, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// What an engine calls with GIF clear is in another module, the base: nothing instruments it there either.
+pub fn callees(module: &Module, findings: &mut Vec<Finding>) {
+    for name in WITH_GIF_CLEAR {
+        if module.symbol(name).is_some_and(|place| module.section_name(place.section) != NOINSTR) {
+            let what = "can be traced, and engines call it with GIF clear".to_owned();
+            findings.push(Finding { place: (*name).to_owned(), what });
+        }
+    }
+}
+
 /// Looks through a function.
 fn find(module: &Module, start: Place, end: Option<Place>) -> Function {
     let (mut found, mut at) = (Function::default(), start);

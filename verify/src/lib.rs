@@ -111,7 +111,9 @@ pub fn has_world_switch(bytes: &[u8]) -> Result<bool> {
 /// Checks all code of an ELF object, with a world switch in it or without. Errors: it is no such object.
 pub fn text(bytes: &[u8]) -> Result<Text> {
     let module = Module::parse(bytes)?;
-    text::check(&module, &patches::Patches::read(&module)?)
+    let mut text = text::check(&module, &patches::Patches::read(&module)?)?;
+    caller::callees(&module, &mut text.findings);
+    Ok(text)
 }
 
 /// Checks the world switch in an ELF object. Errors: it is no such object, or has no world switch.

@@ -30,6 +30,7 @@ pub const UNTRAINING: &[&str] = &[
     "zen_untrain_ret",
     "entry_ibpb",
     "write_ibpb",
+    "hsave_write_ibpb",
 ];
 /// Functions that the caller may call with GIF clear.
 pub const WITH_GIF_CLEAR: &[&str] = &["hsave_guest_enter", "hsave_guest_exit", "hsave_guest_interrupted", ENTRY];
@@ -91,7 +92,7 @@ impl Layout {
     pub const STACK: i64 = offset_of!(VcpuCtx, stack) as i64;
     pub const FAST: i64 = VcpuCtx::FAST as i64;
     pub const HSAVE_PA: i64 = offset_of!(CpuData, hsave_pa) as i64;
-    pub const HSAVE_VA: i64 = CpuData::HSAVE_VA as i64;
+    pub const HSAVE_VA: i64 = offset_of!(CpuData, hsave_va) as i64;
     /// Where #VMEXIT of an SEV-ES guest finds the host's general registers in the host save area, by encoding; RAX and RSP
     /// the processor stores there itself.
     pub const HOST_GPRS: [Option<i64>; 16] = {

@@ -3,8 +3,23 @@
 use crate::{Vcpu, Vm};
 use core::sync::atomic::Ordering::Relaxed;
 use host::{Errno, Host, rank};
-use irqchip::{Address, ApicMap, Message, pick_lowest};
-use lock_api::Mutex;
+use irqchip::{Address, ApicMap, Candidates, Message, pick_lowest};
+use lock_api::{Mutex, MutexGuard};
+
+/// Where an interrupt is raised, which says how much may be done for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Context {
+    /// In a task, with interrupts on.
+    Task,
+    /// Anywhere, perhaps with interrupts off: no more vCPUs are looked at than a destination has in tables
+    /// ([`Candidates::MOST`]), or the VM has altogether. Guests choose the destinations of their devices.
+    Any,
+}
+
+/// This is for more vCPUs than [`Context::Any`] allows. None has been told: to be done in a task.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Later;
 
 /// The tables, and who may rebuild them.
 pub(crate) struct Apics<H: Host> {
@@ -30,6 +45,11 @@ impl<H: Host> Apics<H> {
     pub fn insert(&self, id: u32, index: usize) {
         self.map.insert(id, index);
     }
+
+    /// One at a time looks at all vCPUs for what others then find without doing so.
+    pub fn look_at_all(&self) -> MutexGuard<'_, H::RawSpin<{ rank::APICS }>, ()> {
+        self.rebuilding.lock()
+    }
 }
 
 impl<H: Host> Vm<H> {
@@ -43,6 +63,7 @@ impl<H: Host> Vm<H> {
     pub(crate) fn vcpu_appeared(&self, id: u32, index: usize) {
         self.apics.map.insert(id, index);
         self.rebuild_apics();
+        self.look_for_extint();
     }
 
     /// KVM_X2APIC_API_USE_32BIT_IDS.
@@ -62,25 +83,53 @@ impl<H: Host> Vm<H> {
     /// Looks at every vCPU once; who stores an address and calls this afterwards is in the tables when it returns.
     pub(crate) fn rebuild_apics(&self) {
         let wide = self.config.x2apic_format.load(Relaxed);
-        let _one_at_a_time = self.apics.rebuilding.lock();
+        let _one_at_a_time = self.apics.look_at_all();
         self.apics.map.rebuild(self.vcpus().map(|v| (v.index, v.address.load())), wide);
+    }
+
+    /// The VM has so few vCPUs that all of them may be looked at in any context.
+    pub(crate) fn has_few_vcpus(&self) -> bool {
+        self.count.load(Relaxed) <= Candidates::MOST
+    }
+
+    /// The vCPUs that a message may be for; None: all of them.
+    #[inline]
+    pub(crate) fn candidates(
+        &self,
+        context: Context,
+        m: &Message,
+        sender: Option<usize>,
+    ) -> Result<Option<Candidates>, Later> {
+        let some = self.apics.map.candidates(m, sender);
+        if some.is_none() && context == Context::Any && !self.has_few_vcpus() { Err(Later) } else { Ok(some) }
     }
 
     /// Sends a message to every vCPU that it matches. Returns how many took it. None if it matched nobody, and all had to
     /// be looked at to know that: as on stock, where the tables alone tell, nobody is 0. `sender` is the index of the
     /// vCPU that sent it.
     pub fn send(&self, m: &Message, sender: Option<usize>) -> Option<u32> {
-        self.send_noting(m, sender, |_| {})
+        self.send_among(self.apics.map.candidates(m, sender), m, sender, |_| {}, || {})
     }
 
-    /// The same; `took` is called for each vCPU that takes it.
-    pub(crate) fn send_noting(&self, m: &Message, sender: Option<usize>, took: impl Fn(&Vcpu<H>)) -> Option<u32> {
-        match self.apics.map.candidates(m, sender) {
+    /// The same where [`candidates`](Self::candidates) are known. `took` is called for each vCPU that takes it, and `pause` each
+    /// time that as many were looked at as a destination has in tables, if they do not know this one: whoever has interrupts off
+    /// lets them come.
+    #[inline]
+    pub(crate) fn send_among(
+        &self,
+        candidates: Option<Candidates>,
+        m: &Message,
+        sender: Option<usize>,
+        took: impl Fn(&Vcpu<H>),
+        pause: impl FnMut(),
+    ) -> Option<u32> {
+        match candidates {
             Some(c) => {
-                let taken = self.send_to(m, sender, took, || c.iter().filter_map(|n| self.vcpu(n)));
+                let some = c.iter().filter_map(|n| self.vcpu(n));
+                let taken = Self::send_to(m, sender, took, some, || {});
                 taken.or_else(|| self.has_vcpus().then_some(0))
             }
-            None => self.send_to(m, sender, took, || self.vcpus()),
+            None => Self::send_to(m, sender, took, self.vcpus(), pause),
         }
     }
 
@@ -101,14 +150,14 @@ impl<H: Host> Vm<H> {
         taken
     }
 
-    fn send_to<'a, I: Iterator<Item = &'a Vcpu<H>>>(
-        &self,
+    fn send_to<'a>(
         m: &Message,
         sender: Option<usize>,
         took: impl Fn(&Vcpu<H>),
-        some: impl Fn() -> I,
+        some: impl Iterator<Item = &'a Vcpu<H>> + Clone,
+        mut pause: impl FnMut(),
     ) -> Option<u32> {
-        let matching = || some().filter(|v| v.address.load().matches(m, sender == Some(v.index)));
+        let matches = |v: &&Vcpu<H>| v.address.load().matches(m, sender == Some(v.index));
         let take = |v: &Vcpu<H>| {
             let taken = v.deliver(v.address.load().accept(m));
             if taken {
@@ -116,11 +165,18 @@ impl<H: Host> Vm<H> {
             }
             u32::from(taken)
         };
+        let mut looked = 0usize;
+        let mut look = |_: &&Vcpu<H>| {
+            looked += 1;
+            if looked % Candidates::MOST == 0 {
+                pause();
+            }
+        };
         if m.lowest {
-            let n = matching().count();
+            let n = some.clone().inspect(&mut look).filter(matches).count();
             // INDEX: steps through an iterator that ends.
-            return matching().nth(pick_lowest(m.vector, n)).map(take);
+            return some.inspect(look).filter(matches).nth(pick_lowest(m.vector, n)).map(take);
         }
-        matching().fold(None, |sum, v| Some(sum.unwrap_or(0) + take(v)))
+        some.inspect(look).filter(matches).fold(None, |sum, v| Some(sum.unwrap_or(0) + take(v)))
     }
 }

@@ -4,7 +4,7 @@ use crate::run::Next;
 use crate::user::{Pending, UserExit};
 use crate::{Ctx, MpState};
 use core::sync::atomic::Ordering::AcqRel;
-use host::{Cpu, Errno, Host, Request, Requests, VcpuThread};
+use host::{Cpu, Errno, Host, Request, Requests, Trace, VcpuThread};
 use irqchip::TimerEffect;
 
 impl<H: Host> Ctx<'_, H> {
@@ -25,7 +25,7 @@ impl<H: Host> Ctx<'_, H> {
 
     /// Does the guest take interrupts of a PIC at all? Waiting for its window otherwise would never end.
     pub(crate) fn accepts_external(&self) -> bool {
-        self.core.fast.lapic.as_ref().is_none_or(|l| l.accepts_pic_intr())
+        self.core.accepts_external()
     }
 
     /// `if_flag`: RFLAGS.IF.
@@ -52,9 +52,14 @@ impl<H: Host> Ctx<'_, H> {
     #[cold]
     fn serve(&mut self) -> Result<(), Next> {
         let requests = self.me.thread.requests().take_all();
+        self.look_at_caches();
         if requests.has(Request::VmDead) {
             self.me.thread.requests().make_request(Request::VmDead);
+            self.note_end(0, Errno::EIO as u64);
             return Err(Next::Fail(Errno::EIO, UserExit::Shutdown));
+        }
+        if requests.has(Request::Trace) {
+            self.trace_changed();
         }
         if requests.has(Request::TlbFlush) {
             self.core.cpu.flush_tlb();
@@ -92,7 +97,8 @@ impl<H: Host> Ctx<'_, H> {
         }
         if let Err(leave) = self.tell_user_space(requests) {
             // What was not come to is asked again when KVM_RUN goes on.
-            let later = [Request::Hyperv, Request::HandOver].into_iter().filter(|what| requests.has(*what));
+            let later =
+                [Request::Hyperv, Request::HandOver, Request::Trace].into_iter().filter(|what| requests.has(*what));
             later.for_each(|what| self.me.thread.requests().make_request(what));
             if self.core.inject.smi_pending {
                 self.me.thread.requests().make_request(Request::Event);
@@ -100,7 +106,7 @@ impl<H: Host> Ctx<'_, H> {
             return Err(leave);
         }
         // After all else.
-        if requests.has(Request::HandOver) { Err(Next::HandOver) } else { Ok(()) }
+        if requests.leaves_quietly() { Err(Next::HandOver) } else { Ok(()) }
     }
 
     /// Leaves for user space if it has to be told something, one thing at a time.
@@ -108,9 +114,11 @@ impl<H: Host> Ctx<'_, H> {
         if requests.has(Request::DirtyRingFull) && self.me.dirty_ring.as_ref().is_some_and(|ring| ring.soft_full()) {
             // Until user space has emptied it.
             self.me.thread.requests().make_request(Request::DirtyRingFull);
+            self.vm.host.tell(|| Trace::DirtyRingExit { vcpu: self.me.id });
             return Err(Next::User(UserExit::DirtyRingFull));
         }
         if core::mem::take(&mut self.core.inject.triple_fault) {
+            self.note_end(UserExit::Shutdown.reason(), 0);
             return Err(Next::User(UserExit::Shutdown));
         }
         if requests.has(Request::Hyperv) { self.hyperv_exit() } else { Ok(()) }

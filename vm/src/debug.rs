@@ -114,10 +114,11 @@ impl<H: Host> Core<H> {
 
 impl<H: Host> Ctx<'_, H> {
     /// KVM_SET_GUEST_DEBUG. `dr` are DR0 to DR7. Unknown control bits mean nothing, as on stock. Errors: EBUSY (an exception
-    /// waits already or is being delivered, so that none can be injected).
+    /// or shutdown waits already, so that none can be injected). With one that is being delivered it combines.
     pub fn set_guest_debug(&mut self, control: u32, dr: &[u64; 8]) -> Result<(), Errno> {
         if control & (INJECT_DB | INJECT_BP) != 0 {
-            if self.core.inject.exception.is_some() {
+            let inject = &self.core.inject;
+            if inject.exception.is_some() && !inject.exception_reinjected || inject.triple_fault {
                 return Err(Errno::EBUSY);
             }
             let v = if control & INJECT_DB != 0 { vector::DB } else { vector::BP };
@@ -126,6 +127,7 @@ impl<H: Host> Ctx<'_, H> {
         let stepped = self.core.debug.steps();
         let control = if control & ENABLE != 0 { control } else { 0 };
         self.core.debug.control = control;
+        self.core.look_who_watches();
         if stepped && !self.core.debug.steps() {
             self.core.cpu.save_mut(CleanBits::empty()).rflags &= !Rflags::TF.bits();
         }

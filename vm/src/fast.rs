@@ -1,13 +1,15 @@
 //! Exits that are handled before the guest was left for good: CPUID and RDMSR whose answer is known, WRMSR of what the MSR
-//! holds anyway, the end of an interrupt that concerns nobody else, and a timer that is set to no earlier than the host's.
+//! holds anyway, the end of an interrupt that concerns nobody else, a timer that is set to no earlier than the host's, reads
+//! of CR0 and CR4, and WBINVD where nothing needs it.
 //!
 //! What is here runs under the rules of [`FastExits`]. It answers from what the ordinary handlers left in a [`Fast`], and
 //! declines whatever they might have to do more for. So each answer is taken back where what it depends on changes:
 //! [`forget_cpuid`](Fast::forget_cpuid), [`forget_msrs`](Fast::forget_msrs).
 
+use arch::cr::Efer;
 use arch::exit::code;
 use arch::vmcb::int_ctl;
-use arch::{ControlArea, msr};
+use arch::{ControlArea, SegmentAttr, msr};
 use host::{Errno, FastExit, FastExits, OneBox, try_box};
 use irqchip::{Bits256, Lapic};
 
@@ -17,6 +19,8 @@ const LEAVES: usize = 16;
 const MSRS: usize = 8;
 /// EXITINFO1 of an intercepted WRMSR.
 const WRITE: u64 = 1;
+/// EXITINFO1 of an intercepted MOV from a control register, with the number of the general register in bits 3:0.
+const MOV_CR: u64 = 1 << 63;
 
 #[derive(Clone, Copy, Default)]
 struct Leaf {
@@ -77,6 +81,12 @@ pub struct Fast {
     pub timer_at: u64,
     /// There is no filter on MSRs.
     pub msrs_free: bool,
+    /// No device reads memory past the caches, so that WBINVD does nothing.
+    pub coherent: bool,
+    /// What reads of CR0 that exit give; None: not known without the ordinary handler.
+    pub cr0: Option<u64>,
+    /// The same of CR4.
+    pub cr4: Option<u64>,
     answers: OneBox<Answers>,
     /// How often answers of CPUID were taken back, from 1: older ones are void.
     leaves_age: u64,
@@ -91,7 +101,7 @@ pub(crate) const SMI_WAITS: u64 = 1 << 63;
     // The local APIC has a section of its own; what is remembered of answers is asked again.
     place Fast {
         exits, injections, apic_shared, armed, ioapic_eoi, timer_at;
-        not enabled, lapic, msrs_free, answers, leaves_age, msrs_age
+        not enabled, lapic, msrs_free, coherent, cr0, cr4, answers, leaves_age, msrs_age
     }
 }
 
@@ -124,6 +134,9 @@ impl Fast {
             ioapic_eoi: Bits256::default(),
             timer_at: 0,
             msrs_free: true,
+            coherent: false,
+            cr0: None,
+            cr4: None,
             answers: try_box(Answers::default)?,
             leaves_age: 1,
             msrs_age: 1,
@@ -142,10 +155,11 @@ impl Fast {
         self.leaves_age = self.leaves_age.wrapping_add(1);
     }
 
-    /// What RDMSR answers, of an MSR that [is constant](is_constant).
-    pub fn know_msr(&mut self, index: u32, value: u64) {
+    /// What RDMSR answers, of an MSR that [is constant](is_constant). `written`: the guest has just written it. What it only reads
+    /// user space may have put there, before a KVM_SET_CPUID2 with which the guest can no longer write it.
+    pub fn know_msr(&mut self, index: u32, value: u64, written: bool) {
         if let Some(place) = self.answers.msrs.get_mut(msr_place(index)) {
-            *place = Msr { age: self.msrs_age, index, rewritable: is_rewritable(index), value };
+            *place = Msr { age: self.msrs_age, index, rewritable: written && is_rewritable(index), value };
         }
     }
 
@@ -226,6 +240,17 @@ impl Fast {
     }
 }
 
+/// MOV from a control register whose value is `known`, where decode assists say to which general register (APM 15.8.1):
+/// SMSW, which reads a part of CR0, has no number.
+#[inline(always)]
+fn read_cr(known: Option<u64>, guest: &mut FastExit<'_>) -> bool {
+    let info = guest.control.exit_info_1;
+    let (Some(value), true) = (known, info & MOV_CR != 0) else { return false };
+    let long = guest.save.efer & Efer::LMA.bits() != 0 && guest.save.cs.attrib.has(SegmentAttr::L);
+    guest.set_gpr(info as u8, if long { value } else { value & 0xffff_ffff });
+    true
+}
+
 impl FastExits for Fast {
     #[inline(always)]
     fn handle(&mut self, guest: &mut FastExit<'_>) -> bool {
@@ -234,6 +259,9 @@ impl FastExits for Fast {
                 code::CPUID => self.cpuid(guest),
                 code::MSR if guest.control.exit_info_1 & WRITE == 0 => self.rdmsr(guest),
                 code::MSR => self.wrmsr(guest),
+                code::CR0_READ => read_cr(self.cr0, guest),
+                code::CR4_READ => read_cr(self.cr4, guest),
+                code::WBINVD => self.coherent,
                 _ => false,
             };
         self.exits = self.exits.wrapping_add(done.into());
@@ -255,10 +283,24 @@ pub const fn is_constant(index: u32) -> bool {
             | msr::MTRRCAP
             | msr::MTRR_PHYS_BASE0
             ..=msr::MTRR_FIX4K_F8 | msr::MTRR_DEF_TYPE | msr::MCG_CAP | msr::HWCR | msr::DE_CFG
+    ) || is_constant_of_x2apic(index)
+}
+
+/// Of the registers of the local APIC: who it is, and what the guest has set it to. SVR masks the LVT.
+const fn is_constant_of_x2apic(index: u32) -> bool {
+    matches!(
+        index,
+        msr::X2APIC_ID | msr::X2APIC_VERSION | msr::X2APIC_LDR | msr::X2APIC_SVR | msr::X2APIC_LVT_TIMER
+            ..=msr::X2APIC_LVT_ERROR
     )
 }
 
-/// Of those: does nothing happen if WRMSR writes what RDMSR gave? Others cannot be written, or do something each time.
+/// Does WRMSR change none of the answers that are kept? Others have to be [forgotten](Fast::forget_msrs) then.
+pub const fn changes_no_answer(index: u32) -> bool {
+    matches!(index, msr::X2APIC_BASE..=msr::X2APIC_LAST | msr::TSC_DEADLINE) && !is_constant_of_x2apic(index)
+}
+
+/// Of those: does nothing happen if WRMSR writes what it has just written? Others cannot be written, or do something each time.
 const fn is_rewritable(index: u32) -> bool {
     matches!(
         index,

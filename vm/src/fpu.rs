@@ -46,6 +46,11 @@ impl FpuUse {
         Self { loaded: false, trapping: false, eager: 0, next: EAGER.0, settled: false }
     }
 
+    /// Is the guest's state in the registers, or goes back there when KVM_RUN goes on?
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.loaded
+    }
+
     /// How many KVM_RUNs will load the state at once.
     pub fn eager(&self) -> u8 {
         self.eager

@@ -28,17 +28,23 @@ impl<H: Host> Ctx<'_, H> {
 
     /// Carries out the instruction at RIP.
     pub(crate) fn emulate(&mut self) -> Next {
-        self.emulate_access(None)
+        self.me.stats.insn_emulation.count();
+        self.core.mmio_fragments.clear();
+        match emulator::fetch(self, &[]) {
+            Ok(insn) => self.step(insn),
+            Err(stop) => self.stopped(stop),
+        }
     }
 
-    /// The same; `faulted` is the access that brought us here.
+    /// The same after a nested page fault; `faulted` is the access.
     pub(crate) fn emulate_access(&mut self, faulted: Option<Faulted>) -> Next {
         self.me.stats.insn_emulation.count();
         self.core.mmio_fragments.clear();
-        let insn = match self.decode() {
-            Ok(insn) => insn,
+        let place = match self.decode() {
+            Ok(place) => place,
             Err(stop) => return self.stopped(stop),
         };
+        let Some(insn) = self.core.decoded.get(place).copied() else { return self.unhandleable() };
         if let Some(next) = faulted.and_then(|f| self.plain_move(&insn, f)) {
             return next;
         }
@@ -51,6 +57,7 @@ impl<H: Host> Ctx<'_, H> {
         loop {
             self.core.mmio_fragments.rewind();
             self.core.mmio_fragments.insn = Some(insn);
+            self.core.device_exit = Next::Resume;
             match emulator::emulate(self, &insn) {
                 Ok(done) => {
                     self.core.mmio_fragments.forget();
@@ -83,27 +90,27 @@ impl<H: Host> Ctx<'_, H> {
 
     fn completed(&mut self, done: Done) -> Next {
         self.core.mmio_fragments.insn = None;
-        self.core.cpu.set_interrupt_shadow(matches!(done.shadow, Some(Shadow::Sti | Shadow::MovSs)));
-        if let Next::User(why) = core::mem::replace(&mut self.core.device_exit, Next::Resume) {
-            // A device in the kernel needs user space (EOI of its IOAPIC): the instruction is complete.
-            return Next::User(why);
+        if !done.lost_race {
+            self.core.cpu.set_interrupt_shadow(matches!(done.shadow, Some(Shadow::Sti | Shadow::MovSs)));
         }
         if done.single_step {
             // Of the debugger's, who sees it when the instruction has done all that it does.
             self.core.mmio_fragments.step_ends = self.core.debug.steps();
-            if !self.core.mmio_fragments.step_ends {
-                let next = self.single_step();
-                if next != Next::Resume {
-                    return next;
-                }
+            // A load of SS holds the guest's own trap off: it comes after the next instruction.
+            if !self.core.mmio_fragments.step_ends && done.shadow != Some(Shadow::MovSs) {
+                self.single_step();
             }
         }
         self.flush_writes()
     }
 
-    /// Sends the next posted write to user space. When all are out: Resume, or the debugger's step ends.
+    /// Sends the next posted write to user space. When all are out it is told what a device in the kernel wants of it (EOI of
+    /// its IOAPIC). Then Resume, or the debugger's step ends.
     pub(crate) fn flush_writes(&mut self) -> Next {
         let Some(p) = self.core.mmio_fragments.next_write() else {
+            if !matches!(self.core.device_exit, Next::Resume) {
+                return self.leave_for_device();
+            }
             let step_ends = core::mem::take(&mut self.core.mmio_fragments.step_ends);
             // It may have been called off meanwhile.
             return if step_ends && self.core.debug.steps() { self.single_step() } else { Next::Resume };
@@ -122,7 +129,37 @@ impl<H: Host> Ctx<'_, H> {
         }
     }
 
+    #[cold]
+    fn leave_for_device(&mut self) -> Next {
+        let what = core::mem::replace(&mut self.core.device_exit, Next::Resume);
+        if let Next::User(why) = what { self.leave_for(why) } else { what }
+    }
+
+    /// Leaves for something that needs no answer. If a debugger's step ends with the instruction, that follows.
+    fn leave_for(&mut self, why: UserExit) -> Next {
+        if self.core.mmio_fragments.step_ends {
+            self.core.pending = Pending::MmioWrite;
+        }
+        Next::User(why)
+    }
+
+    /// An instruction is complete, wants `what` of user space, and has ended as `step` says (see
+    /// [`advance`](Self::advance)): a debugger is told of its step once user space has done the other.
+    #[inline]
+    pub(crate) fn also(&mut self, what: Next, step: Next) -> Next {
+        match what {
+            Next::Resume => step,
+            Next::User(why) => {
+                self.core.mmio_fragments.step_ends = step != Next::Resume;
+                self.leave_for(why)
+            }
+            leave => leave,
+        }
+    }
+
     pub(crate) fn stopped(&mut self, stop: Stop) -> Next {
+        // What the instruction has read is read again, or was for nothing.
+        self.core.device_exit = Next::Resume;
         match stop {
             Stop::NeedUser => match self.core.mmio_fragments.wanted {
                 Some(Wanted::Mmio { gpa, len }) => {
@@ -154,7 +191,7 @@ impl<H: Host> Ctx<'_, H> {
         if !self.vm.config.exit_on_emulation_error.load(Relaxed) {
             // The guest's kernel finds it, too, if user space goes on.
             let next = self.fault(arch::Exception::UD);
-            if self.core.cpu.save().cpl != 0 || next != Next::Resume {
+            if self.core.cpu.save().cpl != 0 || self.core.inject.triple_fault {
                 return next;
             }
         }
@@ -264,14 +301,20 @@ impl<H: Host> Machine for Ctx<'_, H> {
     fn write(&mut self, linear: u64, data: &[u8], access: Access) -> Result<(), Stop> {
         self.write_linear(linear, data, access)
     }
-    fn check_write(&mut self, linear: u64, len: usize, several: bool) -> Result<(), Stop> {
-        self.check_linear_write(linear, len, several)
+    fn check_write(&mut self, linear: u64, len: usize, several: bool, access: Access) -> Result<(), Stop> {
+        self.check_linear_write(linear, len, several, access)
     }
-    fn cmpxchg(&mut self, linear: u64, size: u8, old: u128, new: u128) -> Result<u128, Stop> {
-        self.cmpxchg_linear(linear, size, old, new)
+    fn cmpxchg(&mut self, linear: u64, size: u8, old: u128, new: u128, access: Access) -> Result<u128, Stop> {
+        self.cmpxchg_linear(linear, size, old, new, access)
     }
 
     fn pio_in(&mut self, port: u16, size: u8, buf: &mut [u8]) -> Result<(), Stop> {
+        let count = (buf.len() / usize::from(size.max(1))) as u32;
+        let want = Wanted::Port { port, size, count };
+        if self.core.mmio_fragments.port_answered == Some(want) {
+            self.me.pio_page().cells().read(0, buf);
+            return Ok(());
+        }
         let mut first = [0; 4];
         if let Some(f) = first.get_mut(..size.into()) {
             if self.vm.device_port_read(port, f) {
@@ -284,12 +327,6 @@ impl<H: Host> Machine for Ctx<'_, H> {
                 }
                 return Ok(());
             }
-        }
-        let count = (buf.len() / usize::from(size.max(1))) as u32;
-        let want = Wanted::Port { port, size, count };
-        if self.core.mmio_fragments.port_answered == Some(want) {
-            self.me.pio_page().cells().read(0, buf);
-            return Ok(());
         }
         self.core.mmio_fragments.wanted = Some(want);
         Err(Stop::NeedUser)
@@ -341,12 +378,12 @@ impl<H: Host> Machine for Ctx<'_, H> {
         self.core.mmio_fragments.forget();
     }
     fn pause(&self) -> bool {
-        self.core.mmio_fragments.has_writes()
+        self.core.mmio_fragments.has_writes() || !matches!(self.core.device_exit, Next::Resume)
     }
 }
 
 /// An exception of the emulator's in our form.
-fn from_emulator(e: emulator::Exception) -> arch::Exception {
+pub(crate) fn from_emulator(e: emulator::Exception) -> arch::Exception {
     let payload = matches!(e.vector, vector::PF | vector::DB).then_some(e.payload);
     arch::Exception { vector: e.vector, error_code: e.error_code, payload }
 }

@@ -20,6 +20,11 @@ pub(crate) struct HaltPoll {
 }
 
 impl HaltPoll {
+    /// Nanoseconds.
+    pub(crate) fn ns(&self) -> u64 {
+        self.ns
+    }
+
     /// The guest was halted for `halted` ns, and `woken` by something that it waited for (not by a signal).
     fn learn(&mut self, halted: u64, woken: bool, max: u64, p: &PollParameters) {
         if !woken {

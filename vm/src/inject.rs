@@ -50,7 +50,8 @@ pub struct Injection {
     pub interrupt: Option<QueuedInterrupt>,
     /// The instruction whose event waits or is being delivered: INTn, INT3 or INTO.
     pub(crate) software: Option<Software>,
-    /// A vector from the userspace PIC (KVM_INTERRUPT), not acknowledged by the guest yet.
+    /// A vector from the userspace PIC (KVM_INTERRUPT), not acknowledged by the guest yet. With a local APIC in the kernel it waits
+    /// until LINT0 lets it through.
     pub external: Option<u8>,
     /// An NMI whose delivery was cut short.
     pub nmi_injected: bool,
@@ -77,6 +78,15 @@ pub struct QueuedInterrupt {
     pub vector: u8,
     /// It comes from an INTn instruction (`interrupt.soft` of KVM_SET_VCPU_EVENTS).
     pub soft: bool,
+}
+
+/// An event that was being delivered at the exit.
+#[derive(Default)]
+pub(crate) struct Delivered {
+    pub exception: Option<Exception>,
+    interrupt: Option<QueuedInterrupt>,
+    software: Option<Software>,
+    nmi: bool,
 }
 
 /// The guest before it was made to trap after one instruction.
@@ -129,12 +139,20 @@ impl Injection {
         self.exception.is_some() || self.interrupt.is_some() || self.nmi_injected
     }
 
-    /// The event that was being delivered at the exit has been delivered in another way. The exception, if it was one.
-    pub(crate) fn take_delivered(&mut self) -> Option<Exception> {
-        self.interrupt = None;
-        self.software = None;
-        self.nmi_injected = false;
-        self.exception.take()
+    /// The event that was being delivered at the exit is delivered in another way.
+    pub(crate) fn take_delivered(&mut self) -> Delivered {
+        Delivered {
+            exception: self.exception.take(),
+            interrupt: self.interrupt.take(),
+            software: self.software.take(),
+            nmi: core::mem::take(&mut self.nmi_injected),
+        }
+    }
+
+    /// It was not delivered.
+    pub(crate) fn put_back(&mut self, d: Delivered) {
+        (self.exception, self.interrupt, self.software, self.nmi_injected) =
+            (d.exception, d.interrupt, d.software, d.nmi);
     }
 
     /// Forgets everything (INIT, reset).
@@ -148,6 +166,16 @@ impl<H: Host> Core<H> {
     #[inline]
     pub fn interruptible(&self) -> bool {
         self.cpu.save().rflags & Rflags::IF.bits() != 0 && self.cpu.control().int_state & INT_SHADOW == 0
+    }
+
+    /// Does the guest take interrupts of a PIC, in the kernel or in user space? LINT0 may keep them from it.
+    pub(crate) fn accepts_external(&self) -> bool {
+        self.fast.lapic.as_ref().is_none_or(|l| l.accepts_pic_intr())
+    }
+
+    /// The vector from the PIC in user space, unless LINT0 keeps it from the guest.
+    pub(crate) fn external(&self) -> Option<u8> {
+        self.inject.external.filter(|_| self.accepts_external())
     }
 
     /// Moves waiting events into the VMCB, as the last thing before entry. `window` is user space's wish to know when
@@ -176,7 +204,8 @@ impl<H: Host> Core<H> {
             self.inject.nmi_pending -= 1;
             self.inject_nmi();
         } else if self.interruptible() {
-            if let Some(v) = self.inject.external.take() {
+            if let Some(v) = self.external() {
+                self.inject.external = None;
                 self.inject.interrupt = Some(QueuedInterrupt { vector: v, soft: false });
                 self.inject_interrupt(EventType::Intr, v);
             } else if let Some(v) = self.endless() {
@@ -283,7 +312,7 @@ impl<H: Host> Core<H> {
             Some(Armed::Window)
         } else if blocked {
             None
-        } else if let Some(v) = self.inject.external {
+        } else if let Some(v) = self.external() {
             Some(Armed::External(v))
         } else if self.endless().is_some() {
             Some(Armed::Window)

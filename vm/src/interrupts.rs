@@ -4,7 +4,7 @@ use crate::run::Next;
 use crate::user::UserExit;
 use crate::{Ctx, Vcpu, Vm};
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
-use host::{Errno, Host, Request, VcpuThread};
+use host::{Errno, Host, Request, Snapshot, Trace, VcpuThread, try_box};
 use irqchip::{Accept, ChipMode, Effect, Eoi, Message, MsiFormat, Route, RoutingTable, Target};
 
 impl<H: Host> Vcpu<H> {
@@ -52,6 +52,7 @@ impl<H: Host> Vm<H> {
         if self.chip_mode() == ChipMode::None {
             return Err(Errno::ENXIO);
         }
+        self.host.tell(|| Trace::MsiSetIrq { address, data });
         let m = Message::from_msi(address, data, self.msi_format());
         Ok(self.send(&m, None).map_or(-1, |n| n as i32))
     }
@@ -67,9 +68,7 @@ impl<H: Host> Vm<H> {
                 irqchip::RoutingError::Invalid => Errno::EINVAL,
                 irqchip::RoutingError::NoMemory => Errno::ENOMEM,
             })?;
-        // The old table is freed after the lock is let go.
-        let old = core::mem::replace(&mut *self.routing.lock(), table);
-        drop(old);
+        self.routing.replace(Some(try_box(|| table)?));
         for route in routes {
             if let Target::HvSint { vp_index, sint } = route.target {
                 self.route_synic(vp_index, sint, route.gsi);
@@ -117,6 +116,9 @@ impl<H: Host> Ctx<'_, H> {
         if let Some(lapic) = &self.core.fast.lapic {
             self.vm.publish(self.me, lapic.address());
             self.vm.publish_lint0(self.me, lapic.lint0());
+            if lapic.enabled() {
+                self.pages_may_be_told();
+            }
         }
         // Destinations of userspace IOAPIC routes are matched against the address.
         self.scan_ioapic();
@@ -128,7 +130,9 @@ impl<H: Host> Ctx<'_, H> {
             self.scan_chips(chips);
         } else if let Some(lapic) = &self.core.fast.lapic {
             let pins = self.vm.reserved_pins();
-            self.core.fast.ioapic_eoi = self.vm.routing.lock().eoi_exit_bitmap(pins, lapic, self.vm.msi_format());
+            let format = self.vm.msi_format();
+            let waits = |routes: &RoutingTable| routes.eoi_exit_bitmap(pins, lapic, format);
+            self.core.fast.ioapic_eoi = self.vm.routing.read(|routes| routes.map(waits)).unwrap_or_default();
         }
         if let Some(hv) = &mut self.core.hyperv {
             self.core.fast.ioapic_eoi = hv.awaited_vectors(self.core.fast.ioapic_eoi);
@@ -136,8 +140,8 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     /// KVM_INTERRUPT: a vector from an interrupt controller in user space. Without a local APIC in the kernel it takes the place
-    /// of one that waits, as on stock, whatever the document says. Errors: EINVAL (above 255), ENXIO (the irqchip is in the
-    /// kernel), EEXIST (with a split irqchip: the last one has not been taken).
+    /// of one that waits, as on stock, whatever the document says; with one it waits until LINT0 lets it through. Errors: EINVAL
+    /// (above 255), ENXIO (the irqchip is in the kernel), EEXIST (with a split irqchip: the last one has not been taken).
     pub fn interrupt(&mut self, vector: u32) -> Result<(), Errno> {
         let vector = u8::try_from(vector).map_err(|_| Errno::EINVAL)?;
         match self.vm.chip_mode() {
@@ -189,12 +193,12 @@ impl<H: Host> Ctx<'_, H> {
             self.update_cpuid();
             return Ok(());
         };
-        if lapic.base() == value {
-            return Ok(());
-        }
+        let before = lapic.base();
         lapic.set_base(value, host, reserved).map_err(|_| Errno::EINVAL)?;
-        self.update_cpuid();
-        self.publish_address();
+        if before != value {
+            self.update_cpuid();
+            self.publish_address();
+        }
         Ok(())
     }
 }

@@ -50,11 +50,13 @@ mod software;
 mod spin;
 pub mod state;
 pub mod stats;
+mod trace;
 pub mod user;
 mod vcpu;
 mod vcpu_events;
 mod vm;
 
+pub use apics::{Context, Later};
 pub use irqchip;
 pub use mmu;
 pub use run::Next;

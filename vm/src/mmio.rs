@@ -171,20 +171,26 @@ impl MmioFragments {
         self.sent = 0;
     }
 
-    /// Answers a read of up to 8 bytes from the log, or notes that user space has to. True if answered.
-    pub fn read(&mut self, gpa: u64, buf: &mut [u8]) -> bool {
-        let len = buf.len().min(8) as u8;
-        if let Some(p) = self.log.get(self.cursor) {
-            if p.target == Target::Mmio(gpa) && p.len == len {
-                buf.copy_from_slice(p.data.get(..buf.len()).unwrap_or(&[0; 8]));
-                self.cursor += 1;
-                return true;
-            }
-            // User space changed the guest's registers meanwhile: this is another access.
-            self.log.len = self.cursor;
-        }
-        self.wanted = Some(Wanted::Mmio { gpa, len });
-        false
+    /// User space's answer to the next read, if that is one of `len` bytes at `gpa`.
+    #[inline]
+    pub fn answer_to(&self, gpa: u64, len: usize) -> Option<[u8; 8]> {
+        let p = self.log.get(self.cursor)?;
+        (p.target == Target::Mmio(gpa) && usize::from(p.len) == len).then_some(p.data)
+    }
+
+    /// Answers a read of up to 8 bytes from the log. True if it is the next one.
+    pub fn take_answer(&mut self, gpa: u64, buf: &mut [u8]) -> bool {
+        let Some(data) = self.answer_to(gpa, buf.len()) else { return false };
+        buf.copy_from_slice(data.get(..buf.len()).unwrap_or(&[0; 8]));
+        self.cursor += 1;
+        true
+    }
+
+    /// Notes that user space has to answer a read of up to 8 bytes.
+    pub fn want(&mut self, gpa: u64, len: usize) {
+        // If there is an answer, user space has changed the guest's registers meanwhile: this is another access.
+        self.log.len = self.log.len.min(self.cursor);
+        self.wanted = Some(Wanted::Mmio { gpa, len: len.min(8) as u8 });
     }
 
     /// User space's answer to the MMIO read in `wanted`. False if the log is full (no instruction reads that much).
@@ -248,20 +254,29 @@ impl MmioFragments {
 mod tests {
     use super::*;
 
+    /// As an access is made. True if it is answered.
+    fn read(t: &mut MmioFragments, gpa: u64, buf: &mut [u8]) -> bool {
+        let answered = t.take_answer(gpa, buf);
+        if !answered {
+            t.want(gpa, buf.len());
+        }
+        answered
+    }
+
     #[test]
     fn reads_are_answered_in_order_and_replayed() {
         let mut t = MmioFragments::default();
         let mut b = [0; 4];
-        assert!(!t.read(0x1000, &mut b));
+        assert!(!read(&mut t, 0x1000, &mut b));
         assert_eq!(t.wanted, Some(Wanted::Mmio { gpa: 0x1000, len: 4 }));
         assert!(t.answer([1, 2, 3, 4, 0, 0, 0, 0]));
         t.rewind();
-        assert!(t.read(0x1000, &mut b));
+        assert!(read(&mut t, 0x1000, &mut b));
         assert_eq!(b, [1, 2, 3, 4]);
-        assert!(!t.read(0x1004, &mut b));
+        assert!(!read(&mut t, 0x1004, &mut b));
         assert!(t.answer([5; 8]));
         t.rewind();
-        assert!(t.read(0x1000, &mut b) && t.read(0x1004, &mut b));
+        assert!(read(&mut t, 0x1000, &mut b) && read(&mut t, 0x1004, &mut b));
         assert_eq!(b, [5; 4]);
     }
 
@@ -269,11 +284,15 @@ mod tests {
     fn another_access_is_a_new_one() {
         let mut t = MmioFragments::default();
         let mut b = [0; 2];
-        assert!(!t.read(0x1000, &mut b));
+        assert!(!read(&mut t, 0x1000, &mut b));
         assert!(t.answer([1; 8]));
         t.rewind();
-        assert!(!t.read(0x2000, &mut b));
+        assert!(!read(&mut t, 0x2000, &mut b));
         assert_eq!(t.wanted, Some(Wanted::Mmio { gpa: 0x2000, len: 2 }));
+        assert!(t.answer([2; 8]));
+        t.rewind();
+        assert!(read(&mut t, 0x2000, &mut b), "the answer to the first is forgotten");
+        assert_eq!(b, [2; 2]);
     }
 
     #[test]

@@ -45,7 +45,7 @@ impl<H: Host> Ctx<'_, H> {
             (Operand::Gpr { index, size }, _) if !faulted.is_write() => {
                 let load = Load { rip: self.core.cpu.save().rip, linear, gpr: index, size, len };
                 let mut data = [0; 8];
-                if self.vm.device_mmio_read(at, data.get_mut(..len.into())?) {
+                if self.device_read(at, data.get_mut(..len.into())?) {
                     return Some(self.finish_load(insn, load, data));
                 }
                 let t = &mut self.core.mmio_fragments;
@@ -65,7 +65,7 @@ impl<H: Host> Ctx<'_, H> {
     fn plain_store(&mut self, insn: &Insn, gpa: u64, len: u8, value: u64) -> Next {
         let kept = u64::MAX >> (64 - 8 * u32::from(len.clamp(1, 8)));
         let data = (value & kept).to_le_bytes();
-        let done = self.vm.device_mmio_write(gpa, data.get(..len.into()).unwrap_or(&data));
+        let done = self.device_write(gpa, data.get(..len.into()).unwrap_or(&data));
         let next = self.retire(insn);
         if done {
             return next;

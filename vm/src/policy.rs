@@ -1,6 +1,6 @@
 //! What CPUID, the MSRs and the clocks mean for one vCPU: the thin layer between their pure rules and the processor.
 
-use crate::clock::{ClockData, Frequency, GuestMemory, write_wall_clock};
+use crate::clock::{ClockData, Frequency, GuestMemory, PvClock, write_wall_clock};
 use crate::cpuid::Runtime;
 use crate::fast::Armed;
 use crate::hyperv;
@@ -12,7 +12,7 @@ use crate::vcpu::Core;
 use crate::{CpuidEntry, Ctx, Vm};
 use arch::{Exception, Gpa, Intercepts, cr::Cr4, event::vector};
 use core::sync::atomic::Ordering::Relaxed;
-use host::{Cpu, Errno, Host, Hrtimer, Hrtimers, Request, VcpuThread};
+use host::{Cpu, Errno, Host, Hrtimer, Hrtimers, Request, Trace, VcpuThread};
 use irqchip::ChipMode;
 use mmu::View;
 
@@ -44,10 +44,11 @@ impl<H: Host> Core<H> {
         }
     }
 
-    /// RDTSCP is #UD for a guest that does not have it.
-    pub(crate) fn hide_rdtscp(&mut self) {
-        let hidden = !self.cpuid.flags().rdtscp;
-        self.cpu.set_intercept(Intercepts::RDTSCP, hidden);
+    /// RDTSCP and INVPCID are #UD for a guest that does not have them.
+    pub(crate) fn hide_instructions(&mut self) {
+        let (rdtscp, invpcid) = (!self.cpuid.flags().rdtscp, self.cpuid.flags().hides_invpcid);
+        self.cpu.set_intercept(Intercepts::RDTSCP, rdtscp);
+        self.cpu.set_invpcid_intercept(invpcid);
     }
 
     /// Sets which MSRs pass without an exit.
@@ -66,7 +67,7 @@ impl<H: Host> Core<H> {
         self.load_idle_intercepts();
         self.load_exception_intercepts();
         self.load_cr_intercepts();
-        self.hide_rdtscp();
+        self.hide_instructions();
         self.apply_msr_policy(filter);
         self.cpu.set_intercept(Intercepts::VINTR, self.fast.armed == Some(Armed::Window));
         let awaits_iret = self.inject.nmi_masked && self.inject.iret_rip.is_none();
@@ -101,7 +102,7 @@ impl<H: Host> Ctx<'_, H> {
         if let Some(lapic) = &mut self.core.fast.lapic {
             lapic.set_features(features);
         }
-        self.core.hide_rdtscp();
+        self.core.hide_instructions();
         self.apply_msr_policy();
         Ok(())
     }
@@ -216,7 +217,8 @@ impl<H: Host> Ctx<'_, H> {
             }
             MsrEffect::SystemTime { old_msr } => {
                 let now = self.vm.host.time_point();
-                let boot = self.vm.is_bsp(self.me.id);
+                // The first vCPU's, whichever is the bootstrap processor.
+                let boot = self.me.id == 0;
                 let all = self.vm.clock.lock().system_time_written(boot, old_msr, now);
                 self.ring_clock(all);
             }
@@ -230,9 +232,17 @@ impl<H: Host> Ctx<'_, H> {
         Next::Resume
     }
 
+    /// The processor gets the TSC offset and ratio, and others see them.
+    fn load_tsc(&mut self) {
+        let (vcpu, next) = (self.me.id, self.core.clock.tsc_offset());
+        self.vm.host.tell(|| Trace::WriteTscOffset { vcpu, previous: self.me.shown_tsc_offset(), next });
+        self.core.load_tsc();
+        self.me.show_tsc(&self.core.clock);
+    }
+
     /// The TSC offset changed: the processor, the timer and the clock page follow.
     fn tsc_moved(&mut self) {
-        self.core.load_tsc();
+        self.load_tsc();
         if let Some(lapic) = &self.core.fast.lapic {
             let due = lapic.timer_due();
             self.apply_timer(due);
@@ -253,10 +263,14 @@ impl<H: Host> Ctx<'_, H> {
         let now = self.vm.host.time_point();
         if self.core.clock.catches_up() {
             self.core.clock.catch_up(now);
-            self.core.load_tsc();
+            self.load_tsc();
         }
         let clock = *self.vm.clock.lock();
-        self.core.clock.publish(&clock, now, &mut Pages(self.shared_memory()));
+        if let Some((page, version)) = self.core.clock.publish(&clock, now, &mut Pages(self.shared_memory())) {
+            let PvClock { tsc_timestamp, system_time, mul, shift, flags } = page;
+            let vcpu = self.me.id;
+            self.vm.host.tell(|| Trace::PvclockUpdate { vcpu, version, tsc_timestamp, system_time, mul, shift, flags });
+        }
         if self.core.hyperv.is_some() && self.me.index == 0 {
             self.update_tsc_page(&clock.page(&self.core.clock, now));
         }
@@ -321,6 +335,7 @@ impl<H: Host> Ctx<'_, H> {
     pub fn set_tsc_khz(&mut self, khz: u32) -> Result<(), Errno> {
         self.core.clock.set_tolerance(self.vm.host.tsc_tolerance_ppm());
         let result = self.core.clock.set_tsc_khz(khz, self.vm.host.tsc_khz(), self.core.features.tsc_scaling);
+        self.core.look_who_watches();
         self.tsc_moved();
         result
     }

@@ -5,7 +5,7 @@ use crate::user::Pending;
 use crate::vcpu::Core;
 use crate::{Ctx, MpState};
 use arch::cr::{Cr0, Cr4, Efer};
-use arch::{CleanBits, Exception, Segment, SegmentAttr};
+use arch::{CleanBits, Exception, Gpa, Segment, SegmentAttr};
 use core::sync::atomic::Ordering::Relaxed;
 use host::{Cpu, Errno, Host};
 
@@ -44,10 +44,8 @@ impl<H: Host> Core<H> {
         let hw = value & !self.fpu_use.hidden() | Cr4::MCE.bits();
         self.cpu.save_mut(CleanBits::CRX).cr4 = hw;
         // As for CR0; its writes exit in any case.
-        if self.cr4_read_exits != (hw != value) {
-            self.cr4_read_exits = hw != value;
-            self.load_cr_intercepts();
-        }
+        self.cr4_read_exits = hw != value;
+        self.load_cr_intercepts();
     }
 
     /// A guest's MOV to CR0 with its checks and consequences (APM 3.1.1, 14.6). Err: #GP(0).
@@ -213,8 +211,23 @@ impl<H: Host> Ctx<'_, H> {
             efer: save.efer & !Efer::SVME.bits(),
             apic_base: self.apic_base(),
             interrupt: self.hard_interrupt(),
-            pdptrs: None,
         }
+    }
+
+    /// KVM_GET_SREGS2: the PDPTEs of a guest with PAE paging, as they are in its memory: with nested paging the processor takes them
+    /// from there (APM 15.25.10). Zeros if no memory is there.
+    pub fn pdptrs(&self) -> Option<[u64; 4]> {
+        let save = self.core.cpu.save();
+        let paging = self.core.cr0() & Cr0::PG.bits() != 0 && self.core.guest_cr4 & Cr4::PAE.bits() != 0;
+        if !paging || save.efer & Efer::LMA.bits() != 0 {
+            return None;
+        }
+        let mut bytes = [0; 32];
+        if self.memory_view().read_phys(Gpa(save.cr3 & 0xffff_ffe0), &mut bytes).is_err() {
+            return Some([0; 4]);
+        }
+        let mut words = bytes.chunks_exact(8).map(|b| b.try_into().map_or(0, u64::from_le_bytes));
+        Some(core::array::from_fn(|_| words.next().unwrap_or(0)))
     }
 
     /// KVM_SET_SREGS(2). Errors: EINVAL (a control register, EFER or APIC base that no processor holds); nothing is
@@ -239,11 +252,7 @@ impl<H: Host> Ctx<'_, H> {
             self.queue_interrupt(s.interrupt);
         }
         // Older user space starts the bootstrap processor by its registers alone.
-        if self.core.mp_state == MpState::Halted
-            && self.vm.is_bsp(self.me.id)
-            && cs.selector == 0xf000
-            && save_is_reset(self.core)
-        {
+        if self.is_bootstrap() && (cs.selector, cs.base) == (0xf000, 0xffff_0000) && save_is_reset(self.core) {
             self.core.mp_state = MpState::Runnable;
         }
         Ok(())

@@ -1,11 +1,13 @@
 //! The state of a processor after power-on, INIT and SIPI (APM 14.1.3, table 14-1).
 
 use crate::msr::PAT_RESET;
+use crate::run::Next;
 use crate::user::Pending;
 use crate::vcpu::Core;
 use crate::{Ctx, MpState};
 use arch::cr::{Cr0, DR6_RESET, DR7_RESET, Efer};
 use arch::{CleanBits, Segment, SegmentAttr};
+use core::sync::atomic::Ordering::Relaxed;
 use host::{Cpu, Host};
 
 const CODE: u16 = SegmentAttr::P | SegmentAttr::S | 0xa;
@@ -67,11 +69,15 @@ impl<H: Host> Core<H> {
         if !init {
             self.msr.reset();
         }
+        // One that waits at LINT0 is still there: who acknowledged it at the PIC counts on it.
+        let external = self.inject.external.filter(|_| self.fast.lapic.is_some());
         self.inject.clear();
+        self.inject.external = external;
         self.fast.armed = None;
         // What an exit to user space waits for is no concern of the processor any more.
         self.pending = Pending::None;
         self.mmio_fragments.clear();
+        self.device_exit = Next::Resume;
         self.cpu.set_event_inj(arch::EventInj::NONE);
         self.cpu.clear_virq();
         self.vtpr = 0;
@@ -82,19 +88,30 @@ impl<H: Host> Core<H> {
 }
 
 impl<H: Host> Ctx<'_, H> {
-    /// INIT: application processors wait for SIPI, the bootstrap processor starts over.
+    /// INIT: application processors wait for SIPI, the bootstrap processor starts over. Which it is IA32_APIC_BASE says, in which
+    /// user space may have made another one the bootstrap processor.
     pub(crate) fn init(&mut self) {
+        self.start_over();
+        self.core.mp_state = if self.is_bootstrap() { MpState::Runnable } else { MpState::InitReceived };
+    }
+
+    /// What INIT does to the processor and its local APIC; events that wait are lost, but for one at LINT0.
+    pub(crate) fn start_over(&mut self) {
         self.core.reset_registers(true);
+        self.me.pending_events.nmi_queued.store(0, Relaxed);
         self.forget_pages();
         self.update_cpuid();
-        if let Some(lapic) = &mut self.core.fast.lapic {
-            lapic.config_mut().lint0_reenabled = self.vm.config.has_quirk(crate::quirks::LINT0_REENABLED);
-            let effect = lapic.init();
-            self.vm.publish(self.me, lapic.address());
-            self.vm.publish_lint0(self.me, lapic.lint0());
-            self.apply_timer(effect);
-        }
-        self.core.mp_state = if self.vm.is_bsp(self.me.id) { MpState::Runnable } else { MpState::InitReceived };
+        let Some(lapic) = &mut self.core.fast.lapic else { return };
+        lapic.config_mut().lint0_reenabled = self.vm.config.has_quirk(crate::quirks::LINT0_REENABLED);
+        let effect = lapic.init();
+        self.me.pir.clear();
+        self.publish_address();
+        self.apply_timer(effect);
+    }
+
+    /// Is it the bootstrap processor, as IA32_APIC_BASE has it?
+    pub(crate) fn is_bootstrap(&self) -> bool {
+        self.apic_base() & irqchip::APIC_BASE_BSP != 0
     }
 
     /// SIPI: real mode at `vector << 12`.

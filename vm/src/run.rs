@@ -1,9 +1,11 @@
 //! KVM_RUN: the loop that enters the guest, handles its exits and leaves when user space is needed.
 
 use crate::user::{Answer, RunRequest, UserExit};
+use crate::vcpu::Core;
 use crate::{Ctx, MpState, exits};
 use arch::Exit;
 use core::convert::Infallible;
+use core::sync::atomic::Ordering::SeqCst;
 use host::{Cpu, Errno, Host, Request, VcpuThread, Work};
 
 /// What an exit handler decides.
@@ -24,19 +26,32 @@ pub enum Next {
     Next { 0 = Resume, 1 = User(why), 2 = Fail(errno, why), 3 = HandOver }
 }
 
+impl<H: Host> Core<H> {
+    /// Does every exit have to come to the loop?
+    fn exits_matter(&self) -> bool {
+        self.debug.control != 0 || self.trace.set.any() || self.clock.catches_up() || self.pv.shows_tpr()
+    }
+
+    /// After any change of what that depends on: KVM_RUN looks at one word.
+    pub(crate) fn look_who_watches(&mut self) {
+        self.watched = self.exits_matter();
+    }
+}
+
 impl<H: Host> Ctx<'_, H> {
     /// One KVM_RUN (KVM API document, 4.10). `answer` is user space's reply to [`pending`](Self::pending).
     ///
     /// Never [`Next::Resume`]. The errno with which it fails: EINTR (signal or `immediate_exit`), EAGAIN (an application
     /// processor that has just got INIT), EFAULT (guest memory), EIO (the VM is dead).
     pub fn run(&mut self, req: RunRequest, answer: Answer) -> Next {
-        if let Some(req) = self.core.resumes.take() {
-            return self.go_on(req);
-        }
         if self.core.fast.lapic.is_none() {
             self.core.cr8 = req.cr8 & 15;
         }
-        self.core.arm_single_step();
+        debug_assert_eq!(self.core.watched, self.core.exits_matter(), "Core::look_who_watches was not called");
+        let fast = !self.core.watched;
+        if !fast {
+            self.begin_watched(&answer);
+        }
         self.shrink_pause_filter();
         self.look_at_steal_time();
         if self.core.inject.smi_pending {
@@ -47,7 +62,11 @@ impl<H: Host> Ctx<'_, H> {
         self.core.cpu.begin();
         // User space may have changed anything.
         self.core.fast.forget_msrs();
-        let Err(next) = self.work(req, answer, !self.exits_matter());
+        self.look_at_caches();
+        let Err(next) = self.work(req, answer, fast);
+        if !fast {
+            self.trace_return(&next);
+        }
         self.leave(req, next)
     }
 
@@ -56,27 +75,37 @@ impl<H: Host> Ctx<'_, H> {
         self.core.resumes.is_some()
     }
 
-    /// Does every exit have to come here?
-    fn exits_matter(&self) -> bool {
-        self.core.debug.control != 0 || self.core.clock.catches_up() || self.core.pv.shows_tpr()
+    /// Does WBINVD do anything? It may change while the vCPU runs: a request follows then.
+    pub(crate) fn look_at_caches(&mut self) {
+        self.core.fast.coherent = !self.vm.noncoherent_dma.load(SeqCst);
     }
 
-    /// The KVM_RUN that was left for a handover goes on: as if nothing had been, but that the thread is no longer known to hold
-    /// any state of the guest's in its registers.
+    /// KVM_RUN begins, and every exit has to come to the loop.
     #[cold]
-    fn go_on(&mut self, req: RunRequest) -> Next {
+    fn begin_watched(&mut self, answer: &Answer) {
+        self.core.arm_single_step();
+        self.trace_answer(answer);
+    }
+
+    /// The KVM_RUN that was left for a handover goes on ([`resumes`](Self::resumes)): as if nothing had been, but that the thread is no
+    /// longer known to hold any state of the guest's in its registers. Returns what [`run`](Self::run) does.
+    #[cold]
+    pub fn go_on(&mut self) -> Next {
+        let req = self.core.resumes.take().unwrap_or_default();
         self.core.resume_fpu();
         self.core.cpu.begin();
         self.core.fast.forget_msrs();
+        self.look_at_caches();
         let next = match self.still_waits_for_page() {
             Next::Resume => {
                 // It was looked at when KVM_RUN began.
                 let req = RunRequest { immediate_exit: false, ..req };
-                let Err(next) = self.start(req).and_then(|()| self.cycle(req, !self.exits_matter()));
+                let Err(next) = self.start(req).and_then(|()| self.cycle(req, !self.core.watched));
                 next
             }
             leave => leave,
         };
+        self.trace_return(&next);
         self.leave(req, next)
     }
 
@@ -99,7 +128,7 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     /// From the reply to the last exit to the next one that leaves. `fast`: see [`cycle`](Self::cycle).
-    #[inline]
+    #[inline(always)] // It has one caller.
     fn work(&mut self, req: RunRequest, answer: Answer, fast: bool) -> Result<Infallible, Next> {
         self.complete(answer)?;
         self.start(req)?;
@@ -126,8 +155,10 @@ impl<H: Host> Ctx<'_, H> {
     fn wait_for_init(&mut self) -> Next {
         loop {
             match self.service_requests() {
-                // INIT may have come with it.
-                Err(Next::HandOver) if self.core.mp_state != MpState::Uninitialized => {}
+                // INIT came with it, and user space is told of that first: whoever waits for this vCPU is served at the next KVM_RUN.
+                Err(Next::HandOver) if self.core.mp_state != MpState::Uninitialized => {
+                    self.me.thread.requests().make_request(Request::HandOver);
+                }
                 Err(leave) => return leave,
                 Ok(()) => {}
             }
@@ -160,8 +191,12 @@ impl<H: Host> Ctx<'_, H> {
             let pic = self.pic_waits() && self.take_pic();
             self.core.inject_pending(window || pic);
             self.share_apic();
-            // Whether an NMI handler's IRET has run shows at the next exit.
-            self.core.fast.enabled = fast && self.core.inject.iret_rip.is_none();
+            if fast {
+                // Whether an NMI handler's IRET has run shows at the next exit.
+                self.core.fast.enabled = self.core.inject.iret_rip.is_none();
+            } else {
+                self.trace_before_entry();
+            }
             match self.core.cpu.enter(self.me.thread.requests(), &mut self.core.fast) {
                 Exit::None => self.not_entered()?,
                 exit => {
@@ -172,15 +207,15 @@ impl<H: Host> Ctx<'_, H> {
                     if self.core.fast.injections != 0 {
                         self.count_injections();
                     }
-                    if exit == Exit::Invalid {
+                    if matches!(exit, Exit::Invalid) {
                         // Nothing was injected: what was about to be is kept.
                         self.core.cancel_injection();
                     } else {
                         self.core.collect_events();
                     }
                     self.look_at_shared_apic();
-                    if self.core.clock.catches_up() {
-                        self.me.thread.requests().make_request(Request::ClockUpdate);
+                    if !fast {
+                        self.watch();
                     }
                     match exits::handle(self, exit) {
                         Next::Resume => {}
@@ -191,12 +226,23 @@ impl<H: Host> Ctx<'_, H> {
         }
     }
 
+    /// After an exit, where every one matters.
+    #[cold]
+    fn watch(&mut self) {
+        if self.core.clock.catches_up() {
+            self.me.thread.requests().make_request(Request::ClockUpdate);
+        }
+        self.trace_exit();
+    }
+
     /// The processor was not entered: somebody wants something first.
     #[cold]
     fn not_entered(&mut self) -> Result<(), Next> {
         self.core.cancel_injection();
+        self.core.cpu.tell_entry(None);
         self.look_at_shared_apic();
         if let Some(errno) = self.core.cpu.broken() {
+            self.note_end(0, errno as u64);
             return Err(Next::Fail(errno, UserExit::Shutdown));
         }
         self.me.thread.preemptible(true);
@@ -233,7 +279,7 @@ impl<H: Host> Ctx<'_, H> {
         let core = &mut *self.core;
         let inject = &core.inject;
         let interrupt =
-            inject.external.is_some() || core.fast.lapic.as_ref().is_some_and(|l| l.pending_vector().is_some()) || pic;
+            core.external().is_some() || core.fast.lapic.as_ref().is_some_and(|l| l.pending_vector().is_some()) || pic;
         inject.busy()
             || inject.nmi_pending > 0 && !inject.nmi_masked
             || inject.smi_pending && !core.smm.active()

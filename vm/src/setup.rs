@@ -1,8 +1,8 @@
 //! What user space fixes before it creates the first vCPU.
 
 use crate::{MAX_VCPU_ID, Vm};
-use core::sync::atomic::Ordering::Relaxed;
-use host::{Errno, Host};
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use host::{Errno, Host, Request, VcpuThread};
 use irqchip::ChipMode;
 use mmu::DirtyRing;
 
@@ -11,7 +11,12 @@ impl<H: Host> Vm<H> {
     /// (KVM's `kvm_arch_register_noncoherent_dma`): WBINVD is carried out. What else hangs on it in KVM does not on
     /// SVM: the guest's PAT and CR0.CD are in the VMCB.
     pub fn set_noncoherent_dma(&self, yes: bool) {
-        self.noncoherent_dma.store(yes, Relaxed);
+        self.noncoherent_dma.store(yes, SeqCst);
+        // Until then a vCPU may take WBINVD for what it was before.
+        for vcpu in self.vcpus() {
+            vcpu.thread.requests().make_request(Request::Kick);
+            vcpu.thread.kick();
+        }
     }
 
     /// KVM_SET_BOOT_CPU_ID. Errors: EBUSY (there are vCPUs), EINVAL (no vCPU can have this id).
@@ -21,7 +26,8 @@ impl<H: Host> Vm<H> {
             return Err(Errno::EBUSY);
         }
         let limit = self.config.max_vcpu_id.load(Relaxed);
-        let id = u32::try_from(id).ok().filter(|id| *id <= MAX_VCPU_ID && (limit == 0 || *id < limit));
+        // The limit itself is taken, here as where the limit is set: then there is no bootstrap processor.
+        let id = u32::try_from(id).ok().filter(|id| *id <= MAX_VCPU_ID && (limit == 0 || *id <= limit));
         self.config.bsp_id.store(id.ok_or(Errno::EINVAL)?, Relaxed);
         Ok(())
     }
@@ -45,8 +51,7 @@ impl<H: Host> Vm<H> {
 
     /// KVM_CAP_DIRTY_LOG_RING: pages that vCPUs write are recorded in rings of so many bytes. Errors: EINVAL (no power of two, or
     /// too small; there are vCPUs; it was set before), E2BIG.
-    pub fn use_dirty_rings(&self, bytes: u64) -> Result<(), Errno> {
-        let bytes = u32::try_from(bytes).map_err(|_| Errno::E2BIG)?;
+    pub fn use_dirty_rings(&self, bytes: u32) -> Result<(), Errno> {
         DirtyRing::<H>::check_size(bytes)?;
         let _shape = self.shape.lock();
         if self.has_vcpus() || self.config.dirty_ring_size.load(Relaxed) != 0 {

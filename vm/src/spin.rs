@@ -31,6 +31,8 @@ impl Spin {
     }
 }
 
+/// All of KVM_X86_DISABLE_EXITS_*.
+const DISABLE_ALL: u64 = 15;
 /// KVM_X86_DISABLE_EXITS_MWAIT, _HLT, _PAUSE. (_CSTATE is about MSRs that AMD's processors do not have.)
 pub(crate) const DISABLE_MWAIT: u32 = 1;
 /// See [`DISABLE_MWAIT`].
@@ -45,6 +47,7 @@ impl<H: Host> Core<H> {
         if self.counts_pauses() && pause.count != 0 && disabled & DISABLE_PAUSE == 0 {
             self.pauses = pause.count;
         }
+        self.fewest_pauses = self.pauses;
         self.load_idle_intercepts();
     }
 
@@ -76,11 +79,12 @@ impl<H: Host> Ctx<'_, H> {
     /// The guest was not on a CPU for a while: who it waited for has had its chance.
     #[inline]
     pub(crate) fn shrink_pause_filter(&mut self) {
-        if self.core.pauses != 0 {
+        if self.core.pauses != self.core.fewest_pauses {
             self.shrink_pauses();
         }
     }
 
+    #[cold]
     fn shrink_pauses(&mut self) {
         let pause = self.vm.host.pause_parameters();
         let less = self.core.pauses.checked_div(pause.shrink).unwrap_or(pause.count).max(pause.count);
@@ -93,13 +97,15 @@ impl<H: Host> Ctx<'_, H> {
 
 impl<H: Host> Vm<H> {
     /// KVM_CAP_X86_DISABLE_EXITS: instructions of `which` (KVM_X86_DISABLE_EXITS_*) do not exit on vCPUs that are made from
-    /// now on, and what CPUID says of them follows on all. Errors: EINVAL (one that has to exit here).
+    /// now on, and what CPUID says of them follows on all. Those that have to exit here do. Errors: EINVAL (one that is not known).
+    ///
+    /// So does 6.12; later kernels refuse what has to exit, and any where there are vCPUs.
     pub fn disable_exits(&self, which: u64) -> Result<(), Errno> {
         let _shape = self.shape.lock();
-        if which & !u64::from(self.host.idle_exits()) != 0 {
+        if which & !DISABLE_ALL != 0 {
             return Err(Errno::EINVAL);
         }
-        self.config.disabled_exits.fetch_or(which as u32, Relaxed);
+        self.config.disabled_exits.fetch_or(which as u32 & self.host.idle_exits(), Relaxed);
         Ok(())
     }
 }

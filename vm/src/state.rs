@@ -43,8 +43,6 @@ pub struct Sregs {
     pub apic_base: u64,
     /// KVM_SET_SREGS: an interrupt that was accepted but not delivered (`interrupt_bitmap`), at most one.
     pub interrupt: Option<u8>,
-    /// PAE PDPTEs (SREGS2).
-    pub pdptrs: Option<[u64; 4]>,
 }
 
 /// KVM_GET/SET_VCPU_EVENTS. On set, a None in an Option field of the second part leaves that state alone.

@@ -97,6 +97,17 @@ macro_rules! stats {
     (@type $kind:ident) => { Counter };
     (@tell Histogram $field:expr, $each:ident) => { $field.0.iter().try_for_each(|n| $each(n.get()))? };
     (@tell $kind:ident $field:expr, $each:ident) => { $each($field.get())? };
+    (@clear Histogram $field:expr, $left:ident) => {
+        for word in &$field.0 {
+            stats!(@clear Count word, $left);
+        }
+    };
+    (@clear $kind:ident $field:expr, $left:ident) => {
+        match $left {
+            0 => return $field.0.store(0, Relaxed),
+            _ => $left -= 1,
+        }
+    };
     ($(#[$m:meta])* $name:ident { $($(#[$fm:meta])* $f:ident: $kind:ident,)* }) => {
         $(#[$m])*
         #[derive(Debug, Default)]
@@ -110,6 +121,13 @@ macro_rules! stats {
             pub fn each(&self, each: Each<'_>) -> Result<(), Errno> {
                 $(stats!(@tell $kind self.$f, each);)*
                 Ok(())
+            }
+
+            /// Begins word `n` of those anew; nothing happens if there is none.
+            pub fn clear(&self, n: usize) {
+                let mut left = n;
+                $(stats!(@clear $kind self.$f, left);)*
+                let _ = left;
             }
         }
 
@@ -304,7 +322,26 @@ const VM_REST: [Stat; 13] = {
     ]
 };
 
+/// Word `n` of what is told; 0 if there is none.
+fn word(n: usize, tell: impl FnOnce(Each<'_>) -> Result<(), Errno>) -> u64 {
+    let (mut left, mut found) = (n, 0);
+    // The closure fails nowhere.
+    let _ = tell(&mut |value| {
+        if left == 0 {
+            found = value;
+        }
+        left = left.wrapping_sub(1);
+        Ok(())
+    });
+    found
+}
+
 impl<H: Host> Vcpu<H> {
+    /// Word `n` of what [`stats`](Self::stats) tells.
+    pub fn stat(&self, n: usize) -> u64 {
+        word(n, |each| self.stats(each))
+    }
+
     /// Tells every number of this vCPU, in the order of [`VcpuStats::ALL`]. Errors: the first of `each`.
     pub fn stats(&self, each: Each<'_>) -> Result<(), Errno> {
         // Counted where the scheduler calls.
@@ -322,6 +359,16 @@ impl<H: Host> Vm<H> {
         self.stats.each(each)?;
         let [small, large, huge] = self.mmu.mapped_pages();
         [0, 0, 0, 0, 0, 0, 0, small, large, huge, 0, 0, 0].into_iter().try_for_each(each)
+    }
+
+    /// Word `n` of what [`stats`](Self::stats) tells.
+    pub fn stat(&self, n: usize) -> u64 {
+        word(n, |each| self.stats(each))
+    }
+
+    /// Begins word `n` of the VM's counts anew. What is there now, and not counted, stays.
+    pub fn clear_stat(&self, n: usize) {
+        self.stats.clear(n);
     }
 
     /// What [`stats`](Self::stats) tells.

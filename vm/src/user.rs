@@ -44,6 +44,34 @@ pub enum UserExit {
     MemoryFault { gpa: u64 },
 }
 
+impl UserExit {
+    /// `exit_reason` of `kvm_run` (KVM_EXIT_*). 0 where it stays as it is.
+    pub const fn reason(&self) -> u32 {
+        match self {
+            Self::Unchanged => 0,
+            Self::Io { .. } => 2,
+            Self::Hypercall { .. } => 3,
+            Self::Debug { .. } => 4,
+            Self::Hlt => 5,
+            Self::Mmio { .. } => 6,
+            Self::IrqWindowOpen => 7,
+            Self::Shutdown => 8,
+            Self::FailEntry { .. } => 9,
+            Self::Interrupted => 10,
+            Self::SetTpr => 11,
+            Self::TprAccess { .. } => 12,
+            Self::InternalError { .. } => 17,
+            Self::SystemEvent { .. } => 24,
+            Self::IoapicEoi { .. } => 26,
+            Self::Hyperv { .. } => 27,
+            Self::Msr { write: false, .. } => 29,
+            Self::Msr { write: true, .. } => 30,
+            Self::DirtyRingFull => 31,
+            Self::MemoryFault { .. } => 39,
+        }
+    }
+}
+
 /// What an exit that needs an answer waits for. Asked at the next KVM_RUN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pending {
@@ -52,7 +80,7 @@ pub enum Pending {
     None,
     /// An MMIO read of this many bytes (1 to 8).
     MmioRead { len: u8 },
-    /// An MMIO write was reported; more fragments or nothing may follow.
+    /// An MMIO write was reported, or something else that needs no answer; more fragments or nothing may follow.
     MmioWrite,
     /// INS: `size * count` bytes of the PIO page.
     PioIn { size: u8, count: u32 },

@@ -1,6 +1,7 @@
 //! One vCPU: the part that other threads reach, and the core that only its own thread (under the vCPU's mutex) does.
 
 use crate::chips::RtcMark;
+use crate::code::Decoded;
 use crate::exits::Pio;
 use crate::fast::Fast;
 use crate::halt::HaltPoll;
@@ -8,11 +9,12 @@ use crate::hyperv::{self, Hyperv};
 use crate::pv::Pv;
 use crate::smm::Smm;
 use crate::spin::Spin;
+use crate::trace::Tracing;
 use crate::{
     Vm, clock::VcpuClock, cpuid::GuestCpuid, debug::DebugState, fpu::FpuUse, inject::Injection, mmio::MmioFragments,
     msr::MsrState, run::Next, state::MpState, stats::VcpuStats, user::Pending, user::RunRequest,
 };
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::*};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 use host::{CpuFeatures, Host, OneBox, Request, VcpuThread, rank};
 use irqchip::{AddressCell, Pir};
 use lock_api::Mutex;
@@ -35,6 +37,8 @@ pub struct Vcpu<H: Host> {
     pub pending_events: PendingEvents,
     /// Counters.
     pub stats: VcpuStats,
+    /// Offset and ratio of its TSC, for who only looks.
+    pub tsc: [AtomicU64; 2],
     /// Loops of PAUSE.
     pub(crate) spin: Spin,
     /// [`Lint0`](irqchip::Lint0) of the local APIC, as a number.
@@ -143,6 +147,8 @@ pub struct Core<H: Host> {
     pub inject: Injection,
     /// System management mode.
     pub smm: Smm,
+    /// Instructions that were decoded before.
+    pub(crate) decoded: Decoded,
     /// MMIO and PIO on their way to user space.
     pub mmio_fragments: OneBox<MmioFragments>,
     /// Run state.
@@ -151,6 +157,8 @@ pub struct Core<H: Host> {
     pub sipi_vector: u8,
     /// PAUSEs before an exit; 0: they do not exit.
     pub(crate) pauses: u16,
+    /// What it shrinks to: a parameter of the module's, which does not change.
+    pub(crate) fewest_pauses: u16,
     /// Looking around before sleeping.
     pub(crate) poll: HaltPoll,
     /// What the last exit to user space waits for.
@@ -187,13 +195,17 @@ pub struct Core<H: Host> {
     pub(crate) host_stop: Option<Next>,
     /// Where that access was, or the entry of the guest's page tables that it needed.
     pub(crate) awaited: Option<arch::Gpa>,
-    /// What a write to a device in the kernel wants of user space once the instruction is complete.
+    /// What an access to a device in the kernel wants of user space once the instruction is complete and its writes are out.
     pub(crate) device_exit: Next,
     /// Data of the last exit to user space that is too long for [`UserExit`](crate::UserExit), which every handler
     /// passes on by value.
     pub exit_words: [u64; 8],
     /// KVM_X86_DISABLE_EXITS_* of the VM when the vCPU was made.
     pub(crate) disabled_exits: u32,
+    /// What of this vCPU is traced.
+    pub(crate) trace: Tracing,
+    /// Every exit has to come to the loop, and KVM_RUN has to look ([`Core::look_who_watches`]).
+    pub(crate) watched: bool,
     /// What the KVM_RUN was asked for that goes on after a handover.
     pub(crate) resumes: Option<RunRequest>,
 }
@@ -204,8 +216,9 @@ pub struct Core<H: Host> {
         fpu_use, fast, cpuid, msr, clock, pv, inject, mmio_fragments, mp_state, sipi_vector, pauses, poll, pending, apic_base, cr8,
         guest_cr0, guest_cr4, debug, suspends, has_run, vtpr, pio, cr0_exits, cr4_read_exits, cr8_exits, host_stop, awaited,
         device_exit, exit_words, disabled_exits, resumes, smm;
-        // What a guest of Hyper-V's has is not handed over yet (`Vm::cannot_move`).
-        not cpu, fpu, tables, features, hyperv
+        // What a guest of Hyper-V's has is a section of its own, too.
+        // Each engine finds out anew who wants to know what.
+        not cpu, fpu, tables, features, hyperv, decoded, fewest_pauses, trace, watched
     }
 }
 
@@ -249,6 +262,19 @@ impl<H: Host> Vcpu<H> {
         while self.thread.requests().needs_ipi() && self.thread.requests().test_request(what) {
             core::hint::spin_loop();
         }
+    }
+
+    /// The TSC offset as others see it.
+    pub(crate) fn shown_tsc_offset(&self) -> u64 {
+        let [offset, _] = &self.tsc;
+        offset.load(Relaxed)
+    }
+
+    /// What others see of its TSC.
+    pub(crate) fn show_tsc(&self, clock: &VcpuClock) {
+        let [offset, ratio] = &self.tsc;
+        offset.store(clock.tsc_offset(), Relaxed);
+        ratio.store(clock.tsc_ratio(), Relaxed);
     }
 
     /// Where pages are recorded that this vCPU writes. For its own thread.

@@ -6,11 +6,11 @@ use crate::apics::Apics;
 use crate::chips::{Chips, Resampler, RtcMark};
 use crate::clock::{VcpuClock, VmClock};
 use crate::coalesced::Coalesced;
+use crate::code::Decoded;
 use crate::debug::DebugState;
 use crate::fast::Fast;
 use crate::fpu::FpuUse;
 use crate::halt::HaltPoll;
-use crate::handover::Waiting;
 use crate::hyperv::Partition;
 use crate::inject::Injection;
 use crate::ioeventfd::{IoEventSpec, IoEvents};
@@ -32,7 +32,7 @@ use ::irqchip::{Address, AddressCell, ChipMode, Lapic, Pir, RoutingTable};
 use alloc::{boxed::Box, vec::Vec};
 use arch::GuestIndexed;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
-use host::{CpuConfig, Errno, Host, OneBox, Request, VcpuThread, rank, try_box};
+use host::{CpuConfig, Errno, Host, OneBox, Request, Snapshot, VcpuThread, rank, try_box};
 use lock_api::{Mutex, RwLock};
 use mmu::{DirtyRing, MemoryCache, Mmu, Space};
 use once_cell::race::OnceBox;
@@ -90,6 +90,14 @@ pub struct Config {
     }
 }
 
+/// What the machine has for a vCPU, whatever engine the vCPU is in.
+pub(crate) struct OfTheMachine<H: Host> {
+    pub(crate) thread: H::Thread,
+    pub(crate) pages: [H::SharedPage; 2],
+    pub(crate) fpu: H::Fpu,
+    pub(crate) dirty_ring: Option<DirtyRing<H>>,
+}
+
 /// A virtual machine.
 pub struct Vm<H: Host> {
     /// Timers of the devices. The first to go: an expiry uses the rest.
@@ -109,8 +117,8 @@ pub struct Vm<H: Host> {
     /// Which MSRs the guest may touch; None: no filter.
     pub(crate) msr_filter: RwLock<H::RawRwSem<{ rank::TABLES }>, Option<MsrFilter>>,
     pub(crate) msr_filter_used: AtomicBool,
-    /// GSI routing. Also taken from eventfd wake-ups, with interrupts off.
-    pub(crate) routing: Mutex<H::RawSpinIrq<{ rank::ROUTING }>, RoutingTable>,
+    /// GSI routing; None: no GSI leads anywhere. Eventfd wake-ups read it with interrupts off.
+    pub(crate) routing: H::Snapshot<RoutingTable>,
     pub(crate) ioevents: RwLock<H::RawRwSem<{ rank::TABLES }>, IoEvents<H>>,
     pub(crate) ioevents_used: AtomicBool,
     /// There is something in the kernel that takes writes of the guest: controllers, ioeventfds or coalesced zones.
@@ -126,6 +134,9 @@ pub struct Vm<H: Host> {
     /// How many vCPUs have the 8259s' interrupts come as NMI. While there is none, a tick of the PIT, which comes in a hard
     /// interrupt, need not look at the vCPUs.
     pub(crate) vapics_in_nmi_mode: AtomicUsize,
+    /// The first vCPU that takes the 8259s' interrupts by its LINT0, plus 1; 0: none does. Whoever raises one may not look at
+    /// all of them.
+    pub(crate) extint: AtomicUsize,
     /// See [`Vm::set_noncoherent_dma`].
     pub(crate) noncoherent_dma: AtomicBool,
     /// Coalesced MMIO and PIO.
@@ -139,8 +150,6 @@ pub struct Vm<H: Host> {
     pub(crate) vcpus: GuestIndexed<[OnceBox<Leaf<H>>; FANOUT]>,
     pub(crate) count: AtomicUsize,
     pub(crate) apics: Apics<H>,
-    /// Empty but while the VM is made from another engine's state.
-    pub(crate) waiting: Waiting,
 }
 
 impl<H: Host> Vm<H> {
@@ -148,21 +157,28 @@ impl<H: Host> Vm<H> {
     pub fn new(host: H) -> Result<OneBox<Self>, Errno> {
         let mmu = Mmu::new(host.clone())?;
         let coalesced = Coalesced::new(host.new_shared_page()?);
-        Self::with(host, mmu, coalesced)
+        let hrtimers = host.new_hrtimers()?;
+        Self::with(host, mmu, coalesced, hrtimers)
     }
 
-    /// The same with this memory, and this ring. Errors: ENOMEM.
-    pub(crate) fn with(host: H, mmu: Mmu<H>, coalesced: Coalesced<H>) -> Result<OneBox<Self>, Errno> {
-        let hrtimers = host.new_hrtimers()?;
+    /// The same with this memory, this ring and these timers. Errors: ENOMEM.
+    pub(crate) fn with(
+        host: H,
+        mmu: Mmu<H>,
+        coalesced: Coalesced<H>,
+        hrtimers: H::Hrtimers,
+    ) -> Result<OneBox<Self>, Errno> {
+        let clock = VmClock::new(host.time_point(), host.tsc_khz(), host.tsc_is_stable());
+        let caps = Caps::new(&host);
         try_box(|| Self {
             mmu,
-            clock: Mutex::new(VmClock::new(host.time_point(), host.tsc_khz(), host.tsc_is_stable())),
+            clock: Mutex::new(clock),
             msrs: VmMsrs::default(),
             stats: VmStats::default(),
             config: Config::default(),
             msr_filter: RwLock::new(None),
             msr_filter_used: AtomicBool::new(false),
-            routing: Mutex::new(RoutingTable::empty()),
+            routing: Snapshot::none(),
             ioevents: RwLock::new(IoEvents::default()),
             ioevents_used: AtomicBool::new(false),
             has_devices: AtomicBool::new(false),
@@ -173,15 +189,15 @@ impl<H: Host> Vm<H> {
             resamplers_used: AtomicBool::new(false),
             noncoherent_dma: AtomicBool::new(false),
             vapics_in_nmi_mode: AtomicUsize::new(0),
+            extint: AtomicUsize::new(0),
             coalesced,
             partition: Partition::new(),
             hrtimers,
-            caps: Caps::new(&host),
+            caps,
             shape: Mutex::new(()),
             vcpus: GuestIndexed::new([const { OnceBox::new() }; FANOUT]),
             count: AtomicUsize::new(0),
             apics: Apics::new(),
-            waiting: Waiting::default(),
             host,
         })
     }
@@ -207,11 +223,17 @@ impl<H: Host> Vm<H> {
         self.apics.reserve(id)?;
         let host = &self.host;
         let pages = [host.new_shared_page()?, host.new_shared_page()?];
-        let mut vcpu = self.new_vcpu(id, index, host.new_thread(self.vcpu(0).map(|v| &v.thread))?, pages)?;
+        let thread = host.new_thread(self.vcpu(0).map(|v| &v.thread))?;
+        let dirty_ring = match self.config.dirty_ring_size.load(Relaxed) {
+            0 => None,
+            bytes => Some(DirtyRing::new(host, index as u32, bytes)?),
+        };
+        let mut vcpu = self.new_vcpu(id, index, OfTheMachine { thread, pages, fpu: host.new_fpu()?, dirty_ring })?;
         // Nothing fails from here on: who is counted among those in step is there.
         let core = vcpu.core.get_mut();
         let changed = self.clock.lock().vcpu_created(&mut core.clock, self.host.time_point());
         core.load_tsc();
+        vcpu.tsc = [core.clock.tsc_offset(), core.clock.tsc_ratio()].map(AtomicU64::new);
         slot.set(vcpu.into_inner()).map_err(|_| Errno::EEXIST)?;
         self.count.store(index + 1, Release);
         self.vcpu_appeared(id, index);
@@ -236,8 +258,7 @@ impl<H: Host> Vm<H> {
         &self,
         id: u32,
         index: usize,
-        thread: H::Thread,
-        pages: [H::SharedPage; 2],
+        OfTheMachine { thread, pages, fpu, dirty_ring }: OfTheMachine<H>,
     ) -> Result<OneBox<Vcpu<H>>, Errno> {
         let host = &self.host;
         let bsp = self.is_bsp(id);
@@ -261,15 +282,10 @@ impl<H: Host> Vm<H> {
         let _ = clock.set_tsc_khz(self.config.tsc_khz.load(Relaxed), host.tsc_khz(), host.features().tsc_scaling);
         let without_lapic = lapic.is_none();
         let fast = Fast::new(lapic)?;
-        let fpu = host.new_fpu()?;
         let cpuid = try_box(|| GuestCpuid::new(&self.caps))?;
         let mut msr = try_box(|| MsrState::new(host, &self.caps))?;
         msr.vcpu_id = id;
         let mmio_fragments = try_box(MmioFragments::default)?;
-        let dirty_ring = match self.config.dirty_ring_size.load(Relaxed) {
-            0 => None,
-            bytes => Some(DirtyRing::new(host, bytes)?),
-        };
         let mut core = try_box(|| Core {
             cpu,
             fpu,
@@ -287,14 +303,16 @@ impl<H: Host> Vm<H> {
             mp_state: if waits { MpState::Uninitialized } else { MpState::Runnable },
             sipi_vector: 0,
             pauses: 0,
+            fewest_pauses: 0,
             poll: HaltPoll::default(),
             pending: Pending::None,
             tables: MemoryCache::new(host),
-            apic_base: 0xfee0_0800 | if bsp { 0x100 } else { 0 },
+            apic_base: 0xfee0_0800 | if bsp { irqchip::APIC_BASE_BSP } else { 0 },
             cr8: 0,
             vtpr: 0,
             suspends: host.suspends(),
             has_run: false,
+            decoded: Decoded::default(),
             guest_cr0: 0,
             guest_cr4: 0,
             debug: DebugState::default(),
@@ -307,13 +325,16 @@ impl<H: Host> Vm<H> {
             awaited: None,
             device_exit: Next::Resume,
             disabled_exits: 0,
+            trace: Default::default(),
+            watched: false,
             resumes: None,
         })?;
         core.set_idle_exits(self.config.disabled_exits.load(Relaxed), host.pause_parameters());
         core.load_exception_intercepts();
         core.reset_registers(false);
-        core.hide_rdtscp();
+        core.hide_instructions();
         core.apply_msr_policy(self.msr_filter.read().as_ref());
+        core.look_who_watches();
         let lint0 = AtomicU8::new(core.fast.lapic.as_ref().map_or(0, |l| l.lint0() as u8));
         try_box(|| Vcpu {
             id,
@@ -323,6 +344,7 @@ impl<H: Host> Vm<H> {
             address,
             pending_events: PendingEvents::default(),
             stats: VcpuStats::default(),
+            tsc: [const { AtomicU64::new(0) }; 2],
             spin: Spin::default(),
             lint0,
             rtc: RtcMark::default(),
@@ -341,7 +363,7 @@ impl<H: Host> Vm<H> {
     }
 
     /// All vCPUs, in order of creation.
-    pub fn vcpus(&self) -> impl Iterator<Item = &Vcpu<H>> {
+    pub fn vcpus(&self) -> impl Iterator<Item = &Vcpu<H>> + Clone {
         (0..self.count.load(Acquire)).map_while(|n| self.vcpu(n))
     }
 
@@ -359,7 +381,7 @@ impl<H: Host> Vm<H> {
         Ok(f(&mut ctx))
     }
 
-    /// Is this the bootstrap processor?
+    /// Is this the bootstrap processor at reset (KVM_SET_BOOT_CPU_ID)?
     pub fn is_bsp(&self, id: u32) -> bool {
         self.config.bsp_id.load(Relaxed) == id
     }
@@ -397,7 +419,7 @@ impl<H: Host> Vm<H> {
         self.count.load(Acquire) != 0
     }
 
-    /// KVM_IOEVENTFD. Errors: EBADF, EINVAL (no eventfd), EEXIST, ENOENT, ENOSPC, ENOMEM.
+    /// KVM_IOEVENTFD. Errors: EBADF, EINVAL (no eventfd), EEXIST, ENOENT, ENOMEM.
     pub fn ioeventfd(&self, assign: bool, spec: IoEventSpec, fd: i32) -> Result<(), Errno> {
         let event = self.host.eventfd(fd)?;
         let _shape = self.shape.lock();

@@ -3,7 +3,7 @@
 # emulated host (or, by `./x run --here`, on this machine). MACHINE is microvm, q35 or pc; MODE is what
 # guest-init does: check, client, moves, demo or shell. Afterwards the guest's work is checked from here.
 # From the environment: CPUS (1), CPU (host), IRQCHIP (on or split; QEMU's choice), FIRMWARE (seabios, qboot or ovmf); and for a guest that
-# moves: CHANGE, and it goes on with stock's modules for a while.
+# moves: CHANGE, and it goes on with stock's modules for a while, or UPGRADES: it stays, and its engine is another one so many times.
 machine=$1 mode=$2
 shift 2
 work=${WORK:-/tmp} guest=${GUEST:-/guest} qemu=${QEMU:-qemu-system-x86_64}
@@ -103,6 +103,25 @@ through_a_file() {
     begin $to -incoming "exec:cat $work/state" "$@"
     sleep 5
 }
+# The VM of the only QEMU goes from kvm_amd to hsave_0_2 and back, $UPGRADES times in all, at any moment of what the guest does.
+upgrade() {
+    begin a "$@"
+    await $work/a.console "guest: works" :
+    vm=$(echo /sys/kernel/hsave/vms/*) longest=0
+    for n in $(seq $((UPGRADES / 2))); do
+        for engine in hsave_0_2 kvm_amd; do
+            echo $engine >$vm/upgrade || { cat $vm/error; tail -n 20 $work/a.console; exit 1; }
+            pause=$(cat $vm/pause_ns)
+            [ $pause -le $longest ] || longest=$pause
+            sleep 0.$((n % 7))
+        done
+    done
+    echo "host: $(cat $vm/upgrades) upgrades, longest pause $((longest / 1000)) us"
+    touch $work/www/enough
+    await $work/a.console "guest: done" :
+    wait $!
+    cat $work/a.console
+}
 # From one QEMU to another while the guest works, and through a file to a third.
 move() {
     begin a "$@"
@@ -118,7 +137,9 @@ move() {
     wait $!
     cat $work/?.console
 }
-if [ $mode = moves ]; then move "$@"; else boot "$@" 2>&1; echo $? >$work/status; fi | tee $work/console
+moves=move
+[ -z "$UPGRADES" ] || moves=upgrade
+if [ $mode = moves ]; then $moves "$@"; else boot "$@" 2>&1; echo $? >$work/status; fi | tee $work/console
 status=$(cat $work/status)
 [ -z "$server" ] || kill $server
 [ $status = 0 ] || { echo "QEMU exited with $status"; exit 1; }

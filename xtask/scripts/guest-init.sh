@@ -53,7 +53,10 @@ client() {
 moves() {
     mount -t ext4 /dev/vda /mnt && ifconfig eth0 10.0.2.15 up || return 1
     head -c 8388608 /dev/urandom >/noise
-    noise=$(md5sum </noise) rounds=0 passed=0
+    noise=$(md5sum </noise) rounds=0
+    # On a loaded machine the start alone may take longer than a round may.
+    read -r passed rest </proc/uptime
+    passed=${passed%.*}
     echo 4 >/proc/sys/vm/drop_caches # from here on without a word
     echo "guest: works"
     until wget -q -O /dev/null http://10.0.2.2:8000/enough 2>/dev/null; do

@@ -105,7 +105,6 @@ pub struct Options {
     pub processor: Processor,
     pub most: Option<f64>,
     pub with_nrips: bool,
-    pub plot: bool,
 }
 
 fn bars(processor: Processor) -> Bars {
@@ -135,12 +134,10 @@ pub fn run(env: &Env, kernel: Kernel, options: &Options) -> Result<ExitCode> {
     let release = kernels::fetch(env, kernel)?.release;
     let file = env.root.join("docs/performance.md");
     let old = fs::read_to_string(&file)?;
-    proc::write_if_changed(&file, page(&old, options.processor, &release, &text).as_bytes())?;
-    ui::note("written to docs/performance.md");
-    if options.plot {
-        plot::bars(&env.root.join("docs/performance.svg"), &stock, &ours)?;
-        ui::note("drawn in docs/performance.svg");
-    }
+    let page = page(&old, options.processor, &release, &text);
+    proc::write_if_changed(&file, page.as_bytes())?;
+    plot::draw(&env.root.join("docs/performance.svg"), &page)?;
+    ui::note("written to docs/performance.md, and drawn in docs/performance.svg");
     let worst = stock.iter().filter_map(|(kind, stock)| Some(find(&ours, kind)? / stock)).fold(0.0, f64::max);
     if let Some(most) = options.most.filter(|most| worst > *most) {
         println!("the worst ratio is {worst:.2}, more than {most:.2}");

@@ -1,9 +1,11 @@
-//! The border between the Rust object and the C shim has one source, the Rust text in `linux/src`. From it comes
-//! `border.h`, which every file of the shim includes, so that the C compiler refuses a function whose signature is not
-//! the one that Rust calls, and a call whose arguments are not those that Rust expects.
+//! The border between the base (C) and its engines (Rust, with a little C around it) has one source, the Rust text in
+//! `linux/src`, with the numbers and the struct of the crates above by which engines understand each other. From it comes `border.h`, which every C file includes: the C compiler refuses a function whose signature is not
+//! the one that Rust calls, and a call whose arguments are not those that Rust expects. It has the table of what the base calls
+//! in an engine, and a hash of all of it, by which a base knows an engine that was made for another. And from it comes
+//! `exports.c`, with what the base offers to engines.
 //!
-//! What is read is a restricted form, and everything else is an error: in `shim.rs` a function, a constant or an opaque
-//! type on its own line, elsewhere functions behind `#[unsafe(no_mangle)]`.
+//! What is read is a restricted form, and everything else is an error: in `shim.rs` a function, a variable, a constant, a struct or an
+//! opaque type on its own line, elsewhere functions behind `#[unsafe(no_mangle)]`, structs, and enums whose variants have numbers.
 
 use crate::{env::Env, proc};
 use anyhow::{Context, Result, bail, ensure};
@@ -12,45 +14,76 @@ use walkdir::WalkDir;
 
 /// The header's path in the directory where the modules are built.
 pub const HEADER: &str = "include/border.h";
+/// That of what the base exports.
+pub const EXPORTS: &str = "kvm/exports.c";
 
 /// Objects of Rust's that C only holds pointers to.
-const OWN: &[&str] = &[
-    "c_void",
-    "Vm",
-    "vm::Vm<Linux>",
-    "VmRef",
-    "[VmRef; 1]",
-    "VcpuFile",
-    "[VcpuFile; 1]",
-    "StatsFile",
-    "[StatsFile; 1]",
-    "Irqfds",
-    "VmObject",
-    "DeviceFile",
-    "[DeviceFile; 1]",
+const OWN: &[&str] = &["c_void", "Vm", "vm::Vm<Linux>"];
+
+/// Enums whose numbers both sides know, or two engines: what they are called in C, the file, and the name in it.
+const NUMBERS: &[(&str, &str, &str)] = &[
+    ("REQUEST", "host/src/requests.rs", "Request"),
+    ("HRTIMER", "host/src/machine.rs", "Hrtimer"),
+    ("LENT_KIND", "host/src/lend.rs", "LentKind"),
+    ("LENT_FOR", "host/src/lend.rs", "LentFor"),
 ];
 
-/// Writes the header for the sources of this checkout below `to`.
-pub fn write(env: &Env, to: &Path) -> Result<()> {
-    let sources = env.root.join("linux/src");
-    let shim = fs::read_to_string(sources.join("shim.rs")).context("the Rust side of the border is missing")?;
-    let percpu = fs::read_to_string(env.root.join("switch/src/percpu.rs"))?;
-    let mut exports = String::new();
-    for entry in WalkDir::new(&sources).sort_by_file_name() {
-        let entry = entry?;
-        if entry.path().extension().is_some_and(|extension| extension == "rs") {
-            exports += &fs::read_to_string(entry.path())?;
-        }
-    }
-    proc::write_if_changed(&to.join(HEADER), header(&shim, &exports, &percpu)?.as_bytes())
+/// The Rust sources that it is made of.
+struct Sources {
+    /// What C offers.
+    shim: String,
+    /// What Rust offers: all of the crate.
+    exports: String,
+    /// The CPUs' data.
+    percpu: String,
+    /// What goes from one engine to the next in the last step.
+    moved: String,
+    /// The files of [`NUMBERS`].
+    numbers: Vec<String>,
 }
 
-/// The whole header: what C offers (`shim`), what Rust offers (`exports`) and the struct that both know (`percpu`).
-fn header(shim: &str, exports: &str, percpu: &str) -> Result<String> {
+impl Sources {
+    fn read(env: &Env) -> Result<Self> {
+        let read = |path: &str| fs::read_to_string(env.root.join(path)).with_context(|| format!("{path} is missing"));
+        let mut exports = String::new();
+        for entry in WalkDir::new(env.root.join("linux/src")).sort_by_file_name() {
+            let entry = entry?;
+            if entry.path().extension().is_some_and(|extension| extension == "rs") {
+                exports += &fs::read_to_string(entry.path())?;
+            }
+        }
+        Ok(Self {
+            shim: read("linux/src/shim.rs")?,
+            exports,
+            percpu: read("switch/src/percpu.rs")?,
+            moved: read("mmu/src/handover.rs")?,
+            numbers: NUMBERS.iter().map(|(_, path, _)| read(path)).collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// Writes the header for the sources of this checkout below `to`, and what the base exports.
+pub fn write(env: &Env, to: &Path) -> Result<()> {
+    let sources = Sources::read(env)?;
+    proc::write_if_changed(&to.join(HEADER), header(&sources)?.as_bytes())?;
+    proc::write_if_changed(&to.join(EXPORTS), exported_by_the_base(&sources.shim).as_bytes())
+}
+
+/// HSAVE_INTERFACE_HASH of this checkout.
+pub fn hash(env: &Env) -> Result<u64> {
+    let text = header(&Sources::read(env)?)?;
+    let digits = text.split_once("HSAVE_INTERFACE_HASH 0x").and_then(|(_, rest)| rest.split_once("ull"));
+    Ok(u64::from_str_radix(digits.context("the header has no hash")?.0, 16)?)
+}
+
+/// The whole header.
+fn header(sources: &Sources) -> Result<String> {
+    let Sources { shim, exports, percpu, moved, numbers } = sources;
     let types = Types { opaque: opaque(shim)? };
-    let mut text = "/* Made by xtask/src/border.rs from linux/src and switch/src/percpu.rs. */\n\
-                    #ifndef HSAVE_BORDER_H\n#define HSAVE_BORDER_H\n\n#include <linux/types.h>\n\n"
+    let mut text = "/* Made by xtask/src/border.rs from linux/src, and what that names of other crates. */\n\
+                    #ifndef HSAVE_BORDER_H\n#define HSAVE_BORDER_H\n\n#include <linux/build_bug.h>\n#include <linux/stddef.h>\n#include <linux/types.h>\n\n"
         .to_owned();
+    let begins = text.len();
     for (_, name) in &types.opaque {
         text += &format!("{name};\n");
     }
@@ -58,18 +91,82 @@ fn header(shim: &str, exports: &str, percpu: &str) -> Result<String> {
     for (name, value) in constants(shim)? {
         text += &format!("#define HSAVE_{name} {value}\n");
     }
-    text += &cpu_data(&types, percpu)?;
-    text += "\n/* Defined by the shim, called by Rust. */\n";
-    for declared in imports(shim) {
-        text += &prototype(&types, &declared)?;
+    for ((prefix, path, name), source) in NUMBERS.iter().zip(numbers) {
+        for (variant, value) in enumeration(source, name).with_context(|| (*path).to_owned())? {
+            text += &format!("#define HSAVE_{prefix}_{variant} {value}\n");
+        }
     }
-    text += "\n/* Defined by Rust, called by the shim. */\n";
+    text += REQUESTS;
+    text += &structure(&types, shim, "ThreadShared", "hsave_thread_shared", None)?;
+    text += &structure(&types, shim, "Parcel", "hsave_parcel", None)?;
+    text += &structure(&types, moved, "Moved", "hsave_moved", None)?;
+    text += "static_assert(sizeof(struct hsave_moved) == HSAVE_MOVED * sizeof(u64));\n";
+    let size =
+        percpu.lines().find_map(|line| line.strip_prefix("pub const CPU_DATA_SIZE: usize = ")?.strip_suffix(';'));
+    let size: usize = size.context("CPU_DATA_SIZE is missing")?.parse()?;
+    text += &structure(&types, percpu, "CpuData", "hsave_cpu_data", Some(size))?;
+    let [base, own] = imports(shim);
+    text += "\n/* Defined by the base, called by engines. */\n";
+    for declared in &base {
+        text += &prototype(&types, declared)?;
+    }
+    text += "\n/* Variables of the base, looked at by engines. */\n";
+    for declared in &variables(shim) {
+        text += &variable(declared)?;
+    }
+    text += "\n/* Defined by Rust, called by the base through the table. */\n";
+    let (mut pointers, mut entries) = (String::new(), String::new());
     for defined in exported(exports)? {
-        text += &prototype(&types, &defined)?;
+        let declared = prototype(&types, &defined)?;
+        let name = defined.split('(').next().unwrap_or_default();
+        let short = name.strip_prefix("hsave_").with_context(|| format!("{name} is not named hsave_..."))?;
+        pointers += &format!("\t{}", declared.replacen(name, &format!("(*{short})"), 1));
+        entries += &format!("\t.{short} = {name}, \\\n");
+        text += &declared;
+    }
+    text += &format!("\nstruct hsave_engine_ops {{\n{pointers}}};\n");
+    let hash = fnv(&text[begins..]);
+    text += &format!(
+        "\n#define HSAVE_INTERFACE_HASH {hash:#x}ull\n#define HSAVE_VERSION \"{}\"\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    text += &format!("#define HSAVE_ENGINE_OPS {{ \\\n{entries}}}\n");
+    text += "\n/* Defined by each engine's C, called by its Rust. */\n";
+    for declared in &own {
+        text += &prototype(&types, declared)?;
     }
     text += "\n#endif\n";
     Ok(text)
 }
+
+/// FNV-1a: by it a base knows that an engine was made for the same border.
+fn fnv(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// The C file that exports what `shim` declares, by that name and to modules under the GPL.
+fn exported_by_the_base(shim: &str) -> String {
+    let mut text =
+        "// SPDX-License-Identifier: GPL-2.0-only\n/* Made by xtask/src/border.rs from linux/src/shim.rs. */\n\
+                    #include <linux/export.h>\n#include <hsave.h>\n\n"
+            .to_owned();
+    let [functions, _] = imports(shim);
+    let variables = variables(shim);
+    for declared in functions.iter().chain(&variables) {
+        let name = declared.split(['(', ':']).next().unwrap_or_default();
+        text += &format!("EXPORT_SYMBOL_GPL({name});\n");
+    }
+    text
+}
+
+/// `host::VcpuRequests`, whose fields no C file but the base's own may touch.
+const REQUESTS: &str = "
+struct hsave_requests {
+\tu64 pending;
+\tu32 mode;
+};
+static_assert(sizeof(struct hsave_requests) == 16);
+";
 
 /// Which C type stands for a Rust type.
 struct Types {
@@ -106,6 +203,7 @@ impl Types {
         }
         match rust {
             "CpuData" => Ok("struct hsave_cpu_data".to_owned()),
+            "Parcel" => Ok("struct hsave_parcel".to_owned()),
             own if OWN.contains(&own) => Ok("void".to_owned()),
             other => self.c(other),
         }
@@ -139,12 +237,55 @@ fn constants(shim: &str) -> Result<Vec<(String, String)>> {
         .collect()
 }
 
-/// The functions that `shim.rs` declares, each without `pub` and `safe`, up to its semicolon.
-fn imports(shim: &str) -> Vec<String> {
-    let Some((_, body)) = shim.split_once("extern \"C\" {") else { return Vec::new() };
-    let code: String =
-        body.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line} ")).collect();
-    code.split(';').filter_map(|item| Some(item.split_once("fn ")?.1.to_owned())).collect()
+/// The variants of the enum `name` in `source`, as C writes names, and their numbers.
+fn enumeration(source: &str, name: &str) -> Result<Vec<(String, u64)>> {
+    let body = source.split_once(&format!("pub enum {name} {{\n")).and_then(|(_, rest)| rest.split_once("\n}"));
+    let (body, _) = body.with_context(|| format!("{name} is missing"))?;
+    let lines = body.lines().map(str::trim).filter(|line| !line.starts_with("///"));
+    lines
+        .map(|line| {
+            let variant = line.strip_suffix(',').and_then(|line| line.split_once(" = "));
+            let (variant, value) = variant.with_context(|| format!("no variant with a number: {line}"))?;
+            let mut upper = String::new();
+            for (n, c) in variant.char_indices() {
+                if n > 0 && c.is_ascii_uppercase() {
+                    upper.push('_');
+                }
+                upper.push(c.to_ascii_uppercase());
+            }
+            Ok((upper, value.parse().with_context(|| format!("the number of {variant}"))?))
+        })
+        .collect()
+}
+
+/// The variables of the base that `shim.rs` declares: `name: type`.
+fn variables(shim: &str) -> Vec<String> {
+    let body = shim.split("extern \"C\" {").nth(1).and_then(|rest| rest.split("\n}").next()).unwrap_or_default();
+    let lines = body.lines().map(str::trim).filter(|line| !line.starts_with("//"));
+    lines.filter_map(|line| Some(line.strip_suffix(';')?.split_once("static ")?.1.to_owned())).collect()
+}
+
+/// The C declaration of such a one.
+fn variable(declared: &str) -> Result<String> {
+    let (name, kind) = declared.split_once(": ").with_context(|| format!("{declared} has no type"))?;
+    let kind = match kind {
+        "AtomicU32" => "atomic_t",
+        "AtomicU8" => "u8",
+        other => bail!("xtask/src/border.rs knows no C type for a variable `{other}`"),
+    };
+    Ok(format!("extern {};\n", declaration(kind, name)))
+}
+
+/// The functions that `shim.rs` declares, each without `pub` and `safe`, up to its semicolon: those of the base, and those that
+/// each engine has in C.
+fn imports(shim: &str) -> [Vec<String>; 2] {
+    let mut blocks = shim.split("extern \"C\" {").skip(1).map(|rest| {
+        let body = rest.split("\n}").next().unwrap_or_default();
+        let lines = body.lines().filter(|line| !line.trim_start().starts_with("//") && !line.contains(" static "));
+        let code: String = lines.map(|line| format!("{line} ")).collect();
+        code.split(';').filter_map(|item| Some(item.split_once("fn ")?.1.to_owned())).collect()
+    });
+    [blocks.next().unwrap_or_default(), blocks.next().unwrap_or_default()]
 }
 
 /// The functions that Rust offers, in the same form; but those that do not return, which only assembly jumps to.
@@ -182,140 +323,45 @@ fn declaration(kind: &str, name: &str) -> String {
     if kind.ends_with('*') { format!("{kind}{name}") } else { format!("{kind} {name}") }
 }
 
-/// `struct hsave_cpu_data`: the public fields of `CpuData`, and room for what the switch keeps to itself.
-fn cpu_data(types: &Types, percpu: &str) -> Result<String> {
-    let size =
-        percpu.lines().find_map(|line| line.strip_prefix("pub const CPU_DATA_SIZE: usize = ")?.strip_suffix(';'));
-    let size: usize = size.context("CPU_DATA_SIZE is missing")?.parse()?;
-    let body = percpu.split_once("pub struct CpuData {\n").and_then(|(_, rest)| rest.split_once("\n}"));
-    let (body, _) = body.context("CpuData is missing")?;
-    let (mut text, mut offsets, mut at) = ("\nstruct hsave_cpu_data {\n".to_owned(), String::new(), 0);
-    for line in body.lines().map(str::trim) {
-        if line.starts_with("///") {
-            continue;
-        }
-        let Some(field) = line.strip_prefix("pub ").and_then(|field| field.strip_suffix(',')) else { break };
-        let (name, kind) = field.split_once(": ").context("a field has a type")?;
+/// The C struct `name` with the fields of the Rust struct `rust` in `source`; with `size` it has as many bytes, aligned to 64.
+fn structure(types: &Types, source: &str, rust: &str, name: &str, size: Option<usize>) -> Result<String> {
+    let body = source.split_once(&format!("pub struct {rust} {{\n")).and_then(|(_, rest)| rest.split_once("\n}"));
+    let (body, _) = body.with_context(|| format!("{rust} is missing"))?;
+    let (mut text, mut offsets, mut at) = (format!("\nstruct {name} {{\n"), String::new(), 0_usize);
+    for line in body.lines().map(str::trim).filter(|line| !line.starts_with("///")) {
+        let field = line.strip_prefix("pub ").and_then(|field| field.strip_suffix(','));
+        let (field, kind) =
+            field.and_then(|field| field.split_once(": ")).with_context(|| format!("no public field: {line}"))?;
         let kind = kind.strip_prefix("Cell<").and_then(|kind| kind.strip_suffix('>')).unwrap_or(kind);
-        let kind = if kind == "HostPa" { "u64" } else { kind };
-        let bytes = match kind {
-            "u8" | "bool" => 1,
-            "u32" | "i32" => 4,
-            "u64" | "usize" => 8,
-            pointer if pointer.starts_with('*') => 8,
-            other => bail!("how many bytes has a {other} in CpuData?"),
+        let (kind, bytes, aligned) = match kind {
+            "u8" | "bool" => (types.c(kind)?, 1, 1),
+            "AtomicBool" => ("bool".to_owned(), 1, 1),
+            "u32" | "i32" => (types.c(kind)?, 4, 4),
+            "u64" | "usize" => (types.c(kind)?, 8, 8),
+            "HostPa" | "PageIns" => ("u64".to_owned(), 8, 8),
+            "VcpuRequests" => ("struct hsave_requests".to_owned(), 16, 8),
+            pointer if pointer.starts_with('*') => (types.c(kind)?, 8, 8),
+            list if list.starts_with("[u64; ") => {
+                let n = list.trim_start_matches("[u64; ").trim_end_matches(']');
+                let n: usize = n.parse().with_context(|| format!("how many are {list} in {rust}?"))?;
+                text += &format!("\tu64 {field}[{n}];\n");
+                offsets += &format!("static_assert(offsetof(struct {name}, {field}) == {});\n", at.next_multiple_of(8));
+                at = at.next_multiple_of(8) + 8 * n;
+                continue;
+            }
+            other => bail!("how many bytes has a {other} in {rust}?"),
         };
-        at = usize::next_multiple_of(at, bytes);
-        text += &format!("\t{};\n", declaration(&types.c(kind)?, name));
-        offsets += &format!("static_assert(offsetof(struct hsave_cpu_data, {name}) == {at});\n");
+        at = usize::next_multiple_of(at, aligned);
+        text += &format!("\t{};\n", declaration(&kind, field));
+        offsets += &format!("static_assert(offsetof(struct {name}, {field}) == {at});\n");
         at += bytes;
     }
-    ensure!(at > 0 && at < size, "CpuData has no public fields in front, or only those");
+    ensure!(at > 0, "{rust} has no fields");
+    let Some(size) = size else { return Ok(format!("{text}}};\n{offsets}")) };
+    ensure!(at < size, "{rust} is larger than {size} bytes");
     text += &format!("\tu8 rest[{}];\n}} __aligned(64);\n", size - at);
-    Ok(format!("{text}{offsets}static_assert(sizeof(struct hsave_cpu_data) == {size});\n"))
+    Ok(format!("{text}{offsets}static_assert(sizeof(struct {name}) == {size});\n"))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::process::Command;
-
-    const SHIM: &str = "
-opaque! {
-    /// A thing.
-    KThing = \"struct thing\"
-}
-/// How many.
-pub const MANY: u32 = 3;
-unsafe extern \"C\" {
-    // a.c; and a comment with fn in it;
-    pub fn hsave_a(t: *mut KThing, at: u64, text: *const u8) -> i32;
-    pub safe fn hsave_b();
-}
-";
-    const EXPORTS: &str = "
-#[unsafe(no_mangle)]
-extern \"C\" fn hsave_c(
-    vm: *const Vm,
-    yes: bool,
-) -> c_long {
-}
-
-#[unsafe(no_mangle)]
-#[unsafe(link_section = \".text\")]
-unsafe extern \"C\" fn hsave_d(vcpu: *mut Unknown) -> ! {
-}
-";
-    const PERCPU: &str = "
-pub const CPU_DATA_SIZE: usize = 64;
-pub struct CpuData {
-    /// Itself.
-    pub this: *mut CpuData,
-    pub number: u32,
-    pub pa: Cell<HostPa>,
-    pub(crate) own: Cell<u64>,
-}
-";
-
-    /// What of the kernel's headers `border.h` needs.
-    const TYPES: &str = "
-#include <stdbool.h>
-#include <stddef.h>
-#define static_assert _Static_assert
-#define __aligned(n) __attribute__((aligned(n)))
-typedef unsigned char u8; typedef unsigned int u32; typedef unsigned long long u64;
-";
-
-    /// Does a file of the shim with this text compile, as the kernel's build compiles it?
-    fn compiles(name: &str, c: &str) -> bool {
-        let dir = std::env::temp_dir().join(format!("hsave-border-{}-{name}", std::process::id()));
-        fs::create_dir_all(dir.join("linux")).unwrap();
-        fs::write(dir.join("linux/types.h"), TYPES).unwrap();
-        fs::write(dir.join("border.h"), header(SHIM, EXPORTS, PERCPU).unwrap()).unwrap();
-        fs::write(dir.join("a.c"), format!("#include <border.h>\n{c}\n")).unwrap();
-        let mut cc = Command::new("cc");
-        cc.args(["-fsyntax-only", "-Wmissing-prototypes", "-Werror", "-I"]).arg(&dir).arg(dir.join("a.c"));
-        let output = proc::output(&mut cc).unwrap();
-        fs::remove_dir_all(&dir).unwrap();
-        output.status.success()
-    }
-
-    #[test]
-    fn only_the_signature_that_rust_calls_compiles() {
-        let body = "{ return t && text ? (int)at : HSAVE_MANY; }";
-        assert!(compiles("same", &format!("int hsave_a(struct thing *t, u64 at, const u8 *text) {body}")));
-        for (name, other) in [
-            ("narrow", "int hsave_a(struct thing *t, u32 at, const u8 *text)"),
-            ("long", "int hsave_a(struct thing *t, unsigned long at, const u8 *text)"),
-            ("result", "long hsave_a(struct thing *t, u64 at, const u8 *text)"),
-            ("const", "int hsave_a(const struct thing *t, u64 at, const u8 *text)"),
-            ("fewer", "int hsave_a(struct thing *t, u64 at)"),
-            ("undeclared", "int hsave_unknown(struct thing *t, u64 at, const u8 *text)"),
-        ] {
-            assert!(!compiles(name, &format!("{other} {body}")), "{other}");
-        }
-    }
-
-    #[test]
-    fn only_calls_that_rust_expects_compile() {
-        assert!(compiles("call", "long f(void *vm); long f(void *vm) { return hsave_c(vm, true); }"));
-        assert!(!compiles("arguments", "long f(void *vm); long f(void *vm) { return hsave_c(vm); }"));
-        assert!(!compiles("unknown", "long f(void *vm); long f(void *vm) { return hsave_d(vm); }"));
-    }
-
-    #[test]
-    fn the_shared_struct_has_its_offsets() {
-        let text = header(SHIM, EXPORTS, PERCPU).unwrap();
-        assert!(text.contains("static_assert(offsetof(struct hsave_cpu_data, pa) == 16);"), "{text}");
-        assert!(text.contains("u8 rest[40];") && !text.contains("own"), "{text}");
-    }
-
-    #[test]
-    fn what_is_not_understood_is_an_error() {
-        assert!(header(&SHIM.replace("*const u8", "*const Strange"), EXPORTS, PERCPU).is_err());
-        assert!(header(&SHIM.replace(" = 3;", " = OTHER;"), EXPORTS, PERCPU).is_err());
-        assert!(header(SHIM, &EXPORTS.replace("bool", "Option<u8>"), PERCPU).is_err());
-        assert!(header(SHIM, "\n#[unsafe(no_mangle)]\nstatic HSAVE: u32 = 1;\n", PERCPU).is_err());
-        assert!(header(SHIM, EXPORTS, &PERCPU.replace("number: u32", "number: [u32; 2]")).is_err());
-    }
-}
+mod tests;

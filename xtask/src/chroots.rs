@@ -53,8 +53,13 @@ pub struct Chroot<'e> {
 
 impl<'e> Chroot<'e> {
     pub fn new(env: &'e Env, suite: Suite) -> Result<Self> {
+        Self::named(env, suite, suite.0)
+    }
+
+    /// One beside others of the same release.
+    pub fn named(env: &'e Env, suite: Suite, name: &str) -> Result<Self> {
         let pristine = pristine(env, suite)?;
-        let root = env.target().join("chroots").join(suite.0);
+        let root = env.target().join("chroots").join(name);
         proc::remove_dir(&root)?;
         fs::create_dir_all(root.parent().context("the target directory is no root")?)?;
         ui::step(&format!("a chroot of Debian {}", suite.0), || {
@@ -72,6 +77,26 @@ impl<'e> Chroot<'e> {
         })
     }
 
+    /// Puts files into a directory of the checkout.
+    pub fn put(&self, files: &[PathBuf], directory: &str) -> Result<()> {
+        let directory = self.root.join(CHECKOUT).join(directory);
+        fs::create_dir_all(&directory)?;
+        for file in files {
+            fs::copy(file, directory.join(file.file_name().context("a file has a name")?))?;
+        }
+        Ok(())
+    }
+
+    /// Where it is on this machine.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// From here on there are no sources in it, and nothing can be run.
+    pub fn remove_checkout(&self) -> Result<()> {
+        proc::remove_dir(&self.root.join(CHECKOUT))
+    }
+
     /// Runs a command in the checkout, with a system's directories mounted for as long as it takes.
     pub fn run(&self, command: &str) -> Result<()> {
         let debs = self.root.join(CHECKOUT).join(".cache/debs");
@@ -85,7 +110,8 @@ impl<'e> Chroot<'e> {
         let mut shell = Command::new("unshare");
         shell.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", &script]).env_clear();
         shell.env("HOME", "/root").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").envs(proxies());
-        let log = job::failure(self.env, &format!("chroot {} {}", self.suite.0, command.replace("./", "")));
+        let words: String = command.chars().map(|c| if c.is_alphanumeric() || c == '.' { c } else { '-' }).collect();
+        let log = job::failure(self.env, &format!("chroot {} {}", self.suite.0, words.trim_start_matches(['.', '-'])));
         fs::create_dir_all(log.parent().context("the log lies in a directory")?)?;
         let file = fs::File::create(&log)?;
         shell.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
@@ -109,7 +135,7 @@ impl Drop for Chroot<'_> {
 }
 
 /// The release as debootstrap leaves it, in the cache.
-fn pristine(env: &Env, suite: Suite) -> Result<PathBuf> {
+pub fn pristine(env: &Env, suite: Suite) -> Result<PathBuf> {
     let packages = BOOKWORM.closure(env, &["debootstrap"])?;
     let key = key(&[&packages.join(" ")]);
     let tools = env.artifact(&format!("tools/debootstrap-{key}"), |dir| BOOKWORM.unpack(env, &packages, dir))?;
@@ -136,7 +162,7 @@ fn pristine(env: &Env, suite: Suite) -> Result<PathBuf> {
 }
 
 /// How this machine reaches the network.
-fn proxies() -> impl Iterator<Item = (String, String)> {
+pub fn proxies() -> impl Iterator<Item = (String, String)> {
     std::env::vars().filter(|(name, _)| name.to_ascii_lowercase().ends_with("_proxy"))
 }
 

@@ -20,6 +20,8 @@ use std::{
 pub struct Suite(pub &'static str);
 
 pub const BOOKWORM: Suite = Suite("bookworm");
+/// The last release with kernels for 32-bit processors.
+pub const BOOKWORM_I386: Suite = Suite("bookworm-i386");
 pub const TRIXIE: Suite = Suite("trixie");
 pub const TRIXIE_BACKPORTS: Suite = Suite("trixie-backports");
 /// Debian 13's source packages, whose lists are larger than all others and seldom wanted.
@@ -30,7 +32,11 @@ pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 impl Suite {
     fn release(self) -> &'static str {
-        self.0.strip_suffix("-backports").or(self.0.strip_suffix("-sources")).unwrap_or(self.0)
+        ["-backports", "-sources", "-i386"].iter().find_map(|end| self.0.strip_suffix(end)).unwrap_or(self.0)
+    }
+
+    fn architecture(self) -> &'static str {
+        if self.0.ends_with("-i386") { "i386" } else { "amd64" }
     }
 
     fn is_backports(self) -> bool {
@@ -56,7 +62,7 @@ impl Suite {
             ("Dir::State::status", at("status")),
             ("Dir::Cache", at("cache")),
             ("APT::Sandbox::User", "root".into()),
-            ("APT::Architecture", "amd64".into()),
+            ("APT::Architecture", self.architecture().into()),
             ("Acquire::Retries", "3".into()),
         ] {
             apt.arg("-o").arg(format!("{option}={value}"));
@@ -95,7 +101,11 @@ impl Suite {
             bail!("no Debian mirror found in /etc/apt: this needs Debian 12 or 13 with its usual sources")
         };
         let release = self.release();
-        let kind = if self.0.ends_with("-sources") { "deb-src [" } else { "deb [arch=amd64 " };
+        let kind = match self.architecture() {
+            _ if self.0.ends_with("-sources") => "deb-src [",
+            "i386" => "deb [arch=i386 ",
+            _ => "deb [arch=amd64 ",
+        };
         let mut list = String::new();
         let mut add = |uri: &str, suite: &str| {
             list += &format!("{kind}signed-by={KEYRING}] {uri} {suite} main\n");
@@ -105,7 +115,8 @@ impl Suite {
         if self.is_backports() {
             add(main, self.0);
         }
-        if let Some(security) = of(true) {
+        // Of i386 only kernels for guests are taken, and those of the release will do.
+        if let Some(security) = of(true).filter(|_| self.architecture() == "amd64") {
             add(security, &format!("{release}-security"));
         }
         Ok(list)
@@ -291,5 +302,9 @@ mod tests {
         assert!(TRIXIE.sources(&[]).is_err());
         let list = TRIXIE_SOURCES.sources(&own).unwrap();
         assert!(list.lines().all(|line| line.starts_with("deb-src [signed-by=")) && list.contains(" m trixie main"));
+        let list = BOOKWORM_I386.sources(&own).unwrap();
+        assert!(
+            list.lines().all(|line| line.starts_with("deb [arch=i386 signed-by=")) && list.contains(" m bookworm main")
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! Where things lie: the checkout, the cache, and artifacts in the cache that are made once.
 
-use crate::proc;
+use crate::{proc, ui};
 use anyhow::{Context, Result};
 use fs4::FileExt;
 use sha2::{Digest, Sha256};
@@ -32,6 +32,20 @@ impl Env {
     /// Cargo's target directory for builds started from here.
     pub fn target(&self) -> PathBuf {
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| self.root.join("target"), PathBuf::from)
+    }
+
+    /// Says beforehand, of so many GiB that the cache and cargo's target directory will take, what a full disk would say an hour
+    /// later of something that is not at fault.
+    pub fn tell_of_a_full_disk(&self, needed: [u64; 2]) -> Result<()> {
+        let target = self.target();
+        fs::create_dir_all(&target)?;
+        for (path, needed) in [&self.cache, &target].into_iter().zip(needed) {
+            let free = fs4::available_space(path)? >> 30;
+            if free < needed {
+                ui::note(&format!("{free} GiB are free for {}, and up to {needed} may be needed", path.display()));
+            }
+        }
+        Ok(())
     }
 
     /// The cargo that started us, else the one on the PATH.

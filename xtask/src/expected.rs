@@ -51,6 +51,54 @@ pub const HYPERV: &[Expected] = expected! {
     "nested virtualisation": "Hyper-V: Nested features:";
 };
 
+/// Trace events (docs/decisions/0038).
+pub const TRACE: &[Expected] = expected! {
+    "nested virtualisation":
+        "event kvm_invlpga:", "event kvm_nested_intercepts:", "event kvm_nested_intr_vmexit:", "event kvm_nested_vmenter:",
+        "event kvm_nested_vmenter_failed:", "event kvm_nested_vmexit:", "event kvm_nested_vmexit_inject:", "event kvm_skinit:";
+    "SEV":
+        "event kvm_rmp_fault:", "event kvm_vmgexit_enter:", "event kvm_vmgexit_exit:", "event kvm_vmgexit_msr_protocol_enter:",
+        "event kvm_vmgexit_msr_protocol_exit:";
+    "interrupt delivery by the processor, and of devices to guests":
+        "event kvm_apicv_accept_irq:", "event kvm_apicv_inhibit_changed:", "event kvm_avic_doorbell:", "event kvm_avic_ga_log:",
+        "event kvm_avic_incomplete_ipi:", "event kvm_avic_kick_vcpu_slowpath:", "event kvm_avic_unaccelerated_access:",
+        "event kvm_pi_irte_update:";
+    "only Intel's processors have it": "event kvm_fast_mmio:", "event kvm_hv_timer_state:", "event kvm_pml_full:";
+    "Xen": "event kvm_xen_hypercall:";
+    "no timer fires ahead of its time and waits out the rest": "event kvm_wait_lapic_expire:";
+    "nothing is remembered of addresses of devices, as stock does by reserved bits in nested page tables":
+        "event vcpu_match_mmio:", "device: exit: vcpu 0 reason npf", "device: page_fault: ";
+    "an interrupt that waits takes no exit when its window opens (docs/decisions/0017)":
+        "msi: exit: vcpu 0 reason vintr", "msi: entry: vcpu 0, rip 0x100022", "msi: inj_virq: ";
+    "an interrupt is left with the processor and not in EVENTINJ (docs/decisions/0017), of which later kernels tell":
+        "self ipi: entry: vcpu 0, rip 0x100030 ", "ipi to itself: entry: vcpu 0, rip 0x100030 ";
+    "6.1 tells of a fast exit when its instruction is behind the guest": "ipi to itself: exit: vcpu 0 reason msr rip 0x1000";
+    "stock tells of an interrupt for all before it finds that this is no place to deliver it": "irqfds: for all: by a worker ";
+    "the host's page tables are not followed entry by entry": "event kvm_set_spte_hva:";
+    "a paravirtual flush is asked for with the clock and steal time, where no vCPU is looked at": "event kvm_pv_tlb_flush:";
+    "the worker that brings a page in does not know the guest's address of it": "event kvm_async_pf_completed:";
+    "not told yet: when the clocks of a VM's vCPUs become one": "event kvm_track_tsc:", "event kvm_update_master_clock:";
+    "not told yet: Hyper-V beyond its hypercalls":
+        "event kvm_hv_flush_tlb:", "event kvm_hv_flush_tlb_ex:", "event kvm_hv_hypercall_done:", "event kvm_hv_notify_acked_sint:",
+        "event kvm_hv_send_ipi:", "event kvm_hv_send_ipi_ex:", "event kvm_hv_stimer_callback:", "event kvm_hv_stimer_cleanup:",
+        "event kvm_hv_stimer_expiration:", "event kvm_hv_stimer_set_config:", "event kvm_hv_stimer_set_count:",
+        "event kvm_hv_stimer_start_one_shot:", "event kvm_hv_stimer_start_periodic:", "event kvm_hv_syndbg_get_msr:",
+        "event kvm_hv_syndbg_set_msr:", "event kvm_hv_synic_send_eoi:", "event kvm_hv_synic_set_irq:", "event kvm_hv_synic_set_msr:";
+    "not told yet: emulated instructions, storms at the IOAPIC":
+        "event kvm_emulate_insn:", "event kvm_ioapic_delayed_eoi_inj:";
+};
+
+/// What perf and trace-cmd print.
+pub const PERF: &[Expected] = expected! {
+    "an interrupt that waits takes no exit when its window opens (docs/decisions/0017)": "perf vintr ";
+};
+
+/// debugfs and uevents (docs/decisions/0039).
+pub const DEBUGFS: &[Expected] = expected! {
+    "shadow paging, of which later kernels count the pages": "file mmu_shadow_pages ", "file VM/mmu_shadow_pages ";
+    "which thread ran a vCPU last is not noted: it would cost each KVM_RUN": "file VM/vcpu0/pid ", "file VM/vcpu3/pid ";
+};
+
 /// Interrupt controllers.
 pub const CHIPS: &[Expected] = expected! {
     "vectors below 16 are refused, as the manual has it; stock counts them as taken and never delivers them":

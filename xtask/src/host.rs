@@ -5,6 +5,7 @@
 //! counted.
 
 use crate::{
+    drive::Drive,
     env::Env,
     guest_time::{self, GuestTime},
     image::{self, Tools},
@@ -44,6 +45,10 @@ pub struct Boot {
     pub ours: Option<PathBuf>,
     /// Further modules of the kernel's, with what they need, which are only there.
     pub modules: Vec<String>,
+    /// Further modules of the kernel's, with what they need, which are loaded first.
+    pub loaded: Vec<String>,
+    /// Disks of its own, /dev/sda and so on.
+    pub drives: Vec<Drive>,
     /// Load kvm.ko and kvm-amd.ko before the script; if not, they are only there.
     pub load: bool,
     /// Processors for the script and its guests. If there are several, Debian's emulator has one more, where nothing of the
@@ -83,6 +88,8 @@ impl Boot {
             flavour,
             ours: None,
             modules: Vec::new(),
+            loaded: Vec::new(),
+            drives: Vec::new(),
             load: true,
             smp: 2,
             memory: 4096,
@@ -103,8 +110,11 @@ impl Boot {
 /// What init logs before it loads the modules.
 pub const STARTED: &str = "hsave: modules";
 
+/// The console, and the ports that init knows. On a loaded machine the emulated timer may miss the kernel's check of it, which then panics.
+pub const CONSOLE: &str = "no_timer_check console=ttyS0 panic=-1 oops=panic quiet loglevel=5 8250.nr_uarts=4 ";
+
 /// For hosts whose time is that of this machine: where it is slow, watchdogs bark at nothing.
-const NO_WATCHDOGS: &str = "nowatchdog nosoftlockup rcupdate.rcu_cpu_stall_suppress=1 workqueue.watchdog_thresh=0 \
+pub const NO_WATCHDOGS: &str = "nowatchdog nosoftlockup rcupdate.rcu_cpu_stall_suppress=1 workqueue.watchdog_thresh=0 \
      sysctl.kernel.hung_task_timeout_secs=0 tsc=nowatchdog ";
 
 /// How often a run is tried again after a failure of the emulator's own: on a loaded machine, several in a row are seen.
@@ -146,6 +156,13 @@ impl Machine {
     pub fn identity(&self) -> String {
         let strict = self.strict.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
         format!("{} {} {strict}", self.base.display(), include_str!("../scripts/host-init.sh"))
+    }
+
+    /// The initial file system of a boot, for another emulator than QEMU.
+    pub fn initrd(&self, boot: &Boot, kernel: &Unpacked) -> Result<Vec<u8>> {
+        let mut all = fs::read(&self.base)?;
+        all.extend(initrd::own_part(&self.tools, boot, kernel, false)?);
+        Ok(all)
     }
 
     fn qemu(&self) -> Command {
@@ -220,9 +237,7 @@ impl Run {
         std::io::copy(&mut fs::File::open(&machine.base)?, &mut file)?;
         file.write_all(&initrd::own_part(&machine.tools, boot, kernel, machine.spares_one(boot))?)?;
 
-        // On a loaded machine the emulated timer may miss the kernel's check of it, which then panics.
-        let mut append =
-            "no_timer_check console=ttyS0 panic=-1 oops=panic quiet loglevel=5 8250.nr_uarts=4 ".to_owned();
+        let mut append = CONSOLE.to_owned();
         if !boot.icount {
             append += NO_WATCHDOGS;
         }
@@ -246,6 +261,9 @@ impl Run {
             qemu.args(["-mon", "chardev=terminal"]);
         } else {
             qemu.args(["-serial", "stdio"]);
+        }
+        for (number, drive) in boot.drives.iter().enumerate() {
+            qemu.args(drive.words(number));
         }
         qemu.args(["-serial", &file("report")]).args(guest_time::arguments(&run.dir));
         qemu.arg("-kernel")
@@ -298,27 +316,39 @@ impl Run {
     }
 
     fn log(&self) -> String {
-        let read =
-            |name: &str| String::from_utf8_lossy(&fs::read(self.dir.join(name)).unwrap_or_default()).into_owned();
-        format!("{}{}", read("console"), read("report")).replace('\r', "")
+        log(&self.dir)
     }
 
     fn outcome(&self, output: String, errors: &str) -> Outcome {
-        // Of the processor's features that TCG does not emulate there is a warning each.
-        let errors: Vec<&str> = errors.lines().filter(|line| !line.contains("warning: TCG doesn't support")).collect();
-        let log = self.log();
-        let complaints: Vec<String> = log.lines().filter(|line| is_complaint(line)).map(str::to_owned).collect();
-        let status = log.lines().find_map(|line| line.strip_prefix("hsave: exit ")?.parse().ok());
-        let reports = reports(&errors.join("\n"));
-        let verdict = match status {
-            _ if !reports.is_empty() => Verdict::Processor(reports),
-            _ if !complaints.is_empty() => Verdict::HostKernel(complaints),
-            Some(status) => Verdict::Exit(status),
-            None if errors.is_empty() => Verdict::Died("it left before the script ended".to_owned()),
-            None => Verdict::Died(errors.join("\n")),
-        };
-        Outcome { verdict, output, log, retries: 0, seconds: 0.0 }
+        outcome(&self.dir, output, errors)
     }
+}
+
+/// What came over a serial port, whose file is in `dir`.
+pub fn text(dir: &Path, port: &str) -> String {
+    String::from_utf8_lossy(&fs::read(dir.join(port)).unwrap_or_default()).replace('\r', "")
+}
+
+fn log(dir: &Path) -> String {
+    text(dir, "console") + &text(dir, "report")
+}
+
+/// What a host reported whose serial ports are files in `dir`; `errors` is what its emulator said.
+pub fn outcome(dir: &Path, output: String, errors: &str) -> Outcome {
+    // Of the processor's features that TCG does not emulate there is a warning each.
+    let errors: Vec<&str> = errors.lines().filter(|line| !line.contains("warning: TCG doesn't support")).collect();
+    let log = log(dir);
+    let complaints: Vec<String> = log.lines().filter(|line| is_complaint(line)).map(str::to_owned).collect();
+    let status = log.lines().find_map(|line| line.strip_prefix("hsave: exit ")?.parse().ok());
+    let reports = reports(&errors.join("\n"));
+    let verdict = match status {
+        _ if !reports.is_empty() => Verdict::Processor(reports),
+        _ if !complaints.is_empty() => Verdict::HostKernel(complaints),
+        Some(status) => Verdict::Exit(status),
+        None if errors.is_empty() => Verdict::Died("it left before the script ended".to_owned()),
+        None => Verdict::Died(errors.join("\n")),
+    };
+    Outcome { verdict, output, log, retries: 0, seconds: 0.0 }
 }
 
 /// Reads to the end, showing it on the way if asked to.
@@ -326,10 +356,9 @@ fn drain(mut from: impl Read, show: bool) -> String {
     let mut all = Vec::new();
     let mut buffer = [0; 4096];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
-        let part = &buffer[..count];
-        all.extend_from_slice(part);
+        all.extend_from_slice(&buffer[..count]);
         if show {
-            let _ = std::io::stdout().write_all(part);
+            let _ = std::io::stdout().write_all(&buffer[..count]);
             let _ = std::io::stdout().flush();
         }
     }
@@ -353,15 +382,19 @@ pub fn command(env: &Env, mut boot: Boot, processor: Processor, words: &[String]
     if boot.flavour == Flavour::Ours && boot.ours.is_none() {
         boot.ours = Some(our_modules(env, boot.kernel)?);
     }
-    let machine = Machine::new(env, processor)?;
-    let outcome = machine.boot(env, &boot)?;
+    self::boot(env, &boot, processor)
+}
+
+/// One boot, whose output is shown.
+pub fn boot(env: &Env, boot: &Boot, processor: Processor) -> Result<std::process::ExitCode> {
+    let outcome = Machine::new(env, processor)?.boot(env, boot)?;
     if !outcome.passed() {
         eprintln!("--- host kernel log\n{}---", outcome.log);
     }
     eprintln!("x host: {}", outcome.explain());
     Ok(match outcome.verdict {
         Verdict::Exit(status) => std::process::ExitCode::from(u8::try_from(status).unwrap_or(1)),
-        Verdict::HostKernel(_) | Verdict::Processor(_) | Verdict::Died(_) => std::process::ExitCode::from(123),
         Verdict::Timeout => std::process::ExitCode::from(122),
+        _ => std::process::ExitCode::from(123),
     })
 }

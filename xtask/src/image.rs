@@ -68,15 +68,21 @@ impl Tools {
 pub fn base(env: &Env, tools: &Tools) -> Result<PathBuf> {
     let guest = kernels::fetch(env, GUEST_KERNEL)?;
     let (init, boot) = (include_str!("../scripts/guest-init.sh"), include_str!("../scripts/boot-guest.sh"));
-    let key = key(&[&tools.key, &guest.release, init, boot, include_str!("image.rs")]);
+    let upgrade = include_str!("../scripts/upgrade-guest.sh");
+    let (disk, debian) = (include_str!("../scripts/boot-disk.sh"), include_str!("../scripts/in-debian.sh"));
+    let words = [init, boot, upgrade, disk, debian].concat();
+    let key = key(&[&tools.key, &guest.release, &words, include_str!("image.rs")]);
     let dir = env.artifact(&format!("images/{key}"), |dir| {
         ui::step("file system of the emulated host", || {
             let mut archive = Archive::default();
             programs(&mut archive, tools)?;
             archive.copy("guest/vmlinuz", &guest.image)?;
-            archive.file("guest/initrd", 0o644, &guest_initrd(tools, &guest)?)?;
+            archive.file("guest/initrd", 0o644, &guest_initrd(tools, &guest, &tools.busybox())?)?;
             archive.file("guest/pattern", 0o644, &pattern())?;
+            archive.file("usr/bin/upgrade-guest", 0o755, upgrade.as_bytes())?;
             archive.file("usr/bin/boot-guest", 0o755, include_bytes!("../scripts/boot-guest.sh"))?;
+            archive.file("usr/bin/in-debian", 0o755, include_bytes!("../scripts/in-debian.sh"))?;
+            archive.file("usr/bin/boot-disk", 0o755, include_bytes!("../scripts/boot-disk.sh"))?;
             Ok(fs::write(dir.join("base.cpio"), archive.finish()?)?)
         })
     })?;
@@ -125,14 +131,14 @@ fn programs(archive: &mut Archive, tools: &Tools) -> Result<()> {
     archive.file("etc/group", 0o644, b"root:x:0:\n")
 }
 
-/// The guest's initial file system: busybox, the virtio and file-system modules, its init.
-pub fn guest_initrd(tools: &Tools, guest: &kernels::Unpacked) -> Result<Vec<u8>> {
+/// The guest's initial file system: a busybox that it can run, the virtio and file-system modules, its init.
+pub fn guest_initrd(tools: &Tools, guest: &kernels::Unpacked, busybox: &Path) -> Result<Vec<u8>> {
     let mut modules = Modules::default();
     for name in ["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "ext4"] {
         modules.add(tools, guest, name)?;
     }
     let mut archive = Archive::default();
-    archive.copy("bin/busybox", &tools.busybox())?;
+    archive.copy("bin/busybox", busybox)?;
     archive.file("init", 0o755, include_bytes!("../scripts/guest-init.sh"))?;
     modules.archive(&mut archive, "modules")?;
     archive.file("modules/order", 0o644, modules.names().collect::<Vec<_>>().join("\n").as_bytes())?;

@@ -2,6 +2,7 @@
 
 use crate::{
     cpio::Archive,
+    drive,
     host::{Boot, Flavour},
     image::Tools,
     kernels::Unpacked,
@@ -18,6 +19,10 @@ const KVM: [&str; 5] = ["irqbypass", "kvm", "kvm-amd", "kvm_amd", "ccp"];
 pub fn own_part(tools: &Tools, boot: &Boot, kernel: &Unpacked, spares_one: bool) -> Result<Vec<u8>> {
     // ext4 asks for its checksum by name, and not where modprobe would see it.
     let mut modules = Modules::of(tools, kernel, ["crc32c_generic", "loop", "ext4"])?;
+    let drives = if boot.drives.is_empty() { &[][..] } else { &drive::MODULES };
+    for name in drives.iter().copied().chain(boot.loaded.iter().map(String::as_str)) {
+        modules.add(tools, kernel, name)?;
+    }
     match boot.flavour {
         Flavour::Stock => modules.add(tools, kernel, "kvm-amd")?,
         Flavour::None => {}

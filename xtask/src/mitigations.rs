@@ -22,7 +22,11 @@ macro_rules! mitigations {
                 b"spectre_v2-lfence" => &[Kernel::V6_1, Kernel::V6_12],
                 _ => &kernels::ALL,
             },
-            slow: &[Kernel::V6_1, Kernel::V7_3],
+            // A few of them stand for the others: no mitigation, each way of leading branches, and each thunk.
+            slow: match $name.as_bytes() {
+                b"off" | b"spectre_v2-lfence" | b"retbleed-unret" | b"srso-ibpb" => &[Kernel::V6_1, Kernel::V7_3],
+                _ => &kernels::ALL,
+            },
             cmdline: $cmdline,
             // The settings are told apart as on Zen 1 without these; the strict processor has them, and is a later one where it can.
             cpu: "EPYC-v1,+svm,+npt,-ibrs,-ibpb,-amd-stibp,-amd-ssbd",

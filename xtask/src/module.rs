@@ -1,4 +1,4 @@
-//! `kvm.ko` and `kvm-amd.ko` for one kernel: the Rust object and the C shim through the kernel's own
+//! `kvm.ko`, the base, and `kvm-amd.ko`, an engine, for one kernel: the C and the Rust object through the kernel's own
 //! build, with no warning from the compiler, objtool or modpost.
 
 use crate::{
@@ -32,8 +32,34 @@ pub fn build(env: &Env, kdir: &Path, out: &Path) -> Result<()> {
     build_with(env, &kdir, out, &object)
 }
 
+/// Builds another engine, which is loaded beside the first: NAME.ko in `out`. Its code is the same, and what it has in memory is
+/// laid out otherwise; the version that it gives is what its name says (`hsave_0_2`: 0.2).
+pub fn build_engine(env: &Env, kdir: &Path, out: &Path, name: &str) -> Result<PathBuf> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if !name.chars().all(plain) || name.is_empty() || name.starts_with("kvm") {
+        bail!("an engine's name has lower-case letters, digits and underscores, and does not begin with kvm");
+    }
+    let kdir = kdir.canonicalize().with_context(|| format!("there are no kernel headers at {}", kdir.display()))?;
+    let object = object::build_altered(env)?;
+    let file = format!("{name}.ko");
+    build_named(env, &kdir, out, &object, name, &[&file])?;
+    Ok(out.join(file))
+}
+
 /// The same with the Rust object at hand.
 pub fn build_with(env: &Env, kdir: &Path, out: &Path, object: &Path) -> Result<()> {
+    build_named(env, kdir, out, object, VENDOR, &MODULES)
+}
+
+/// By what a base knows engines that were made for it (`HSAVE_INTERFACE_HASH`).
+pub fn interface_hash(env: &Env) -> Result<u64> {
+    border::hash(env)
+}
+
+/// The name of the engine that stands for the stock vendor module.
+const VENDOR: &str = "kvm-amd";
+
+fn build_named(env: &Env, kdir: &Path, out: &Path, object: &Path, engine: &str, wanted: &[&str]) -> Result<()> {
     if proc::which("make").is_none() {
         bail!("make is missing: `apt install make`");
     }
@@ -42,19 +68,22 @@ pub fn build_with(env: &Env, kdir: &Path, out: &Path, object: &Path) -> Result<(
     let release = release.trim();
     let path = compiler::path(env, kdir)?;
     let kdir = &compiler::runnable(env, kdir)?;
-    // One directory per checkout and kernel.
-    let build = env.cache.join("build").join(key(&[&env.root.to_string_lossy(), &kdir.to_string_lossy()]));
+    // One directory per checkout, kernel and engine.
+    let (root, headers) = (env.root.to_string_lossy(), kdir.to_string_lossy());
+    let other = if engine == VENDOR { "" } else { engine };
+    let build = env.cache.join("build").join(key(&[&root, &headers, other]));
     let _lock = env.lock(&format!("build-{}", key(&[&build.to_string_lossy()])))?;
-    ui::step(&format!("kvm.ko and kvm-amd.ko for {release}"), || {
-        sync(&env.root.join("linux/shim"), &build)?;
-        border::write(env, &build)?;
-        proc::write_if_changed(&build.join("kvm/rust_core.o_shipped"), &fs::read(object)?)?;
-        proc::write_if_changed(&build.join("kvm").join(ABI_CHECKS), abi_checks(env)?.as_bytes())?;
+    ui::step(&format!("{} for {release}", wanted.join(" and ")), || {
+        assemble(env, &build, object)?;
         let mut make = Command::new("make");
         make.arg("-C").arg(kdir).arg(format!("M={}", build.display()));
         make.arg(format!("-j{}", std::thread::available_parallelism().map_or(1, usize::from)));
         // Type information for BPF would need pahole of the kernel's version; modules load without.
         make.args(["CONFIG_DEBUG_INFO_BTF_MODULES=", "PAHOLE_VERSION=$(CONFIG_PAHOLE_VERSION)"]);
+        if engine != VENDOR {
+            let version = engine.trim_start_matches("hsave_").replace('_', ".");
+            make.arg(format!("ENGINE={engine}")).arg(format!("ENGINE_VERSION={version}"));
+        }
         make.args(["KBUILD_MODPOST_WARN=", "modules"]).env("PATH", path);
         for inherited in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "KBUILD_MODPOST_WARN", "ARCH", "CROSS_COMPILE"] {
             make.env_remove(inherited);
@@ -72,13 +101,22 @@ pub fn build_with(env: &Env, kdir: &Path, out: &Path, object: &Path) -> Result<(
             bail!("{shown}\n{} warnings from the kernel's build for {release}; none is allowed", warnings.len());
         }
         fs::create_dir_all(out)?;
-        for module in MODULES {
+        for module in wanted {
             fs::copy(build.join(module), out.join(module)).with_context(|| format!("the build left no {module}"))?;
         }
         Ok(())
     })?;
-    ui::note(&format!("{} and {} are in {}", MODULES[0], MODULES[1], out.display()));
+    ui::note(&format!("in {}: {}", out.display(), wanted.join(", ")));
     Ok(())
+}
+
+/// Makes `dir` hold all that the kernel's own build takes: the C shim, what is made for it from the Rust sources, and the Rust object.
+/// A package ships the same.
+pub fn assemble(env: &Env, dir: &Path, object: &Path) -> Result<()> {
+    sync(&env.root.join("linux/shim"), dir)?;
+    border::write(env, dir)?;
+    proc::write_if_changed(&dir.join("kvm-amd/rust_core.o_shipped"), &fs::read(object)?)?;
+    proc::write_if_changed(&dir.join("kvm").join(ABI_CHECKS), abi_checks(env)?.as_bytes())
 }
 
 /// Compiler, linker, objtool and modpost each write it their way.
@@ -101,6 +139,7 @@ fn sync(from: &Path, to: &Path) -> Result<()> {
         let path = entry?.into_path();
         let source = path.extension().is_some_and(|ext| ["c", "h", "S"].iter().any(|known| ext == *known));
         let generated = path.ends_with(border::HEADER)
+            || path.ends_with(border::EXPORTS)
             || path.file_name().is_some_and(|name| name == ABI_CHECKS || name.to_string_lossy().ends_with(".mod.c"));
         if path.is_file() && source && !generated && !wanted.iter().any(|known| to.join(known) == path) {
             fs::remove_file(&path)?;

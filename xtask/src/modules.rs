@@ -72,7 +72,8 @@ pub fn stock(tools: &Tools, kernel: &Unpacked, name: &str) -> Result<Vec<u8>> {
     read(tools, &path)
 }
 
-fn find(kernel: &Unpacked, name: &str) -> Option<PathBuf> {
+/// Where the file of one of the kernel's own modules lies; None if it is built in.
+pub fn find(kernel: &Unpacked, name: &str) -> Option<PathBuf> {
     let wanted = name.replace('_', "-");
     WalkDir::new(&kernel.modules).into_iter().flatten().map(walkdir::DirEntry::into_path).find(|path| {
         let file = path.file_name().unwrap_or_default().to_string_lossy().replace('_', "-");
@@ -80,13 +81,19 @@ fn find(kernel: &Unpacked, name: &str) -> Option<PathBuf> {
     })
 }
 
-fn read(tools: &Tools, path: &Path) -> Result<Vec<u8>> {
+/// A module's content, of a file that may be compressed.
+pub fn read(tools: &Tools, path: &Path) -> Result<Vec<u8>> {
+    let mut command = match path.extension().and_then(|ext| ext.to_str()) {
+        Some("xz") => Command::new(tools.busybox()),
+        Some("zst") => Command::new("zstd"),
+        _ => return Ok(fs::read(path)?),
+    };
     if path.extension().is_some_and(|ext| ext == "xz") {
-        let output = proc::output(Command::new(tools.busybox()).args(["xz", "-dc"]).arg(path))?;
-        anyhow::ensure!(output.status.success(), "cannot decompress {}", path.display());
-        return Ok(output.stdout);
+        command.arg("xz");
     }
-    Ok(fs::read(path)?)
+    let output = proc::output(command.arg("-dc").arg(path))?;
+    anyhow::ensure!(output.status.success(), "cannot decompress {}", path.display());
+    Ok(output.stdout)
 }
 
 /// The names in a module's `depends=` field.

@@ -1,4 +1,4 @@
-//! The one Rust object that goes into `kvm.ko`, the same bytes for every kernel (docs/decisions/0002).
+//! The one Rust object that goes into `kvm-amd.ko`, the same bytes for every kernel (docs/decisions/0002).
 
 use crate::{env::Env, proc, rust_src::Rustc, sysroot, ui};
 use anyhow::{Context, Result, bail, ensure};
@@ -11,16 +11,21 @@ use std::{
 
 /// Builds the crate `linux` and returns the path of its object.
 pub fn build(env: &Env) -> Result<PathBuf> {
-    build_at(&env.target().join("kernel"), env, &[])
+    build_at(&env.target().join("kernel"), env, &[], &[])
+}
+
+/// The same code with the fields of its own types in another order: what another version of it may be like.
+pub fn build_altered(env: &Env) -> Result<PathBuf> {
+    build_at(&env.target().join("kernel-altered"), env, &[], &["-Zrandomize-layout", "-Zlayout-seed=2"])
 }
 
 /// The same with a feature that is for tests only. What others build is not touched.
 pub fn build_for_tests(env: &Env, feature: &str) -> Result<PathBuf> {
-    build_at(&env.target().join(format!("kernel-{feature}")), env, &["--features", feature])
+    build_at(&env.target().join(format!("kernel-{feature}")), env, &["--features", feature], &[])
 }
 
-fn build_at(target: &Path, env: &Env, words: &[&str]) -> Result<PathBuf> {
-    let mut cargo = cargo(env, "build", target)?;
+fn build_at(target: &Path, env: &Env, words: &[&str], flags: &[&str]) -> Result<PathBuf> {
+    let mut cargo = cargo(env, "build", target, flags)?;
     cargo.args(words);
     ui::step("the Rust object", || {
         proc::run(&mut cargo)?;
@@ -35,17 +40,18 @@ fn build_at(target: &Path, env: &Env, words: &[&str]) -> Result<PathBuf> {
 
 /// Clippy over the crate `linux` and all that it is made of, as they are compiled for the kernel.
 pub fn clippy(env: &Env, lints: &[&str]) -> Result<()> {
-    let mut cargo = cargo(env, "clippy", &env.target().join("kernel-clippy"))?;
+    let mut cargo = cargo(env, "clippy", &env.target().join("kernel-clippy"), &[])?;
     cargo.args(["--quiet", "--"]).args(lints);
     ui::step("clippy for the kernel's target", || proc::run(&mut cargo)).map(drop)
 }
 
 /// A cargo command on `linux` with the kernel's flags and the sysroot built with them.
-fn cargo(env: &Env, command: &str, target: &Path) -> Result<Command> {
+fn cargo(env: &Env, command: &str, target: &Path, more: &[&str]) -> Result<Command> {
     let rustc = Rustc::new(env)?;
     let flags = sysroot::flags(env, &rustc);
     let sysroot = sysroot::build(env, &rustc, &flags)?;
     let mut encoded = flags;
+    encoded.extend(more.iter().map(|flag| (*flag).to_owned()));
     encoded.push(format!("--sysroot={}", sysroot.display()));
     // No path of this machine may get into the module.
     encoded.push(format!("--remap-path-prefix={}/=", env.root.display()));

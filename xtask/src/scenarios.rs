@@ -1,14 +1,17 @@
-//! What is run in the emulated AMD host by `./x test`: one entry per scenario.
+//! What is run in the emulated AMD host by `./x test`: one entry per scenario, or a file of its own (`files`).
 //!
 //! Long because: one table.
 
 use crate::{
     crate_tests,
     expected::{self, Expected},
-    host,
+    files, host,
     kernels::{self, Kernel},
-    strict,
+    mitigations,
+    packaged::Packaged,
+    strict, without,
 };
+use anyhow::Result;
 use std::time::Duration;
 
 /// One script for the emulated host, on some kernels.
@@ -27,21 +30,41 @@ pub struct Scenario {
     pub load: bool,
     /// Further modules of the kernel's own, as /modules/NAME.ko, which the script loads.
     pub modules: &'static [&'static str],
+    /// Further modules of the kernel's own, with what they need, which are loaded first.
+    pub loaded: &'static [&'static str],
+    /// Give the script Debian 13 with these packages installed, as a disk, /dev/sda.
+    pub debian: &'static [&'static str],
+    /// Give the script files out of Debian's packages.
+    pub packaged: &'static [Packaged],
+    /// Give the script kernels for 32-bit processors with what `boot-guest` needs beside them, in /guest-686 and /guest-686-pae.
+    pub i386_guests: bool,
+    /// Give the script QEMU of Debian's backports, in /backports.
+    pub qemu_backports: bool,
+    /// Give the script a second engine, /modules/hsave_0_2.ko, and one that was made for another base, /modules/stranger.ko.
+    pub engines: bool,
     /// Give the script the guest's kernel as an ELF file, /guest/vmlinux.
     pub vmlinux: bool,
     /// Give the script what secure boot takes, in /secure.
     pub secure_boot: bool,
+    /// Give the script perf and trace-cmd, in /observe.
+    pub observe: bool,
+    /// Give the script the one of `./x test --here`, /payload/test-here.
+    pub here: bool,
     /// The kernels on which it is run only with `--all`, or when asked for by name.
     pub slow: &'static [Kernel],
     /// The host's processor, as QEMU's `-cpu` takes it, and how many.
     pub cpu: &'static str,
     /// Only on the strict processor.
     pub strict: bool,
+    /// Only on the processor of Debian's emulator, for what the strict one's has no device of.
+    pub plain: bool,
     /// Checks of the strict processor that are off, as bits.
     pub unchecked: u32,
     /// Further words of the host kernel's command line.
     pub cmdline: &'static str,
     pub smp: u32,
+    /// Megabytes.
+    pub memory: u32,
     /// Further arguments of QEMU.
     pub qemu: &'static [&'static str],
     /// In virtual time: its processors take turns, and it does the same whenever and wherever it runs.
@@ -63,7 +86,7 @@ impl Scenario {
 }
 
 /// On all kernels, modules loaded, two processors, three minutes.
-const fn scenario(name: &'static str, script: &'static str) -> Scenario {
+pub const fn scenario(name: &'static str, script: &'static str) -> Scenario {
     let timeout = Duration::from_secs(180);
     let (kernels, cpu) = (&kernels::ALL, host::CPU);
     Scenario {
@@ -75,14 +98,24 @@ const fn scenario(name: &'static str, script: &'static str) -> Scenario {
         payloads: &[],
         load: true,
         modules: &[],
+        loaded: &[],
+        debian: &[],
+        packaged: &[],
+        i386_guests: false,
+        qemu_backports: false,
         slow: &[],
+        engines: false,
         vmlinux: false,
         secure_boot: false,
+        observe: false,
+        here: false,
         cpu,
         strict: false,
+        plain: false,
         unchecked: 0,
         cmdline: "",
         smp: 2,
+        memory: 4096,
         qemu: &[],
         icount: false,
         timeout,
@@ -194,16 +227,27 @@ const REFUSED: &str = "for module in $(cat /modules/kvm); do insmod /modules/$mo
      status=$?; done; echo $module $status $(sed 's/.*: //' /tmp/error); \
      [ -e /dev/kvm ] && { echo '/dev/kvm is there'; exit 1; }; grep -q ^kvm_amd /proc/modules && exit 2; exit 0";
 
+/// For `slow`.
+const BUT_6_12: &[Kernel] = &[Kernel::V6_1, Kernel::V7_3];
+
+/// Without `--all` on 6.12 only: what needs no look at each kernel at every change.
+const fn on_6_12(scenario: Scenario) -> Scenario {
+    Scenario { slow: BUT_6_12, ..scenario }
+}
+
 /// All others, in the order in which they are started.
 pub const ALL: &[Scenario] = &[
     virtual_time(boot("boot-microvm", "boot-guest microvm client")),
-    boot("boot-q35-split", "CPUS=2 IRQCHIP=split boot-guest q35 client"),
-    boot("boot-pc-split", "IRQCHIP=split boot-guest pc check"),
-    Scenario { slow: &[Kernel::V6_1, Kernel::V6_12], ..boot("boot-q35", "CPUS=2 boot-guest q35 client") },
-    Scenario { slow: &[Kernel::V6_1, Kernel::V7_3], ..boot("boot-pc", "CPUS=4 boot-guest pc client") },
+    Scenario {
+        slow: &[Kernel::V6_12, Kernel::V7_3],
+        ..boot("boot-q35-split", "CPUS=2 IRQCHIP=split boot-guest q35 client")
+    },
+    Scenario { slow: &[Kernel::V6_1, Kernel::V6_12], ..boot("boot-pc-split", "IRQCHIP=split boot-guest pc check") },
+    Scenario { slow: &kernels::ALL, ..boot("boot-q35", "CPUS=2 boot-guest q35 client") },
+    Scenario { slow: BUT_6_12, ..boot("boot-pc", "CPUS=4 boot-guest pc client") },
     // As a guest of Hyper-V's, with the words that libvirt and Proxmox write: time, timers, interrupts and flushes are Hyper-V's.
     Scenario {
-        slow: &[Kernel::V6_1, Kernel::V7_3],
+        slow: BUT_6_12,
         expected: expected::HYPERV,
         timeout: Duration::from_secs(900),
         seconds: 150,
@@ -236,7 +280,7 @@ pub const ALL: &[Scenario] = &[
     },
     // Live migration by QEMU, and snapshots in files; the second guest changes to stock's modules and back.
     Scenario {
-        slow: &[Kernel::V6_1, Kernel::V7_3],
+        slow: BUT_6_12,
         timeout: Duration::from_secs(600),
         seconds: 150,
         ..scenario(
@@ -245,16 +289,19 @@ pub const ALL: &[Scenario] = &[
         )
     },
     // The way of Firecracker and Cloud Hypervisor: no firmware.
-    vmm(
-        "vmm",
-        vmm!(
-            "vmm boot /guest/vmlinuz $initrd bzimage irqchip 1; vmm boot /guest/vmlinuz $initrd bzimage split 2; \
-             vmm boot /guest/vmlinux $initrd pvh split 1; vmm boot /guest/vmlinux $initrd pvh irqchip 2"
-        ),
-    ),
+    Scenario {
+        slow: &[Kernel::V6_1, Kernel::V6_12],
+        ..vmm(
+            "vmm",
+            vmm!(
+                "vmm boot /guest/vmlinuz $initrd bzimage irqchip 1; vmm boot /guest/vmlinuz $initrd bzimage split 2; \
+                 vmm boot /guest/vmlinux $initrd pvh split 1; vmm boot /guest/vmlinux $initrd pvh irqchip 2"
+            ),
+        )
+    },
     // Paused and saved, changes saved after a while, and on in another process.
     Scenario {
-        slow: &[Kernel::V6_1, Kernel::V7_3],
+        slow: BUT_6_12,
         ..vmm(
             "vmm-snapshot",
             vmm!(
@@ -264,18 +311,38 @@ pub const ALL: &[Scenario] = &[
             ),
         )
     },
-    // As for the matrix, nothing to compare: the emulator aborts with stock's modules.
-    Scenario {
-        secure_boot: true,
-        slow: &kernels::ALL,
-        timeout: Duration::from_secs(900),
-        seconds: 200,
-        ..scenario("secure-boot", include_str!("../scripts/secure-boot.sh"))
-    },
     policy("policy", host::CPU),
     // The newest processor that can be emulated, with 57-bit addresses; and one from before XSAVE.
     policy("policy-max", "max,+svm,+npt"),
-    policy("policy-opteron", "Opteron_G3,+svm,+npt"),
+    Scenario { slow: &kernels::ALL, ..policy("policy-opteron", "Opteron_G3,+svm,+npt") },
+    // Every trace event that there is, as stock's of the same kernel; and what a guest that does each thing once leaves in a trace.
+    Scenario {
+        compare: true,
+        expected: expected::TRACE,
+        slow: BUT_6_12,
+        ..program(
+            "trace",
+            &["trace"],
+            "mount -t tracefs tracefs /sys/kernel/tracing; /payload/trace formats && /payload/trace",
+        )
+    },
+    // The tools themselves: what they print of each kind of exit of the same guest, without times.
+    Scenario {
+        observe: true,
+        slow: &kernels::ALL,
+        compare: true,
+        expected: expected::PERF,
+        kernels: &[Kernel::V6_12],
+        timeout: Duration::from_secs(600),
+        ..program("perf-kvm", &["trace"], include_str!("../scripts/perf-kvm.sh"))
+    },
+    // Statistics in debugfs and uevents of VMs: names, modes, and what they look like, while there is a VM with two vCPUs and after.
+    Scenario {
+        compare: true,
+        expected: expected::DEBUGFS,
+        slow: BUT_6_12,
+        ..program("debugfs", &["trace"], "mount -t debugfs debugfs /sys/kernel/debug; /payload/trace debugfs")
+    },
     // The interrupt controllers in the kernel, answer by answer as stock's.
     Scenario {
         compare: true,
@@ -330,7 +397,7 @@ pub const ALL: &[Scenario] = &[
         )
     },
     // MSRs that do not exist, as the module's parameters have it: 0xc0011fff is none; and those that do nothing.
-    program(
+    on_6_12(program(
         "ignored-msrs",
         &["policy"],
         "p=/sys/module/kvm/parameters; [ $(cat $p/ignore_msrs) = N ] && [ $(cat $p/report_ignored_msrs) = Y ] || exit 1; \
@@ -340,40 +407,38 @@ pub const ALL: &[Scenario] = &[
          /payload/policy guest-reads | grep -q 'guest reads msr c0011fff: 0' || exit 3; \
          n=$(dmesg | grep -c 'ignored rdmsr: 0x'); [ $n -gt 0 ] || exit 4; echo N >$p/report_ignored_msrs; \
          sleep 6; /payload/policy guest-reads >/dev/null; [ $(dmesg | grep -c 'ignored rdmsr: 0x') = $n ] || exit 5",
-    ),
+    )),
     virtual_time(program("exits", &["exits"], "/payload/exits")),
     // With somewhere to page to.
-    program(
-        "memory",
-        &["memory"],
-        "dd if=/dev/zero of=/tmp/swap bs=1M count=128 2>/dev/null; losetup /dev/loop7 /tmp/swap && mkswap /dev/loop7 \
+    Scenario {
+        slow: &[Kernel::V6_12],
+        ..program(
+            "memory",
+            &["memory"],
+            "dd if=/dev/zero of=/tmp/swap bs=1M count=128 2>/dev/null; losetup /dev/loop7 /tmp/swap && mkswap /dev/loop7 \
          >/dev/null && swapon /dev/loop7 || exit 1; /payload/memory || exit 1; swapoff /dev/loop7",
-    ),
+        )
+    },
     // A VMM that dies while a page is on its way that nobody brings leaves nothing behind that would keep the modules.
-    program(
+    on_6_12(program(
         "async-pf",
         &["async_pf"],
         "/payload/async_pf || exit 1; /payload/async_pf uncounted || exit 4; /payload/async_pf starved || exit 5; /payload/async_pf abandon & pid=$!; for i in $(seq 30); do sleep 1; \
-         kill -0 $pid 2>/dev/null || break; done; kill -0 $pid 2>/dev/null && exit 2; rmmod kvm_amd kvm || exit 3",
-    ),
-    // A Linux guest that reads what has been swapped out, and has something else to do.
-    Scenario {
-        kernels: &[Kernel::V6_12],
-        slow: &kernels::ALL,
-        modules: &["null_blk"],
-        smp: 1,
-        timeout: Duration::from_secs(600),
-        seconds: 150,
-        ..virtual_time(scenario("pressure", include_str!("../scripts/pressure.sh")))
-    },
-    program("lifecycle", &["lifecycle"], "/payload/lifecycle"),
-    program("trouble", &["trouble"], "/payload/trouble"),
+         kill -0 $pid 2>/dev/null || break; done; kill -0 $pid 2>/dev/null && exit 2; rmmod kvm_amd kvm || exit 3; insmod /modules/kvm.ko && insmod /modules/kvm-amd.ko && \
+         h=$(/payload/async_pf held); rmmod kvm_amd && insmod /modules/kvm-amd.ko && kill $h && rmmod kvm_amd kvm || exit 6",
+    )),
+    on_6_12(program("lifecycle", &["lifecycle"], "/payload/lifecycle")),
+    Scenario { slow: &[Kernel::V6_12], ..program("trouble", &["trouble"], "/payload/trouble") },
     // Allocations that fail: only a kernel with fault injection has them.
     Scenario { kernels: &[Kernel::V6_12Debug], ..program("faults", &["faults"], "/payload/faults") },
     // Storms at random; the seed is printed first. User space sets state that does not go together, interrupt shadows among it.
-    Scenario { slow: &[Kernel::V6_1], unchecked: strict::SHADOW, ..program("stress", &["stress"], "/payload/stress") },
+    Scenario {
+        slow: &[Kernel::V6_1, Kernel::V6_12],
+        unchecked: strict::SHADOW,
+        ..program("stress", &["stress"], "/payload/stress")
+    },
     // And with what other modules' modprobe.d may have for stock's.
-    virtual_time(scenario(
+    on_6_12(virtual_time(scenario(
         "load-unload",
         "for i in 1 2 3; do rmmod kvm_amd && rmmod kvm || exit 1; [ ! -e /dev/kvm ] || exit 2; \
          insmod /modules/kvm.ko && insmod /modules/kvm-amd.ko || exit 3; [ -c /dev/kvm ] || exit 4; done; \
@@ -381,34 +446,34 @@ pub const ALL: &[Scenario] = &[
          insmod /modules/kvm-amd.ko avic=auto nested=1 || exit 5; p=/sys/module; \
          [ $(cat $p/kvm/parameters/nx_huge_pages $p/kvm_amd/parameters/avic $p/kvm_amd/parameters/nested | tr -d '\\n') = NN0 ] \
          || exit 6; done",
-    )),
-    Scenario { load: false, cpu: "EPYC,-svm", compare: true, ..virtual_time(scenario("refused-without-svm", REFUSED)) },
-    // Stock falls back to shadow paging, which is not here.
-    Scenario { load: false, cpu: "EPYC,+svm,-npt", ..virtual_time(scenario("refused-without-npt", REFUSED)) },
-    // The host sleeps under a guest that boots (ACPI S3), and its clock wakes it: late, because a clock that rings before the host
-    // sleeps rings for nobody. Its clock is this machine's, because the emulator's virtual time stands still meanwhile.
+    ))),
     Scenario {
-        kernels: &[Kernel::V6_12],
-        slow: &kernels::ALL,
-        qemu: &["-rtc", "clock=host"],
-        timeout: Duration::from_secs(300),
-        seconds: 90,
-        ..scenario(
-            "suspend",
-            "grep -q '\\[deep\\]' /sys/power/mem_sleep || exit 1; boot-guest microvm check >/tmp/log 2>&1 & guest=$!; \
-             for word in 'Booting paravirt' 'guest: init'; do \
-             for i in $(seq $((120 * SLOW))); do grep -q \"$word\" /tmp/log && break; sleep 1; done; \
-             echo 0 >/sys/class/rtc/rtc0/wakealarm; echo +$((20 * SLOW)) >/sys/class/rtc/rtc0/wakealarm && echo mem >/sys/power/state || exit 2; done; \
-             wait $guest || { cat /tmp/log; exit 3; }; cat /tmp/log; [ $(cat /sys/power/suspend_stats/success) = 2 ] || exit 4",
-        )
+        load: false,
+        slow: BUT_6_12,
+        cpu: "EPYC,-svm",
+        compare: true,
+        ..virtual_time(scenario("refused-without-svm", REFUSED))
+    },
+    // Stock falls back to shadow paging, which is not here.
+    Scenario {
+        load: false,
+        slow: BUT_6_12,
+        cpu: "EPYC,+svm,-npt",
+        ..virtual_time(scenario("refused-without-npt", REFUSED))
     },
     // The report comes first, because there is nobody left to write it: the host restarts under a guest.
-    scenario(
+    on_6_12(scenario(
         "reboot",
         "boot-guest microvm check >/tmp/log 2>&1 & while ! grep -q 'Booting paravirt' /tmp/log; do sleep 1; done; \
          echo 'hsave: exit 0' >/dev/ttyS2; sync; reboot -f; sleep 60",
-    ),
+    )),
 ];
+
+/// Those of all tables and files.
+pub fn every() -> Result<impl Iterator<Item = &'static Scenario>> {
+    let files = files::scenarios()?;
+    Ok(ALL.iter().chain(mitigations::ALL).chain(without::ALL).chain(MATRIX).chain(files))
+}
 
 /// Binaries of the crate `tests` that are no scenario of their own.
 pub const NOT_SCENARIOS: &[&str] = &["bench", "heartbeat", "panicking"];

@@ -34,6 +34,11 @@ const CHECKS: &[(&str, &str)] = &[
     ("msr_in_user", "left-over 1: cpu 0"),
     ("fpu_in_user", "left-over 1: cpu 0"),
     ("no_barrier", "prediction 1: cpu 0"),
+    ("exit_lme", ""),
+    ("pae_entries", ""),
+    ("refused_flush", "stale translation 1: cpu 0"),
+    ("at_nmi", "left-over 1: cpu 0"),
+    ("at_switch", "left-over 1: cpu 0"),
 ];
 
 /// What the programs leave the emulator with when the guest did what it should: it is half the value, and odd.

@@ -1,17 +1,23 @@
 //! `./x test`: everything, from cheap to dear; ends with `N passed, N failed` alone on a line.
 
 use crate::{
+    bochs,
     chroots::{self, Chroot},
     env::Env,
+    files,
     host::Machine,
     i386, imports,
     job::{self, Job},
     kernels::{self, Kernel},
-    miri, mitigations, module, object, oldest, panicking, panics, payload, proc,
+    listing, miri, module, object, oldest, operator, package, panicking, panics, payload, proc,
     progress::Progress,
-    rust_src, scenarios, selftests,
+    rust_src, scenarios,
+    selection::Selection,
+    selftests,
     strict::Processor,
-    strict_checks, tidy, ui, verify, without,
+    strict_checks,
+    tally::Tally,
+    tidy, ui, verify,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
@@ -31,94 +37,19 @@ fn parallel() -> usize {
 /// from a failure of ours. More of them are ours.
 const SECOND_CHANCES: usize = 3;
 
-/// Which of the tests to run.
-pub struct Selection {
-    /// What takes long as well.
-    pub all: bool,
-    /// Only what is called like one of these, which commas part.
-    pub only: Option<String>,
-    /// Only this kernel.
-    pub kernel: Option<Kernel>,
-    /// Who emulates the host.
-    pub processor: Processor,
-    /// Each emulated host runs for a quarter of the time only.
-    pub slow: bool,
-}
+/// GiB that a run of all that is quick writes from nothing: into the cache, and into cargo's target directory.
+const ON_DISK: [u64; 2] = [12, 6];
 
-/// What needs no module, when it is asked for by name.
-const WITHOUT_MODULES: [&str; 7] = ["tidy", "clippy", "cargo-test", "miri", "oldest-rust", "chroot", "strict-checks"];
-
-impl Selection {
-    fn needs_modules(&self) -> bool {
-        let without = |only: &str| WITHOUT_MODULES.iter().any(|name| only.starts_with(name));
-        self.only.as_ref().is_none_or(|only| !only.split(',').all(without))
-    }
-
-    fn wants(&self, name: &str) -> bool {
-        self.only.as_ref().is_none_or(|only| only.split(',').any(|only| name.contains(only)))
-    }
-
-    /// Whether it is asked for by its whole name.
-    fn names(&self, name: &str) -> bool {
-        self.only.as_ref().is_some_and(|only| only.split(',').any(|only| name == only))
-    }
-
-    fn kernels(&self) -> Vec<Kernel> {
-        let others = kernels::OTHERS.into_iter().filter(|other| self.all || self.kernel == Some(*other));
-        kernels::ALL.into_iter().chain(others).filter(|kernel| self.kernel.is_none_or(|only| only == *kernel)).collect()
-    }
-}
-
-/// Passed and failed so far.
-#[derive(Default)]
-struct Tally {
-    passed: u32,
-    failed: Vec<String>,
-    /// Failed once, and passed the second time.
-    unsteady: Vec<String>,
-    retries: u32,
-    /// Lines about time, of ours and of stock's.
-    about_time: [usize; 2],
-}
-
-impl Tally {
-    fn check<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Option<T> {
-        match work() {
-            Ok(value) => {
-                println!("PASS {name}");
-                self.passed += 1;
-                Some(value)
-            }
-            Err(error) => {
-                println!("FAIL {name}\n{error:#}");
-                self.failed.push(name.to_owned());
-                None
-            }
-        }
-    }
-}
-
-impl Tally {
-    /// What failed before was tried again.
-    fn again(&mut self, name: &str, result: Result<()>) {
-        if self.check(name, || result).is_some() {
-            self.failed.retain(|failed| failed != name);
-            self.unsteady.push(name.to_owned());
-        } else {
-            // It is in the list twice.
-            self.failed.pop();
-        }
-    }
-}
-
-pub fn run(env: &Env, selection: &Selection) -> Result<ExitCode> {
+/// Runs what is selected, and writes what came of it as JUnit XML, too, if that is asked for.
+pub fn run(env: &Env, selection: &Selection, junit: Option<&Path>) -> Result<ExitCode> {
     let start = Instant::now();
     let mut tally = Tally::default();
+    if selection.only.is_none() {
+        env.tell_of_a_full_disk(ON_DISK)?;
+    }
     cheap(env, selection, &mut tally);
-    if selection.wants("oldest-rust") {
-        for (suite, packages) in oldest::SUITES {
-            tally.check(&format!("oldest-rust {}", suite.0), || oldest::build(env, suite, packages));
-        }
+    for (suite, packages) in oldest::suites(selection) {
+        tally.check(&format!("oldest-rust {}", suite.0), || oldest::build(env, suite, packages));
     }
     if selection.processor == Processor::Strict && selection.wants("strict-checks") {
         tally.check("strict-checks", || strict_checks::run(env));
@@ -127,27 +58,36 @@ pub fn run(env: &Env, selection: &Selection) -> Result<ExitCode> {
     in_the_host(env, selection, &built, &mut tally)?;
     kernel_selftests(env, selection, &built, &mut tally)?;
     panicking(env, selection, &mut tally)?;
+    if bochs::is_wanted(selection) {
+        tally.check("bochs", || bochs::run(env, built.get(&bochs::KERNEL)));
+    }
+    if selection.wants("hsavectl") && selection.kernels().contains(&package::host::KERNEL) {
+        let work = || package::host::run(env, selection, built.get(&package::host::KERNEL));
+        tally.check(&format!("hsavectl {}", package::host::KERNEL), work);
+    }
+    packages(env, selection, &mut tally);
+    operator::all(env, selection, &mut tally);
     plain_machines(env, selection, &mut tally);
 
-    println!("\n{:.0} minutes; the emulator failed by itself {} times", minutes(start), tally.retries);
-    let [ours, stock] = tally.about_time;
-    if ours + stock > 0 {
-        println!(
-            "{ours} lines on time (lockups, clocks, slow interrupts) with ours, {stock} with stock; they are no difference"
-        );
+    if selection.only.is_none() {
+        let missing = listing::missing(selection, tally.names())?.join(", ");
+        tally.check("test-list", || {
+            ensure!(missing.is_empty(), "xtask/src/listing.rs does not know {missing}");
+            Ok(())
+        });
     }
-    for name in &tally.unsteady {
-        println!("failed once, passed once: {name}   (the first time is in {})", job::failure(env, name).display());
-    }
-    for name in &tally.failed {
-        println!("failed: {name}   (again, alone: ./x test --only {})", name.split(' ').next().unwrap_or(name));
-    }
-    println!("{} passed, {} failed", tally.passed, tally.failed.len());
-    Ok(if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
 
-fn minutes(start: Instant) -> f32 {
-    start.elapsed().as_secs_f32() / 60.0
+    println!(
+        "\n{:.0} minutes; the emulator failed by itself {} times",
+        start.elapsed().as_secs_f32() / 60.0,
+        tally.retries
+    );
+    if let Some(path) = junit {
+        tally.write_junit(path, start.elapsed())?;
+        ui::note(&format!("JUnit XML is in {}", path.display()));
+    }
+    tally.sum_up(env);
+    Ok(if tally.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What needs no kernel.
@@ -200,7 +140,7 @@ fn lints(env: &Env) -> Result<&'static [&'static str]> {
     Ok(&["-D", "warnings", "-A", "clippy::all", "-D", "clippy::correctness"])
 }
 
-/// The module for each kernel, and what is demanded of its object.
+/// The module for each kernel, and its object.
 fn modules(env: &Env, selection: &Selection, tally: &mut Tally) -> BTreeMap<Kernel, PathBuf> {
     let mut built = BTreeMap::new();
     let Some(object) = tally.check("rust-object", || object::build(env)) else { return built };
@@ -230,13 +170,14 @@ fn modules(env: &Env, selection: &Selection, tally: &mut Tally) -> BTreeMap<Kern
 
 /// What is proved of both modules in this directory.
 pub fn proved(env: &Env, out: &Path) -> Result<()> {
-    verify::text(&out.join("kvm-amd.ko"))?;
-    verify::document(env, &verify::module(&out.join("kvm.ko"))?)
+    verify::text(&out.join("kvm.ko"))?;
+    verify::document(env, &verify::module(&out.join("kvm-amd.ko"))?)
 }
 
-fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBuf>, tally: &mut Tally) -> Result<()> {
+/// The scenarios that are selected, each with each of its kernels.
+pub fn jobs(selection: &Selection) -> Result<Vec<Job>> {
     let mut jobs = Vec::new();
-    for scenario in scenarios::ALL.iter().chain(mitigations::ALL).chain(without::ALL).chain(scenarios::MATRIX) {
+    for scenario in scenarios::every()? {
         for kernel in selection.kernels() {
             let quick = !scenario.slow.contains(&kernel.series());
             let wanted = selection.wants(scenario.name)
@@ -246,6 +187,11 @@ fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBu
             }
         }
     }
+    Ok(jobs)
+}
+
+fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBuf>, tally: &mut Tally) -> Result<()> {
+    let mut jobs = jobs(selection)?;
     if jobs.is_empty() {
         return Ok(());
     }
@@ -277,7 +223,7 @@ fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBu
                     let took = start.elapsed();
                     let Ok(mut progress) = progress.lock() else { return };
                     let left = progress.done(env, &job, took);
-                    if tally.check(&name, || result).is_none() {
+                    if tally.done(&name, took, result).is_none() {
                         failed.push(job);
                     }
                     ui::note(&format!("{:.0} s{}; {left}", took.as_secs_f32(), ran.unwrap_or_default()));
@@ -289,8 +235,9 @@ fn in_the_host(env: &Env, selection: &Selection, built: &BTreeMap<Kernel, PathBu
     if failed.len() <= SECOND_CHANCES {
         for job in failed {
             ui::note(&format!("{} once more", job.name()));
+            let start = Instant::now();
             let result = job::run(env, &machine, &payloads, built.get(&job.kernel), &job, true);
-            tally.again(&job.name(), result.map(drop));
+            tally.again(&job.name(), start.elapsed(), result.map(drop));
         }
     }
     Ok(())
@@ -316,6 +263,7 @@ fn kernel_selftests(
         for _ in 0..parallel() {
             scope.spawn(|| {
                 while let Some(group) = queue.lock().ok().and_then(|mut queue| queue.pop()) {
+                    let start = Instant::now();
                     let outcome = modules
                         .context("the module was not built")
                         .and_then(|modules| selftests::run(env, &machine, &programs, modules, &group));
@@ -323,11 +271,12 @@ fn kernel_selftests(
                     match outcome {
                         Ok((results, retries)) => {
                             tally.retries += retries;
+                            // They shared a boot.
+                            let took = start.elapsed() / u32::try_from(results.len().max(1)).unwrap_or(1);
                             for (name, result) in results {
                                 match result {
-                                    // Not counted as passed.
-                                    Ok(Some(why)) => println!("     {name}: {why}"),
-                                    other => drop(tally.check(&name, || other)),
+                                    Ok(Some(why)) => tally.skipped(&name, &why),
+                                    other => drop(tally.done(&name, took, other)),
                                 }
                             }
                         }
@@ -353,14 +302,26 @@ fn panicking(env: &Env, selection: &Selection, tally: &mut Tally) -> Result<()> 
     Ok(())
 }
 
+/// The Debian packages, installed where they are for.
+fn packages(env: &Env, selection: &Selection, tally: &mut Tally) {
+    for suite in chroots::SUITES {
+        let name = format!("packages-{}", suite.0);
+        if !selection.wants_packages(&name) {
+            continue;
+        }
+        match chroots::lacking() {
+            Some(needed) => ui::note(&format!("{name} is not run: it needs {needed}")),
+            None => drop(tally.check(&name, || package::test::in_chroot(env, suite))),
+        }
+    }
+}
+
 /// The README's commands on plain machines; as long as all that stands above, and more, for each.
 fn plain_machines(env: &Env, selection: &Selection, tally: &mut Tally) {
     for suite in chroots::SUITES {
         let name = |command: &str| format!("chroot-{} {command}", suite.0);
-        let asked =
-            selection.only.as_deref().is_some_and(|only| only.split(',').any(|only| only.starts_with("chroot")));
         let commands = chroots::COMMANDS.map(name);
-        if !(selection.all || asked) || !commands.iter().any(|name| selection.wants(name)) {
+        if !selection.wants_chroots() || !commands.iter().any(|name| selection.wants(name)) {
             continue;
         }
         if let Some(needed) = chroots::lacking() {
@@ -377,10 +338,11 @@ fn plain_machines(env: &Env, selection: &Selection, tally: &mut Tally) {
 /// A test program that is in no scenario would silently not be run.
 fn every_payload_is_used(env: &Env) -> Result<()> {
     for name in payload::names(env)? {
-        let used = scenarios::ALL.iter().any(|scenario| scenario.payloads.contains(&name.as_str()));
+        let used =
+            scenarios::ALL.iter().chain(files::scenarios()?).any(|scenario| scenario.payloads.contains(&name.as_str()));
         ensure!(
             used || scenarios::NOT_SCENARIOS.contains(&name.as_str()),
-            "tests/src/bin/{name}.rs is in no scenario of xtask/src/scenarios.rs"
+            "tests/src/bin/{name}.rs is in no scenario of xtask/src/scenarios.rs and xtask/scenarios"
         );
     }
     Ok(())

@@ -134,7 +134,8 @@ fn capabilities_check_their_arguments() {
         (cap::EXIT_HYPERCALL, 1 << 12, 1),
         (cap::EXIT_ON_EMULATION_FAILURE, 1, 2),
         (cap::HALT_POLL, u32::MAX.into(), 1 << 32),
-        (cap::X86_DISABLE_EXITS, 0xe, 1),
+        (cap::X86_DISABLE_EXITS, 0xf, 0x10),
+        (cap::X86_BUS_LOCK_EXIT, 2, 3),
         (cap::DISABLE_QUIRKS2, ::vm::quirks::ALL, 1 << 40),
     ];
     for (c, good, bad) in cases {
@@ -202,7 +203,8 @@ fn the_bootstrap_processor_has_an_id_that_can_exist() {
     assert_eq!(bed.vm(KVM_SET_BOOT_CPU_ID, 2), Ok(0));
     assert_eq!(bed.enable(cap::MAX_VCPU_ID, 1), Err(Errno::EINVAL));
     assert_eq!(bed.enable(cap::MAX_VCPU_ID, 2), Ok(0));
-    assert_eq!(bed.vm(KVM_SET_BOOT_CPU_ID, 2), Err(Errno::EINVAL));
+    assert_eq!(bed.vm(KVM_SET_BOOT_CPU_ID, 2), Ok(0), "the limit itself");
+    assert_eq!(bed.vm(KVM_SET_BOOT_CPU_ID, 3), Err(Errno::EINVAL));
 }
 
 #[test]
@@ -301,7 +303,8 @@ fn ioeventfd() {
         kvm_ioeventfd { len: 3, ..good },
         kvm_ioeventfd { len: 16, ..good },
         kvm_ioeventfd { addr: u64::MAX, ..good },
-        kvm_ioeventfd { flags: 1 << 4, ..good },
+        kvm_ioeventfd { flags: 1 << 3, ..good },
+        kvm_ioeventfd { flags: 1 << 5, ..good },
         // No length leaves nothing to compare.
         kvm_ioeventfd { len: 0, ..good },
     ] {

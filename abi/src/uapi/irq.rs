@@ -105,6 +105,8 @@ pub const KVM_IOEVENTFD_FLAG_DATAMATCH: u32 = 1;
 pub const KVM_IOEVENTFD_FLAG_PIO: u32 = 2;
 /// `kvm_ioeventfd.flags`: take the binding back.
 pub const KVM_IOEVENTFD_FLAG_DEASSIGN: u32 = 4;
+/// `kvm_ioeventfd.flags`: has a number, and no effect. (8 is a bus of another architecture.)
+pub const KVM_IOEVENTFD_FLAG_FAST_MMIO: u32 = 16;
 
 /// `kvm_msi.flags` and the flags of an MSI route: `devid` is valid (ignored on x86).
 pub const KVM_MSI_VALID_DEVID: u32 = 1;

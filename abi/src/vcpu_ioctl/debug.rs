@@ -18,7 +18,7 @@ pub fn set_debugregs<H: Host>(ctx: &mut Ctx<'_, H>, d: &kvm_debugregs) -> Result
     ctx.set_debugregs(&DebugRegs { db: d.db, dr6: d.dr6, dr7: d.dr7 })
 }
 
-/// KVM_SET_GUEST_DEBUG. Errors: EBUSY (an exception to be injected while another one waits).
+/// KVM_SET_GUEST_DEBUG. Errors: EBUSY (an exception to be injected while another one, or shutdown, waits).
 pub fn set_guest_debug<H: Host>(ctx: &mut Ctx<'_, H>, d: &kvm_guest_debug) -> Result<(), Errno> {
     ctx.set_guest_debug(d.control, &d.arch.debugreg)
 }

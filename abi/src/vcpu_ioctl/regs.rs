@@ -103,8 +103,9 @@ pub fn get_sregs2<H: Host>(ctx: &mut Ctx<'_, H>) -> kvm_sregs2 {
     let s = ctx.get_sregs();
     let kvm_sregs { cs, ds, es, fs, gs, ss, tr, ldt, gdt, idt, cr0, cr2, cr3, cr4, cr8, efer, apic_base, .. } =
         to_sregs(ctx, &s);
-    let flags = if s.pdptrs.is_some() { KVM_SREGS2_FLAGS_PDPTRS_VALID } else { 0 };
-    let pdptrs = s.pdptrs.unwrap_or([0; 4]);
+    let pdptrs = ctx.pdptrs();
+    let flags = if pdptrs.is_some() { KVM_SREGS2_FLAGS_PDPTRS_VALID } else { 0 };
+    let pdptrs = pdptrs.unwrap_or([0; 4]);
     kvm_sregs2 { cs, ds, es, fs, gs, ss, tr, ldt, gdt, idt, cr0, cr2, cr3, cr4, cr8, efer, apic_base, flags, pdptrs }
 }
 
@@ -126,7 +127,6 @@ pub fn set_sregs<H: Host>(ctx: &mut Ctx<'_, H>, s: &kvm_sregs) -> Result<(), Err
         efer: s.efer,
         apic_base: s.apic_base,
         interrupt: pending.next(),
-        pdptrs: None,
     };
     ctx.set_sregs(&sregs)
 }

@@ -11,13 +11,15 @@ use vm::Vm;
 pub fn enable_cap<H: Host>(vm: &Vm<H>, c: &kvm_enable_cap) -> Result<(), Errno> {
     let [arg, ..] = c.args;
     let config = &vm.config;
-    if c.flags != 0 {
+    let rings = matches!(c.cap, cap::DIRTY_LOG_RING | cap::DIRTY_LOG_RING_ACQ_REL);
+    if c.flags != 0 && !rings {
         return Err(Errno::EINVAL);
     }
     match c.cap {
         cap::SPLIT_IRQCHIP => vm.enable_split_irqchip(arg)?,
         cap::MANUAL_DIRTY_LOG_PROTECT2 => vm.mmu.set_manual_dirty_log(arg)?,
-        cap::DIRTY_LOG_RING | cap::DIRTY_LOG_RING_ACQ_REL => vm.use_dirty_rings(arg)?,
+        // As on stock, flags mean nothing here, and a size has 32 bits.
+        cap::DIRTY_LOG_RING | cap::DIRTY_LOG_RING_ACQ_REL => vm.use_dirty_rings(arg as u32)?,
         cap::MAX_VCPU_ID => vm.set_max_vcpu_id(arg)?,
         cap::X86_APIC_BUS_CYCLES_NS => vm.set_apic_bus_cycle(arg)?,
         cap::X2APIC_API => {
@@ -47,6 +49,8 @@ pub fn enable_cap<H: Host>(vm: &Vm<H>, c: &kvm_enable_cap) -> Result<(), Errno> 
             within(arg, caps::EXIT_HYPERCALLS)?;
             config.exit_hypercall.store(arg, Relaxed);
         }
+        // It is reported absent, and nothing comes of it: but as on stock nobody is refused who does not want it (1) or does (2).
+        cap::X86_BUS_LOCK_EXIT if arg <= 2 => {}
         cap::EXIT_ON_EMULATION_FAILURE => {
             within(arg, 1)?;
             config.exit_on_emulation_error.store(arg != 0, Relaxed);

@@ -86,7 +86,7 @@ impl<M: Machine> Step<'_, M> {
         let equal = old == expected;
         let new = if equal { pair(self.reg(1, half), self.reg(3, half)) } else { old };
         if self.insn.lock {
-            if self.m.cmpxchg(linear, size, old, new)? != old {
+            if self.m.cmpxchg(linear, size, old, new, Access::Data)? != old {
                 return Err(Halt::LostRace);
             }
         } else if let Some(part) = new.to_le_bytes().get(..size.into()) {

@@ -36,6 +36,8 @@ pub struct Done {
     /// Not finished, RIP unchanged: a repeated string instruction has iterations left, or a locked one lost a race.
     /// Emulate again or let the guest execute it again.
     pub more: bool,
+    /// Nothing was done at all: another CPU changed the memory operand of a locked instruction.
+    pub lost_race: bool,
     /// The interrupt shadow that the instruction leaves.
     pub shadow: Option<Shadow>,
     /// RFLAGS.TF was set: #DB with DR6.BS is due.
@@ -83,7 +85,7 @@ pub fn emulate<M: Machine>(m: &mut M, insn: &Insn) -> Result<Done, Stop> {
     let mut step = Step { m, insn, next, flags, done };
     match step.run() {
         Ok(()) => {}
-        Err(Halt::LostRace) => return Ok(Done { more: true, ..Done::default() }),
+        Err(Halt::LostRace) => return Ok(Done { more: true, lost_race: true, ..Done::default() }),
         Err(Halt::Stop(stop)) => return Err(stop),
     }
     if !step.done.more {
@@ -274,7 +276,7 @@ impl<M: Machine> Step<'_, M> {
         let old = self.load(linear, size, Access::Modify)?;
         let (new, result) = f(old);
         if atomic || self.insn.lock {
-            let seen = self.m.cmpxchg(linear, size, old.into(), (new & mask(size)).into())?;
+            let seen = self.m.cmpxchg(linear, size, old.into(), (new & mask(size)).into(), Access::Data)?;
             if seen != u128::from(old) {
                 return Err(Halt::LostRace);
             }

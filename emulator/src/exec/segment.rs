@@ -122,7 +122,7 @@ impl<M: Machine> Step<'_, M> {
             return Ok(Segment { base, ..s });
         }
         let (old, new) = (descriptor.raw, descriptor.raw | BUSY);
-        if self.m.cmpxchg(descriptor.linear, 8, old.into(), new.into())? != u128::from(old) {
+        if self.m.cmpxchg(descriptor.linear, 8, old.into(), new.into(), Access::System)? != u128::from(old) {
             return Err(Halt::LostRace);
         }
         Ok(Segment { base, attr: s.attr | 2, ..s })
@@ -167,7 +167,7 @@ impl<M: Machine> Step<'_, M> {
         if d.raw & ACCESSED != 0 {
             return Ok(());
         }
-        let seen = self.m.cmpxchg(d.linear, 8, d.raw.into(), (d.raw | ACCESSED).into())?;
+        let seen = self.m.cmpxchg(d.linear, 8, d.raw.into(), (d.raw | ACCESSED).into(), Access::System)?;
         if seen == u128::from(d.raw) { Ok(()) } else { Err(Halt::LostRace) }
     }
 }

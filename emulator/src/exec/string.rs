@@ -143,12 +143,12 @@ impl<M: Machine> Step<'_, M> {
                 Err(_) => n = 1,
             }
         }
-        if n > 1 && self.m.check_write(linear, (n * element) as usize, true) == Err(Stop::Unhandleable) {
+        if n > 1 && self.m.check_write(linear, (n * element) as usize, true, Access::Data) == Err(Stop::Unhandleable) {
             // A device: it sees each element by itself.
             n = 1;
         }
         let len = (n * element) as usize;
-        self.m.check_write(linear, len, n > 1)?;
+        self.m.check_write(linear, len, n > 1, Access::Data)?;
         let mut bytes = [0; INS_BYTES as usize];
         if let Some(part) = bytes.get_mut(..len) {
             self.m.pio_in(port, size, part)?;

@@ -22,6 +22,8 @@ fn names(op: Op) -> &'static [&'static str] {
         Op::Xlat => &["xlatb"],
         Op::Cmpxchg8b => &["cmpxchg8b", "cmpxchg16b"],
         Op::Imul2 => &["imul"],
+        Op::Monitor => &["monitor", "monitorx"],
+        Op::Mwait => &["mwait", "mwaitx"],
         Op::Cbw => &["cbw", "cwde", "cdqe"],
         Op::Cwd => &["cwd", "cdq", "cqo"],
         Op::Shl => &["shl", "sal"],

@@ -317,22 +317,22 @@ impl Machine for Fake {
         self.poke(linear, data);
         Ok(())
     }
-    fn check_write(&mut self, linear: u64, len: usize, several: bool) -> Result<(), Stop> {
+    fn check_write(&mut self, linear: u64, len: usize, several: bool, access: Access) -> Result<(), Stop> {
         assert!(len <= 4 || linear % PAGE + len as u64 <= PAGE, "within a page");
         match self.is_mmio(linear) {
             true if several => Err(Stop::Unhandleable),
             true => Ok(()),
-            false => self.check(linear, len, true, Access::Data),
+            false => self.check(linear, len, true, access),
         }
     }
-    fn cmpxchg(&mut self, linear: u64, size: u8, old: u128, new: u128) -> Result<u128, Stop> {
+    fn cmpxchg(&mut self, linear: u64, size: u8, old: u128, new: u128, access: Access) -> Result<u128, Stop> {
         let len = usize::from(size);
         let bytes = new.to_le_bytes();
         if self.is_mmio(linear) {
-            self.write(linear, &bytes[..len], Access::Data)?;
+            self.write(linear, &bytes[..len], access)?;
             return Ok(old);
         }
-        self.check(linear, len, true, Access::Data)?;
+        self.check(linear, len, true, access)?;
         if self.lose > 0 {
             self.lose -= 1;
             return Ok(!old);

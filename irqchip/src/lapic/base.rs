@@ -2,8 +2,8 @@
 
 use super::{Gp, Lapic};
 
-/// IA32_APIC_BASE bits.
-const BSP: u64 = 1 << 8;
+/// IA32_APIC_BASE: the bootstrap processor.
+pub const APIC_BASE_BSP: u64 = 1 << 8;
 const EXTD: u64 = 1 << 10;
 const EN: u64 = 1 << 11;
 const DEFAULT_GPA: u64 = 0xfee0_0000;
@@ -38,10 +38,6 @@ impl Mode {
 /// a processor whose local APIC is elsewhere.
 pub fn checked_base(old: u64, value: u64, host: bool, x2apic: bool, reserved_gpa_bits: u64) -> Result<Mode, Gp> {
     let new = Mode::of(value).ok_or(Gp)?;
-    if value == old {
-        // Always legal, even if CPUID has changed since.
-        return Ok(new);
-    }
     let extd = if x2apic { 0 } else { EXTD };
     if value & (RESERVED | reserved_gpa_bits | extd) != 0 {
         return Err(Gp);
@@ -95,7 +91,7 @@ impl Lapic {
     }
 
     pub(super) fn reset_base(&mut self) {
-        self.apic_base = DEFAULT_GPA | EN | if self.cfg.bsp { BSP } else { 0 };
+        self.apic_base = DEFAULT_GPA | EN | if self.cfg.bsp { APIC_BASE_BSP } else { 0 };
         self.hw_enabled = true;
     }
 }

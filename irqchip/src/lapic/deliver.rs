@@ -73,6 +73,16 @@ impl Lapic {
         self.irr_max != 0
     }
 
+    /// Vectors that wait.
+    pub fn irr(&self) -> &Bits256 {
+        &self.irr
+    }
+
+    /// Which of them are level-triggered.
+    pub fn tmr(&self) -> &Bits256 {
+        &self.tmr
+    }
+
     /// Whether `vector` waits in IRR or awaits its EOI in ISR.
     pub fn in_service_or_pending(&self, vector: u8) -> bool {
         self.irr.contains(vector) || self.isr.contains(vector)

@@ -21,7 +21,7 @@ use crate::bits::Bits256;
 use crate::message::Message;
 use arch::GuestIndexed;
 
-pub use base::{Mode, checked_base};
+pub use base::{APIC_BASE_BSP, Mode, checked_base};
 pub use deliver::Lint0;
 pub use msr::Vapic;
 pub use regs::Lvt;

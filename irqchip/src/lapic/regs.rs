@@ -94,6 +94,11 @@ impl Lapic {
         0x14 | (LVT_ENTRIES as u32 - 1) << 16 | if self.features.directed_eoi { 1 << 24 } else { 0 }
     }
 
+    /// The register at `offset`, as a read gives it, without what the read does.
+    pub fn peek(&self, offset: u32, now_ns: u64) -> Option<u32> {
+        self.read(offset & !0xf, now_ns)
+    }
+
     /// Reads the register at `offset` (a multiple of 16). None: there is no such register in this mode.
     pub(super) fn read(&self, offset: u32, now_ns: u64) -> Option<u32> {
         let x2apic = self.mode() == Mode::X2Apic;

@@ -24,7 +24,7 @@ pub(super) enum TimerMode {
     OneShot,
     Periodic,
     TscDeadline,
-    /// LVT bits 18:17 both set: never fires.
+    /// LVT bits 18:17 both set: a count that runs ends, and no other begins.
     Reserved,
 }
 
@@ -105,6 +105,7 @@ impl Lapic {
         self.timer.divide = value;
         let new = self.tick_ns(value);
         match self.timer.target_ns {
+            Some(_) if new != old && !self.counts() => self.arm(None),
             Some(target) if new != old => {
                 let counts = target.saturating_sub(now_ns).checked_div(old).unwrap_or(0);
                 self.arm(Some(now_ns.saturating_add(counts.saturating_mul(new))))
@@ -113,14 +114,9 @@ impl Lapic {
         }
     }
 
-    /// LVT timer entry rewritten. Entering or leaving TSC-deadline mode disarms, and so does the reserved mode; between
-    /// one-shot and periodic the count goes on.
+    /// LVT timer entry rewritten. Entering or leaving TSC-deadline mode disarms; between the others the count goes on.
     pub(super) fn timer_mode_changed(&mut self, old: TimerMode) -> TimerEffect {
         let new = self.timer_mode();
-        if new == TimerMode::Reserved && old != new {
-            self.timer.tsc_deadline = 0;
-            return self.arm(None);
-        }
         if (old == TimerMode::TscDeadline) == (new == TimerMode::TscDeadline) {
             return TimerEffect::Keep;
         }
@@ -178,8 +174,8 @@ impl Lapic {
     pub fn timer_due(&self) -> TimerEffect {
         match (self.timer_mode(), self.timer.target_ns) {
             (TimerMode::TscDeadline, _) if self.timer.tsc_deadline != 0 => TimerEffect::ArmTsc(self.timer.tsc_deadline),
-            (TimerMode::OneShot | TimerMode::Periodic, Some(target)) => TimerEffect::ArmNs(target),
-            _ => TimerEffect::Cancel,
+            (TimerMode::TscDeadline, _) | (_, None) => TimerEffect::Cancel,
+            (_, Some(target)) => TimerEffect::ArmNs(target),
         }
     }
 

@@ -70,6 +70,12 @@ impl Pic {
         u16::from_le_bytes([self.master.imr, self.slave.imr])
     }
 
+    /// Of the chip with input `pin`: which inputs are level-triggered, and which are masked.
+    pub fn modes(&self, pin: u8) -> [u8; 2] {
+        let chip = if pin < 8 { &self.master } else { &self.slave };
+        [chip.elcr, chip.imr]
+    }
+
     /// `source` (0 to 31) drives input `pin` (0 to 15). The KVM_IRQ_LINE_STATUS: 1 taken, 0 pending already, -1 masked.
     pub fn set_irq(&mut self, pin: u8, source: u8, high: bool) -> i32 {
         let Some(high) = self.lines.set(pin, source, high) else {

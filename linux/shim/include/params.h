@@ -17,7 +17,7 @@
 #define OFF(name)                                                                                   \
 	do {                                                                                        \
 		if (name)                                                                           \
-			pr_warn(#name " has no effect: it is not available\n");                     \
+			pr_warn(#name " has no effect: it is not available; take it out of modprobe.d\n"); \
 		name = 0;                                                                           \
 	} while (0)
 

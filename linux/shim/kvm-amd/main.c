@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * kvm-amd.ko: the name that udev, modprobe and administrators use. Loading it starts the hypervisor in kvm.ko. Its
- * parameters are those of the stock module (docs/decisions/0022).
+ * The module of an engine: the Rust object, and what a module needs around it. Its parameters are those of the stock vendor
+ * module (docs/decisions/0022). kvm-amd.ko is the name that udev, modprobe and administrators use.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 #include <linux/bits.h>
 #include <linux/module.h>
+#include <linux/ratelimit.h>
 #include <linux/string.h>
 #include <linux/mod_devicetable.h>
 #include <asm/cpu_device_id.h>
@@ -84,42 +85,70 @@ ABSENT(sev_snp, bool, "Guests with memory that the host cannot remap");
 ABSENT(debug_swap, bool, "Debug registers of encrypted guests");
 #endif
 
-/* udev loads the module on processors with SVM. */
+/* udev loads the vendor module on processors with SVM. */
+#ifdef HSAVE_VENDOR
 static const struct x86_cpu_id svm_cpu_id[] = {
 	X86_MATCH_FEATURE(X86_FEATURE_SVM, NULL),
 	{}
 };
 MODULE_DEVICE_TABLE(x86cpu, svm_cpu_id);
+#endif
+
+/* Bits of CPUID Fn8000_000A_EDX that are not to be used. */
+static u32 hidden_features;
+
+u32 hsave_hidden_svm_features(void)
+{
+	return hidden_features;
+}
+
+void hsave_pause_parameters(u32 *count, u32 *thresh, u32 *grow, u32 *shrink, u32 *max)
+{
+	*count = pause_filter_count;
+	*thresh = pause_filter_thresh;
+	*grow = pause_filter_count_grow;
+	*shrink = pause_filter_count_shrink;
+	*max = pause_filter_count_max;
+}
+
+/* Is a VMCB to be shown that VMRUN refuses, or that has an unexpected exit? Says how to see it otherwise. */
+bool hsave_dumps_invalid_vmcb(void)
+{
+	if (READ_ONCE(dump_invalid_vmcb))
+		return true;
+	pr_warn_ratelimited("set " KBUILD_MODNAME ".dump_invalid_vmcb=1 to dump internal KVM state.\n");
+	return false;
+}
 
 /* What is wanted and there; what is there and not wanted is hidden. */
-static void hand_over(void)
+static void settle_params(void)
 {
-	struct hsave_amd_params params = {};
-
 	if (!nrips)
-		params.hidden_features |= BIT(X86_FEATURE_NRIPS & 31);
+		hidden_features |= BIT(X86_FEATURE_NRIPS & 31);
 	nrips = nrips && boot_cpu_has(X86_FEATURE_NRIPS);
 	if (!tsc_scaling)
-		params.hidden_features |= BIT(X86_FEATURE_TSCRATEMSR & 31);
+		hidden_features |= BIT(X86_FEATURE_TSCRATEMSR & 31);
 	tsc_scaling = tsc_scaling && boot_cpu_has(X86_FEATURE_TSCRATEMSR);
 	/* Without a threshold each PAUSE would count, loop or not. */
 	if (!boot_cpu_has(X86_FEATURE_PAUSEFILTER) || !boot_cpu_has(X86_FEATURE_PFTHRESHOLD)) {
 		pause_filter_count = 0;
 		pause_filter_thresh = 0;
 	}
-	params.dump_invalid_vmcb = &dump_invalid_vmcb;
-	params.pause_filter_count = pause_filter_count;
-	params.pause_filter_thresh = pause_filter_thresh;
-	params.pause_filter_count_grow = pause_filter_count_grow;
-	params.pause_filter_count_shrink = pause_filter_count_shrink;
-	params.pause_filter_count_max = pause_filter_count_max;
-	hsave_set_amd_params(&params);
 }
 
-static int __init kvm_amd_init(void)
+static struct hsave_engine engine = {
+	.interface = HSAVE_INTERFACE,
+	.size = sizeof(struct hsave_engine),
+	.hash = HSAVE_INTERFACE_HASH,
+	.version = HSAVE_ENGINE_VERSION,
+	.module = THIS_MODULE,
+	.ops = HSAVE_ENGINE_OPS,
+};
+
+static int __init engine_init(void)
 {
 	if (!npt) {
-		pr_err("npt=0 is not supported: there is no shadow paging\n");
+		pr_err("npt=0 is not supported, because there is no shadow paging: take it out of modprobe.d, or use stock KVM\n");
 		return -EOPNOTSUPP;
 	}
 	OFF(nested);
@@ -136,16 +165,17 @@ static int __init kvm_amd_init(void)
 	OFF(debug_swap);
 #endif
 	intercept_smi = true;
-	hand_over();
-	return hsave_start(THIS_MODULE);
+	settle_params();
+	return hsave_engine_register(&engine);
 }
-module_init(kvm_amd_init);
+module_init(engine_init);
 
-static void __exit kvm_amd_exit(void)
+static void __exit engine_exit(void)
 {
-	hsave_stop();
+	hsave_engine_unregister(&engine);
 }
-module_exit(kvm_amd_exit);
+module_exit(engine_exit);
 
-MODULE_DESCRIPTION("Kernel-based virtual machines for AMD SVM (hsave): vendor module");
+MODULE_DESCRIPTION("Kernel-based virtual machines for AMD SVM (hsave): engine");
+MODULE_VERSION(HSAVE_ENGINE_VERSION);
 MODULE_LICENSE("GPL");

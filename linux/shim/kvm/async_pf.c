@@ -5,7 +5,7 @@
  *
  * Nobody ever waits for a worker: it may sleep for as long as another process likes (userfaultfd), which may be the very
  * process that closes the vCPU's file. What a worker needs has a reference of its own, and the vCPU's end is noted there.
- * Only the unloading of the module waits, when no VM is left.
+ * Only the unloading of this module waits, when no engine is left.
  */
 #include <linux/mm.h>
 #include <linux/mmu_context.h>
@@ -15,7 +15,7 @@
 #include <linux/spinlock.h>
 #include <linux/wait_bit.h>
 #include <linux/workqueue.h>
-#include <hsave.h>
+#include "base.h"
 
 /* Of one vCPU: ASYNC_PF_PER_VCPU of the stock module, host::PageIns::LIMIT. */
 #define MOST_OF_ONE 64
@@ -52,7 +52,7 @@ struct hsave_page_ins {
 	/* Guards what follows. */
 	spinlock_t lock;
 	/* The vCPU's thread; NULL once it is gone. */
-	const void *owner;
+	struct hsave_thread *owner;
 	/* Those that were started before this was advanced are of no interest. */
 	unsigned int generation;
 	unsigned int under_way;
@@ -145,7 +145,7 @@ static struct workqueue_struct *queue_of(struct share *share)
 }
 
 /* sibling: the same of another vCPU of the VM, or NULL. */
-struct hsave_page_ins *hsave_page_ins_new(const void *owner, const struct hsave_page_ins *sibling)
+struct hsave_page_ins *hsave_page_ins_new(struct hsave_thread *owner, const struct hsave_page_ins *sibling)
 {
 	struct hsave_page_ins *all = kzalloc(sizeof(*all), GFP_KERNEL_ACCOUNT);
 
@@ -185,8 +185,10 @@ void hsave_page_ins_free(struct hsave_page_ins *all)
 }
 
 /* The owner hears nothing any more of what was started before. */
-void hsave_page_ins_forget(struct hsave_page_ins *all)
+void hsave_page_ins_forget(struct hsave_thread *t)
 {
+	struct hsave_page_ins *all = hsave_thread_page_ins(t);
+
 	spin_lock(&all->lock);
 	all->generation++;
 	spin_unlock(&all->lock);
@@ -261,8 +263,9 @@ static void bring_in(struct work_struct *work)
  * Begins to bring in the page at hva of the current task's memory. 0 or -ENOMEM. Sleeps only when it is the VM's first: who
  * would have to wait for memory may as well wait for the page.
  */
-int hsave_page_in_start(struct hsave_page_ins *all, u64 hva, bool write, u8 number)
+int hsave_page_in_start(struct hsave_thread *t, u64 hva, bool write, u8 number)
 {
+	struct hsave_page_ins *all = hsave_thread_page_ins(t);
 	struct workqueue_struct *queue = queue_of(all->share);
 	struct page_in *one;
 	bool room, common;

@@ -9,7 +9,7 @@
 #include <linux/timekeeper_internal.h>
 #include <linux/timekeeping.h>
 #include <asm/tsc.h>
-#include <hsave.h>
+#include "base.h"
 #include "cpu.h"
 
 /* Is the TSC what the kernel keeps time by? Written under the timekeeper's lock. */

@@ -6,18 +6,27 @@
 #include <linux/cc_platform.h>
 #include <linux/cpuhotplug.h>
 #include <linux/cpumask.h>
+#include <linux/export.h>
+#include <linux/gfp.h>
+#include <linux/io.h>
 #include <linux/percpu.h>
 #include <linux/printk.h>
 #include <linux/reboot.h>
 #include <linux/smp.h>
 #include <linux/syscore_ops.h>
+#include <linux/topology.h>
+#if __has_include(<asm/cpuid/api.h>)
+#include <asm/cpuid/api.h>
+#else
+#include <asm/processor.h>
+#endif
 #include <asm/msr.h>
 #include <asm/perf_event.h>
 #include <asm/reboot.h>
 #if __has_include(<asm/virt.h>)
 #include <asm/virt.h>
 #endif
-#include <hsave.h>
+#include "base.h"
 #include "cpu.h"
 
 /*
@@ -26,21 +35,21 @@
  */
 u8 hsave_rebooting;
 
+/* What all engines share of a CPU; written there, interrupts off. */
 DEFINE_PER_CPU_ALIGNED(struct hsave_cpu_data, hsave_cpu_data);
+EXPORT_PER_CPU_SYMBOL_GPL(hsave_cpu_data);
 
-unsigned int hsave_next_cpu(int previous)
+/* A name for a vCPU that no other has had, of any engine. */
+u64 hsave_vcpu_token(void)
 {
-	return cpumask_next(previous, cpu_possible_mask);
+	static atomic64_t last;
+
+	return atomic64_inc_return(&last);
 }
 
 unsigned int hsave_online_cpus(void)
 {
 	return num_online_cpus();
-}
-
-bool hsave_cpu_exists(unsigned int cpu)
-{
-	return cpu < nr_cpu_ids;
 }
 
 /* SME: the processor would need the encryption bit in every physical address that we give it. */
@@ -62,14 +71,95 @@ bool hsave_snp_is_on(void)
 #endif
 }
 
-/* The CPU's data, with the fields filled that everybody relies on. */
-struct hsave_cpu_data *hsave_cpu_data_of(unsigned int cpu)
+/* A host save area for each CPU that can ever come, on its own node, and accounted to nobody who happens to load an engine. */
+int hsave_cpus_prepare(void)
 {
-	struct hsave_cpu_data *data = per_cpu_ptr(&hsave_cpu_data, cpu);
+	struct hsave_cpu_data *data;
+	struct page *page;
+	int cpu;
 
-	data->this = data;
-	data->number = cpu;
-	return data;
+	for_each_possible_cpu(cpu) {
+		data = per_cpu_ptr(&hsave_cpu_data, cpu);
+		data->this = data;
+		data->number = cpu;
+		page = alloc_pages_node(cpu_to_node(cpu), GFP_KERNEL | __GFP_ZERO, 0);
+		if (!page)
+			return -ENOMEM;
+		data->hsave_va = (unsigned long)page_address(page);
+		data->hsave_pa = page_to_phys(page);
+	}
+	return 0;
+}
+
+/* SVM is off everywhere. */
+void hsave_cpus_release(void)
+{
+	struct hsave_cpu_data *data;
+	int cpu;
+
+	for_each_possible_cpu(cpu) {
+		data = per_cpu_ptr(&hsave_cpu_data, cpu);
+		free_page(data->hsave_va);
+		data->hsave_va = 0;
+		data->hsave_pa = 0;
+	}
+}
+
+/*
+ * TSC ratio 1.0 (APM 15.30.5), which applies to guests only. It is the processor's word that counts, as for the engines, and not
+ * what the kernel was told to think of it.
+ */
+static void reset_tsc_ratio(struct hsave_cpu_data *data)
+{
+	if (!(cpuid_edx(0x8000000a) & BIT(X86_FEATURE_TSCRATEMSR & 31)))
+		return;
+	wrmsrl(MSR_AMD64_TSC_RATIO, 1ULL << 32);
+	data->tsc_ratio = 1ULL << 32;
+}
+
+static int svme_on(void);
+static void svme_off(void);
+
+/* SVM on on this CPU; nothing if it is on. Preemption is off. */
+static int enable(void)
+{
+	struct hsave_cpu_data *data = this_cpu_ptr(&hsave_cpu_data);
+	int err;
+
+	if (data->enabled)
+		return 0;
+	err = svme_on();
+	if (err)
+		return err;
+	wrmsrl(MSR_VM_HSAVE_PA, data->hsave_pa);
+	reset_tsc_ratio(data);
+	/*
+	 * The first ASID that is handed out opens a new generation, which flushes whatever the TLB holds. The generation goes on
+	 * from where it was, and no ASID from before is of it: this CPU may have been reset in between (hotplug, suspend), and a
+	 * vCPU that comes back with its old one would find its VMCB forgotten here.
+	 */
+	data->asid_generation++;
+	data->asid_max = cpuid_ebx(0x8000000a) - 1;
+	data->asid_next = data->asid_max + 1;
+	/* Whatever ran here last is not loaded any more. */
+	data->last_vcpu = 0;
+	data->enabled = true;
+	return 0;
+}
+
+/* SVM off on this CPU; nothing if it is off. Preemption is off, and no guest runs. */
+static void disable(void)
+{
+	struct hsave_cpu_data *data = this_cpu_ptr(&hsave_cpu_data);
+
+	if (!data->enabled)
+		return;
+	data->enabled = false;
+	reset_tsc_ratio(data);
+	wrmsrl(MSR_VM_HSAVE_PA, 0);
+	/* After a CPU was switched off by force GIF may be clear; EFER.SVME must not go with it clear (APM 15.17). */
+	asm volatile("stgi" ::: "memory");
+	svme_off();
 }
 
 /* All CPUs that were there at load work: from now on a failure is a CPU's own. */
@@ -81,13 +171,13 @@ static int online(unsigned int cpu)
 
 	preempt_disable();
 	hsave_tsc_aux_start();
-	err = READ_ONCE(hsave_rebooting) ? -EBUSY : hsave_cpu_online();
+	err = READ_ONCE(hsave_rebooting) ? -EBUSY : enable();
 	/* Counters that are for the host or for guests only tell them apart while EFER.SVME is set. */
 	if (!err)
 		amd_pmu_enable_virt();
 	preempt_enable();
 	if (err && started)
-		pr_err("cannot enable SVM on CPU %u (%d)\n", cpu, err);
+		pr_err("cannot enable SVM on CPU %u (%d): KVM_RUN fails with EIO there; take the CPU offline\n", cpu, err);
 #if LINUX_AT_LEAST(6, 12)
 	return err;
 #else
@@ -101,7 +191,7 @@ static int offline(unsigned int cpu)
 	preempt_disable();
 	hsave_tsc_aux_stop();
 	amd_pmu_disable_virt();
-	hsave_cpu_offline();
+	disable();
 	/* A CPU that wakes up has its MSRs in the state of a reset. */
 	hsave_speculation_restore();
 	preempt_enable();
@@ -116,12 +206,12 @@ static int offline(unsigned int cpu)
 
 #if LINUX_AT_LEAST(7, 0)
 /* The kernel owns EFER.SVME and switches it off itself; we only have to know. */
-int hsave_svme_on(void)
+static int svme_on(void)
 {
 	return x86_virt_get_ref(X86_FEATURE_SVM);
 }
 
-void hsave_svme_off(void)
+static void svme_off(void)
 {
 	x86_virt_put_ref(X86_FEATURE_SVM);
 }
@@ -134,7 +224,7 @@ static void emergency(void)
 #define register_emergency() x86_virt_register_emergency_callback(emergency)
 #define unregister_emergency() x86_virt_unregister_emergency_callback(emergency)
 #else
-int hsave_svme_on(void)
+static int svme_on(void)
 {
 	u64 efer;
 
@@ -145,7 +235,7 @@ int hsave_svme_on(void)
 	return 0;
 }
 
-void hsave_svme_off(void)
+static void svme_off(void)
 {
 	u64 efer;
 

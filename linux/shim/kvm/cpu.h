@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Per-CPU data of the world switch, which switch/src/percpu.rs declares (border.h), and the names of MSR accesses.
+ * Per-CPU data, which switch/src/percpu.rs declares (border.h), and the names of MSR accesses.
  */
 #ifndef HSAVE_CPU_H
 #define HSAVE_CPU_H
@@ -10,9 +10,6 @@
 #include <hsave.h>
 
 DECLARE_PER_CPU_ALIGNED(struct hsave_cpu_data, hsave_cpu_data);
-
-/* cpu.c; the assembly looks at it. */
-extern u8 hsave_rebooting;
 
 /* clock.c; the last CPU, interrupts off. */
 void hsave_clock_suspend(void);

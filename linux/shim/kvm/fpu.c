@@ -2,33 +2,54 @@
 /*
  * The guest's FPU state, kept by the kernel's own FPU code.
  */
+#include <linux/refcount.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
 #include <asm/fpu/api.h>
 #include <asm/fpu/types.h>
 #include <hsave.h>
+#include <kvm_trace.h>
+
+/* An engine has the state, and while the vCPU goes to another one that one as well. */
+struct counted_fpu {
+	struct fpu_guest fpu;
+	refcount_t refs;
+};
 
 struct fpu_guest *hsave_fpu_new(void)
 {
-	struct fpu_guest *fpu = kzalloc(sizeof(*fpu), GFP_KERNEL_ACCOUNT);
+	struct counted_fpu *c = kzalloc(sizeof(*c), GFP_KERNEL_ACCOUNT);
 
-	if (fpu && !fpu_alloc_guest_fpstate(fpu)) {
-		kfree(fpu);
+	if (!c)
+		return NULL;
+	if (!fpu_alloc_guest_fpstate(&c->fpu)) {
+		kfree(c);
 		return NULL;
 	}
-	return fpu;
+	refcount_set(&c->refs, 1);
+	return &c->fpu;
+}
+
+void hsave_fpu_hold(struct fpu_guest *fpu)
+{
+	refcount_inc(&container_of(fpu, struct counted_fpu, fpu)->refs);
 }
 
 void hsave_fpu_free(struct fpu_guest *fpu)
 {
+	struct counted_fpu *c = container_of(fpu, struct counted_fpu, fpu);
+
+	if (!refcount_dec_and_test(&c->refs))
+		return;
 	fpu_free_guest_fpstate(fpu);
-	kfree(fpu);
+	kfree(c);
 }
 
 /* Swaps the task's state with the guest's, in or out. */
 void hsave_fpu_swap(struct fpu_guest *fpu, bool enter)
 {
 	fpu_swap_kvm_fpstate(fpu, enter);
+	trace_kvm_fpu(enter);
 }
 
 size_t hsave_fpu_user_size(const struct fpu_guest *fpu)

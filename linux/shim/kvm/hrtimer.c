@@ -4,16 +4,20 @@
  */
 #include <linux/hrtimer.h>
 #include <linux/slab.h>
-#include <hsave.h>
+#include "base.h"
 
 struct vm_hrtimer {
 	struct hrtimer timer;
+	/* What of an expiry is not for hard interrupt context. */
+	struct work_struct late;
 	struct hsave_hrtimers *all;
 };
 
 struct hsave_hrtimers {
+	/* The engine's, and while the VM goes to another one that one's. */
+	refcount_t refs;
 	/* Set once, before a timer can be armed. */
-	const void *vm;
+	struct hsave_vm *vm;
 	struct vm_hrtimer hrtimers[HSAVE_HRTIMERS];
 };
 
@@ -21,8 +25,22 @@ static enum hrtimer_restart expired(struct hrtimer *timer)
 {
 	struct vm_hrtimer *a = container_of(timer, struct vm_hrtimer, timer);
 
-	hsave_hrtimer_expired(a->all->vm, a - a->all->hrtimers);
+	if (unlikely(!hsave_vm_expired(a->all->vm, a - a->all->hrtimers)))
+		hsave_do_late(&a->late);
 	return HRTIMER_NORESTART;
+}
+
+static void late(struct work_struct *work)
+{
+	struct vm_hrtimer *a = container_of(work, struct vm_hrtimer, late);
+	struct hsave_vm *vm = a->all->vm;
+	u32 which = a - a->all->hrtimers;
+
+	rcu_read_lock();
+	/* The engine knows what it has left, and the next one will: to look again is enough. */
+	if (likely(!smp_load_acquire(&vm->closed)) || !hsave_vm_hold_back(vm, &vm->held_hrtimers[which]))
+		hsave_call(vm, hrtimer_late, which);
+	rcu_read_unlock();
 }
 
 struct hsave_hrtimers *hsave_hrtimers_new(void)
@@ -32,8 +50,10 @@ struct hsave_hrtimers *hsave_hrtimers_new(void)
 
 	if (!all)
 		return NULL;
+	refcount_set(&all->refs, 1);
 	for (a = all->hrtimers; a < all->hrtimers + HSAVE_HRTIMERS; a++) {
 		a->all = all;
+		INIT_WORK(&a->late, late);
 #if LINUX_AT_LEAST(6, 13)
 		hrtimer_setup(&a->timer, expired, CLOCK_MONOTONIC, HRTIMER_MODE_ABS_HARD);
 #else
@@ -44,18 +64,27 @@ struct hsave_hrtimers *hsave_hrtimers_new(void)
 	return all;
 }
 
-void hsave_hrtimers_bind(struct hsave_hrtimers *all, const void *vm)
+void hsave_hrtimers_bind(struct hsave_hrtimers *all, struct hsave_vm *vm)
 {
 	all->vm = vm;
 }
 
-/* Waits for callbacks that are running. */
-void hsave_hrtimers_free(struct hsave_hrtimers *all)
+void hsave_hrtimers_get(struct hsave_hrtimers *all)
+{
+	refcount_inc(&all->refs);
+}
+
+/* The last one waits for callbacks that are running, and for the rest of them, which arms no timer. */
+void hsave_hrtimers_put(struct hsave_hrtimers *all)
 {
 	struct vm_hrtimer *a;
 
+	if (!refcount_dec_and_test(&all->refs))
+		return;
 	for (a = all->hrtimers; a < all->hrtimers + HSAVE_HRTIMERS; a++)
 		hrtimer_cancel(&a->timer);
+	for (a = all->hrtimers; a < all->hrtimers + HSAVE_HRTIMERS; a++)
+		cancel_work_sync(&a->late);
 	kfree(all);
 }
 

@@ -2,60 +2,91 @@
 /*
  * KVM_IRQFD: an eventfd that raises an interrupt when it is signalled.
  *
+ * It is raised where that happens, unless it is for so many vCPUs that interrupts would be off for long: those, which the guest
+ * chooses, are a work item's, as on stock. Signals that come before that has run are one.
+ *
  * The binding holds a reference to the eventfd's context, so its wait queue stays even if every descriptor is closed.
- * Such a binding is dead. It is taken away by a work item, because Rust sleeps when it does that; or with the VM.
+ * Such a binding is dead. It is taken away by a work item, because that sleeps; or with the VM.
  */
 #include <linux/eventfd.h>
 #include <linux/file.h>
 #include <linux/poll.h>
+#include <linux/rcupdate.h>
 #include <linux/slab.h>
 #include <linux/wait.h>
-#include <linux/workqueue.h>
-#include <hsave.h>
+#include "base.h"
 
-/* Of one VM. */
-struct hsave_sweeper {
-	struct work_struct work;
-	const void *list;
-};
-
-struct hsave_irqfd {
+struct irqfd {
+	/* In the VM's list, under its lock. */
+	struct list_head node;
 	wait_queue_entry_t wait;
 	poll_table table;
 	struct eventfd_ctx *ctx;
-	/* Until it is bound. */
-	struct file *file;
-	struct hsave_sweeper *sweeper;
-	const void *vm;
+	struct hsave_vm *vm;
 	u32 gsi;
-	bool resample;
+	/* Signalled at EOI, which lowers the interrupt; NULL: it is a pulse. The engine has a reference of its own. */
+	struct hsave_eventfd *resampler;
+	/* Raises what was not raised at once. */
+	struct work_struct late;
+	/* It was signalled while the VM went from one engine to another; under the VM's held_lock. */
+	bool held;
 	bool dead;
 	/* In the eventfd's wait queue, or why not. */
 	bool queued;
 	int err;
 };
 
+/* In a task, with interrupts on, or in any context. */
+static void raise(struct irqfd *i, bool in_task)
+{
+	struct hsave_vm *vm = i->vm;
+
+	rcu_read_lock();
+	if (likely(!smp_load_acquire(&vm->closed)) || !hsave_vm_hold_back(vm, &i->held)) {
+		if (unlikely(!hsave_call(vm, irqfd_raise, i->gsi, i->resampler, in_task)))
+			hsave_do_late(&i->late);
+	}
+	rcu_read_unlock();
+}
+
+static void raise_late(struct work_struct *work)
+{
+	raise(container_of(work, struct irqfd, late), true);
+}
+
+/* The VM has another engine, or the one that it had: what was signalled meanwhile is raised. The caller holds irqfds_lock. */
+void hsave_irqfds_deliver(struct hsave_vm *vm)
+{
+	struct irqfd *i;
+
+	list_for_each_entry(i, &vm->irqfds, node) {
+		/* Nobody sets it any more. */
+		if (xchg(&i->held, false))
+			raise(i, true);
+	}
+}
+
 /* Called with the eventfd's lock held and interrupts off. */
 static int wakeup(wait_queue_entry_t *wait, unsigned int mode, int sync, void *key)
 {
-	struct hsave_irqfd *i = container_of(wait, struct hsave_irqfd, wait);
+	struct irqfd *i = container_of(wait, struct irqfd, wait);
 	__poll_t events = key_to_poll(key);
 	u64 count;
 
 	if (events & EPOLLHUP) {
 		WRITE_ONCE(i->dead, true);
-		schedule_work(&i->sweeper->work);
+		schedule_work(&i->vm->irqfds_sweep);
 	}
 	if (!(events & EPOLLIN))
 		return 0;
 	eventfd_ctx_do_read(i->ctx, &count);
-	hsave_irqfd_raise(i->vm, i->gsi, i->resample);
+	raise(i, false);
 	return 1;
 }
 
 static void queue(struct file *file, wait_queue_head_t *head, poll_table *table)
 {
-	struct hsave_irqfd *i = container_of(table, struct hsave_irqfd, table);
+	struct irqfd *i = container_of(table, struct irqfd, table);
 
 #if LINUX_AT_LEAST(6, 17)
 	/* Nobody else is woken, and one eventfd raises one interrupt only, of all VMs. */
@@ -66,96 +97,171 @@ static void queue(struct file *file, wait_queue_head_t *head, poll_table *table)
 	i->queued = !i->err;
 }
 
-/* The eventfd behind a descriptor, which raises nothing yet. An ERR_PTR: -EBADF, -EINVAL, -ENOMEM. */
-struct hsave_irqfd *hsave_irqfd_new(int fd)
+/* The eventfd resample_fd is signalled at EOI: by the engine, and it is known here, to be found there again. */
+static int add_resampler(struct irqfd *i, int resample_fd)
 {
-	struct hsave_irqfd *i;
-	struct file *file = fget(fd);
+	struct hsave_eventfd *event = hsave_eventfd_open(resample_fd);
 	int err;
 
-	if (!file)
-		return ERR_PTR(-EBADF);
-	i = kzalloc(sizeof(*i), GFP_KERNEL_ACCOUNT);
-	if (!i) {
-		fput(file);
-		return ERR_PTR(-ENOMEM);
+	if (IS_ERR(event))
+		return PTR_ERR(event);
+	err = hsave_call(i->vm, add_resampler, i->gsi, event);
+	if (err) {
+		hsave_eventfd_put(event);
+		return err;
 	}
-	i->file = file;
-	i->ctx = eventfd_ctx_fileget(file);
-	if (IS_ERR(i->ctx)) {
-		err = PTR_ERR(i->ctx);
-		fput(file);
-		kfree(i);
-		return ERR_PTR(err);
-	}
-	init_waitqueue_func_entry(&i->wait, wakeup);
-	init_poll_funcptr(&i->table, queue);
-	return i;
-}
-
-/* Binds it to the VM's gsi, which it raises from here on; once. 0, or -EBUSY: it raises an interrupt already. */
-int hsave_irqfd_bind(struct hsave_irqfd *i, struct hsave_sweeper *sweeper, const void *vm, u32 gsi, bool resample)
-{
-	__poll_t events;
-
-	i->sweeper = sweeper;
-	i->vm = vm;
-	i->gsi = gsi;
-	i->resample = resample;
-	events = vfs_poll(i->file, &i->table);
-	/* The context is enough from here on: the eventfd's descriptors may all be closed. */
-	fput(i->file);
-	i->file = NULL;
-	if (i->err)
-		return i->err;
-	/* What was signalled before counts too: nobody is woken for it any more. */
-	if (events & EPOLLIN)
-		hsave_irqfd_raise(vm, gsi, resample);
+	i->resampler = event;
 	return 0;
 }
 
-/* Nothing is raised after it. */
-void hsave_irqfd_free(struct hsave_irqfd *i)
+/* What was signalled is raised, and nothing after it. */
+static void unbind(struct irqfd *i)
 {
+	struct hsave_vm *vm = i->vm;
 	u64 count;
 
 	if (i->queued)
 		eventfd_ctx_remove_wait_queue(i->ctx, &i->wait, &count);
+	/* Takes no lock that the caller may have. */
+	flush_work(&i->late);
 	eventfd_ctx_put(i->ctx);
-	if (i->file)
-		fput(i->file);
+	if (i->resampler) {
+		hsave_call(vm, remove_resampler, i->gsi, i->resampler);
+		hsave_eventfd_put(i->resampler);
+	}
 	kfree(i);
 }
 
-const struct eventfd_ctx *hsave_irqfd_event(const struct hsave_irqfd *i)
+static bool is_bound(struct hsave_vm *vm, const struct eventfd_ctx *ctx)
 {
-	return i->ctx;
+	struct irqfd *i;
+
+	list_for_each_entry(i, &vm->irqfds, node) {
+		if (i->ctx == ctx)
+			return true;
+	}
+	return false;
 }
 
-bool hsave_irqfd_dead(const struct hsave_irqfd *i)
+/* Under the lock. file is the eventfd's. */
+static int bind(struct irqfd *i, struct file *file, bool resample, int resample_fd)
 {
-	return READ_ONCE(i->dead);
+	int err;
+
+	if (is_bound(i->vm, i->ctx))
+		return -EBUSY;
+	/* Before the eventfd can raise the line, so that there is always somebody who lowers it. */
+	err = resample ? add_resampler(i, resample_fd) : 0;
+	if (err)
+		return err;
+	init_waitqueue_func_entry(&i->wait, wakeup);
+	init_poll_funcptr(&i->table, queue);
+	/* What was signalled before counts too: nobody is woken for it any more. */
+	if ((vfs_poll(file, &i->table) & EPOLLIN) && !i->err)
+		raise(i, true);
+	return i->err;
 }
 
+/*
+ * Binds the eventfd behind fd to the VM's gsi. -EBADF, -EINVAL (no eventfd), -EBUSY (bound already; since Linux 6.17 in any VM),
+ * -ENOMEM.
+ */
+int hsave_irqfd_assign(struct hsave_vm *vm, int fd, u32 gsi, bool resample, int resample_fd)
+{
+	/* Looked up once: the caller's other threads can change what the number means. */
+	struct file *file = fget(fd);
+	struct irqfd *i;
+	int err;
+
+	if (!file)
+		return -EBADF;
+	i = kzalloc(sizeof(*i), GFP_KERNEL_ACCOUNT);
+	err = -ENOMEM;
+	if (!i)
+		goto out;
+	i->vm = vm;
+	i->gsi = gsi;
+	INIT_WORK(&i->late, raise_late);
+	i->ctx = eventfd_ctx_fileget(file);
+	err = PTR_ERR_OR_ZERO(i->ctx);
+	if (err) {
+		kfree(i);
+		goto out;
+	}
+	mutex_lock(&vm->irqfds_lock);
+	err = bind(i, file, resample, resample_fd);
+	if (err)
+		unbind(i);
+	else
+		list_add_tail(&i->node, &vm->irqfds);
+	mutex_unlock(&vm->irqfds_lock);
+out:
+	/* The context is enough from here on: the eventfd's descriptors may all be closed. */
+	fput(file);
+	return err;
+}
+
+/* Takes a binding back; nothing if there is none, as on stock. -EBADF, -EINVAL (no eventfd). */
+int hsave_irqfd_deassign(struct hsave_vm *vm, int fd, u32 gsi)
+{
+	struct eventfd_ctx *ctx = eventfd_ctx_fdget(fd);
+	struct irqfd *i, *next;
+
+	if (IS_ERR(ctx))
+		return PTR_ERR(ctx);
+	mutex_lock(&vm->irqfds_lock);
+	list_for_each_entry_safe(i, next, &vm->irqfds, node) {
+		if (i->gsi == gsi && i->ctx == ctx) {
+			list_del(&i->node);
+			unbind(i);
+		}
+	}
+	mutex_unlock(&vm->irqfds_lock);
+	eventfd_ctx_put(ctx);
+	return 0;
+}
+
+/* The descriptors of some eventfds were closed without a word. */
 static void sweep(struct work_struct *work)
 {
-	hsave_irqfds_sweep(container_of(work, struct hsave_sweeper, work)->list);
+	struct hsave_vm *vm = container_of(work, struct hsave_vm, irqfds_sweep);
+	struct irqfd *i, *next;
+
+	down_read(&vm->gate);
+	mutex_lock(&vm->irqfds_lock);
+	list_for_each_entry_safe(i, next, &vm->irqfds, node) {
+		if (READ_ONCE(i->dead)) {
+			list_del(&i->node);
+			unbind(i);
+		}
+	}
+	mutex_unlock(&vm->irqfds_lock);
+	up_read(&vm->gate);
 }
 
-struct hsave_sweeper *hsave_sweeper_new(const void *list)
+void hsave_irqfds_init(struct hsave_vm *vm)
 {
-	struct hsave_sweeper *s = kzalloc(sizeof(*s), GFP_KERNEL_ACCOUNT);
-
-	if (!s)
-		return NULL;
-	INIT_WORK(&s->work, sweep);
-	s->list = list;
-	return s;
+	mutex_init(&vm->irqfds_lock);
+	INIT_LIST_HEAD(&vm->irqfds);
+	INIT_WORK(&vm->irqfds_sweep, sweep);
 }
 
-/* No binding knows it any more. Waits for a sweep under way. */
-void hsave_sweeper_free(struct hsave_sweeper *s)
+/* Takes all bindings away: their eventfds serve somebody else then. */
+void hsave_irqfds_unbind(struct hsave_vm *vm)
 {
-	cancel_work_sync(&s->work);
-	kfree(s);
+	struct irqfd *i, *next;
+
+	mutex_lock(&vm->irqfds_lock);
+	list_for_each_entry_safe(i, next, &vm->irqfds, node) {
+		list_del(&i->node);
+		unbind(i);
+	}
+	mutex_unlock(&vm->irqfds_lock);
+}
+
+/* Waits for a sweep under way, which no binding is left to start again. */
+void hsave_irqfds_close(struct hsave_vm *vm)
+{
+	hsave_irqfds_unbind(vm);
+	cancel_work_sync(&vm->irqfds_sweep);
 }

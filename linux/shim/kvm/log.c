@@ -11,12 +11,8 @@
 #include <linux/printk.h>
 #include <linux/ratelimit.h>
 #include <linux/sched.h>
+#include <linux/sched/task.h>
 #include <hsave.h>
-
-void hsave_log_info(const u8 *text, size_t len)
-{
-	pr_info("%.*s\n", (int)len, text);
-}
 
 void hsave_log_err(const u8 *text, size_t len)
 {
@@ -25,7 +21,7 @@ void hsave_log_err(const u8 *text, size_t len)
 
 void hsave_log_warn(const u8 *text, size_t len, u64 value)
 {
-	pr_warn_ratelimited("%.*s: %#llx\n", (int)len, text, value);
+	pr_warn_ratelimited("kvm [%i]: %.*s: %#llx\n", task_tgid_nr(current), (int)len, text, value);
 }
 
 /* The guest left for a reason that nobody asked for; in stock's words. */
@@ -49,7 +45,8 @@ void hsave_log_segment(const u8 *name, size_t len, u16 selector, u16 attrib, u32
 /* A panic in Rust. Returns if no more than this thread has to end. */
 void hsave_panicked(const u8 *file, size_t len, u32 line)
 {
-	pr_emerg("panic at %.*s:%u\n", (int)len, file, line);
+	pr_emerg("panic at %.*s:%u in process %i (%s): a bug of hsave's, which ends this thread; please report what `hsavectl report` says\n",
+		 (int)len, file, line, task_tgid_nr(current), current->comm);
 	if (in_interrupt() || irqs_disabled() || preempt_count())
 		panic("kvm: panic at %.*s:%u in atomic context\n", (int)len, file, line);
 }
@@ -57,5 +54,7 @@ void hsave_panicked(const u8 *file, size_t len, u32 line)
 /* The end of the thread. Does not return, but is not declared so: objtool knows no such function of ours. */
 void hsave_bug(void)
 {
+	/* Mutexes that this thread holds name it as their owner for ever, and whoever waits for one looks at it. */
+	get_task_struct(current);
 	BUG();
 }

@@ -1,38 +1,43 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * kvm.ko: the hypervisor, inert until kvm-amd.ko starts it, so that modules and names are those of the stock kernel.
+ * kvm.ko: the base, which owns what the kernel and the machine know of. It is inert until an engine is loaded
+ * (docs/decisions/0033).
  */
 #include <linux/kvm.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
-#include <hsave.h>
-
-int hsave_start(struct module *vendor)
-{
-	hsave_set_owner(vendor);
-	return hsave_load();
-}
-EXPORT_SYMBOL_GPL(hsave_start);
-
-void hsave_stop(void)
-{
-	hsave_unload();
-}
-EXPORT_SYMBOL_GPL(hsave_stop);
+#include "base.h"
 
 static int __init kvm_init(void)
 {
+	int err;
+
 	hsave_settle_params();
-	return 0;
+	err = hsave_page_ins_start();
+	if (err)
+		return err;
+	err = hsave_late_start();
+	if (err)
+		goto page_ins;
+	err = hsave_sysfs_start();
+	if (!err)
+		return 0;
+	hsave_late_stop();
+page_ins:
+	hsave_page_ins_stop();
+	return err;
 }
 module_init(kvm_init);
 
 static void __exit kvm_exit(void)
 {
+	hsave_sysfs_stop();
+	hsave_late_stop();
+	hsave_page_ins_stop();
 }
 module_exit(kvm_exit);
 
-MODULE_DESCRIPTION("Kernel-based virtual machines for AMD SVM (hsave)");
+MODULE_DESCRIPTION("Kernel-based virtual machines for AMD SVM (hsave): base");
 MODULE_LICENSE("GPL");
 MODULE_ALIAS_MISCDEV(KVM_MINOR);
 MODULE_ALIAS("devname:kvm");

@@ -6,8 +6,8 @@
 #include <linux/io.h>
 #include <linux/kvm_host.h>
 #include <linux/mm.h>
+#include <linux/refcount.h>
 #include <linux/slab.h>
-#include <linux/topology.h>
 #include <hsave.h>
 
 /* Nothing that we allocate comes near it; keeps the allocator's own size checks from warning. */
@@ -30,20 +30,6 @@ void hsave_heap_free(u8 *p)
 u8 *hsave_pages_alloc(unsigned int order, u64 *pa)
 {
 	struct page *page = alloc_pages(GFP_KERNEL_ACCOUNT | __GFP_ZERO, order);
-
-	if (!page)
-		return NULL;
-	*pa = page_to_phys(page);
-	return page_address(page);
-}
-
-/*
- * A zeroed page that a CPU uses for as long as the module is loaded: on its own node, and nobody's who happens to load the
- * module.
- */
-u8 *hsave_cpu_page_alloc(u32 cpu, u64 *pa)
-{
-	struct page *page = alloc_pages_node(cpu_to_node(cpu), GFP_KERNEL | __GFP_ZERO, 0);
 
 	if (!page)
 		return NULL;
@@ -99,12 +85,60 @@ u8 *hsave_shared_alloc(u64 *pa)
 	return hsave_pages_alloc(0, pa);
 }
 
-void hsave_shared_get(u64 pa)
+/* Another reference; where the page is. */
+u8 *hsave_shared_get(u64 pa)
 {
-	get_page(pfn_to_page(pa >> PAGE_SHIFT));
+	struct page *page = pfn_to_page(pa >> PAGE_SHIFT);
+
+	get_page(page);
+	return page_address(page);
 }
 
 void hsave_shared_free(u64 pa)
 {
 	put_page(pfn_to_page(pa >> PAGE_SHIFT));
+}
+
+/* Words that one engine hands to the next without moving them. */
+struct words {
+	refcount_t refs;
+	size_t n;
+	u64 words[];
+};
+
+static struct words *words_of(u64 *p)
+{
+	return container_of(p, struct words, words[0]);
+}
+
+/* n of them, all 0, held once; NULL without memory. */
+u64 *hsave_words_alloc(size_t n)
+{
+	struct words *w;
+
+	if (n > HEAP_MAX / sizeof(u64))
+		return NULL;
+	w = kvzalloc(struct_size(w, words, n), GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	if (!w)
+		return NULL;
+	refcount_set(&w->refs, 1);
+	w->n = n;
+	return w->words;
+}
+
+/* Another reference; how many there are. */
+size_t hsave_words_get(u64 *words)
+{
+	struct words *w = words_of(words);
+
+	refcount_inc(&w->refs);
+	return w->n;
+}
+
+void hsave_words_put(u64 *words)
+{
+	struct words *w = words_of(words);
+
+	if (refcount_dec_and_test(&w->refs))
+		kvfree(w);
 }

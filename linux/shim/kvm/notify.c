@@ -7,16 +7,19 @@
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/wait_bit.h>
-#include <hsave.h>
+#include <kvm_trace.h>
+#include "base.h"
 
 struct hsave_notifier {
 	struct mmu_notifier mn;
 	struct mm_struct *mm;
 	/* NULL when the VM is going: whoever comes later finds nothing to do. */
-	const void *vm;
-	/* Calls that may have seen vm. */
+	struct hsave_vm *vm;
+	/* Calls that may have seen vm; with CLOSED while the VM's memory goes from one engine to another. */
 	atomic_t active;
 };
+
+#define CLOSED (INT_MIN / 2)
 
 /* 7.3 returns bool where older kernels return int. */
 #if LINUX_AT_LEAST(7, 0)
@@ -29,12 +32,16 @@ typedef int young_t;
  * The VM, which stays until leave(); NULL if it is going. enter() counts and looks, hsave_notifier_free() clears and
  * counts, both with a full barrier in between: one of them sees the other.
  */
-static const void *enter(struct mmu_notifier *mn)
+static struct hsave_vm *enter(struct mmu_notifier *mn)
 {
 	struct hsave_notifier *n = container_of(mn, struct hsave_notifier, mn);
 
-	atomic_inc(&n->active);
-	smp_mb__after_atomic();
+	/* A handful of instructions of another CPU, which is not interrupted. */
+	while (unlikely(atomic_inc_return(&n->active) < 0)) {
+		atomic_dec(&n->active);
+		while (atomic_read(&n->active) < 0)
+			cpu_relax();
+	}
 	return READ_ONCE(n->vm);
 }
 
@@ -48,27 +55,31 @@ static void leave(struct mmu_notifier *mn)
 
 static int invalidate_start(struct mmu_notifier *mn, const struct mmu_notifier_range *range)
 {
-	const void *vm = enter(mn);
+	struct hsave_vm *vm = enter(mn);
 
+	trace_kvm_unmap_hva_range(range->start, range->end);
 	if (vm)
-		hsave_invalidate_start(vm, range->start, range->end, mmu_notifier_range_blockable(range));
+		hsave_call(vm, invalidate_start, range->start, range->end, mmu_notifier_range_blockable(range));
 	leave(mn);
 	return 0;
 }
 
 static void invalidate_end(struct mmu_notifier *mn, const struct mmu_notifier_range *range)
 {
-	const void *vm = enter(mn);
+	struct hsave_vm *vm = enter(mn);
 
 	if (vm)
-		hsave_invalidate_end(vm, range->start, range->end);
+		hsave_call(vm, invalidate_end, range->start, range->end);
 	leave(mn);
 }
 
 static young_t clear_flush_young(struct mmu_notifier *mn, struct mm_struct *mm, unsigned long start, unsigned long end)
 {
-	const void *vm = enter(mn);
-	bool young = vm && hsave_age(vm, start, end);
+	struct hsave_vm *vm = enter(mn);
+	bool young;
+
+	trace_kvm_age_hva(start, end);
+	young = vm && hsave_call(vm, age, start, end);
 
 	leave(mn);
 	return young;
@@ -76,8 +87,11 @@ static young_t clear_flush_young(struct mmu_notifier *mn, struct mm_struct *mm, 
 
 static young_t test_young(struct mmu_notifier *mn, struct mm_struct *mm, unsigned long address)
 {
-	const void *vm = enter(mn);
-	bool young = vm && hsave_test_young(vm, address, address + 1);
+	struct hsave_vm *vm = enter(mn);
+	bool young;
+
+	trace_kvm_test_age_hva(address);
+	young = vm && hsave_call(vm, test_young, address, address + 1);
 
 	leave(mn);
 	return young;
@@ -85,11 +99,31 @@ static young_t test_young(struct mmu_notifier *mn, struct mm_struct *mm, unsigne
 
 static void release(struct mmu_notifier *mn, struct mm_struct *mm)
 {
-	const void *vm = enter(mn);
+	struct hsave_vm *vm = enter(mn);
 
 	if (vm)
-		hsave_mm_release(vm);
+		hsave_call(vm, mm_release);
 	leave(mn);
+}
+
+/*
+ * Nobody calls into the VM until hsave_notifier_open(), and who wants to spins: preemption is off until then. False: somebody is
+ * calling, and nothing has changed.
+ */
+bool hsave_notifier_close(struct hsave_notifier *n)
+{
+	preempt_disable();
+	if (!atomic_cmpxchg(&n->active, 0, CLOSED))
+		return true;
+	preempt_enable();
+	return false;
+}
+
+void hsave_notifier_open(struct hsave_notifier *n)
+{
+	/* Others may have counted themselves in meanwhile, and count themselves out again. */
+	atomic_sub(CLOSED, &n->active);
+	preempt_enable();
 }
 
 /* A grace period after the last call. */
@@ -111,21 +145,26 @@ static const struct mmu_notifier_ops ops = {
 	.free_notifier = free_notifier,
 };
 
-/* Binds vm, which has its final address, to the current process; calls may come from here on. NULL: no memory. */
-struct hsave_notifier *hsave_notifier_new(const void *vm)
+/*
+ * Binds vm, which its engine has made its part of, to the current process; calls may come from here on. ENOMEM; EINTR where a
+ * signal is pending, after which VMMs try again.
+ */
+struct hsave_notifier *hsave_notifier_new(struct hsave_vm *vm)
 {
 	struct hsave_notifier *n = kzalloc(sizeof(*n), GFP_KERNEL_ACCOUNT);
+	int err;
 
 	if (!n)
-		return NULL;
+		return ERR_PTR(-ENOMEM);
 	n->mn.ops = &ops;
 	n->mm = current->mm;
 	n->vm = vm;
 	mmgrab(n->mm);
-	if (mmu_notifier_register(&n->mn, n->mm)) {
+	err = mmu_notifier_register(&n->mn, n->mm);
+	if (err) {
 		mmdrop(n->mm);
 		kfree(n);
-		return NULL;
+		return ERR_PTR(err);
 	}
 	return n;
 }

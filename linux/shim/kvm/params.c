@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Parameters of the stock kvm.ko, under its names (docs/decisions/0022): those that are honoured and not part of another
- * file, and those of what is not available here, which say so and cannot be set. kvm-amd.ko hands its own over.
+ * file, and those of what is not available here, which say so and cannot be set. Engines have their own.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 #include <linux/module.h>
 #include <linux/printk.h>
-#include <linux/ratelimit.h>
 #include <linux/string.h>
-#include <hsave.h>
 #include <params.h>
+#include "base.h"
 
 static unsigned int min_timer_period_us = 200;
 module_param(min_timer_period_us, uint, 0644);
@@ -88,37 +87,4 @@ void hsave_settle_params(void)
 #if LINUX_AT_LEAST(6, 12)
 	enable_virt_at_load = true;
 #endif
-}
-
-/* Those of kvm-amd.ko; set before anything else is asked of this module, and not changed as long as it is there. */
-static struct hsave_amd_params amd;
-
-void hsave_set_amd_params(const struct hsave_amd_params *params)
-{
-	amd = *params;
-}
-EXPORT_SYMBOL_GPL(hsave_set_amd_params);
-
-/* Bits of CPUID Fn8000_000A_EDX that are not to be used. */
-u32 hsave_hidden_svm_features(void)
-{
-	return amd.hidden_features;
-}
-
-void hsave_pause_parameters(u32 *count, u32 *thresh, u32 *grow, u32 *shrink, u32 *max)
-{
-	*count = amd.pause_filter_count;
-	*thresh = amd.pause_filter_thresh;
-	*grow = amd.pause_filter_count_grow;
-	*shrink = amd.pause_filter_count_shrink;
-	*max = amd.pause_filter_count_max;
-}
-
-/* Is a VMCB to be shown that VMRUN refuses, or that has an unexpected exit? Says how to see it otherwise. */
-bool hsave_dumps_invalid_vmcb(void)
-{
-	if (READ_ONCE(*amd.dump_invalid_vmcb))
-		return true;
-	pr_warn_ratelimited("set kvm_amd.dump_invalid_vmcb=1 to dump internal KVM state.\n");
-	return false;
 }

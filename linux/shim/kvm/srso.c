@@ -10,7 +10,7 @@
 #include <linux/smp.h>
 #include <asm/cpufeature.h>
 #include <asm/msr.h>
-#include <hsave.h>
+#include "base.h"
 #include "cpu.h"
 
 #ifdef X86_FEATURE_SRSO_BP_SPEC_REDUCE

@@ -6,13 +6,14 @@
 #include <linux/percpu.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
+#include <linux/srcu.h>
 #include <linux/wait_bit.h>
 #if __has_include(<linux/entry-virt.h>)
 #include <linux/entry-virt.h>
 #else
 #include <linux/entry-kvm.h>
 #endif
-#include <hsave.h>
+#include "base.h"
 
 /*
  * Sleeps until *word is no longer value. TASK_IDLE: the holder may be in a guest for as long as it likes, which is no
@@ -46,6 +47,30 @@ void hsave_preempt_disable(void)
 void hsave_preempt_enable(void)
 {
 	preempt_enable();
+}
+
+/*
+ * Readers of snapshots. SRCU of our own, for whose grace periods no other CPU is disturbed, because a VMM can ask for one after the
+ * other; and preemption off, so that no reader keeps another VM's waiting.
+ */
+DEFINE_STATIC_SRCU(readers);
+
+int hsave_srcu_read_lock(void)
+{
+	preempt_disable();
+	return srcu_read_lock(&readers);
+}
+
+void hsave_srcu_read_unlock(int idx)
+{
+	srcu_read_unlock(&readers, idx);
+	preempt_enable();
+}
+
+/* Sleeps until who reads now reads no more. */
+void hsave_synchronize_srcu(void)
+{
+	synchronize_srcu_expedited(&readers);
 }
 
 /* How many of our locks that want interrupts off this CPU holds, and what was before the first of them. */

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The thread of a vCPU: where it sleeps, its timer, and the IPI that takes it out of the guest.
+ *
+ * Long because: sleeping, waking and being told of the scheduler are three views of one state.
  */
 #include <linux/cpu.h>
 #include <linux/cpumask.h>
 #include <linux/hrtimer.h>
 #include <linux/preempt.h>
 #include <linux/rcuwait.h>
-#include <linux/sched.h>
 #include <linux/sched/cputime.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/stat.h>
@@ -16,9 +17,12 @@
 #include <linux/smp.h>
 #include <linux/uaccess.h>
 #include <asm/special_insns.h>
-#include <hsave.h>
+#include "base.h"
 
 struct hsave_thread {
+	/* What the engine, whichever it is, looks at as well: first. */
+	struct hsave_thread_shared shared;
+	refcount_t refs;
 	struct rcuwait wait;
 	struct preempt_notifier notifier;
 	/* Guards note against being written to once it was taken back. */
@@ -40,12 +44,71 @@ struct hsave_thread {
 	struct hrtimer timer;
 	/* Where the timer was armed. */
 	int timer_cpu;
-	const void *owner;
+	/* What the engine has of the VM whose KVM_RUN the runner is in. */
+	const void *vm;
+	struct hsave_page_ins *page_ins;
+	struct list_head all;
 };
+
+static_assert(offsetof(struct hsave_thread, shared) == 0);
+
+/* A request of the vCPU, which its thread serves before it enters the guest again. Any context. */
+static void make_request(struct hsave_thread *t, unsigned int request)
+{
+	/* A locked instruction: who looks at the mode or sleeps sees it, or is seen (host/src/requests.rs). */
+	set_bit(request, (unsigned long *)&t->shared.requests.pending);
+	smp_mb__after_atomic();
+}
+
+static void kick(struct hsave_thread *t)
+{
+	if (READ_ONCE(t->shared.requests.mode) == HSAVE_IN_GUEST)
+		hsave_thread_kick(t);
+}
+
+static void wake(struct hsave_thread *t)
+{
+	hsave_thread_wake(t);
+	kick(t);
+}
+
+/* All there are, for what every vCPU has to know. */
+static DEFINE_MUTEX(threads_lock);
+static LIST_HEAD(threads);
+
+/* Makes a request of every vCPU. One that sleeps sleeps on, and one that comes into being meanwhile finds out by itself. */
+void hsave_threads_request(unsigned int what)
+{
+	struct hsave_thread *t;
+
+	mutex_lock(&threads_lock);
+	list_for_each_entry(t, &threads, all) {
+		make_request(t, what);
+		kick(t);
+	}
+	mutex_unlock(&threads_lock);
+}
+
+struct hsave_page_ins *hsave_thread_page_ins(const struct hsave_thread *t)
+{
+	return t->page_ins;
+}
+
+/* A page-in is over; process context. The first that the vCPU has not looked at yet is told. */
+void hsave_page_in_done(struct hsave_thread *t, u8 number)
+{
+	if (atomic64_fetch_or(BIT_ULL(number & 63), (atomic64_t *)&t->shared.page_ins))
+		return;
+	make_request(t, HSAVE_REQUEST_APF_READY);
+	wake(t);
+}
 
 static enum hrtimer_restart expired(struct hrtimer *timer)
 {
-	hsave_timer_expired(container_of(timer, struct hsave_thread, timer)->owner);
+	struct hsave_thread *t = container_of(timer, struct hsave_thread, timer);
+
+	make_request(t, HSAVE_REQUEST_TIMER);
+	wake(t);
 	return HRTIMER_NORESTART;
 }
 
@@ -55,7 +118,7 @@ static void sched_in(struct preempt_notifier *notifier, int cpu)
 	struct hsave_thread *t = container_of(notifier, struct hsave_thread, notifier);
 
 	if (READ_ONCE(t->note) || t->cpu != cpu)
-		hsave_scheduled(t->owner);
+		make_request(t, HSAVE_REQUEST_STEAL_UPDATE);
 	if (t->cpu != cpu)
 		cpumask_set_cpu(cpu, t->ran_on);
 	t->cpu = cpu;
@@ -83,45 +146,71 @@ static void sched_out(struct preempt_notifier *notifier, struct task_struct *nex
 
 static struct preempt_ops preempt_ops = { .sched_in = sched_in, .sched_out = sched_out };
 
-struct hsave_thread *hsave_thread_new(const void *owner)
+/* sibling: that of another vCPU of the VM, or NULL. NULL: no memory. */
+struct hsave_thread *hsave_thread_new(const struct hsave_thread *sibling)
 {
 	struct hsave_thread *t = kzalloc(sizeof(*t), GFP_KERNEL_ACCOUNT);
 
 	if (!t)
 		return NULL;
-	if (!zalloc_cpumask_var(&t->ran_on, GFP_KERNEL_ACCOUNT)) {
+	t->page_ins = hsave_page_ins_new(t, sibling ? sibling->page_ins : NULL);
+	if (!t->page_ins) {
 		kfree(t);
 		return NULL;
 	}
+	if (!zalloc_cpumask_var(&t->ran_on, GFP_KERNEL_ACCOUNT)) {
+		hsave_page_ins_free(t->page_ins);
+		kfree(t);
+		return NULL;
+	}
+	refcount_set(&t->refs, 1);
 	rcuwait_init(&t->wait);
 	raw_spin_lock_init(&t->note_lock);
 	preempt_notifier_init(&t->notifier, &preempt_ops);
 	preempt_notifier_inc();
 	t->cpu = -1;
-	t->owner = owner;
 #if LINUX_AT_LEAST(6, 13)
 	hrtimer_setup(&t->timer, expired, CLOCK_MONOTONIC, HRTIMER_MODE_ABS_HARD);
 #else
 	hrtimer_init(&t->timer, CLOCK_MONOTONIC, HRTIMER_MODE_ABS_HARD);
 	t->timer.function = expired;
 #endif
+	mutex_lock(&threads_lock);
+	list_add(&t->all, &threads);
+	if (hsave_traced())
+		make_request(t, HSAVE_REQUEST_TRACE);
+	mutex_unlock(&threads_lock);
 	return t;
 }
 
-/* Waits for a callback that is running. Nobody else knows the thread any more. */
-void hsave_thread_free(struct hsave_thread *t)
+void hsave_thread_get(struct hsave_thread *t)
 {
+	refcount_inc(&t->refs);
+}
+
+/* The last one waits for a callback of the timer; page-ins that are under way say nothing from then on. */
+void hsave_thread_put(struct hsave_thread *t)
+{
+	if (!refcount_dec_and_test(&t->refs))
+		return;
+	mutex_lock(&threads_lock);
+	list_del(&t->all);
+	mutex_unlock(&threads_lock);
+	hsave_page_ins_free(t->page_ins);
 	hrtimer_cancel(&t->timer);
 	preempt_notifier_dec();
 	free_cpumask_var(t->ran_on);
 	kfree(t);
 }
 
-/* The current task begins or ends KVM_RUN. Only one at a time: Rust holds a lock around it. */
-void hsave_thread_run(struct hsave_thread *t, bool running)
+/*
+ * The current task begins KVM_RUN of the engine's VM, or (NULL) ends it. Only one at a time: the vCPU's file is locked.
+ */
+void hsave_thread_run(struct hsave_thread *t, const void *vm)
 {
-	rcu_assign_pointer(t->runner, running ? current : NULL);
-	if (!running) {
+	t->vm = vm;
+	rcu_assign_pointer(t->runner, vm ? current : NULL);
+	if (!vm) {
 		preempt_notifier_unregister(&t->notifier);
 		return;
 	}
@@ -131,12 +220,13 @@ void hsave_thread_run(struct hsave_thread *t, bool running)
 		/* Preempted here, it is noted twice. */
 		cpumask_set_cpu(raw_smp_processor_id(), t->ran_on);
 		WRITE_ONCE(t->cpu, raw_smp_processor_id());
-		hsave_scheduled(t->owner);
+		make_request(t, HSAVE_REQUEST_STEAL_UPDATE);
 	}
 }
 
 /*
- * The current task dies in the middle of KVM_RUN: the scheduler forgets the thread. Its owner, or NULL: it is in no KVM_RUN.
+ * The current task dies in the middle of KVM_RUN: the scheduler forgets the thread. What the engine has of
+ * the VM, or NULL: it is in no KVM_RUN.
  */
 const void *hsave_thread_abandon(void)
 {
@@ -150,7 +240,7 @@ const void *hsave_thread_abandon(void)
 		t = container_of(notifier, struct hsave_thread, notifier);
 		rcu_assign_pointer(t->runner, NULL);
 		preempt_notifier_unregister(notifier);
-		return t->owner;
+		return t->vm;
 	}
 	return NULL;
 }

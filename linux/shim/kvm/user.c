@@ -26,7 +26,8 @@ static __always_inline int host_entry(unsigned long hva, pmd_t *pmd, pte_t *pte)
 	p4d_t p4d;
 	pud_t pud;
 
-	if (!current->mm)
+	/* The kernel's half of the table is nobody's. */
+	if (!current->mm || hva >= TASK_SIZE_MAX)
 		return 0;
 	pgd = READ_ONCE(*pgd_offset(current->mm, hva));
 	if (pgd_none(pgd) || !pgd_present(pgd))

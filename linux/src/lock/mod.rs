@@ -4,7 +4,9 @@
 //! Sequentially consistent read-modify-writes on release are also the full barrier that waking needs.
 
 mod sleep;
+mod snapshot;
 mod spin;
 
 pub use sleep::{SleepMutex, SleepRwLock, UntilKilled};
+pub use snapshot::SrcuSnapshot;
 pub use spin::{IrqSpinLock, SpinLock, SpinRwLock};

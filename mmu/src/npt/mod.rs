@@ -52,6 +52,8 @@ pub enum Installed {
 pub struct Tree {
     roots: [HostPa; 2],
     levels: u8,
+    /// The top tables, and with them all others, are this tree's to free; else another engine's.
+    owned: bool,
     /// How often something was taken away.
     removals: u64,
     /// Advances when tables are unlinked; changes under the lock for writing only.
@@ -62,7 +64,7 @@ impl Tree {
     /// A tree with nothing mapped; `roots` are empty table pages, which the tree owns, `levels` 4 or 5.
     pub const fn new(roots: [TablePage; 2], levels: u8) -> Self {
         let [normal, smm] = &roots;
-        Self { roots: [normal.pa(), smm.pa()], levels, removals: 0, unlinked: 0 }
+        Self { roots: [normal.pa(), smm.pa()], levels, owned: true, removals: 0, unlinked: 0 }
     }
 
     /// What nested CR3 holds in each address space.
@@ -75,13 +77,18 @@ impl Tree {
         self.levels
     }
 
-    /// This tree has what that one had, and the other way round. **Memory safety hangs on the caller**: they have as many
-    /// levels, and what was removed from either has been flushed.
-    pub fn exchange(&mut self, other: &mut Self) {
-        core::mem::swap(&mut self.roots, &mut other.roots);
-        for tree in [self, other] {
-            tree.unlinked = tree.unlinked.wrapping_add(1);
-        }
+    /// The tree of which another engine has said where it begins ([`roots`](Self::roots)), and which it still has: this one
+    /// is not used before [`own`](Self::own). **Memory safety hangs on the caller**: these are numbers of such roots.
+    pub const fn lent(roots: [u64; 2], levels: u8) -> Self {
+        let [normal, smm] = roots;
+        Self { roots: [HostPa(normal), HostPa(smm)], levels, owned: false, removals: 0, unlinked: 0 }
+    }
+
+    /// Whose the tables are changes. **Memory safety hangs on the caller**: what was removed has been flushed, and of the trees
+    /// with these roots one owns them.
+    pub fn own(&mut self, yes: bool) {
+        self.owned = yes;
+        self.unlinked = self.unlinked.wrapping_add(1);
     }
 
     /// The top table for a frame.
@@ -224,8 +231,11 @@ impl Tree {
         })
     }
 
-    /// The last call: everything goes, the top tables as well.
+    /// The last call: everything that is this tree's goes, the top tables as well.
     pub fn destroy<H: Host>(&mut self, host: &H) -> Stale {
+        if !self.owned {
+            return Stale::nothing();
+        }
         let roots = self.roots;
         self.remove(Stale::nothing(), |_, removed| roots.into_iter().for_each(|root| removed.unlink(host, root)))
     }

@@ -212,7 +212,7 @@ impl Machine {
         host.map(HVA + SPAN / 2 * PAGE, SPAN / 2, true);
         host.map(OUT, 1, true);
         let mmu = Mmu::new(host.clone()).unwrap();
-        let ring = || DirtyRing::new(&host, 4096).unwrap();
+        let ring = || DirtyRing::new(&host, 0, 4096).unwrap();
         let rings = rings.then(|| [ring(), ring()]);
         if rings.is_some() {
             mmu.use_dirty_rings();

@@ -5,8 +5,8 @@
 use super::never::Never;
 use arch::{HostPa, Hva};
 use host::{
-    CpuConfig, CpuFeatures, Errno, Host, MapLevel, PageCells, Pfn, SharedPage, Stop, TableCells, TablePage, TimePoint,
-    UserPage, Work,
+    CpuConfig, CpuFeatures, Errno, Host, Lend, LentKind, MapLevel, PageCells, Pfn, SharedPage, Stop, TableCells,
+    TablePage, TimePoint, UserPage, Work,
 };
 use std::boxed::Box;
 use std::collections::{BTreeMap, BTreeSet};
@@ -217,6 +217,37 @@ fn number(pa: HostPa) -> Option<usize> {
 #[derive(Clone)]
 pub struct Shared(Arc<PageCells>);
 
+impl Lend for Shared {
+    const KIND: LentKind = LentKind::SharedPage;
+
+    fn number(&self) -> u64 {
+        unreachable!()
+    }
+    fn of_number(_: u64) -> Option<Self> {
+        unreachable!()
+    }
+}
+
+/// Words of a bitmap, which are never freed: whoever has the number has them.
+pub struct Words(&'static [AtomicU64]);
+
+impl AsRef<[AtomicU64]> for Words {
+    fn as_ref(&self) -> &[AtomicU64] {
+        self.0
+    }
+}
+
+impl Lend for Words {
+    const KIND: LentKind = LentKind::Words;
+
+    fn number(&self) -> u64 {
+        1
+    }
+    fn of_number(_: u64) -> Option<Self> {
+        None
+    }
+}
+
 impl SharedPage for Shared {
     fn cells(&self) -> &PageCells {
         &self.0
@@ -233,6 +264,7 @@ impl Host for Fake {
     type RawSpinIrq<const RANK: u8> = parking_lot::RawMutex;
     type RawRwSpin<const RANK: u8> = parking_lot::RawRwLock;
     type RawRwSem<const RANK: u8> = parking_lot::RawRwLock;
+    type Snapshot<T: Send + Sync> = Never;
     type Cpu = Never;
     type Thread = Never;
     type UserPage = FakePage;
@@ -240,6 +272,11 @@ impl Host for Fake {
     type EventFd = Never;
     type Hrtimers = Never;
     type Fpu = Never;
+    type Words = Words;
+
+    fn new_words(&self, n: usize) -> Result<Words, Errno> {
+        Ok(Words(Box::leak((0..n).map(|_| AtomicU64::new(0)).collect())))
+    }
 
     fn until_killed(&self) -> std::time::Duration {
         std::time::Duration::MAX

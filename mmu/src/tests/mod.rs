@@ -5,6 +5,7 @@ mod any_order;
 mod dirty;
 mod fake;
 mod faults;
+mod handover;
 mod hva_tree;
 mod memory;
 mod model_tlb;

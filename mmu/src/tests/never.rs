@@ -1,9 +1,11 @@
 //! The parts of a machine that the mmu never asks for, as types without values.
 
 use arch::{CleanBits, ControlArea, EventInj, Exit, Intercepts, NestedRoot, SaveArea};
-use host::{Cpu, Errno, EventFd, ExtraRegs, Fpu, Hrtimer, Hrtimers, PageIns, VcpuRequests, VcpuThread};
+use host::{
+    Cpu, Errno, EventFd, ExtraRegs, Fpu, Hrtimer, Hrtimers, Lend, LentKind, OneBox, PageIns, Snapshot, VcpuRequests,
+    VcpuThread,
+};
 
-#[derive(Clone)]
 pub enum Never {}
 
 macro_rules! never {
@@ -13,6 +15,29 @@ macro_rules! never {
         }
     )*};
 }
+impl<T> Snapshot<T> for Never {
+    fn none() -> Self {
+        unreachable!()
+    }
+    fn read<R>(&self, _: impl FnOnce(Option<&T>) -> R) -> R {
+        unreachable!()
+    }
+    fn replace(&self, _: Option<OneBox<T>>) -> Option<OneBox<T>> {
+        unreachable!()
+    }
+}
+
+impl Lend for Never {
+    const KIND: LentKind = LentKind::Plain;
+
+    fn number(&self) -> u64 {
+        unreachable!()
+    }
+    fn of_number(_: u64) -> Option<Self> {
+        unreachable!()
+    }
+}
+
 never! {
     Cpu {
         fn gpr(&self, _: u8) -> u64;
@@ -28,6 +53,7 @@ never! {
         fn set_intercept(&mut self, _: Intercepts, _: bool);
         fn set_cr_intercepts(&mut self, _: u16, _: u16);
         fn set_exception_intercepts(&mut self, _: u32);
+        fn set_invpcid_intercept(&mut self, _: bool);
         fn set_msr_intercept(&mut self, _: u32, _: bool, _: bool);
         fn set_pause_filter(&mut self, _: u16);
         fn exit_after_injection(&mut self);
@@ -39,10 +65,10 @@ never! {
         fn extra_mut(&mut self) -> &mut ExtraRegs;
         fn begin(&mut self);
         fn end(&mut self);
+        fn tell_entry(&mut self, _: Option<u32>);
         fn enter<F: host::FastExits>(&mut self, _: &VcpuRequests, _: &mut F) -> Exit;
         fn save_state(&mut self, _: &mut state::Writer);
         fn load_state(&mut self, _: &mut state::Reader<'_>) -> Result<(), state::Refused>;
-        fn succeed(&mut self, _: &mut Self, _: NestedRoot);
         fn last_cpu(&self) -> u32;
         fn broken(&self) -> Option<Errno>;
     }

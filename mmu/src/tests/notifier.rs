@@ -377,3 +377,21 @@ fn a_large_page_that_is_changed_in_part() {
         vm.end();
     }
 }
+
+#[test]
+fn what_is_under_way_crosses_as_numbers() {
+    use crate::notifier::Invalidations;
+    let mut all = Invalidations::default();
+    // More than are kept one by one.
+    for n in 1..=12 {
+        assert_eq!(Invalidations::of_moved(&all.moved(true)), all);
+        all.add(n << 12, (n + 1) << 12);
+    }
+    all.remove(3 << 12, 4 << 12);
+    let (mut other, mut one) = (Invalidations::of_moved(&all.moved(false)), all);
+    assert_eq!((other.count(), &other), (11, &one));
+    for same in [&mut other, &mut one] {
+        same.remove(12 << 12, 13 << 12);
+    }
+    assert_eq!(other, one);
+}

@@ -51,7 +51,7 @@ impl Ringed {
         vm.mmu.use_dirty_rings();
         vm.set(3, 0, 1024, HVA, LOG_DIRTY_PAGES).unwrap();
         vm.set(0x1_0001, 0, 16, HVA + 1024 * PAGE, LOG_DIRTY_PAGES).unwrap();
-        let ring = DirtyRing::new(&vm.host, 4096).unwrap();
+        let ring = DirtyRing::new(&vm.host, 0, 4096).unwrap();
         Self { vm, ring, requests: VcpuRequests::new() }
     }
 

@@ -4,6 +4,7 @@
 use super::hardware::{Op, hw};
 use crate::{CpuData, Pages, Platform, VcpuCtx};
 use arch::HostPa;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use core::{arch::asm, ptr::NonNull};
 use host::{Errno, FastExit, FastExits, PAGE_SIZE};
 use std::{alloc::Layout, collections::BTreeMap, sync::Mutex};
@@ -192,6 +193,11 @@ pub(super) unsafe fn reset_cpu(cpu: u64) {
     set_host_spec_ctrl(cpu, 0);
 }
 
+/// EFER.SVME goes off.
+pub(super) fn svme_off() {
+    call("svme_off");
+}
+
 fn call(name: &'static str) {
     hw().trace.push(Op::Call(name));
 }
@@ -276,8 +282,9 @@ unsafe impl Platform for Kernel {
             Some(Pages { va, pa: HostPa(va.as_ptr().expose_provenance() as u64) })
         })
     }
-    fn alloc_cpu_page(_cpu: u32) -> Option<Pages> {
-        Self::alloc_pages(0)
+    fn new_token() -> u64 {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        NEXT.fetch_add(1, Relaxed)
     }
     unsafe fn free_pages(pages: Pages, order: u32) {
         script(|s| s.held -= 1 << order);
@@ -312,6 +319,9 @@ unsafe impl Platform for Kernel {
     fn guest_barrier() {
         call("guest_barrier");
     }
+    fn tell_entry(_vcpu: u32, _rip: u64, _at_once: bool, _event_inj: u64) {
+        call("tell_entry");
+    }
     fn interrupt_self() {
         hw().interrupt = true;
         call("interrupt_self");
@@ -339,12 +349,6 @@ unsafe impl Platform for Kernel {
         // SAFETY: this CPU's data.
         unsafe { (*cpu_data(hw().cpu)).tsc_aux.set(value) };
         call("set_user_return_tsc_aux");
-    }
-    fn svme_on() -> Result<(), Errno> {
-        script(|s| s.svme)
-    }
-    fn svme_off() {
-        call("svme_off");
     }
     fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
         script(|s| s.cpuid.get(&(leaf, subleaf)).copied().unwrap_or_default())

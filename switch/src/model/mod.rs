@@ -6,6 +6,7 @@
 //! number of threads. Never part of the module.
 #![cfg(any(test, feature = "model"))]
 
+mod base;
 mod bench;
 mod cpus;
 mod extable;

@@ -1,15 +1,18 @@
 //! The life of a machine and of a vCPU: what it takes, what it sets, what it gives back.
 
-use super::run::{ROOT, machine};
+use super::run::{ROOT, last_entry, machine};
 use crate::model::{
     hardware::{Bench, Op, hw},
     kernel::{Handler, Kernel, cpu_data, host_area, script},
 };
 use crate::{MANDATORY, Machine, Svm, Unsupported};
-use arch::{Intercepts, msr, msrpm};
+use arch::{
+    CleanBits, Intercepts, msr, msrpm,
+    vmcb::tlb_control::{DO_NOTHING, FLUSH_ALL_ASID},
+};
 use core::ptr::NonNull;
 use host::{Cpu, Errno, VcpuRequests};
-use std::vec::Vec;
+use std::{boxed::Box, vec::Vec};
 
 #[test]
 fn mandatory_intercepts_stay() {
@@ -91,7 +94,8 @@ fn svm_is_switched_on_once_and_busy_is_busy() {
     let m = machine(&b, 0);
     let area = host_area(0);
     m.disable();
-    assert_eq!(b.trace(), [Op::Wrmsr(msr::VM_HSAVE_PA, 0), Op::Stgi, Op::Call("svme_off")]);
+    let ratio = Op::Wrmsr(msr::TSC_RATIO, 1 << 32);
+    assert_eq!(b.trace(), [ratio, Op::Wrmsr(msr::VM_HSAVE_PA, 0), Op::Stgi, Op::Call("svme_off")]);
     m.disable();
     assert_eq!(b.trace(), []);
     script(|s| s.svme = Err(Errno::EBUSY));
@@ -100,13 +104,34 @@ fn svm_is_switched_on_once_and_busy_is_busy() {
     script(|s| s.svme = Ok(()));
     m.enable().unwrap();
     m.enable().unwrap();
-    assert_eq!(b.trace(), [Op::Wrmsr(msr::VM_HSAVE_PA, area)]);
+    assert_eq!(b.trace(), [Op::Wrmsr(msr::VM_HSAVE_PA, area), ratio]);
     let held = script(|s| s.held);
     m.disable();
     // SAFETY: SVM is off on this CPU.
     unsafe { Machine::<Kernel>::release_cpu(NonNull::new(cpu_data(0)).unwrap()) };
     assert_eq!(script(|s| s.held), held - 1);
     assert_eq!(m.enable(), Err(Errno::ENODEV));
+}
+
+#[test]
+fn a_processor_that_was_off_has_forgotten_the_guest() {
+    for by_asid in [0, 1 << 6] {
+        let b = Bench::new();
+        let m = machine(&b, 1 << 5 | by_asid);
+        let mut cpu = Svm::new(m, &ROOT).unwrap();
+        let mut enter = || {
+            cpu.begin();
+            cpu.enter(&VcpuRequests::new(), &mut Handler::none());
+            last_entry()
+        };
+        enter();
+        assert_eq!(enter(), (CleanBits::all(), DO_NOTHING, 1));
+        // Hotplug, or suspend: the same processor, after a reset.
+        m.disable();
+        m.enable().unwrap();
+        assert_eq!(enter(), (CleanBits::empty(), FLUSH_ALL_ASID, 1));
+        assert_eq!(enter(), (CleanBits::all(), DO_NOTHING, 1));
+    }
 }
 
 #[test]
@@ -134,4 +159,30 @@ fn ssbd_is_switched_where_guest_and_task_differ() {
             Some(call) => assert!(at(Op::Call(call)) < at(Op::Clgi) && at(Op::Stgi) < out, "{trace:?}"),
         }
     }
+}
+
+#[test]
+fn a_guest_without_scaling_does_not_run_at_the_ratio_of_one_with_it() {
+    const SCALING: u32 = 1 << 4;
+    let b = Bench::new();
+    let scales = machine(&b, SCALING);
+    script(|s| s.cpuid.get_mut(&(0x8000_000a, 0)).unwrap()[3] &= !SCALING);
+    let plain: &'static Machine<Kernel> = Box::leak(Box::new(Machine::new().unwrap()));
+    let (mut fast, mut other) = (Svm::new(scales, &ROOT).unwrap(), Svm::new(plain, &ROOT).unwrap());
+    let ratio = |cpu: &mut Svm<Kernel>| {
+        cpu.enter(&VcpuRequests::new(), &mut Handler::none());
+        hw().msr(msr::TSC_RATIO)
+    };
+    fast.extra_mut().tsc_ratio = 2 << 32;
+    other.extra_mut().tsc_ratio = 3 << 32;
+    assert_eq!([ratio(&mut fast), ratio(&mut other), ratio(&mut fast)], [2 << 32, 1 << 32, 2 << 32]);
+    plain.disable();
+    assert_eq!(hw().msr(msr::TSC_RATIO), 1 << 32, "nobody is left who knows");
+    // A processor without the MSR, as the base found it.
+    plain.enable().unwrap();
+    // SAFETY: this CPU's data.
+    unsafe { &*cpu_data(0) }.tsc_ratio.set(0);
+    b.trace();
+    ratio(&mut other);
+    assert!(!b.trace().iter().any(|op| matches!(op, Op::Wrmsr(msr::TSC_RATIO, _))));
 }

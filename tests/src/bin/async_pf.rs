@@ -2,7 +2,8 @@
 //! has other work to do meanwhile. Prints how long reading and work take together, without and with.
 //!
 //! `async_pf [WORK]`: how much work, in turns of a loop. `async_pf abandon`: the VMM dies while a page is on its way that
-//! nobody brings.
+//! nobody brings. `async_pf held`: the same, but another process holds the userfaultfd, so that the page stays on its way; prints that
+//! process's number.
 //!
 //! `async_pf starved`: beside other VMs that wait for as many pages as they may. `async_pf uncounted`: for a page that is no memory
 //! of the process's the vCPU waits itself.
@@ -14,6 +15,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use memmap2::{MmapMut, MmapOptions};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tests::client::{Client, assemble};
 use tests::handlers;
@@ -190,12 +192,22 @@ fn measured(work: u64, on: bool) -> Result<(Duration, u64, u64)> {
     Ok((begin, client.peek(MEANWHILE), client.peek(TOLD)))
 }
 
-/// The guest waits for a page that nobody brings; then the process ends, the userfaultfd with it.
-fn abandoned() -> Result<()> {
+/// Another process that has the descriptor for a minute, or until it is killed.
+fn hold(fd: &OwnedFd) -> Result<u32> {
+    // SAFETY: no memory is involved.
+    ensure!(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) } == 0, "{}", std::io::Error::last_os_error());
+    Ok(Command::new("sleep").arg("60").stdout(Stdio::null()).spawn().context("sleep")?.id())
+}
+
+/// The guest waits for a page that nobody brings; then the process ends, the userfaultfd with it unless it is `held`.
+fn abandoned(held: bool) -> Result<()> {
     let mut client = Client::new(4 << 20, true)?;
     client.split_irqchip()?;
     let memory = MmapOptions::new().len(0x1000).map_anon()?;
-    let _fd = missing(&memory)?;
+    let fd = missing(&memory)?;
+    if held {
+        println!("{}", hold(&fd)?);
+    }
     client.map(1, FAR, memory.as_ptr() as u64, memory.len() as u64)?;
     client.load(assemble(|a| {
         a.sti()?;
@@ -312,8 +324,8 @@ fn main() -> Result<()> {
     if word.as_deref() == Some("uncounted") {
         return uncounted();
     }
-    if word.as_deref() == Some("abandon") {
-        return abandoned();
+    if let Some(word @ ("abandon" | "held")) = word.as_deref() {
+        return abandoned(word == "held");
     }
     let work = word.map_or(Ok(10_000_000), |w| w.parse())?;
     let (without, nothing, never) = measured(work, false)?;

@@ -1,7 +1,9 @@
 //! A guest of Hyper-V's: its CPUID, as QEMU composes it, and its hypercalls.
 
 use super::{CODE, DATA, Machine};
-use abi::uapi::ioctl::{KVM_ENABLE_CAP, KVM_GET_SUPPORTED_CPUID, KVM_GET_SUPPORTED_HV_CPUID, KVM_SET_CPUID2};
+use abi::uapi::ioctl::{
+    KVM_ENABLE_CAP, KVM_GET_MSRS, KVM_GET_SUPPORTED_CPUID, KVM_GET_SUPPORTED_HV_CPUID, KVM_SET_CPUID2,
+};
 use kvm_bindings::{kvm_cpuid_entry2, kvm_enable_cap};
 use sim::arch::exit::code;
 use sim::host::{Cpu, Errno};
@@ -22,6 +24,12 @@ impl Machine {
     /// A vCPU with everything that is offered, Hyper-V's leaves `changed`, and KVM's own behind them.
     pub fn add_hyperv_vcpu(&self, id: u64, changed: impl Fn(&mut kvm_cpuid_entry2)) -> usize {
         let index = self.add_vcpu_without_cpuid(id).expect("a vCPU");
+        self.set_hyperv_cpuid(index, changed);
+        index
+    }
+
+    /// The same of a vCPU that is there.
+    pub fn set_hyperv_cpuid(&self, index: usize, changed: impl Fn(&mut kvm_cpuid_entry2)) {
         let mut leaves = self.leaves(KVM_GET_SUPPORTED_CPUID);
         for leaf in leaves.iter_mut().filter(|l| l.function >> 28 == 4) {
             leaf.function += 0x100;
@@ -34,7 +42,6 @@ impl Machine {
             self.put_at(LEAVES + 8 + 40 * n as u64, leaf);
         }
         assert_eq!(self.vcpu(index, KVM_SET_CPUID2, LEAVES), Ok(0));
-        index
     }
 
     /// A VM with memory, the split irqchip and a vCPU that is one of Hyper-V's, in 64-bit mode, its local APIC in x2APIC mode and
@@ -80,6 +87,12 @@ impl Machine {
         self.run_out(vcpu);
         let r = self.regs(vcpu);
         r.rdx << 32 | r.rax & 0xffff_ffff
+    }
+
+    /// KVM_GET_MSRS of one that may not be there.
+    pub fn msr_if_any(&self, vcpu: usize, index: u32) -> Option<u64> {
+        self.put_at(DATA, &[1, 0, index, 0, 0, 0]);
+        (self.vcpu(vcpu, KVM_GET_MSRS, DATA) == Ok(1)).then(|| self.get_at(DATA + 16))
     }
 
     /// The guest's WRMSR is #GP (true) or not.

@@ -1,14 +1,19 @@
 //! A VMM on a simulated machine: it talks to the hypervisor through ioctls alone, with structs in its own memory, and
 //! looks inside only to see what reached the processor.
+//!
+//! Long because: one machine.
 
+pub mod anything;
 mod assembly;
 mod handover;
 mod hyperv;
 mod left;
+mod lines;
 mod modes;
+mod rich;
 
 pub use assembly::{all_handed_over_through_the_assembly, all_through_the_assembly, is_through_the_assembly};
-pub use handover::{all_handed_over_everywhere, is_handed_over_everywhere};
+pub use handover::{all_handed_over_everywhere, flushed, is_handed_over_everywhere};
 pub use left::Left;
 pub use modes::{CODE, PML4, STACK};
 

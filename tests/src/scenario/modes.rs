@@ -39,6 +39,16 @@ impl Machine {
         assert_eq!(self.try_protected(vcpu, code), Ok(0));
     }
 
+    /// The guest's next instruction, of two bytes, is intercepted on a processor that saves the next RIP: RAX, RCX, RDX.
+    pub fn intercepts(&self, vcpu: usize, code: u64, write: bool, [rax, rcx, rdx]: [u64; 3]) {
+        self.sim.step(vcpu, move |cpu| {
+            (cpu.guest().rax, cpu.vmcb().next_rip) = (rax, cpu.guest().rip + 2);
+            cpu.set_gpr(1, rcx);
+            cpu.set_gpr(2, rdx);
+            (code, write.into(), 0)
+        });
+    }
+
     /// 64-bit mode with memory mapped one to one.
     pub fn long(&self, vcpu: usize, code: &[u8]) {
         assert_eq!(self.try_long(vcpu, code), Ok(0));

@@ -5,7 +5,7 @@ use kvm_bindings::*;
 use sim::Page;
 use sim::arch::exit::code;
 use sim::arch::{EventInj, EventType};
-use sim::host::{Errno, PageIns};
+use sim::host::{Errno, PageIns, Trace};
 use tests::scenario::{DATA, Left, Machine, RAM_HVA};
 
 const EN: u32 = 0x4b56_4d02;
@@ -83,11 +83,20 @@ fn the_guest_is_told_of_an_absent_page_and_when_it_is_there() {
     page_out(&m, FAR, 1);
     let token = told(&m, FAR);
     assert_ne!(token, 0);
+    let of_pages = |t: &Trace| {
+        matches!(t, Trace::TryAsyncGetPage { .. } | Trace::AsyncPfNotPresent { .. } | Trace::AsyncPfReady { .. })
+    };
+    let mut told: Vec<Trace> = m.sim.take_told().into_iter().filter(of_pages).collect();
+    let number = token.into();
+    let absent = Trace::AsyncPfNotPresent { token: number, gva: FAR };
+    assert_eq!(told, [Trace::TryAsyncGetPage { gva: FAR, gfn: FAR >> 12 }, absent]);
     assert_eq!((under_way(&m), m.read_ram::<u32>(AREA + 4)), (1, 0), "not yet");
     // It has nothing else to do: the interrupt wakes it.
     m.hlt(0);
     assert_eq!(handled(&m, 0), token);
     assert_eq!(under_way(&m), 0);
+    told = m.sim.take_told().into_iter().filter(of_pages).collect();
+    assert_eq!(told, [Trace::AsyncPfReady { token: number, gva: FAR }]);
     // The page is mapped before the guest touches it.
     let taken = m.cpu(0).stats.pf_taken.get();
     m.load(0, FAR, 0);
@@ -247,6 +256,7 @@ fn what_is_under_way_when_the_guest_starts_over_or_ends() {
     assert_eq!(m.read_ram::<u64>(AREA), 0);
     // The VM goes while a page is on its way.
     m.long(0, &[]);
+    m.x2apic(0);
     m.with_regs(0, |r| r.rflags |= 0x200);
     enable(&m, 0, ALWAYS);
     assert_eq!(handled(&m, 0), !0);
@@ -283,6 +293,40 @@ fn a_guest_that_is_moved_takes_its_token_along() {
     m.end();
 }
 
+/// An APIC that is off takes no interrupt: "page ready" waits until it is on again.
+#[test]
+fn a_page_that_comes_while_the_local_apic_is_off() {
+    const SVR: u32 = 0x80f;
+    const BASE: u32 = 0x1b;
+    let user_space = |m: &Machine| assert_eq!(m.set_msr(0, BASE, 0xfee0_0900), Ok(1));
+    let guest = |register, value| move |m: &Machine| m.wrmsr(0, register, value);
+    type Do<'a> = &'a dyn Fn(&Machine);
+    let ways: [(Do<'_>, Do<'_>); 3] = [
+        (&guest(SVR, 0xff), &guest(SVR, 0x1ff)),
+        (&guest(BASE, 0xfee0_0100), &guest(BASE, 0xfee0_0900)),
+        (&guest(BASE, 0xfee0_0100), &user_space),
+    ];
+    for (off, on) in ways {
+        let m = enabled(ALWAYS);
+        page_out(&m, FAR, 1);
+        let token = told(&m, FAR);
+        let before = m.taken(0).len();
+        off(&m);
+        m.run_out(0);
+        m.sim.advance(10_000_000);
+        m.interrupt_flag(0, true);
+        m.does(0, |_| ());
+        m.run_out(0);
+        assert_eq!((m.taken(0).len(), m.read_ram::<u32>(AREA + 4)), (before, 0));
+        on(&m);
+        m.does(0, |_| ());
+        m.does(0, |_| ());
+        m.run_out(0);
+        assert_eq!((m.taken(0)[before..].to_vec(), m.read_ram::<u32>(AREA + 4)), (vec![VECTOR], token));
+        m.end();
+    }
+}
+
 #[test]
 fn a_page_that_never_comes_is_the_guests_next_access_to_meet() {
     let m = enabled(ALWAYS);
@@ -313,6 +357,13 @@ fn msrs() {
     {
         assert_eq!(m.set_msr(0, EN, value), Ok(want), "{value:#x}");
     }
+    // Memory that the guest cannot write is none, for each of them that has to be there.
+    let rom = 0x1000_0000;
+    assert_eq!(m.region(1, KVM_MEM_READONLY, rom, 4096, RAM_HVA), Ok(0));
+    for (msr, value) in [(EN, rom | ALWAYS), (0x4b56_4d04, rom | 1)] {
+        assert_eq!((m.set_msr(0, msr, value), m.set_msr(0, msr, 0)), (Ok(0), Ok(1)), "{msr:x}");
+    }
+    assert_eq!(m.vcpu_with(0, KVM_SET_VAPIC_ADDR, &rom), Err(Errno::EINVAL));
     assert_eq!([m.set_msr(0, INT, 0x100), m.set_msr(0, INT, 0xff), m.set_msr(0, ACK, 0)], [Ok(0), Ok(1), Ok(1)]);
     // INIT and reset of a processor that another one sends.
     let off = Machine::without_irqchip();

@@ -1,10 +1,13 @@
 //! The whole irqchip in the kernel: the 8259s, the IOAPIC and the PIT between user space, guest and local APIC.
+//!
+//! Long because: one test for each thing that a line, a pin or an end of an interrupt does, on the same machine.
 
 use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::arch::EventType;
 use sim::arch::exit::code;
 use sim::host::{Cpu, Errno, EventFd, Host, Hrtimer};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use tests::plain::Plain;
 use tests::scenario::{DATA, Left, MMIO, Machine, PLAIN, RAM, RAM_HVA};
 
@@ -199,13 +202,52 @@ fn a_level_is_in_service_until_eoi_and_comes_again_if_it_stays() {
 }
 
 #[test]
+fn resampling_irqfds_are_as_many_as_memory_allows() {
+    let m = Machine::new();
+    for n in 0..2000 {
+        assert_eq!(m.engine().add_resampler(n, m.sim.eventfd(2).unwrap()), Ok(()), "{n}");
+    }
+}
+
+#[test]
+fn many_resampling_irqfds_let_others_have_the_cpu() {
+    let m = machine(false);
+    set_up_pics(&m, 0);
+    m.with_regs(0, |r| r.rflags |= 0x200);
+    redirect(&m, 10, 1 << 15 | 0x4a);
+    let given = std::sync::Arc::new(AtomicU32::new(0));
+    let gives = |what: &str, f: &dyn Fn()| {
+        let before = given.load(SeqCst);
+        let count = given.clone();
+        m.sim.during_wait(move || {
+            count.fetch_add(1, SeqCst);
+        });
+        f();
+        assert_eq!(given.load(SeqCst), before + 1, "{what}");
+    };
+    for _ in 0..300 {
+        m.engine().add_resampler(10, m.sim.eventfd(2).unwrap()).unwrap();
+    }
+    m.raise_until_eoi(10);
+    let goes_on = || {
+        m.does(0, |_| {});
+        m.run_out(0);
+    };
+    gives("which pins are waited for", &goes_on);
+    eoi(&m);
+    gives("the end of the interrupt", &goes_on);
+    assert_eq!((vectors(&m), m.sim.event_count(2)), (vec![0x4a], 300));
+    m.end();
+}
+
+#[test]
 fn a_resampled_line_is_lowered_at_eoi_and_user_space_is_told() {
     let m = machine(false);
     set_up_pics(&m, 0);
     m.with_regs(0, |r| r.rflags |= 0x200);
     redirect(&m, 10, 1 << 15 | 0x4a);
     m.engine().add_resampler(10, m.sim.eventfd(2).unwrap()).unwrap();
-    m.engine().raise_until_eoi(10);
+    m.raise_until_eoi(10);
     m.does(0, |_| {});
     eoi(&m);
     m.does(0, |_| {});
@@ -215,7 +257,7 @@ fn a_resampled_line_is_lowered_at_eoi_and_user_space_is_told() {
     assert!(event.same(&event));
     m.engine().remove_resampler(10, &event);
     drop(event);
-    m.engine().raise_until_eoi(10);
+    m.raise_until_eoi(10);
     eoi(&m);
     m.run_out(0);
     assert_eq!(m.sim.event_count(2), 1, "nobody waits any more");
@@ -239,7 +281,7 @@ fn a_line_that_never_goes_low_cannot_stop_the_guest() {
     assert_eq!(vectors(&m).len(), 10_000, "put off");
     m.sim.advance(10_000_000);
     assert_eq!(m.engine().hrtimers.due(m.sim.now_ns()), Some(Hrtimer::Ioapic));
-    m.engine().hrtimer_expired(Hrtimer::Ioapic);
+    m.expire(Hrtimer::Ioapic);
     open(&m);
     assert_eq!(vectors(&m).len(), 10_001);
 }
@@ -275,9 +317,7 @@ fn the_pit_ticks_and_makes_up_for_what_the_guest_missed() {
     m.run_out(0);
     let tick = |ns: u64| {
         m.sim.advance(ns);
-        while let Some(which) = m.engine().hrtimers.due(m.sim.now_ns()) {
-            m.engine().hrtimer_expired(which);
-        }
+        m.expire_all();
     };
     // Takes what is there, and ends it.
     let end = || {
@@ -348,7 +388,7 @@ fn the_pits_tick_is_an_nmi_where_lint0_says_so() {
     m.run_out(0);
     m.sim.advance(20_000_000);
     assert_eq!(m.engine().hrtimers.due(m.sim.now_ns()), Some(Hrtimer::Pit));
-    m.engine().hrtimer_expired(Hrtimer::Pit);
+    m.expire(Hrtimer::Pit);
     m.does(0, |_| {});
     m.run_out(0);
     assert_eq!(m.injected(0).iter().map(|e| e.kind()).collect::<Vec<_>>(), [Some(EventType::Nmi)]);

@@ -36,9 +36,7 @@ fn only_unmasking_forgets_ticks_of_the_pit() {
     m.run_out(0);
     let late = |ns: u64| {
         m.sim.advance(ns);
-        while let Some(which) = m.engine().hrtimers.due(m.sim.now_ns()) {
-            m.engine().hrtimer_expired(which);
-        }
+        m.expire_all();
     };
     let ticks_left = || {
         let mut n = 0;
@@ -92,9 +90,7 @@ fn masking_alone_keeps_ticks() {
     }
     m.run_out(0);
     m.sim.advance(40_004_000);
-    while let Some(which) = m.engine().hrtimers.due(m.sim.now_ns()) {
-        m.engine().hrtimer_expired(which);
-    }
+    m.expire_all();
     out(&m, 0x21, 0xff);
     m.run_out(0);
     let ioapic = || vectors(&m).iter().filter(|v| **v == 0x40).count();
@@ -124,7 +120,7 @@ fn of_two_routes_to_a_pin_the_last_is_told_of_its_end() {
     for (gsi, event) in [(20, 2), (30, 3)] {
         m.engine().add_resampler(gsi, m.sim.eventfd(event).unwrap()).unwrap();
     }
-    m.engine().raise_until_eoi(20);
+    m.raise_until_eoi(20);
     m.does(0, |_| ());
     crate::chips::eoi(&m);
     m.run_out(0);
@@ -293,12 +289,12 @@ fn an_unmask_asks_who_waits_for_the_end() {
     set_up_pics(&m, 0);
     redirect(&m, 10, 1 << 16 | LEVEL | 0x4a);
     m.engine().add_resampler(10, m.sim.eventfd(2).unwrap()).unwrap();
-    m.engine().raise_until_eoi(10);
+    m.raise_until_eoi(10);
     write_entry(&m, 10, LEVEL | 0x4a);
     assert_eq!(m.sim.event_count(2), 1);
     open(&m);
     assert_eq!(vectors(&m), []);
-    m.engine().raise_until_eoi(10);
+    m.raise_until_eoi(10);
     open(&m);
     assert_eq!((vectors(&m), m.sim.event_count(2)), (vec![0x4a], 1));
     eoi(&m);
@@ -339,7 +335,7 @@ fn the_pits_tick_is_no_nmi_any_more_where_lint0_said_so_once() {
             m.set_msr(0, 0x835, *lvt).unwrap();
         }
         m.sim.advance(20_000_000);
-        m.engine().hrtimer_expired(Hrtimer::Pit);
+        m.expire(Hrtimer::Pit);
         m.does(0, |_| {});
         m.run_out(0);
         let injected = m.injected(0);

@@ -37,6 +37,38 @@ fn the_guests_clock_is_user_spaces() {
     m.end();
 }
 
+/// A guest that uses the old MSR is shown no stable clock: vCPU 0 says which it is, whichever starts the others.
+#[test]
+fn the_first_vcpu_chooses_between_old_and_new_clock() {
+    const OLD: u32 = 0x12;
+    const STABLE: u32 = 2;
+    let m = Machine::without_vcpu(true);
+    assert_eq!(m.vm(abi::uapi::ioctl::KVM_SET_BOOT_CPU_ID, 1), Ok(0));
+    for id in 0..2 {
+        assert_eq!(m.add_vcpu(id), Ok(id as usize));
+        m.long(id as usize, &[]);
+    }
+    let runnable = kvm_bindings::kvm_mp_state { mp_state: kvm_bindings::KVM_MP_STATE_RUNNABLE };
+    assert_eq!(m.vcpu_with(0, abi::uapi::ioctl::KVM_SET_MP_STATE, &runnable), Ok(0));
+    let stable = || {
+        assert_eq!(m.vm(KVM_GET_CLOCK, tests::scenario::DATA), Ok(0));
+        m.get_at::<kvm_clock_data>(tests::scenario::DATA).flags & STABLE != 0
+    };
+    let writes = |vcpu, msr| {
+        m.wrmsr(vcpu, msr, PAGE | 1);
+        m.does(vcpu, |_| ());
+        m.run_out(vcpu);
+        stable()
+    };
+    assert_eq!(
+        [writes(1, OLD), writes(0, SYSTEM_TIME), writes(0, OLD), writes(1, SYSTEM_TIME)],
+        [true, true, false, false]
+    );
+    assert_eq!((m.set_msr(0, SYSTEM_TIME, PAGE | 1), stable()), (Ok(1), false), "user space restores both");
+    assert!(writes(0, SYSTEM_TIME));
+    m.end();
+}
+
 #[test]
 fn wall_clock() {
     let m = Machine::new();

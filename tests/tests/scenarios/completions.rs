@@ -202,6 +202,47 @@ fn nothing_is_left_of_a_shutdown() {
     m.run_out(0);
 }
 
+/// It is as INIT for the rest of the vCPU, but that it does not wait for SIPI: what was on its way is gone, its local APIC is off and
+/// its timer silent; PAT is what it was.
+#[test]
+fn a_shutdown_is_an_init() {
+    const PAT: u64 = 0x0406_0606_0606_0606;
+    let m = Machine::new();
+    m.long(0, &[]);
+    m.x2apic(0);
+    assert_eq!(m.set_msr(0, 0x277, PAT), Ok(1));
+    let msi = |data| m.vm_with(KVM_SIGNAL_MSI, &kvm_msi { address_lo: 0xfee0_0000, data, ..Default::default() });
+    m.with_regs(0, |r| r.rflags |= 0x200);
+    // 0x41 is in service, 0x35 waits behind it, the timer counts, an NMI is on its way.
+    assert_eq!((msi(0x41), msi(0x35)), (Ok(1), Ok(1)));
+    for (register, value) in [(0x808, 0x20), (0x832, 0x31), (0x835, 1 << 16), (0x838, 1000)] {
+        m.wrmsr(0, register, value);
+    }
+    m.run_out(0);
+    assert_eq!(m.vcpu(0, KVM_NMI, 0), Ok(0));
+    m.sim.step(0, |c| {
+        c.guest().g_pat = !0;
+        (code::SHUTDOWN, 0, 0)
+    });
+    assert_eq!(m.run(0), Ok(Left::Shutdown));
+    let state: kvm_lapic_state = m.vcpu_get(0, KVM_GET_LAPIC);
+    let register = |at: usize| u32::from_le_bytes(std::array::from_fn(|n| state.regs[at + n] as u8));
+    assert_eq!([0x80, 0xf0, 0x320, 0x350, 0x380, 0x390].map(register), [0, 0xff, 1 << 16, 0x700, 0, 0]);
+    let vectors = (0x100..0x280).step_by(16);
+    assert!(vectors.map(register).all(|vectors| vectors == 0), "nothing is served, nothing waits");
+    let e: kvm_vcpu_events = m.vcpu_get(0, KVM_GET_VCPU_EVENTS);
+    assert_eq!((e.nmi.pending, e.nmi.injected, msi(0x51)), (0, 0, Ok(0)));
+    let running: kvm_mp_state = m.vcpu_get(0, KVM_GET_MP_STATE);
+    assert_eq!((running.mp_state, m.msr(0, 0x277), m.msr(0, 0x1b) & 0xfff), (KVM_MP_STATE_RUNNABLE, PAT, 0xd00));
+    let before = (m.taken(0), m.injected(0));
+    m.sim.advance(1_000_000);
+    m.interrupt_flag(0, true);
+    m.does(0, |c| assert_eq!((c.guest().g_pat, c.guest().rip), (PAT, 0xfff0)));
+    m.run_out(0);
+    assert_eq!((m.taken(0), m.injected(0)), before);
+    m.end();
+}
+
 /// The header is there whether there is nested virtualisation or not: clients save it.
 #[test]
 fn nested_state_is_a_bare_header() {

@@ -4,8 +4,8 @@ use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::arch::exit::code;
 use sim::arch::vmcb::int_ctl;
-use sim::host::{Cpu, CpuFeatures};
-use tests::scenario::{CODE, Left, Machine, PLAIN, RAM, RAM_HVA};
+use sim::host::{Cpu, CpuFeatures, Errno};
+use tests::scenario::{CODE, Left, Machine, PLAIN, RAM, RAM_HVA, flushed};
 
 const CR0_SEL_WRITE: u64 = code::CR0_SEL_WRITE;
 const CR4_WRITE: u64 = 0x14;
@@ -132,6 +132,33 @@ fn lmsw_smsw_clts() {
     assert_eq!((sregs(&m).cr0 & 0xf, m.regs(0).rip), (0xb, CODE + 3));
 }
 
+/// KVM_GET_SREGS2: with PAE paging the four entries that the processor has loaded, from where CR3 is.
+#[test]
+fn pae_entries_are_shown_where_there_are_any() {
+    const CR3: u64 = 0x5020;
+    let m = Machine::new();
+    let shown = |m: &Machine| {
+        let s: kvm_sregs2 = m.vcpu_get(0, KVM_GET_SREGS2);
+        (s.flags, s.pdptrs)
+    };
+    m.long(0, &[]);
+    assert_eq!(shown(&m), (0, [0; 4]), "not in long mode");
+    m.protected(0, &[]);
+    m.write_ram(CR3, &[0x1001u64, 0x2001, 0, 0x4001].map(u64::to_le_bytes).concat());
+    let mut s = sregs(&m);
+    (s.cr3, s.cr4) = (CR3 | 0x18, 0x20);
+    assert_eq!((m.vcpu_with(0, KVM_SET_SREGS, &s), shown(&m)), (Ok(0), (0, [0; 4])), "not without paging");
+    s.cr0 |= 1 << 31;
+    assert_eq!(m.vcpu_with(0, KVM_SET_SREGS, &s), Ok(0));
+    let valid = u64::from(KVM_SREGS2_FLAGS_PDPTRS_VALID);
+    assert_eq!(shown(&m), (valid, [0x1001, 0x2001, 0, 0x4001]));
+    let whole: kvm_sregs2 = m.vcpu_get(0, KVM_GET_SREGS2);
+    assert_eq!(m.vcpu_with(0, KVM_SET_SREGS2, &whole), Ok(0), "it takes what it gives");
+    s.cr3 = 0xd000_0000;
+    assert_eq!((m.vcpu_with(0, KVM_SET_SREGS, &s), shown(&m)), (Ok(0), (valid, [0; 4])), "no memory");
+    m.end();
+}
+
 #[test]
 fn cr8_is_the_task_priority() {
     let m = machine(&[0x44, 0x0f, 0x22, 0xc0]); // mov cr8, rax
@@ -221,7 +248,7 @@ fn invlpg_flushes() {
     m.run_out(0);
     let before = m.inside(0, |c| c.core.cpu.flushes);
     exit(&m, code::INVLPG, 0x5000);
-    assert_eq!((m.inside(0, |c| c.core.cpu.flushes), m.regs(0).rip), (before + 1, CODE + 3));
+    assert!(flushed(&m, 0, before, 1) && m.regs(0).rip == CODE + 3);
 }
 
 #[test]
@@ -258,6 +285,40 @@ fn breakpoints_of_the_debugger() {
     m.does(0, |_| ());
     m.run_out(0);
     assert_eq!(vectors(&m), [3]);
+}
+
+/// The debugger's exception has to wait for one that waits itself, and for a shutdown; not for one that is being delivered.
+#[test]
+fn an_exception_of_the_debuggers_beside_another() {
+    let inject = |m: &Machine, control| {
+        let debug = kvm_guest_debug { control: KVM_GUESTDBG_ENABLE | control, ..Default::default() };
+        m.vcpu_with(0, KVM_SET_GUEST_DEBUG, &debug)
+    };
+    let m = machine(&[]);
+    assert_eq!(inject(&m, KVM_GUESTDBG_INJECT_DB), Ok(0));
+    for control in [KVM_GUESTDBG_INJECT_DB, KVM_GUESTDBG_INJECT_BP] {
+        assert_eq!(inject(&m, control), Err(Errno::EBUSY));
+    }
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(vectors(&m), [1]);
+
+    let m = machine(&[]);
+    let mut e: kvm_vcpu_events = m.vcpu_get(0, KVM_GET_VCPU_EVENTS);
+    e.exception = kvm_vcpu_events__bindgen_ty_1 { injected: 1, nr: 13, has_error_code: 1, ..Default::default() };
+    assert_eq!(m.vcpu_with(0, KVM_SET_VCPU_EVENTS, &e), Ok(0));
+    assert_eq!(inject(&m, KVM_GUESTDBG_INJECT_DB), Ok(0));
+    assert_eq!(inject(&m, KVM_GUESTDBG_INJECT_DB), Err(Errno::EBUSY), "it waits now");
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(vectors(&m), [1], "the other one happens again by itself");
+
+    assert_eq!(m.enable(KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1), Ok(0));
+    (e.flags, e.triple_fault.pending, e.exception.injected) = (KVM_VCPUEVENT_VALID_TRIPLE_FAULT, 1, 0);
+    assert_eq!(m.vcpu_with(0, KVM_SET_VCPU_EVENTS, &e), Ok(0));
+    assert_eq!(inject(&m, KVM_GUESTDBG_INJECT_DB), Err(Errno::EBUSY));
+    assert_eq!(m.run(0), Ok(Left::Shutdown));
+    m.end();
 }
 
 #[test]

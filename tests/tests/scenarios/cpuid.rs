@@ -2,7 +2,7 @@
 
 use sim::arch::exit::code;
 use sim::host::Errno;
-use tests::scenario::{CODE, Left, Machine};
+use tests::scenario::{CODE, Left, Machine, RAM_HVA};
 
 type Mode = fn(&Machine, usize, &[u8]);
 const MODES: [(&str, Mode); 3] = [("real", Machine::real), ("protected", Machine::protected), ("long", Machine::long)];
@@ -66,4 +66,20 @@ fn code_that_the_vmm_has_unmapped_is_its_own_fault() {
     m.exit(0, code::CPUID);
     m.host_changes(CODE, 1, sim::Page::Absent);
     assert_eq!(m.run(0), Err((Errno::EFAULT, Left::MemoryFault { gpa: CODE })));
+}
+
+/// The processor does not say where the next instruction is, and the code is gone when that is looked for. The instruction has
+/// changed registers, and cannot begin anew.
+#[test]
+fn code_that_somebody_has_to_bring_first() {
+    let m = Machine::new();
+    m.long(0, &[0x0f, 0xa2]);
+    m.with_regs(0, |r| r.rax = 0x8000_0000);
+    m.exit(0, code::CPUID);
+    m.host_changes(CODE, 1, sim::Page::Missing);
+    let sim = m.sim.clone();
+    m.sim.during_wait(move || sim.set_page(RAM_HVA + CODE, sim::Page::Writable));
+    m.run_out(0);
+    let vendor = u64::from(u32::from_le_bytes(*b"Auth"));
+    assert_eq!((m.regs(0).rip, m.regs(0).rbx), (CODE + 2, vendor));
 }

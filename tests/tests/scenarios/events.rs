@@ -169,6 +169,43 @@ fn an_nmi_is_delivered_again() {
     assert_eq!(events(&m).len(), 2);
 }
 
+/// One that is found here, not by the processor, leaves the guest as it was.
+#[test]
+fn a_triple_fault_leaves_the_registers() {
+    let m = machine();
+    m.with_regs(0, |r| r.rbx = 0x1234);
+    m.sim.step(0, |c| {
+        c.vmcb().exit_int_info = EventInj::new(EventType::Exception, 8, Some(0));
+        (GP, 0x10, 0)
+    });
+    m.does(0, |_| panic!("the guest runs"));
+    assert_eq!(m.run(0), Ok(Left::Shutdown));
+    let s: kvm_sregs = m.vcpu_get(0, KVM_GET_SREGS);
+    assert_eq!((m.regs(0).rip, m.regs(0).rbx, s.cr3), (CODE, 0x1234, tests::scenario::PML4));
+}
+
+/// One that comes of an answer of user space's is an event that waits, until it is told.
+#[test]
+fn a_triple_fault_is_an_event() {
+    let m = machine();
+    for cap in [KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_CAP_X86_USER_SPACE_MSR] {
+        assert_eq!(m.enable(cap, 2), Ok(0));
+    }
+    m.rdmsr(0, NOBODYS);
+    assert_eq!(m.run(0), Ok(Left::Rdmsr { reason: 2, index: NOBODYS }));
+    let mut e: kvm_vcpu_events = m.vcpu_get(0, KVM_GET_VCPU_EVENTS);
+    (e.exception.injected, e.exception.nr, e.exception.has_error_code) = (1, 8, 1);
+    assert_eq!(m.vcpu_with(0, KVM_SET_VCPU_EVENTS, &e), Ok(0));
+    m.page(0).set_u8(abi::uapi::run::exit::MSR_ERROR, 1);
+    m.settle(0);
+    let seen: kvm_vcpu_events = m.vcpu_get(0, KVM_GET_VCPU_EVENTS);
+    assert_eq!((seen.triple_fault.pending, seen.exception.injected), (1, 0));
+    m.does(0, |_| panic!("the guest runs"));
+    assert_eq!(m.run(0), Ok(Left::Shutdown));
+    let seen: kvm_vcpu_events = m.vcpu_get(0, KVM_GET_VCPU_EVENTS);
+    assert_eq!(seen.triple_fault.pending, 0);
+}
+
 #[test]
 fn a_triple_fault_that_user_space_restores() {
     let m = machine();

@@ -3,7 +3,8 @@
 use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::arch::exit::code;
-use sim::host::{Cpu, Errno};
+use sim::arch::{EventInj, EventType};
+use sim::host::{Cpu, Errno, LastExit};
 use tests::scenario::{CODE, Left, MMIO, Machine};
 
 fn machine(bytes: &[u8]) -> Machine {
@@ -11,6 +12,17 @@ fn machine(bytes: &[u8]) -> Machine {
     m.long(0, bytes);
     m.with_regs(0, |r| r.rbx = MMIO);
     m
+}
+
+const NO_END: LastExit = LastExit { vcpu: 0, reason: 0, detail: 0, code: 0, info1: 0, info2: 0, int_info: 0, rip: 0 };
+
+/// What ends in the ordinary way is not remembered.
+#[test]
+fn only_what_cannot_go_on_is_remembered() {
+    let m = machine(&[]);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(m.sim.take_ends(), []);
 }
 
 #[test]
@@ -22,6 +34,8 @@ fn shutdown_leaves_a_defined_state() {
         (code::SHUTDOWN, 0, 0)
     });
     assert_eq!(m.run(0), Ok(Left::Shutdown));
+    let end = LastExit { vcpu: 0, reason: KVM_EXIT_SHUTDOWN, detail: 0, code: code::SHUTDOWN, rip: 0xdead, ..NO_END };
+    assert_eq!(m.sim.take_ends(), [end], "what is remembered is how it was before");
     let s: kvm_sregs = m.vcpu_get(0, KVM_GET_SREGS);
     assert_eq!((m.regs(0).rip, s.cs.base, s.efer), (0xfff0, 0xffff_0000, 0));
     // It can run again.
@@ -38,6 +52,9 @@ fn a_refused_vmcb_is_told_with_the_hardwares_reason() {
     assert_eq!(m.vcpu(0, KVM_NMI, 0), Ok(0));
     m.does(0, |_| panic!("the guest runs"));
     assert_eq!(m.run(0), Ok(Left::FailEntry { reason: u32::MAX.into() }));
+    let reason = u64::from(u32::MAX);
+    let end = LastExit { reason: KVM_EXIT_FAIL_ENTRY, detail: reason, code: code::INVALID, rip: CODE, ..NO_END };
+    assert_eq!(m.sim.take_ends(), [end]);
     assert!(!m.inside(0, |c| c.core.cpu.control().event_inj.valid()), "an event stays in the VMCB");
     s.cs.db = 0;
     assert_eq!(m.vcpu_with(0, KVM_SET_SREGS, &s), Ok(0));
@@ -53,6 +70,9 @@ fn unknown_exits_are_internal_errors() {
         let m = machine(&[]);
         m.exit(0, unknown);
         let left = m.run(0);
+        let detail = KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON.into();
+        let end = LastExit { reason: KVM_EXIT_INTERNAL_ERROR, detail, code: unknown, rip: CODE, ..NO_END };
+        assert_eq!(m.sim.take_ends(), [end]);
         let data = vec![unknown, m.inside(0, |c| c.core.cpu.last_cpu()).into()];
         assert_eq!(left, Ok(Left::Internal { suberror: KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, data }));
         m.does(0, |_| ());
@@ -158,4 +178,60 @@ fn hypercalls() {
     m.run_out(0);
     assert_eq!((m.regs(0).rax, m.regs(0).rip), (5, CODE + 3));
     let _ = m.inside(0, |c| c.core.cpu.gpr(0));
+    // What is no range never gets there.
+    for (gpa, pages) in [(0x1001, 1), (0x1000, 0), (0x1000, !0), (!0xfff, !0 - (!0 >> 12) + 1)] {
+        m.with_regs(0, |r| (r.rip, r.rax, r.rbx, r.rcx, r.rdx) = (CODE, 12, gpa, pages, 2));
+        m.exit(0, code::VMMCALL);
+        m.run_out(0);
+        assert_eq!((m.regs(0).rax as i64, m.regs(0).rip), (-22, CODE + 3), "{gpa:#x} {pages:#x}");
+    }
+    // Nor do registers that are no arguments.
+    m.with_regs(0, |r| (r.rip, r.rax, r.rbx, r.rcx, r.rsi, r.rdi) = (CODE, 12, !0xfff, 1, 7, 8));
+    m.exit(0, code::VMMCALL);
+    let Ok(Left::Hypercall { nr: 12, args }) = m.run(0) else { panic!("stays in the kernel") };
+    assert_eq!((args[0], args[1], &args[3..]), (!0xfff, 1, &[0; 3][..]));
+}
+
+/// There is no instruction that could be emulated, and the one at RIP has nothing to do with it.
+#[test]
+fn a_device_met_by_the_delivery_of_an_event() {
+    // mov rax, [rbx], which could be emulated.
+    let m = machine(&[0x48, 0x8b, 0x03]);
+    for write in [true, false] {
+        m.sim.step(0, move |c| {
+            c.vmcb().exit_int_info = EventInj::new(EventType::Exception, 13, Some(0));
+            (code::NPF, 1 << 32 | 4 | u64::from(write) << 1, MMIO)
+        });
+        let left = m.run(0);
+        let Ok(Left::Internal { suberror: KVM_INTERNAL_ERROR_DELIVERY_EV, data }) = left else { panic!("{left:?}") };
+        assert_eq!(data[..4], [0x8000_0b0d, code::NPF, 1 << 32 | 4 | u64::from(write) << 1, MMIO]);
+        assert_eq!((data.len(), m.regs(0).rip), (5, CODE));
+    }
+    // The event is not lost: user space may have put memory there.
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(m.injected(0).iter().map(|e| e.vector()).collect::<Vec<_>>(), [13; 2]);
+}
+
+/// MONITORX and MWAITX are like MONITOR and MWAIT, also where the processor does not tell their length.
+#[test]
+fn idle_hints_are_skipped() {
+    for (last, exit) in [(0xc8, code::MONITOR), (0xc9, code::MWAIT), (0xfa, code::MONITOR), (0xfb, code::MWAIT)] {
+        let m = machine(&[0x0f, 0x01, last]);
+        m.exit(0, exit);
+        m.run_out(0);
+        assert_eq!(m.regs(0).rip, CODE + 3, "{last:#x}");
+    }
+}
+
+#[test]
+fn clocks_are_paired_in_every_mode() {
+    let m = Machine::new();
+    m.protected(0, &[0x0f, 0x01, 0xd9]);
+    m.sim.advance(1_000_000);
+    m.with_regs(0, |r| (r.rax, r.rbx, r.rcx) = (9, 0x3000, 0));
+    m.exit(0, code::VMMCALL);
+    m.run_out(0);
+    assert_eq!((m.regs(0).rax, m.regs(0).rip), (0, CODE + 3));
+    assert_ne!(m.read_ram::<[u64; 2]>(0x3000), [0; 2]);
 }

@@ -1,11 +1,14 @@
 //! Exits that the world switch handles by itself: the answers are those of the ordinary way, and as new.
+//!
+//! Long because: one test for each kind of exit, and what takes its answer back.
 
 use kvm_bindings::*;
 use sim::arch::exit::code;
 use sim::host::Host as _;
 use sim::host::{Cpu as _, CpuFeatures};
+use std::sync::{Arc, Barrier};
 use tests::plain::{MsrFilter, MsrFilterRange};
-use tests::scenario::{CODE, DATA, Left, Machine, PLAIN, RAM, RAM_HVA, is_handed_over_everywhere};
+use tests::scenario::{CODE, DATA, Left, Machine, PLAIN, is_handed_over_everywhere};
 
 const MTRRCAP: u32 = 0xfe;
 const PAT: u32 = 0x277;
@@ -16,22 +19,18 @@ const PV_EOI: u32 = 0x4b56_4d04;
 
 /// A vCPU in 64-bit mode whose processor saves the next RIP.
 fn machine() -> Machine {
-    let m = Machine::bare(CpuFeatures { nrips: true, ..PLAIN }).unwrap();
-    assert_eq!(m.enable(KVM_CAP_SPLIT_IRQCHIP, 24), Ok(0));
-    assert_eq!(m.region(0, 0, 0, RAM, RAM_HVA), Ok(0));
-    m.add_vcpu(0).unwrap();
+    machine_on(CpuFeatures { nrips: true, ..PLAIN })
+}
+
+fn machine_on(features: CpuFeatures) -> Machine {
+    let m = Machine::on(features);
     m.long(0, &[]);
     m
 }
 
 /// One intercepted instruction of two bytes.
-fn exits(m: &Machine, exit: u64, write: bool, [a, c, d]: [u64; 3]) {
-    m.sim.step(0, move |cpu| {
-        (cpu.guest().rax, cpu.vmcb().next_rip) = (a, cpu.guest().rip + 2);
-        cpu.set_gpr(1, c);
-        cpu.set_gpr(2, d);
-        (exit, write.into(), 0)
-    });
+fn exits(m: &Machine, exit: u64, write: bool, registers: [u64; 3]) {
+    m.intercepts(0, exit, write, registers);
 }
 
 fn cpuid(m: &Machine, function: u32) -> [u64; 4] {
@@ -139,6 +138,97 @@ fn an_msr_that_holds_what_is_written_is_not_written() {
         assert_eq!(m.injected(0).iter().filter(|e| e.vector() == 13).count(), n);
     }
     assert_eq!(handled(&m), 3);
+    m.end();
+}
+
+#[test]
+fn registers_of_the_local_apic_that_only_the_guest_changes() {
+    if is_handed_over_everywhere() {
+        return; // What is remembered of answers is asked again.
+    }
+    let m = machine();
+    m.x2apic(0);
+    let lvt_error = |m: &Machine| {
+        rdmsr(m, 0x837);
+        rdmsr(m, 0x837);
+        m.run_out(0);
+        m.regs(0).rax
+    };
+    assert_eq!((lvt_error(&m), handled(&m)), (0x1_0000, 1));
+    wrmsr(&m, 0x837, 0xfe);
+    assert_eq!((lvt_error(&m), handled(&m)), (0xfe, 3), "what was written is known");
+    // The local APIC is disabled by its own register, which masks the LVT.
+    wrmsr(&m, 0x80f, 0xff);
+    assert_eq!((lvt_error(&m), handled(&m)), (0x1_00fe, 4));
+    // TPR changes by CR8, and the count by itself: these are asked each time.
+    for register in [0x808, 0x839] {
+        rdmsr(&m, register);
+        rdmsr(&m, register);
+    }
+    m.run_out(0);
+    assert_eq!(handled(&m), 4);
+    m.end();
+}
+
+/// MOV from CR0 or CR4 to general register `gpr`, with decode assists.
+fn mov_from_cr(m: &Machine, cr: u64, gpr: u64) {
+    m.sim.step(0, move |cpu| {
+        cpu.vmcb().next_rip = cpu.guest().rip + 3;
+        (code::CR0_READ + cr, 1 << 63 | gpr, 0)
+    });
+}
+
+#[test]
+fn control_registers_that_the_processor_does_not_hold() {
+    if is_handed_over_everywhere() {
+        return; // What is remembered of answers is asked again.
+    }
+    let m = machine_on(CpuFeatures { nrips: true, decode_assists: true, ..PLAIN });
+    let sregs: kvm_sregs = m.vcpu_get(0, abi::uapi::ioctl::KVM_GET_SREGS);
+    mov_from_cr(&m, 0, 0);
+    mov_from_cr(&m, 4, 4);
+    mov_from_cr(&m, 4, 13);
+    m.run_out(0);
+    let r = m.regs(0);
+    assert_eq!((r.rax, r.rsp, r.r13), (sregs.cr0, sregs.cr4, sregs.cr4));
+    assert_eq!(handled(&m), 3);
+    // SMSW comes as a read of CR0 without the number of a register, and is the emulator's.
+    m.write_ram(CODE, &[0x0f, 0x01, 0xe3]);
+    m.with_regs(0, |r| (r.rip, r.rbx) = (CODE, 0));
+    m.exit(0, code::CR0_READ);
+    m.run_out(0);
+    assert_eq!((m.regs(0).rbx & 0xffff, handled(&m)), (sregs.cr0 & 0xffff, 3));
+    m.end();
+}
+
+#[test]
+fn wbinvd_until_a_device_needs_it() {
+    if is_handed_over_everywhere() {
+        return; // What is remembered of answers is asked again.
+    }
+    let m = machine();
+    let counts = |m: &Machine| (m.cpu(0).thread.wbinvds(), handled(m));
+    // It comes, and goes, while the vCPU is in the guest.
+    for (dma, counted) in [(true, (1, 1)), (false, (2, 2))] {
+        let (begun, goes_on) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+        let waits = [begun.clone(), goes_on.clone()];
+        exits(&m, code::WBINVD, false, [0; 3]);
+        // The interrupt that the kick is comes.
+        m.sim.step(0, move |_| {
+            for barrier in &waits {
+                barrier.wait();
+            }
+            (code::INTR, 0, 0)
+        });
+        exits(&m, code::WBINVD, false, [0; 3]);
+        std::thread::scope(|scope| {
+            scope.spawn(|| m.run_out(0));
+            begun.wait();
+            m.engine().set_noncoherent_dma(dma);
+            goes_on.wait();
+        });
+        assert_eq!(counts(&m), counted);
+    }
     m.end();
 }
 
@@ -336,7 +426,7 @@ fn they_are_counted() {
         exits(&m, code::CPUID, false, [0; 3]);
     }
     m.does(0, |_| ());
-    exits(&m, code::WBINVD, false, [0; 3]);
+    exits(&m, code::INVD, false, [0; 3]);
     m.run_out(0);
     assert_eq!((handled(&m), exits_of(&m) - before), (5, 6));
     m.end();

@@ -250,7 +250,8 @@ fn enabling_capabilities() {
         (KVM_CAP_EXIT_HYPERCALL, 1),
         (KVM_CAP_EXIT_ON_EMULATION_FAILURE, 2),
         (KVM_CAP_MAX_VCPU_ID, 1 << 32),
-        (KVM_CAP_X86_DISABLE_EXITS, 1),
+        (KVM_CAP_X86_DISABLE_EXITS, 16),
+        (KVM_CAP_X86_BUS_LOCK_EXIT, 3),
         (KVM_CAP_USER_MEMORY, 0),
         (KVM_CAP_HYPERV_SYNIC, 0),
         (9999, 0),
@@ -259,6 +260,8 @@ fn enabling_capabilities() {
     }
     let flags = kvm_enable_cap { cap: KVM_CAP_EXCEPTION_PAYLOAD, flags: 1, ..Default::default() };
     assert_eq!(m.vm_with(KVM_ENABLE_CAP, &flags), Err(EINVAL), "flags");
+    // Absent, and taken all the same: nothing of it has an effect on stock either.
+    assert_eq!([0, 1, 2].map(|mode| m.enable(KVM_CAP_X86_BUS_LOCK_EXIT, mode)), [Ok(0); 3]);
     let bare = Machine::without_vcpu(false);
     assert_eq!(bare.enable(KVM_CAP_SPLIT_IRQCHIP, 4097), Err(EINVAL), "pins");
     bare.add_vcpu(0).expect("a vCPU");

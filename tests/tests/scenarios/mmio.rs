@@ -1,11 +1,11 @@
 //! Accesses to addresses that are nobody's: through the emulator to user space and back.
 
-use abi::uapi::ioctl::{KVM_IOEVENTFD, KVM_SET_GUEST_DEBUG};
+use abi::uapi::ioctl::{KVM_GET_FPU, KVM_GET_VCPU_EVENTS, KVM_IOEVENTFD, KVM_SET_GUEST_DEBUG};
 use abi::uapi::run::exit::MMIO_DATA;
-use kvm_bindings::{kvm_guest_debug, kvm_ioeventfd};
+use kvm_bindings::{kvm_fpu, kvm_guest_debug, kvm_ioeventfd, kvm_vcpu_events};
 use sim::Outcome;
 use sim::arch::exit::code;
-use sim::host::{Cpu, CpuFeatures};
+use sim::host::{Cpu, CpuFeatures, Errno};
 use tests::scenario::{CODE, Left, MMIO, Machine, PLAIN, RAM, RAM_HVA};
 
 /// mov rax, [rbx]
@@ -154,6 +154,24 @@ fn decode_assists_spare_the_fetch() {
     assert_eq!(m.run(0), Ok(read(MMIO, 8)));
 }
 
+/// They are given with page faults (APM 15.8.4). What is there after another exit is nobody's.
+#[test]
+fn bytes_that_come_with_another_exit_do_not_count() {
+    let m = Machine::bare(CpuFeatures { decode_assists: true, ..PLAIN }).unwrap();
+    m.region(0, 0, 0, RAM, RAM_HVA).unwrap();
+    m.add_vcpu(0).unwrap();
+    m.long(0, &[0x6e]); // outsb
+    m.with_regs(0, |r| (r.rsi, r.rdx) = (0x9000, 0x80));
+    m.sim.step(0, |c| {
+        c.vmcb().insn_len = 15;
+        c.vmcb().insn_bytes[..3].copy_from_slice(&LOAD);
+        (code::IOIO, 0x80 << 16 | 1 << 4 | 4, c.guest().rip + 1)
+    });
+    assert_eq!(m.run(0), Ok(Left::Io { input: false, size: 1, port: 0x80, count: 1 }));
+    m.run_out(0);
+    assert_eq!(m.regs(0).rip, CODE + 1);
+}
+
 #[test]
 fn registers_changed_in_between_do_not_move_the_access() {
     let m = machine(&LOAD, MMIO);
@@ -266,4 +284,86 @@ fn a_single_step_ends_when_user_space_has_seen_the_access() {
     assert_eq!(m.vcpu_with(0, KVM_SET_GUEST_DEBUG, &kvm_guest_debug::default()), Ok(0));
     m.does(0, |c| assert!(c.injected.is_empty()));
     m.run_out(0);
+}
+
+#[test]
+fn ioeventfds_are_as_many_as_memory_allows() {
+    const MANY: u64 = 3000;
+    let m = machine(&STORE, MMIO + 8 * MANY);
+    let event = |n: u64| kvm_ioeventfd { addr: MMIO + 8 * n, len: 8, fd: 1, ..Default::default() };
+    for n in (1..=MANY).rev() {
+        assert_eq!(m.vm_with(KVM_IOEVENTFD, &event(n)), Ok(0), "{n}");
+    }
+    assert_eq!(m.vm_with(KVM_IOEVENTFD, &kvm_ioeventfd { len: 0, ..event(MANY) }), Err(Errno::EEXIST));
+    m.npf(0, MMIO + 8 * MANY, true);
+    m.run_out(0);
+    assert_eq!(m.regs(0).rip, CODE + 3, "the last one takes the write");
+}
+
+/// The device has been read once, and what it said is what the guest gets.
+#[test]
+fn an_answer_counts_although_there_is_memory_by_now() {
+    let slot = |m: &Machine| assert_eq!(m.region(1, 0, MMIO, 0x1000, RAM_HVA + RAM), Ok(0));
+    let m = machine(&[0x48, 0x03, 0x03], MMIO); // add rax, [rbx]
+    m.with_regs(0, |r| r.rax = 5);
+    m.npf(0, MMIO, false);
+    assert_eq!(m.run(0), Ok(read(MMIO, 8)));
+    slot(&m);
+    answer(&m, &37u64.to_le_bytes());
+    m.run_out(0);
+    assert_eq!((m.regs(0).rax, m.regs(0).rip), (42, CODE + 3));
+    // Of one access that is asked for in two parts both are the device's.
+    let m = machine(&[0x0f, 0x10, 0x03], MMIO); // movups xmm0, [rbx]
+    m.npf(0, MMIO, false);
+    assert_eq!(m.run(0), Ok(read(MMIO, 8)));
+    slot(&m);
+    answer(&m, &[1; 8]);
+    assert_eq!(m.run(0), Ok(read(MMIO + 8, 8)));
+    answer(&m, &[2; 8]);
+    m.run_out(0);
+    assert_eq!(m.vcpu_get::<kvm_fpu>(0, KVM_GET_FPU).xmm[0][..], [[1; 8], [2; 8]].concat());
+}
+
+/// An instruction that lost a race has done nothing: it is still the one in the shadow.
+#[test]
+fn a_lost_race_does_not_end_the_interrupt_shadow() {
+    let m = machine(&[0xf0, 0x01, 0x03], MMIO); // lock add [rbx], eax
+    m.sim.step(0, |c| {
+        c.vmcb().int_state = 1;
+        (code::NPF, 1 << 32 | 6, MMIO)
+    });
+    assert_eq!(m.run(0), Ok(read(MMIO, 4)));
+    // Memory, which holds something else than the device.
+    assert_eq!(m.region(1, 0, MMIO, 0x1000, RAM_HVA + RAM), Ok(0));
+    answer(&m, &37u32.to_le_bytes());
+    m.run_out(0);
+    let shadow = |m: &Machine| m.vcpu_get::<kvm_vcpu_events>(0, KVM_GET_VCPU_EVENTS).interrupt.shadow;
+    assert_eq!((m.regs(0).rip, shadow(&m) != 0), (CODE, true));
+    m.npf(0, MMIO, true);
+    m.run_out(0);
+}
+
+/// A load of SS holds a trap off until the next instruction is over, but not the step of a debugger.
+#[test]
+fn a_trap_waits_behind_a_load_of_ss() {
+    let load = || {
+        let m = machine(&[0x8e, 0x13], MMIO); // mov ss, [rbx]
+        m.inside(0, |c| c.core.cpu.single_steps = true);
+        m
+    };
+    let m = load();
+    m.with_regs(0, |r| r.rflags |= 0x100);
+    m.npf(0, MMIO, false);
+    assert_eq!(m.run(0), Ok(read(MMIO, 2)));
+    answer(&m, &[0, 0]);
+    m.does(0, |c| assert_eq!((c.guest().rip, c.injected.len()), (CODE + 2, 0)));
+    m.does(0, |c| assert_eq!(c.injected.iter().map(|(e, _)| e.vector()).collect::<Vec<_>>(), [1]));
+    m.run_out(0);
+    let m = load();
+    let debug = kvm_guest_debug { control: 1 | 2, ..Default::default() };
+    assert_eq!(m.vcpu_with(0, KVM_SET_GUEST_DEBUG, &debug), Ok(0));
+    m.npf(0, MMIO, false);
+    assert_eq!(m.run(0), Ok(read(MMIO, 2)));
+    answer(&m, &[0, 0]);
+    assert_eq!(m.run(0), Ok(Left::Debug { exception: 1, pc: CODE + 2, dr6: 0xffff_4ff0 }));
 }

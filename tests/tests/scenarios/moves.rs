@@ -1,11 +1,14 @@
 //! Plain loads and stores of devices, which need less than the whole emulator: every size, and what is not plain.
 
 use abi::uapi::run::exit::MMIO_DATA;
+use sim::arch::exit;
 use sim::host::Cpu;
 use tests::scenario::{CODE, Left, MMIO, Machine};
 
 const OLD: u64 = 0xffee_ddcc_bbaa_9988;
 const DEVICE: u64 = 0x8877_6655_4433_2281;
+/// EXITINFO1 of a read whose own address was not mapped.
+const FINAL_ACCESS: u64 = 1 << 32 | 4;
 const RF: u64 = 1 << 16;
 const TF: u64 = 1 << 8;
 
@@ -120,4 +123,40 @@ fn an_answer_goes_to_no_other_instruction() {
     m.page(0).write(MMIO_DATA, &[1; 8]);
     m.run_out(0);
     assert_eq!((m.regs(0).rax, m.regs(0).rbx, m.regs(0).rip), (0x0101_0101, MMIO + 4, CODE + 2));
+}
+
+/// The processor gives the bytes: what is decoded once is known, by its bytes and its mode, wherever it is.
+#[test]
+fn the_bytes_that_the_processor_gives_are_what_is_done() {
+    let m = machine(&[], MMIO, 0);
+    let does = |code: &[u8], rip: u64| {
+        let mut bytes = [0x90; 15];
+        bytes[..code.len()].copy_from_slice(code);
+        m.with_regs(0, |r| r.rip = rip);
+        m.sim.step(0, move |c| {
+            (c.vmcb().insn_len, c.vmcb().insn_bytes) = (15, bytes);
+            (exit::code::NPF, FINAL_ACCESS, MMIO)
+        });
+        let Ok(Left::Mmio { data, .. }) = m.run(0) else { panic!("{code:02x?}") };
+        m.page(0).write(MMIO_DATA, &DEVICE.to_le_bytes());
+        m.does(0, |_| ());
+        m.run_out(0);
+        assert_eq!(m.regs(0).rip, rip + code.len() as u64);
+        data.len()
+    };
+    // Some of these share their place.
+    let loads: [(&[u8], usize); 6] = [
+        (&[0x8b, 0x03], 4),
+        (&[0x48, 0x8b, 0x03], 8),
+        (&[0x66, 0x8b, 0x03], 2),
+        (&[0x8a, 0x03], 1),
+        (&[0x0f, 0xb7, 0x03], 2),
+        (&[0x3e, 0x8b, 0x03], 4),
+    ];
+    for rip in [CODE, CODE + 0x100, CODE] {
+        for (code, len) in loads {
+            assert_eq!([(); 2].map(|()| does(code, rip)), [len; 2], "{code:02x?}");
+        }
+    }
+    m.end();
 }

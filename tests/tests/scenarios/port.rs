@@ -1,7 +1,7 @@
 //! IN and OUT: through user space, with what the guest sees before and after.
 
-use abi::uapi::ioctl::KVM_IOEVENTFD;
-use kvm_bindings::kvm_ioeventfd;
+use abi::uapi::ioctl::{KVM_CREATE_PIT2, KVM_IOEVENTFD};
+use kvm_bindings::{kvm_ioeventfd, kvm_pit_config};
 use sim::Outcome;
 use sim::arch::exit::code;
 use sim::host::Cpu;
@@ -147,6 +147,20 @@ fn insb_with_another_count() {
     m.run_out(0);
     let r = m.regs(0);
     assert_eq!((r.rdi, r.rcx, r.rip), (0x9001, 5, CODE + 1));
+}
+
+/// The kernel has the port by the time that user space answers: the device has been read once.
+#[test]
+fn an_answer_for_a_port_that_the_kernel_has_by_now() {
+    let m = crate::chips::machine(false);
+    m.write_ram(CODE, &[0x6c]); // insb
+    m.with_regs(0, |r| (r.rip, r.rdi, r.rdx) = (CODE, 0x9000, 0x61));
+    m.sim.step(0, |c| (code::IOIO, io(0x61, 1, STRING | INPUT), c.guest().rip + 1));
+    assert_eq!(m.run(0), Ok(Left::Io { input: true, size: 1, port: 0x61, count: 1 }));
+    assert_eq!(m.vm_with(KVM_CREATE_PIT2, &kvm_pit_config::default()), Ok(0));
+    m.port_data(0).write(0, &[0xaa]);
+    m.run_out(0);
+    assert_eq!((m.read_ram::<u8>(0x9000), m.regs(0).rip), (0xaa, CODE + 1));
 }
 
 /// A device takes what REP INS brings element by element, however much it is.

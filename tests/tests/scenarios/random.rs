@@ -2,115 +2,11 @@
 //! between the hypervisor's view and the processor breaks, nothing is left when the VM ends.
 
 use abi::uapi::ioctl::*;
-use kvm_bindings::*;
 use proptest::prelude::*;
 use sim::Page;
-use sim::arch::vmcb::int_ctl;
 use sim::arch::{EventInj, Exit, exit::code};
-use sim::host::{Cpu, CpuFeatures};
-use tests::scenario::{CODE, DATA, Left, Machine, PLAIN, RAM, RAM_HVA};
-use vm::fast::Armed;
-
-/// What user space or the machine around it does.
-#[derive(Clone, Debug)]
-enum Op {
-    Vm {
-        cmd: u32,
-        arg: u64,
-    },
-    Vcpu {
-        cmd: u32,
-        arg: u64,
-    },
-    /// Fills the memory that arguments point to.
-    Argument {
-        at: u64,
-        words: [u64; 8],
-    },
-    /// Takes a part of the vCPU's state, changes some bytes, and puts it back.
-    State {
-        which: usize,
-        changes: [(u16, u8); 3],
-    },
-    Region {
-        slot: u32,
-        flags: u32,
-        page: u64,
-        pages: u64,
-        hva: u64,
-    },
-    Host {
-        page: u64,
-        pages: u64,
-        how: Page,
-    },
-    Msi {
-        low: u32,
-        data: u32,
-    },
-    Msr {
-        index: u32,
-        value: u64,
-    },
-    Cap {
-        cap: u32,
-        arg: u64,
-    },
-    Advance(u64),
-    /// Bytes of code, and in which mode they are run.
-    Code {
-        mode: u8,
-        bytes: [u8; 16],
-    },
-    Guest(Guest),
-    GuestMsr {
-        write: bool,
-        index: u32,
-        value: u64,
-    },
-    /// VMMCALL with these in RCX, RDX and R8.
-    Hypercall {
-        value: u64,
-        input: u64,
-        output: u64,
-    },
-    Touch {
-        gpa: u64,
-        write: bool,
-    },
-    /// KVM_RUN with these first bytes of `kvm_run` and this answer to the last exit.
-    Run {
-        head: [u8; 2],
-        answer: [u64; 4],
-    },
-}
-
-/// A change of state and an exit.
-#[derive(Clone, Copy, Debug)]
-struct Guest {
-    rip: u64,
-    flags: u64,
-    gprs: [u64; 3],
-    tpr: u8,
-    shadow: bool,
-    code: u64,
-    info: [u64; 2],
-    cut_short: bool,
-}
-
-/// Pairs of numbers that read and write the same struct.
-const STATES: [(u32, u32); 10] = [
-    (KVM_GET_REGS, KVM_SET_REGS),
-    (KVM_GET_SREGS, KVM_SET_SREGS),
-    (KVM_GET_SREGS2, KVM_SET_SREGS2),
-    (KVM_GET_FPU, KVM_SET_FPU),
-    (KVM_GET_XSAVE, KVM_SET_XSAVE),
-    (KVM_GET_XCRS, KVM_SET_XCRS),
-    (KVM_GET_LAPIC, KVM_SET_LAPIC),
-    (KVM_GET_MP_STATE, KVM_SET_MP_STATE),
-    (KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS),
-    (KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS),
-];
+use tests::scenario::anything::{Anything, Guest, Irqchip, Kind, Op, STATES, VM_STATES};
+use tests::scenario::{CODE, DATA, RAM};
 
 /// Numbers that are interesting more often than others.
 fn number() -> impl Strategy<Value = u64> {
@@ -175,21 +71,34 @@ fn guest() -> impl Strategy<Value = Guest> {
 
 fn op() -> impl Strategy<Value = Op> {
     let page = || prop_oneof![0..16u64, (RAM >> 12) - 4..(RAM >> 12) + 8, any::<u64>()];
-    let how = prop::sample::select(vec![Page::Absent, Page::ReadOnly, Page::Writable, Page::Poisoned]);
+    let how = prop::sample::select(vec![
+        Page::Absent,
+        Page::ReadOnly,
+        Page::Writable,
+        Page::Poisoned,
+        Page::Late,
+        Page::Missing,
+    ]);
     prop_oneof![
         2 => (cmd(), number()).prop_map(|(cmd, arg)| Op::Vm { cmd, arg }),
         2 => (cmd(), number()).prop_map(|(cmd, arg)| Op::Vcpu { cmd, arg }),
         2 => (0..8u64, any::<[u64; 8]>()).prop_map(|(n, words)| Op::Argument { at: DATA + 64 * n, words }),
         4 => (0..STATES.len(), any::<[(u16, u8); 3]>()).prop_map(|(which, changes)| Op::State { which, changes }),
+        2 => (0..VM_STATES.len(), any::<[(u16, u8); 3]>()).prop_map(|(which, changes)| Op::VmState { which, changes }),
+        1 => (0..3usize).prop_map(Op::Select),
+        1 => Just(Op::HandOver),
+        1 => any::<[(u32, u8); 3]>().prop_map(Op::Become),
         2 => (prop_oneof![3 => 0..3u32, 1 => 0x1_0000..0x1_0002u32], 0..4u32, page(), 0..600u64, 0..16u64)
             .prop_map(|(slot, flags, page, pages, hva)| Op::Region { slot, flags, page, pages, hva }),
-        2 => (0..1024u64, 1..8u64, how).prop_map(|(page, pages, how)| Op::Host { page, pages, how }),
+        2 => (0..1024u64, 1..8u64, how.clone()).prop_map(|(page, pages, how)| Op::Host { page, pages, how }),
+        1 => (0..1024u64, 1..8u64, how).prop_map(|(page, pages, how)| Op::DuringFault { page, pages, how }),
         2 => (prop_oneof![Just(0xfee0_0000u32), any::<u32>()], any::<u32>()).prop_map(|(low, data)| Op::Msi { low, data }),
         2 => (msr(), number()).prop_map(|(index, value)| Op::Msr { index, value }),
         2 => (any::<bool>(), msr(), hyperv_value()).prop_map(|(write, index, value)| Op::GuestMsr { write, index, value }),
         2 => hypercall(),
         1 => (0..240u32, 0..32u64).prop_map(|(cap, arg)| Op::Cap { cap, arg }),
         1 => (0..10_000_000u64).prop_map(Op::Advance),
+        1 => (0..10_000_000_000u64).prop_map(Op::Suspend),
         2 => (0..3u8, any::<[u8; 16]>()).prop_map(|(mode, bytes)| Op::Code { mode, bytes }),
         8 => guest().prop_map(Op::Guest),
         3 => (prop_oneof![0..2 * RAM, any::<u64>()], any::<bool>())
@@ -198,168 +107,21 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Registers that a guest can have at any exit.
-fn play(m: &Machine, g: Guest) {
-    m.sim.step(0, move |c| {
-        c.guest().rip = g.rip;
-        c.guest().rflags = g.flags & 0x3f_7fd5 & !(1 << 17) | 2;
-        for (n, v) in [0, 1, 3].into_iter().zip(g.gprs) {
-            c.set_gpr(n, v);
-        }
-        let v = c.vmcb();
-        v.int_ctl = v.int_ctl & !int_ctl::V_TPR | u32::from(g.tpr);
-        v.int_state = g.shadow.into();
-        if g.cut_short {
-            c.cut_delivery_short();
-        }
-        (g.code, g.info[0], g.info[1])
-    });
-}
-
-fn perform(m: &Machine, op: Op) {
-    // What an ioctl answers is not the point here.
-    let _ = match op {
-        Op::Vm { cmd: KVM_IRQFD | KVM_CREATE_VCPU, .. } => Ok(0),
-        Op::Vm { cmd, arg } => m.vm(cmd, arg),
-        Op::Vcpu { cmd, arg } => m.vcpu(0, cmd, arg),
-        Op::Argument { at, words } => {
-            m.put_at(at, &words);
-            Ok(0)
-        }
-        Op::State { which, changes } => {
-            let (get, set) = STATES[which];
-            let size = u64::from(get >> 16 & 0x3fff);
-            m.vcpu(0, get, DATA).and_then(|_| {
-                for (at, byte) in changes {
-                    m.put_at(DATA + u64::from(at) % size, &byte);
-                }
-                m.vcpu(0, set, DATA)
-            })
-        }
-        Op::Region { slot, flags, page, pages, hva } => {
-            m.region(slot, flags, page << 12, pages << 12, RAM_HVA + (hva << 16))
-        }
-        Op::Host { page, pages, how } => {
-            m.host_changes(page << 12, pages, how);
-            Ok(0)
-        }
-        Op::Msi { low, data } => m.vm_with(KVM_SIGNAL_MSI, &kvm_msi { address_lo: low, data, ..Default::default() }),
-        Op::Msr { index, value } => m.set_msr(0, index, value),
-        Op::Cap { cap, arg } => m.enable(cap, arg),
-        Op::Advance(ns) => {
-            m.sim.advance(ns);
-            Ok(0)
-        }
-        Op::Code { mode, bytes } => {
-            // The VMM's memory may not be there any more; then the vCPU stays as it is.
-            m.host_changes(0, 16, Page::Writable);
-            let start = [Machine::try_real, Machine::try_protected, Machine::try_long];
-            start[usize::from(mode)](m, 0, &bytes)
-        }
-        Op::Guest(g) => {
-            play(m, g);
-            Ok(0)
-        }
-        Op::GuestMsr { write, index, value } => {
-            if write {
-                m.wrmsr(0, index, value);
-            } else {
-                m.rdmsr(0, index);
-            }
-            Ok(0)
-        }
-        Op::Hypercall { value, input, output } => {
-            m.host_changes(CODE, 1, Page::Writable);
-            m.hypercall(0, value, input, output);
-            Ok(0)
-        }
-        Op::Touch { gpa, write } => {
-            m.tries(0, gpa, write);
-            Ok(0)
-        }
-        Op::Run { head, answer } => {
-            m.page(0).set_u8(0, head[0] & 1);
-            m.page(0).set_u8(1, u8::from(head[1] > 200));
-            for (n, word) in answer.into_iter().enumerate() {
-                m.page(0).set_u64(32 + 8 * n, word);
-            }
-            let left = m.run(0);
-            match left {
-                Ok(Left::Other(KVM_EXIT_DIRTY_RING_FULL | KVM_EXIT_TPR_ACCESS)) => {}
-                Ok(Left::Other(reason)) => panic!("exit reason {reason}"),
-                _ => {}
-            }
-            Ok(0)
-        }
-    };
-}
-
-/// What holds between ioctls.
-fn check(m: &Machine) {
-    m.inside(0, |c| {
-        let core = &*c.core;
-        let control = core.cpu.control();
-        let armed = core.fast.armed;
-        assert!(!core.fpu.loaded, "the guest's FPU stays loaded");
-        assert_eq!(control.event_inj, EventInj::NONE, "an event that nobody will look at again");
-        assert_eq!(u32::from(core.vtpr), control.int_ctl & 15, "V_TPR");
-        assert_eq!(armed.is_some(), control.int_ctl & int_ctl::V_IRQ != 0, "{armed:?} and V_IRQ");
-        assert_eq!(armed == Some(Armed::Window), control.intercept_3 & 1 << 4 != 0, "{armed:?} and the intercept");
-        assert!(core.inject.nmi_pending <= 2);
-        assert_eq!(core.cpu.nested_root(), c.vm.mmu.root(core.smm.space()).pa(), "the other address space's tables");
-        assert!(core.cpu.save().efer & 1 << 12 != 0, "EFER.SVME");
-        assert!(core.cpu.save().cr0 & (1 << 29 | 1 << 30) == 0, "caches are the host's");
-    });
-    assert_eq!(m.sim.page_references(), 0, "a page is held");
-    let stale = m.sim.0.warnings.lock().iter().any(|(what, _)| what.contains("another page"));
-    assert!(!stale, "a mapping that outlived its page");
-}
-
-/// With `more` there are SMRAM, as large as the memory outside, and dirty rings.
-fn machine(newer: bool, irqchip: bool, hyperv: bool, more: bool) -> Machine {
-    let features = CpuFeatures { nrips: newer, decode_assists: newer, page_1g: newer, ..PLAIN };
-    let m = Machine::bare(features).expect("a VM");
-    if irqchip {
-        assert_eq!(m.enable(KVM_CAP_SPLIT_IRQCHIP, 24), Ok(0));
-    }
-    assert_eq!(m.region(0, 0, 0, RAM, RAM_HVA), Ok(0));
-    if more {
-        assert_eq!(m.region(0x1_0000, 0, 0, RAM, RAM_HVA), Ok(0));
-        assert_eq!(m.enable(KVM_CAP_DIRTY_LOG_RING_ACQ_REL, 4096), Ok(0));
-    }
-    if hyperv {
-        m.add_hyperv_vcpu(0, |_| ());
-        let synic = m.enable_vcpu(0, KVM_CAP_HYPERV_SYNIC, 0);
-        assert_eq!(synic.is_ok(), irqchip);
-        assert_eq!(m.set_msr(0, 0x4000_0000, 1), Ok(1));
-    } else {
-        m.add_vcpu(0).expect("a vCPU");
-    }
-    m.long(0, &[]);
-    if irqchip {
-        m.x2apic(0);
-    }
-    m
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 2000, ..Default::default() })]
 
     #[test]
     fn anything_in_any_order(
         newer: bool,
-        irqchip: bool,
+        irqchip in prop::sample::select(vec![Irqchip::None, Irqchip::Split, Irqchip::Full]),
         hyperv: bool,
         more: bool,
+        two: bool,
         ops in prop::collection::vec(op(), 1..60),
     ) {
-        let m = machine(newer, irqchip, hyperv, more);
-        for op in ops {
-            perform(&m, op);
-            check(&m);
-        }
-        m.sim.drop_script(0);
-        m.end();
+        let mut all = Anything::new(Kind { newer, irqchip, hyperv, more, two });
+        ops.into_iter().for_each(|op| all.perform(op));
+        all.end();
     }
 
     /// Any three words are an exit, and any exit has a handler that decides.

@@ -125,6 +125,24 @@ fn tsc_aux() {
     other.end();
 }
 
+#[test]
+fn a_guest_without_invpcid_gets_ud() {
+    let m = Machine::bare(PLAIN).unwrap();
+    assert_eq!(m.region(0, 0, 0, RAM, RAM_HVA), Ok(0));
+    for id in 0..2 {
+        let with = id == 1;
+        let vcpu = if with { m.add_vcpu(id) } else { m.add_vcpu_without_cpuid(id) }.unwrap();
+        m.long(vcpu, &[0x66, 0x0f, 0x38, 0x82, 0x03]);
+        m.does(vcpu, move |c| assert_eq!(c.vmcb().intercept_5, u32::from(!with) << 2));
+        m.run_out(vcpu);
+    }
+    m.exit(0, code::INVPCID);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(m.injected(0).iter().map(|e| e.vector()).collect::<Vec<_>>(), [6]);
+    m.end();
+}
+
 /// RDPID cannot be intercepted, and RDTSCP is #UD.
 #[test]
 fn a_guest_without_rdtscp_finds_nothing_of_the_host_in_tsc_aux() {

@@ -48,7 +48,12 @@ fn enabled_once_and_before_vcpus() {
     let m = Machine::without_vcpu(true);
     let enable = |bytes| m.enable(KVM_CAP_DIRTY_LOG_RING, bytes);
     let answers = [0, 2048, 4097, 12288, 1 << 21, 1 << 32].map(enable);
-    assert_eq!(answers, [Err(EINVAL), Err(EINVAL), Err(EINVAL), Err(EINVAL), Err(E2BIG), Err(E2BIG)]);
+    assert_eq!(answers, [Err(EINVAL), Err(EINVAL), Err(EINVAL), Err(EINVAL), Err(E2BIG), Err(EINVAL)]);
+    // As on stock neither flags nor the upper half of the size are looked at.
+    for cap in [KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL] {
+        let odd = kvm_enable_cap { cap, flags: 7, args: [1 << 32 | BYTES, 1, 1, 1], ..Default::default() };
+        assert_eq!(Machine::without_vcpu(true).vm_with(KVM_ENABLE_CAP, &odd), Ok(0));
+    }
     assert_eq!(m.vm(KVM_RESET_DIRTY_RINGS, 0), Err(EINVAL), "none yet");
     assert_eq!(enable(BYTES), Ok(0));
     assert_eq!(enable(BYTES), Err(EINVAL));

@@ -73,6 +73,11 @@ fn vm_structs() {
     vm(&m, KVM_IOEVENTFD, kvm_ioeventfd { len: 0, flags: 1, ..event }, EINVAL, "a value of no length");
     vm(&m, KVM_IOEVENTFD, kvm_ioeventfd { fd: -1, ..event }, EBADF, "descriptor");
     vm(&m, KVM_IOEVENTFD, kvm_ioeventfd { flags: 4, ..event }, ENOENT, "not there");
+    vm(&m, KVM_IOEVENTFD, kvm_ioeventfd { flags: 4, len: 3, ..event }, ENOENT, "nothing of this length");
+    vm(&m, KVM_IOEVENTFD, kvm_ioeventfd { flags: 4, len: 3, fd: -1, ..event }, EBADF, "descriptor first");
+    let fast = kvm_ioeventfd { flags: 16, addr: 0x200, ..event };
+    assert_eq!(m.vm_with(KVM_IOEVENTFD, &fast), Ok(0), "a flag without effect");
+    vm(&m, KVM_IOEVENTFD, kvm_ioeventfd { flags: 0, ..fast }, EEXIST, "the same");
     assert_eq!(m.vm_with(KVM_IOEVENTFD, &event), Ok(0));
     vm(&m, KVM_IOEVENTFD, event, EEXIST, "twice");
 

@@ -1,12 +1,13 @@
 //! Hardware task switches, as the processor reports them, between tasks of 16 and 32 bits.
 
 use abi::uapi::ioctl::*;
+use abi::uapi::run::exit::MMIO_DATA;
 use kvm_bindings::*;
-use sim::SimCpu;
 use sim::arch::exit::code;
 use sim::arch::{EventInj, EventType};
-use sim::host::Cpu;
-use tests::scenario::{CODE, Machine};
+use sim::host::{Cpu, Errno};
+use sim::{Page, SimCpu};
+use tests::scenario::{CODE, Left, MMIO, Machine, RAM_HVA};
 
 const GDT: u64 = 0x5000;
 const IDT: u64 = 0x5800;
@@ -260,9 +261,140 @@ fn faults_of_the_new_task_are_its_own() {
     then(&m, |_| ());
     assert_eq!(events(&m), [(1, EXC, None)]);
     assert_eq!(m.vcpu_get::<kvm_debugregs>(0, KVM_GET_DEBUGREGS).dr6 & 0x8000, 0x8000);
+    // After what led to the switch has been delivered, if that is an exception.
+    let m = machine(&[0x90]);
+    put32(&m, &t);
+    switch(&m, NEW_TSS, 1 << 44, Some(EventInj::new(EventType::Exception, 8, Some(0))));
+    then(&m, |c| assert_eq!((c.guest().rip, c.guest().rsp), (0x9000, 0x77fc)));
+    assert_eq!(events(&m), [(1, EXC, None)]);
     // The fault of a switch that an exception caused is a double fault.
     let m = machine(&[0x90]);
     switch(&m, 0x30, 1 << 44, Some(EventInj::new(EventType::Exception, 13, Some(0))));
     then(&m, |_| ());
     assert_eq!(events(&m), [(8, EXC, Some(0))]);
+}
+
+/// A TSS and a GDT that user code cannot reach are reached by the processor all the same (APM vol. 2, 5.6.1).
+#[test]
+fn an_nmi_meets_a_task_gate_in_user_code_with_paging() {
+    const TABLE: u64 = 0xa000;
+    const USER_CS: u32 = 0x43;
+    const USER_SS: u32 = 0x4b;
+    for user_task in [false, true] {
+        let m = machine(&[0x90]);
+        let mut t = task32();
+        t[7] = TABLE as u32;
+        if user_task {
+            // Descriptors that are not marked as accessed yet.
+            (t[19], t[20]) = (USER_CS, USER_SS);
+            (t[18], t[21], t[23]) = (USER_SS, USER_SS, USER_SS);
+        }
+        put32(&m, &t);
+        m.write_ram(TABLE, &0x83u32.to_le_bytes()); // 4 MiB, the supervisor's
+        let mut s: kvm_sregs = m.vcpu_get(0, KVM_GET_SREGS);
+        (s.cr0, s.cr3, s.cr4) = (s.cr0 | 1 << 31, TABLE, s.cr4 | 1 << 4);
+        assert_eq!(m.vcpu_with(0, KVM_SET_SREGS, &s), Ok(0));
+        m.inside(0, |c| {
+            let g = c.core.cpu.guest();
+            (g.cpl, g.ss.attrib.0, g.cs.attrib.0) = (3, 0xcf3, 0xcfb);
+        });
+        switch(&m, NEW_TSS, 0, Some(EventInj::new(EventType::Nmi, 2, None)));
+        then(&m, |c| assert_eq!((c.guest().rip, c.guest().tr.selector), (0x9000, NEW_TSS)));
+        assert_eq!(events(&m), []);
+        assert_eq!(word(&m, OLD + 0x20), CODE as u32, "the old task is saved");
+        assert_eq!(kind(&m, USER_CS as u16 & !7) & 1, user_task.into(), "and descriptors are marked");
+    }
+}
+
+/// The same for the accessed bit of a descriptor in a GDT that user code cannot reach.
+#[test]
+fn user_code_loads_a_segment_from_a_device() {
+    const TABLE: u64 = 0xa000;
+    const ALIAS: u64 = 0x40_0000;
+    let m = machine(&[0x8e, 0x1b]); // mov ds, [ebx]
+    // Pages of 4 MiB: the lowest is the supervisor's, and has an alias for user code.
+    m.write_ram(TABLE, &[0x83u32, 0x87].map(u32::to_le_bytes).concat());
+    m.write_ram(TABLE + (MMIO >> 22) * 4, &(MMIO as u32 & !0x3f_ffff | 0x87).to_le_bytes());
+    let mut s: kvm_sregs = m.vcpu_get(0, KVM_GET_SREGS);
+    (s.cr0, s.cr3, s.cr4) = (s.cr0 | 1 << 31, TABLE, s.cr4 | 1 << 4);
+    assert_eq!(m.vcpu_with(0, KVM_SET_SREGS, &s), Ok(0));
+    m.with_regs(0, |r| (r.rip, r.rbx) = (ALIAS + CODE, MMIO));
+    m.inside(0, |c| {
+        let g = c.core.cpu.guest();
+        (g.cpl, g.ss.attrib.0, g.cs.attrib.0) = (3, 0xcf3, 0xcfb);
+    });
+    assert_eq!(kind(&m, 0x48), 0x12);
+    m.npf(0, MMIO, false);
+    assert_eq!(m.run(0), Ok(Left::Mmio { gpa: MMIO, write: false, data: vec![0; 2] }));
+    m.page(0).write(MMIO_DATA, &[0x4b, 0]);
+    then(&m, |c| assert_eq!((c.guest().rip, c.guest().ds.selector), (ALIAS + CODE + 2, 0x4b)));
+    assert_eq!((events(&m), kind(&m, 0x48)), (vec![], 0x13));
+}
+
+/// Pages of 4 MiB, one to one, whose table is at `TABLE`, in the old task and the new one.
+fn page(m: &Machine, table: u64) {
+    let mut t = task32();
+    t[7] = table as u32;
+    put32(m, &t);
+    m.write_ram(table, &0x83u32.to_le_bytes());
+    let mut s: kvm_sregs = m.vcpu_get(0, KVM_GET_SREGS);
+    (s.cr0, s.cr3, s.cr4) = (s.cr0 | 1 << 31, table, s.cr4 | 1 << 4);
+    assert_eq!(m.vcpu_with(0, KVM_SET_SREGS, &s), Ok(0));
+}
+
+/// A switch cannot begin anew when a part of it is done: no signal ends its waits, for a table of the guest's or for a stack.
+#[test]
+fn a_signal_does_not_end_a_switch() {
+    const TABLE: u64 = 0xa000;
+    let stack = 0x7000;
+    for page_that_waits in [TABLE, stack] {
+        let m = machine(&[0x90]);
+        page(&m, TABLE);
+        m.host_changes(page_that_waits, 1, Page::Missing);
+        let sim = m.sim.clone();
+        m.sim.during_wait(move || sim.set_page(RAM_HVA + page_that_waits, Page::Writable));
+        switch(&m, NEW_TSS, 1 << 44 | 0x18, Some(EventInj::new(EventType::Exception, 13, Some(0x18))));
+        then(&m, |c| assert_eq!((c.guest().rip, c.guest().rsp), (0x9000, 0x77fc)));
+        assert_eq!((word(&m, 0x77fc), events(&m)), (0x18, vec![]), "{page_that_waits:#x}");
+    }
+}
+
+/// The VMM's memory fails: it is told so, and once it has mended that the event comes again, and with it the switch.
+#[test]
+fn a_switch_begins_anew_when_the_vmm_has_mended_its_memory() {
+    let fault = EventInj::new(EventType::Exception, 13, Some(0x18));
+    let nmi = EventInj::new(EventType::Nmi, 2, None);
+    for (event, info2) in [(fault, 1 << 44 | 0x18), (nmi, 0)] {
+        let m = machine(&[0x90]);
+        put32(&m, &task32());
+        let tasks = OLD & !0xfff;
+        m.host_changes(tasks, 1, Page::Absent);
+        switch(&m, NEW_TSS, info2, Some(event));
+        assert_eq!(m.run(0), Err((Errno::EFAULT, Left::MemoryFault { gpa: tasks })));
+        assert_eq!(m.regs(0).rip, CODE);
+        m.host_changes(tasks, 1, Page::Writable);
+        switch(&m, NEW_TSS, info2, Some(event));
+        then(&m, |c| assert_eq!(c.guest().rip, 0x9000));
+        assert_eq!(events(&m), [(event.vector(), event.kind(), event.error_code())], "it was delivered again");
+    }
+}
+
+/// The old task's TSS is a device's: it gets what is written there.
+#[test]
+fn the_old_task_is_put_away_in_a_device() {
+    let m = machine(&[0xea, 0, 0, 0, 0, 0x20, 0]);
+    put32(&m, &task32());
+    let mut s: kvm_sregs = m.vcpu_get(0, KVM_GET_SREGS);
+    s.tr.base = MMIO;
+    assert_eq!(m.vcpu_with(0, KVM_SET_SREGS, &s), Ok(0));
+    m.with_regs(0, |r| r.rflags = 0x4002);
+    switch(&m, NEW_TSS, BY_JUMP, None);
+    for (at, value) in [(0x20, CODE as u32 + 7), (0x24, 0x4002)] {
+        let data = value.to_le_bytes().to_vec();
+        assert_eq!(m.run(0), Ok(Left::Mmio { gpa: MMIO + at, write: true, data }));
+    }
+    for at in (0x28..0x60).step_by(4) {
+        assert!(matches!(m.run(0), Ok(Left::Mmio { gpa, write: true, .. }) if gpa == MMIO + at), "{at:#x}");
+    }
+    then(&m, |c| assert_eq!(c.guest().rip, 0x9000));
 }

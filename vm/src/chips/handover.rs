@@ -9,8 +9,8 @@ use state::{Refused, Section, Sections, State, Writer};
 
 /// The 8259s and the IOAPIC.
 const CHIPS: Section = Section::new(*b"chip", 1);
-/// The PIT.
-const PIT: Section = Section::new(*b"pit ", 1);
+/// The PIT. Version 2 has the tick that is owed.
+const PIT: Section = Section::new(*b"pit ", 2);
 
 impl<H: Host> Vm<H> {
     pub(crate) fn save_chips(&self, w: &mut Writer) {
@@ -23,10 +23,13 @@ impl<H: Host> Vm<H> {
             storm.save(w);
             rtc.save(w);
         });
-        if let Some([pit::PitDevice { pit, speaker }]) = pit.get() {
-            w.section_by(PIT, 0, 1, |w| {
+        if let Some([pit::PitDevice { pit, speaker, owed }]) = pit.get() {
+            w.section_by(PIT, 0, if owed.load(Relaxed) { 2 } else { 1 }, |w| {
                 pit.lock().save(w);
                 speaker.save(w);
+                if w.version() >= 2 {
+                    owed.save(w);
+                }
             });
         }
     }
@@ -47,17 +50,14 @@ impl<H: Host> Vm<H> {
             let mut device = pit::PitDevice::new(Pit::new(0, 0), false).map_err(no_memory)?;
             r.load(device.pit.get_mut())?;
             r.load(&mut device.speaker)?;
+            if r.version() >= 2 {
+                r.load(&mut device.owed)?;
+            }
             r.end()?;
             // It was just made: there is none.
             let _ = chips.pit.set(device.into_inner());
         }
         let _ = self.chips.set(chips.into_inner());
         Ok(())
-    }
-
-    /// Counts again what is counted of the vCPUs, which are complete.
-    pub(crate) fn recount_lint0(&self) {
-        let nmi = self.vcpus().filter(|v| v.lint0.load(Relaxed) == irqchip::Lint0::Nmi as u8).count();
-        self.vapics_in_nmi_mode.store(nmi, Relaxed);
     }
 }

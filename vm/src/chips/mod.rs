@@ -2,24 +2,30 @@
 //! PIT that some clients add.
 //!
 //! Each machine has its own lock, taken with interrupts off, because eventfds and timers raise lines from anywhere. Messages
-//! are delivered under the IOAPIC's lock, so that Remote IRR tells the truth; nothing else is locked below it.
+//! are delivered under the IOAPIC's lock, so that Remote IRR tells the truth; nothing else is locked below it. One for so many
+//! vCPUs that interrupts would be off for long lets go of the lock now and then, and is not sent from just anywhere
+//! ([`Context`]).
+//!
+//! Long because: one way of a line through all of them, and back.
 
 mod handover;
+mod lint0;
 mod pit;
 mod ports;
 mod resample;
 mod rtc;
 mod state;
 
+use crate::apics::{Context, Later};
 use crate::inject::QueuedInterrupt;
-use crate::{Ctx, Vm};
+use crate::{Ctx, Vcpu, Vm};
+use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
-use host::{Errno, Host, Hrtimer, Hrtimers, OneBox, Request, rank, try_box};
+use host::{Errno, Host, Hrtimer, Hrtimers, OneBox, Request, Snapshot, Trace, rank, try_box};
 use irqchip::{
-    Chip, ChipMode, Eoi, EoiPin, IOAPIC_PINS, Ioapic, IoapicWrite, Line, Lint0, Message, Pic, PinMessage, RoutingTable,
-    Target,
+    Chip, ChipMode, Eoi, EoiPin, IOAPIC_PINS, Ioapic, IoapicWrite, Line, Message, Pic, PinMessage, RoutingTable, Target,
 };
-use lock_api::Mutex;
+use lock_api::{Mutex, MutexGuard, RawMutex};
 use once_cell::race::OnceBox;
 
 pub use pit::SPEAKER_DUMMY;
@@ -53,6 +59,9 @@ impl Source {
         }
     }
 }
+
+/// The IOAPIC, locked.
+type LockedIoapic<'a, H> = MutexGuard<'a, <H as Host>::RawSpinIrq<{ rank::CONTROLLERS }>, Ioapic>;
 
 /// The controllers of one VM.
 pub(crate) struct Chips<H: Host> {
@@ -105,11 +114,12 @@ impl<H: Host> Vm<H> {
             return Err(Errno::EINVAL);
         }
         let routes = RoutingTable::default_kernel().map_err(|_| Errno::ENOMEM)?;
+        let routes = try_box(|| routes)?;
         let mut ioapic = Ioapic::new();
         ioapic.set_broadcast_quirk_disabled(self.config.broadcast_quirk_disabled.load(Relaxed));
         let chips = Chips::new(ioapic)?;
         self.chips.set(chips.into_inner()).map_err(|_| Errno::EEXIST)?;
-        *self.routing.lock() = routes;
+        self.routing.replace(Some(routes));
         self.has_devices.store(true, Release);
         self.chip.store(2, Release);
         Ok(())
@@ -132,85 +142,141 @@ impl<H: Host> Vm<H> {
     }
 
     pub(crate) fn drive_gsi(&self, gsi: u32, source: Source, level: bool) -> i32 {
+        self.drive_gsi_in(Context::Task, gsi, source, level).unwrap_or(-1)
+    }
+
+    fn drive_gsi_in(&self, context: Context, gsi: u32, source: Source, level: bool) -> Result<i32, Later> {
+        let targets = self.targets(gsi);
+        if level {
+            self.may_raise(context, &targets)?;
+        }
+        self.host.tell(|| Trace::SetIrq { gsi, level });
         let mut status = -1i32;
-        for target in self.targets(gsi).into_iter().flatten() {
+        for target in targets.into_iter().flatten() {
             let r = match target {
-                Target::Pin { chip, pin } => self.drive_pin(chip, pin, source, level),
-                Target::Msi { address, data } if level => self.deliver_msi(address, data),
-                Target::HvSint { vp_index, sint } if level => self.raise_synic(vp_index, sint),
+                Target::Pin { chip, pin } => self.drive_pin(context, chip, pin, source, level)?,
+                Target::Msi { address, data } if level => self.deliver_msi(context, address, data)?,
+                Target::HvSint { vp_index, sint } if level => self.raise_synic(context, vp_index, sint)?,
                 Target::Msi { .. } | Target::HvSint { .. } => -1,
             };
             if r >= 0 {
                 status = status.max(0).saturating_add(r);
             }
         }
-        status
+        Ok(status)
     }
 
-    /// An edge on a GSI, from an eventfd. Any context.
-    pub fn pulse_gsi(&self, gsi: u32) {
-        for target in self.targets(gsi).into_iter().flatten() {
+    /// An edge on a GSI, from an eventfd.
+    pub fn pulse_gsi(&self, context: Context, gsi: u32) -> Result<(), Later> {
+        let targets = self.targets(gsi);
+        self.may_raise(context, &targets)?;
+        for target in targets.into_iter().flatten() {
             match target {
                 Target::Pin { chip, pin } => {
-                    self.drive_pin(chip, pin, Source::User, true);
-                    self.drive_pin(chip, pin, Source::User, false);
+                    self.host.tell(|| Trace::SetIrq { gsi, level: true });
+                    self.drive_pin(context, chip, pin, Source::User, true)?;
+                    self.host.tell(|| Trace::SetIrq { gsi, level: false });
+                    self.drive_pin(context, chip, pin, Source::User, false)?;
                 }
                 Target::Msi { address, data } => {
-                    self.deliver_msi(address, data);
+                    self.deliver_msi(context, address, data)?;
                 }
                 Target::HvSint { vp_index, sint } => {
-                    self.raise_synic(vp_index, sint);
+                    self.raise_synic(context, vp_index, sint)?;
                 }
             }
         }
+        Ok(())
     }
 
-    /// A GSI goes high and stays so until the guest ends the interrupt, from an eventfd with resampling. Any context.
-    pub fn raise_until_eoi(&self, gsi: u32) {
-        self.drive_gsi(gsi, Source::Resample, true);
+    /// A GSI goes high and stays so until the guest ends the interrupt, from an eventfd with resampling.
+    pub fn raise_until_eoi(&self, context: Context, gsi: u32) -> Result<(), Later> {
+        self.drive_gsi_in(context, gsi, Source::Resample, true).map(drop)
+    }
+
+    /// May these pins be raised here? What else a GSI leads to says so by itself. A guest that changes the entry after this look
+    /// is found out as well ([`drive_pin`](Self::drive_pin)), but may see an edge twice at an 8259.
+    fn may_raise(&self, context: Context, targets: &[Option<Target>]) -> Result<(), Later> {
+        if context == Context::Any {
+            for target in targets.iter().flatten() {
+                if let (Target::Pin { chip: Chip::Ioapic, pin }, Some(chips)) = (target, self.chips()) {
+                    let ioapic = chips.ioapic.lock();
+                    self.candidates(context, &ioapic.pin_message(*pin), None)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Where a GSI leads: at most a PIC and the IOAPIC, or an MSI.
     fn targets(&self, gsi: u32) -> [Option<Target>; 3] {
         let mut targets = [None; 3];
-        for (t, r) in targets.iter_mut().zip(self.routing.lock().lookup(gsi)) {
-            *t = Some(r.target);
-        }
+        self.routing.read(|routes| {
+            for (t, r) in targets.iter_mut().zip(routes.into_iter().flat_map(|routes| routes.lookup(gsi))) {
+                *t = Some(r.target);
+            }
+        });
         targets
     }
 
-    fn deliver_msi(&self, address: u64, data: u32) -> i32 {
-        self.send(&Message::from_msi(address, data, self.msi_format()), None).map_or(-1, |n| n as i32)
+    /// The GSI that leads to a pin.
+    fn gsi_of(&self, chip: Chip, pin: u8) -> Option<u32> {
+        self.routing.read(|routes| routes?.gsi_of(chip, pin))
     }
 
-    fn drive_pin(&self, chip: Chip, pin: u8, source: Source, level: bool) -> i32 {
-        let Some(chips) = self.chips() else { return -1 };
+    fn deliver_msi(&self, context: Context, address: u64, data: u32) -> Result<i32, Later> {
+        let m = Message::from_msi(address, data, self.msi_format());
+        let candidates = self.candidates(context, &m, None)?;
+        self.host.tell(|| Trace::MsiSetIrq { address, data });
+        Ok(self.send_among(candidates, &m, None, |_| {}, || {}).map_or(-1, |n| n as i32))
+    }
+
+    fn drive_pin(&self, context: Context, chip: Chip, pin: u8, source: Source, level: bool) -> Result<i32, Later> {
+        let Some(chips) = self.chips() else { return Ok(-1) };
         match chip {
             Chip::PicMaster | Chip::PicSlave => {
                 let first = if chip == Chip::PicSlave { 8 } else { 0 };
                 let mut pic = chips.pic.lock();
                 let status = pic.set_irq(first + pin, source.line(), level);
+                self.host.tell(|| {
+                    let [elcr, imr] = pic.modes(first + pin);
+                    Trace::PicSetIrq { pin: first + pin, elcr, imr, coalesced: status == 0 }
+                });
                 self.publish_intr(chips, &pic);
-                status
+                Ok(status)
             }
             Chip::Ioapic => {
                 let mut ioapic = chips.ioapic.lock();
-                if pin == rtc::PIN && source == Source::Asking {
-                    return self.drive_rtc(chips, &mut ioapic, level);
+                if level && context == Context::Any {
+                    self.candidates(context, &ioapic.pin_message(pin), None)?;
                 }
-                match ioapic.set_irq(pin, source.line(), level) {
+                if pin == rtc::PIN && source == Source::Asking {
+                    return Ok(self.drive_rtc(chips, &mut ioapic, level));
+                }
+                let entry = ioapic.entry(pin);
+                let status = match ioapic.set_irq(pin, source.line(), level) {
                     Line::Lowered => 1,
                     Line::Coalesced => 0,
                     Line::Ignored => -1,
                     Line::Deliver(m) => self.deliver_pin(&mut ioapic, &m),
-                }
+                };
+                self.host.tell(|| Trace::IoapicSetIrq { entry, pin, coalesced: status == 0 });
+                Ok(status)
             }
         }
     }
 
-    /// Delivers what a pin of the IOAPIC sends: the number of vCPUs that took it, -1 if it addresses none.
-    fn deliver_pin(&self, ioapic: &mut Ioapic, m: &PinMessage) -> i32 {
-        Self::delivered(ioapic, m, self.send(&m.message, None))
+    /// Delivers what a pin of the IOAPIC sends: the number of vCPUs that took it, -1 if it addresses none. If it may be for many,
+    /// the lock is let go of in between: who comes then finds the pin as it is when all have it.
+    fn deliver_pin(&self, ioapic: &mut LockedIoapic<'_, H>, m: &PinMessage) -> i32 {
+        self.deliver_noting(ioapic, m, |_| {})
+    }
+
+    /// The same; `took` is called for each vCPU that takes it.
+    fn deliver_noting(&self, ioapic: &mut LockedIoapic<'_, H>, m: &PinMessage, took: impl Fn(&Vcpu<H>)) -> i32 {
+        let candidates = self.candidates(Context::Task, &m.message, None).unwrap_or_default();
+        let taken = self.send_among(candidates, &m.message, None, took, || let_others_in(ioapic));
+        Self::delivered(ioapic, m, taken)
     }
 
     /// The status of what so many vCPUs took.
@@ -222,17 +288,6 @@ impl<H: Host> Vm<H> {
             }
             Some(n) => n as i32,
             None => -1,
-        }
-    }
-
-    /// Tells the vCPU whose LINT0 takes the 8259s' interrupts that there is one.
-    fn publish_intr(&self, chips: &Chips<H>, pic: &Pic) {
-        let now = pic.output();
-        if chips.intr.swap(now, AcqRel) || !now {
-            return;
-        }
-        if let Some(v) = self.vcpus().find(|v| v.lint0.load(Relaxed) == Lint0::ExtInt as u8) {
-            v.thread_ring_event();
         }
     }
 
@@ -256,11 +311,21 @@ impl<H: Host> Vm<H> {
         }
     }
 
-    /// A timer of the devices expired. Any context.
-    pub fn hrtimer_expired(&self, which: Hrtimer) {
-        let Some(chips) = self.chips() else { return };
+    /// A timer of the devices expired. Any context. Err: the rest is for [`hrtimer_late`](Self::hrtimer_late).
+    pub fn hrtimer_expired(&self, which: Hrtimer) -> Result<(), Later> {
+        let Some(chips) = self.chips() else { return Ok(()) };
         match which {
             Hrtimer::Pit => self.pit_expired(chips),
+            // It is rare, and there may be as many messages as pins.
+            Hrtimer::Ioapic => Err(Later),
+        }
+    }
+
+    /// What an expiry has left, in a task. It arms no timer, and does nothing if nothing is left.
+    pub fn hrtimer_late(&self, which: Hrtimer) {
+        let Some(chips) = self.chips() else { return };
+        match which {
+            Hrtimer::Pit => self.pit_late(chips),
             Hrtimer::Ioapic => {
                 let pins = chips.storm.swap(0, AcqRel);
                 for pin in (0..IOAPIC_PINS as u8).filter(|pin| pins & 1 << pin != 0) {
@@ -275,7 +340,13 @@ impl<H: Host> Vm<H> {
 
     /// The guest ended the interrupt of a pin: tells the PIT and the eventfds that wait for it.
     fn interrupt_ended(&self, chips: &Chips<H>, chip: Chip, pin: u8) {
-        let Some(gsi) = self.routing.lock().gsi_of(chip, pin) else { return };
+        let number = match chip {
+            Chip::PicMaster => 0,
+            Chip::PicSlave => 1,
+            Chip::Ioapic => 2,
+        };
+        self.host.tell(|| Trace::AckIrq { chip: number, pin: pin.into() });
+        let Some(gsi) = self.gsi_of(chip, pin) else { return };
         if gsi == pit::GSI {
             self.pit_acknowledged(chips);
         }
@@ -292,14 +363,19 @@ impl<H: Host> Vm<H> {
     /// Pins of the IOAPIC whose interrupt's end somebody waits for.
     fn notified_pins(&self, chips: &Chips<H>) -> u32 {
         let mut pins = 1 << rtc::PIN;
-        let resamplers = self.resamplers.read();
-        for pin in 0..IOAPIC_PINS as u8 {
-            let Some(gsi) = self.routing.lock().gsi_of(Chip::Ioapic, pin) else { continue };
-            let pit = gsi == pit::GSI && chips.pit().is_some();
-            if pit || resamplers.iter().any(|r| r.gsi == gsi) {
-                pins |= 1 << pin;
-            }
+        let gsis: [_; IOAPIC_PINS] = core::array::from_fn(|pin| self.gsi_of(Chip::Ioapic, pin as u8));
+        // Of each GSI the pins that it is routed to.
+        let pins_of = |gsi| -> u32 {
+            let pins = gsis.iter().enumerate().filter(|(_, of)| **of == Some(gsi));
+            pins.map(|(pin, _)| 1u32 << pin).sum()
+        };
+        if chips.pit().is_some() {
+            pins |= pins_of(pit::GSI);
         }
+        self.each_resampler(|r| {
+            pins |= pins_of(r.gsi);
+            ControlFlow::Continue(())
+        });
         pins
     }
 
@@ -321,7 +397,7 @@ impl<H: Host> Vm<H> {
     /// A pin with a high line may deliver again. Whoever can be asked is asked whether the line still is high, as on stock
     /// since 6.4: a device that was served while the pin was masked raises no needless interrupt.
     fn pin_allowed(&self, chips: &Chips<H>, pin: u8) {
-        let gsi = self.routing.lock().gsi_of(Chip::Ioapic, pin);
+        let gsi = self.gsi_of(Chip::Ioapic, pin);
         if gsi.is_some_and(|gsi| self.is_resampled(gsi)) {
             chips.ioapic.lock().forget(pin);
             self.signal_resamplers(gsi);
@@ -335,7 +411,7 @@ impl<H: Host> Vm<H> {
 
     /// A pin was unmasked: the PIT forgets the ticks that nobody could have taken.
     fn unmasked(&self, chips: &Chips<H>, chip: Chip, pin: u8) {
-        if self.routing.lock().gsi_of(chip, pin) == Some(pit::GSI) {
+        if self.gsi_of(chip, pin) == Some(pit::GSI) {
             if let Some(device) = chips.pit() {
                 device.pit.lock().reset_reinject();
             }
@@ -395,4 +471,9 @@ impl<H: Host> Ctx<'_, H> {
         self.vm.interrupts_ended(chips, ack.ended);
         chips.intr.load(Relaxed)
     }
+}
+
+/// Interrupts come, if they may, and others have the lock.
+fn let_others_in<R: RawMutex>(ioapic: &mut MutexGuard<'_, R, Ioapic>) {
+    MutexGuard::unlocked(ioapic, || {});
 }

@@ -1,10 +1,14 @@
 //! The PIT as a device: its host timer, the interrupt of channel 0, and what its interrupt's end brings about.
 
 use super::{Chips, Source};
-use crate::{Vcpu, Vm};
-use core::sync::atomic::Ordering::Relaxed;
+use crate::Vm;
+use crate::apics::{Context, Later};
+use core::sync::atomic::{
+    AtomicBool,
+    Ordering::{AcqRel, Relaxed, Release},
+};
 use host::{Errno, Host, Hrtimer, Hrtimers, OneBox, Request, rank, try_box};
-use irqchip::{Accept, Lint0, Pit, TimerEffect};
+use irqchip::{Pit, TimerEffect};
 use lock_api::Mutex;
 
 /// KVM_PIT_SPEAKER_DUMMY: port 0x61 is in the kernel too.
@@ -15,12 +19,14 @@ pub(super) const GSI: u32 = 0;
 pub(super) struct PitDevice<H: Host> {
     pub pit: Mutex<H::RawSpinIrq<{ rank::PIT }>, Pit>,
     pub speaker: bool,
+    /// A tick for so many vCPUs that it waits for a task to raise it.
+    pub owed: AtomicBool,
 }
 
 impl<H: Host> PitDevice<H> {
     /// Errors: ENOMEM.
     pub fn new(pit: Pit, speaker: bool) -> Result<OneBox<Self>, Errno> {
-        try_box(|| Self { pit: Mutex::new(pit), speaker })
+        try_box(|| Self { pit: Mutex::new(pit), speaker, owed: AtomicBool::new(false) })
     }
 }
 
@@ -52,14 +58,22 @@ impl<H: Host> Vm<H> {
         }
     }
 
-    pub(super) fn pit_expired(&self, chips: &Chips<H>) {
-        let Some(device) = chips.pit() else { return };
+    pub(super) fn pit_expired(&self, chips: &Chips<H>) -> Result<(), Later> {
+        let Some(device) = chips.pit() else { return Ok(()) };
         let mut pit = device.pit.lock();
         let tick = pit.expire(self.host.now_ns());
         self.pit_timer(tick.timer);
         drop(pit);
-        if tick.inject {
-            self.pit_tick();
+        if tick.inject && self.pit_tick(Context::Any).is_err() {
+            device.owed.store(true, Release);
+        }
+        // Also if it was before, and the VM has gone to another engine since.
+        if device.owed.load(Relaxed) { Err(Later) } else { Ok(()) }
+    }
+
+    pub(super) fn pit_late(&self, chips: &Chips<H>) {
+        if chips.pit().is_some_and(|device| device.owed.swap(false, AcqRel)) {
+            self.pit_tick_in_task();
         }
     }
 
@@ -68,36 +82,27 @@ impl<H: Host> Vm<H> {
         let Some(device) = chips.pit() else { return };
         let again = device.pit.lock().ack();
         if again {
-            self.pit_tick();
+            self.pit_tick_in_task();
         }
     }
 
-    fn pit_tick(&self) {
-        self.drive_gsi(GSI, Source::Pit, true);
-        self.drive_gsi(GSI, Source::Pit, false);
-        if self.vapics_in_nmi_mode.load(Relaxed) > 0 {
+    fn pit_tick_in_task(&self) {
+        // Never for later.
+        let _ = self.pit_tick(Context::Task);
+    }
+
+    fn pit_tick(&self, context: Context) -> Result<(), Later> {
+        let as_nmi = self.vapics_in_nmi_mode.load(Relaxed) > 0;
+        if as_nmi && context == Context::Any && !self.has_few_vcpus() {
+            return Err(Later);
+        }
+        self.drive_gsi_in(context, GSI, Source::Pit, true)?;
+        self.drive_gsi_in(context, GSI, Source::Pit, false)?;
+        if as_nmi {
             for v in self.vcpus() {
                 v.nmi_watchdog_tick();
             }
         }
-    }
-
-    /// Lets other threads know what LINT0 of a vCPU's local APIC takes.
-    pub(crate) fn publish_lint0(&self, v: &Vcpu<H>, now: Lint0) {
-        let before = v.lint0.swap(now as u8, Relaxed);
-        match (before == Lint0::Nmi as u8, now == Lint0::Nmi) {
-            (false, true) => self.vapics_in_nmi_mode.fetch_add(1, Relaxed),
-            (true, false) => self.vapics_in_nmi_mode.fetch_sub(1, Relaxed),
-            _ => 0,
-        };
-    }
-}
-
-impl<H: Host> Vcpu<H> {
-    /// LINT0 has the 8259s' interrupts come as NMI: the PIT's tick is one.
-    fn nmi_watchdog_tick(&self) {
-        if self.lint0.load(Relaxed) == Lint0::Nmi as u8 {
-            self.deliver(Accept::Nmi);
-        }
+        Ok(())
     }
 }

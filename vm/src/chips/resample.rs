@@ -2,11 +2,8 @@
 
 use super::Source;
 use crate::Vm;
-use core::sync::atomic::Ordering::Relaxed;
+use core::{ops::ControlFlow, sync::atomic::Ordering::Relaxed};
 use host::{Errno, EventFd, Host, Request, try_push};
-
-/// Most irqfds with a resample eventfd in a VM: each end of an interrupt looks through them.
-const MOST_RESAMPLERS: usize = 1000;
 
 /// An eventfd that is told when the interrupt of a GSI ended.
 pub(crate) struct Resampler<E> {
@@ -14,7 +11,22 @@ pub(crate) struct Resampler<E> {
     pub(crate) event: E,
 }
 
+/// So many are looked at before another task may have the CPU: there are as many as the VMM has memory for.
+const AT_A_TIME: usize = 256;
+
 impl<H: Host> Vm<H> {
+    /// Shows them all to `f`, which may end it. Task context, no spin lock held.
+    pub(super) fn each_resampler(&self, mut f: impl FnMut(&Resampler<H::EventFd>) -> ControlFlow<()>) {
+        for (n, r) in self.resamplers.read().iter().enumerate() {
+            if n % AT_A_TIME == AT_A_TIME - 1 {
+                self.host.cond_resched();
+            }
+            if f(r).is_break() {
+                return;
+            }
+        }
+    }
+
     /// The interrupt of `gsi` ended.
     pub(crate) fn resample(&self, gsi: u32) {
         if self.is_resampled(gsi) {
@@ -25,26 +37,31 @@ impl<H: Host> Vm<H> {
 
     /// Is somebody told when the interrupt of `gsi` ends?
     pub(super) fn is_resampled(&self, gsi: u32) -> bool {
-        self.resamplers_used.load(Relaxed) && self.resamplers.read().iter().any(|r| r.gsi == gsi)
+        let mut found = false;
+        if self.resamplers_used.load(Relaxed) {
+            self.each_resampler(|r| {
+                found = r.gsi == gsi;
+                if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+        }
+        found
     }
 
     /// Asks them to look at their devices. Task context, no spin lock held: there may be many eventfds, and signalling one
     /// takes a lock of the kernel's that sleeps on PREEMPT_RT. Only a sleeping lock is held meanwhile, as stock is in an
     /// SRCU section.
     pub(super) fn signal_resamplers(&self, gsi: Option<u32>) {
-        for r in self.resamplers.read().iter().filter(|r| Some(r.gsi) == gsi) {
-            r.event.signal();
-        }
+        self.each_resampler(|r| {
+            if Some(r.gsi) == gsi {
+                r.event.signal();
+            }
+            ControlFlow::Continue(())
+        });
     }
 
-    /// From now on `event` is signalled when the guest ends the interrupt of `gsi`. Errors: ENOSPC, ENOMEM.
+    /// From now on `event` is signalled when the guest ends the interrupt of `gsi`. Errors: ENOMEM.
     pub fn add_resampler(&self, gsi: u32, event: H::EventFd) -> Result<(), Errno> {
-        let mut list = self.resamplers.write();
-        if list.len() >= MOST_RESAMPLERS {
-            return Err(Errno::ENOSPC);
-        }
-        try_push(&mut list, Resampler { gsi, event })?;
-        drop(list);
+        try_push(&mut self.resamplers.write(), Resampler { gsi, event })?;
         self.resamplers_used.store(true, Relaxed);
         self.ring_all(Request::ScanIoapic);
         Ok(())
@@ -58,7 +75,7 @@ impl<H: Host> Vm<H> {
             at.and_then(|at| host::take_at(&mut list, at))
         };
         drop(gone);
-        if !self.resamplers.read().iter().any(|r| r.gsi == gsi) {
+        if !self.is_resampled(gsi) {
             self.drive_gsi(gsi, Source::Resample, false);
         }
     }

@@ -2,13 +2,13 @@
 //! pending (0) until every vCPU that took the last one has ended it: with that clients of stock make up for the ticks
 //! that a guest was too slow for. Such a tick is dropped.
 //!
-//! Everything here happens under the IOAPIC's lock.
+//! Everything here happens under the IOAPIC's lock; among many vCPUs it is let go of in between.
 
-use super::{Chips, Source};
+use super::{Chips, LockedIoapic, Source, let_others_in};
 use crate::{Ctx, Vcpu, Vm};
 use core::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
 use host::Host;
-use irqchip::{DeliveryMode, Ioapic, Line, PinMessage};
+use irqchip::{Candidates, DeliveryMode, Line, PinMessage};
 
 /// The pin.
 pub(super) const PIN: u8 = 8;
@@ -59,7 +59,7 @@ impl RtcCount {
 
 impl<H: Host> Vm<H> {
     /// The pin is driven by somebody who asks for the status.
-    pub(super) fn drive_rtc(&self, chips: &Chips<H>, ioapic: &mut Ioapic, level: bool) -> i32 {
+    pub(super) fn drive_rtc(&self, chips: &Chips<H>, ioapic: &mut LockedIoapic<'_, H>, level: bool) -> i32 {
         if level && chips.rtc.0.load(Relaxed) > 0 {
             ioapic.hold(PIN, Source::Asking.line());
             return 0;
@@ -73,15 +73,14 @@ impl<H: Host> Vm<H> {
     }
 
     /// Delivers what the pin sends, and notes who took it.
-    pub(super) fn deliver_rtc(&self, chips: &Chips<H>, ioapic: &mut Ioapic, m: &PinMessage) -> i32 {
+    pub(super) fn deliver_rtc(&self, chips: &Chips<H>, ioapic: &mut LockedIoapic<'_, H>, m: &PinMessage) -> i32 {
         // Nothing else has an end.
         let ends = matches!(m.message.mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority);
-        let taken = self.send_noting(&m.message, None, |v| {
+        self.deliver_noting(ioapic, m, |v| {
             if ends {
                 chips.rtc.set(&v.rtc, RtcMark::of(m.message.vector));
             }
-        });
-        Self::delivered(ioapic, m, taken)
+        })
     }
 
     /// A vCPU ended the interrupt `vector`.
@@ -94,9 +93,14 @@ impl<H: Host> Vm<H> {
         }
     }
 
-    /// The IOAPIC's state was replaced, whose lock the caller holds.
-    pub(super) fn rtc_restored(&self, chips: &Chips<H>) {
-        self.vcpus().for_each(|v| chips.rtc.set(&v.rtc, RtcMark::LOOK));
+    /// The IOAPIC's state was replaced.
+    pub(super) fn rtc_restored(&self, chips: &Chips<H>, ioapic: &mut LockedIoapic<'_, H>) {
+        for (n, v) in (1usize..).zip(self.vcpus()) {
+            chips.rtc.set(&v.rtc, RtcMark::LOOK);
+            if n % Candidates::MOST == 0 {
+                let_others_in(ioapic);
+            }
+        }
     }
 }
 

@@ -45,7 +45,7 @@ impl<H: Host> Vm<H> {
         let mut ioapic = chips.ioapic.lock();
         let waiting = ioapic.set_state(state);
         chips.ioapic_base.store(ioapic.base(), Relaxed);
-        self.rtc_restored(chips);
+        self.rtc_restored(chips, &mut ioapic);
         drop(ioapic);
         // Before the interrupts, as for a write of the guest.
         self.ring_all(Request::ScanIoapic);

@@ -55,17 +55,21 @@ impl PvClock {
 
     /// Writes the page. The guest takes a reading only if the version is even and did not change meanwhile, so it is
     /// odd while the rest is written. A stop that the guest has not seen yet stays noted.
-    pub fn publish(mut self, gpa: u64, mem: &mut impl GuestMemory) {
+    /// Returns what it says now, with its version; None: there is no memory.
+    pub fn publish(mut self, gpa: u64, mem: &mut impl GuestMemory) -> Option<(Self, u32)> {
         let mut old = [0; Self::SIZE];
         if !mem.read(gpa, &mut old) {
-            return;
+            return None;
         }
         let [v0, v1, v2, v3, ..] = old;
         let odd = u32::from_le_bytes([v0, v1, v2, v3]).wrapping_add(1) | 1;
         self.flags |= old[29] & Self::STOPPED;
-        let done = self.encode(odd.wrapping_add(1));
+        let even = odd.wrapping_add(1);
+        let done = self.encode(even);
         let (version, rest) = done.split_at(4);
-        let _ = mem.write(gpa, &odd.to_le_bytes()) && mem.write(gpa.wrapping_add(4), rest) && mem.write(gpa, version);
+        let written =
+            mem.write(gpa, &odd.to_le_bytes()) && mem.write(gpa.wrapping_add(4), rest) && mem.write(gpa, version);
+        written.then_some((self, even))
     }
 }
 

@@ -166,16 +166,16 @@ impl VcpuClock {
         self.active() && now.boot_ns.saturating_sub(self.published) > STALE_NS
     }
 
-    /// Writes the clock page, if there is one.
-    pub fn publish(&mut self, vm: &VmClock, now: TimePoint, mem: &mut impl GuestMemory) {
+    /// Writes the clock page, if there is one, and returns what it says now, with its version.
+    pub fn publish(&mut self, vm: &VmClock, now: TimePoint, mem: &mut impl GuestMemory) -> Option<(PvClock, u32)> {
         if !self.active() {
-            return;
+            return None;
         }
         self.published = now.boot_ns;
         let mut page = vm.page(self, now);
         if core::mem::take(&mut self.stopped) {
             page.flags |= PvClock::STOPPED;
         }
-        page.publish(self.system_time & !1, mem);
+        page.publish(self.system_time & !1, mem)
     }
 }

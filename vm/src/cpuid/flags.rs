@@ -26,6 +26,8 @@ pub struct Flags {
     pub tsc_adjust: bool,
     pub pcid: bool,
     pub invpcid: bool,
+    /// The processor has INVPCID, and the guest was not shown it.
+    pub hides_invpcid: bool,
     pub smep: bool,
     pub smap: bool,
     pub umip: bool,
@@ -106,6 +108,7 @@ impl Flags {
             tsc_adjust: has(Feature::TSC_ADJUST),
             pcid: has(Feature::PCID),
             invpcid: has(Feature::INVPCID),
+            hides_invpcid: caps.has(Feature::INVPCID) && !guest.shows(Feature::INVPCID),
             smep: has(Feature::SMEP),
             smap: has(Feature::SMAP),
             umip: has(Feature::UMIP),

@@ -196,6 +196,11 @@ impl GuestCpuid {
         }
     }
 
+    /// Is a function without entry answered as the highest basic leaf?
+    pub(crate) fn answers_as_highest(&self, function: u32) -> bool {
+        self.intel_highest(function).is_some()
+    }
+
     /// A leaf without entry. On AMD it reads zero (APM volume 3, CPUID); on Intel a function beyond the range's limit
     /// reads as the highest basic leaf. The topology leaves give the x2APIC ID for every index.
     #[cold]
@@ -302,10 +307,19 @@ impl GuestCpuid {
 
     /// May XCR0 have this value (APM 11.5.2: x87 always, wider registers only with the narrower ones)?
     pub fn xcr0_valid(&self, xcr0: u64) -> bool {
+        Self::xcr0_fits(xcr0, self.flags.xcr0)
+    }
+
+    /// May it on this machine, whatever the guest was told?
+    pub(crate) fn xcr0_is_possible(&self, xcr0: u64) -> bool {
+        Self::xcr0_fits(xcr0, self.caps().xcr0())
+    }
+
+    fn xcr0_fits(xcr0: u64, offered: u64) -> bool {
         let x = Xcr0::from_bits_retain(xcr0);
         let avx512 = Xcr0::OPMASK | Xcr0::ZMM_HI256 | Xcr0::HI16_ZMM;
         x.contains(Xcr0::X87)
-            && xcr0 & !(self.flags.xcr0 | Xcr0::X87.bits()) == 0
+            && xcr0 & !(offered | Xcr0::X87.bits()) == 0
             && (!x.contains(Xcr0::AVX) || x.contains(Xcr0::SSE))
             && (!x.intersects(avx512) || x.contains(avx512 | Xcr0::AVX))
     }

@@ -13,6 +13,8 @@ pub trait HostInfo {
     fn steal_time(&self) -> bool;
     /// What the world switch can do.
     fn switch_features(&self) -> CpuFeatures;
+    /// Have the nested page tables five levels?
+    fn five_nested_levels(&self) -> bool;
     /// An MSR that describes the processor; None if reading it faults.
     fn describing_msr(&self, msr: u32) -> Option<u64>;
 }
@@ -29,6 +31,9 @@ impl<H: Host> HostInfo for H {
     }
     fn switch_features(&self) -> CpuFeatures {
         self.features()
+    }
+    fn five_nested_levels(&self) -> bool {
+        self.nested_levels() == 5
     }
     fn describing_msr(&self, msr: u32) -> Option<u64> {
         self.read_host_msr(msr)

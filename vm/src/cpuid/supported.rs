@@ -11,7 +11,7 @@ use arch::cpuid::KVM_SIGNATURE;
 use host::{Errno, try_push};
 
 /// Last basic leaf that is reported, whatever the host has.
-const MAX_BASIC: u32 = 0x1f;
+const MAX_BASIC: u32 = 0x24;
 /// Last extended leaf that is reported.
 const MAX_EXTENDED: u32 = 0x8000_0022;
 /// The extended feature leaf 2, reported even where the host has none: it says that LFENCE serializes.
@@ -93,20 +93,24 @@ impl<I: HostInfo> List<'_, I> {
             // Topology is user space's to describe; zero says that there is none.
             0xb | 0x1f => self.push_sub(function, 0, [0, 0, 0, d]),
             0xd => self.xsave(),
-            // Leaves with indices that are not offered: resource monitoring, SGX, PT, AMX and so on.
-            0xf | 0x10 | 0x12 | 0x14 | 0x17 | 0x18 | 0x1d | 0x1e => self.push_sub(function, 0, ZERO),
+            // Leaves with indices that are not offered: resource monitoring, SGX, PT, AMX, AVX10 and so on.
+            0xf | 0x10 | 0x12 | 0x14 | 0x17 | 0x18 | 0x1d | 0x1e | 0x24 => self.push_sub(function, 0, ZERO),
             _ => self.push(function, ZERO),
         }
     }
 
     fn features_7(&mut self, host_max: u32) -> Result<(), Errno> {
         let w = |word| self.caps.word(word);
-        let max = host_max.min(1);
+        let max = host_max.min(2);
         let first = [max, w(Word::F7Ebx), w(Word::F7Ecx), w(Word::F7Edx)];
         let second = [w(Word::F71Eax), 0, 0, w(Word::F71Edx)];
         self.push_sub(7, 0, first)?;
         if max > 0 {
             self.push_sub(7, 1, second)?;
+        }
+        if max > 1 {
+            // What of SPEC_CTRL only Intel's processors have.
+            self.push_sub(7, 2, ZERO)?;
         }
         Ok(())
     }
@@ -156,9 +160,10 @@ impl<I: HostInfo> List<'_, I> {
             0x8000_0006 => self.push(function, [a, b, c, d & !(3 << 16)]),
             0x8000_0007 => self.push(function, [0, 0, 0, w(Word::X7Edx)]),
             0x8000_0008 => {
-                // Four levels of nested pages: what lies above 48 bits cannot be mapped (GuestPhysAddrSize).
+                // What lies above 48 bits cannot be mapped with four levels of nested pages (GuestPhysAddrSize).
                 let (physical, linear) = (a & 0xff, (a >> 8 & 0xff).max(48));
-                let sizes = physical | linear << 8 | physical.min(48) << 16;
+                let mapped = if self.host.five_nested_levels() { physical } else { physical.min(48) };
+                let sizes = physical | linear << 8 | mapped << 16;
                 self.push(function, [sizes, w(Word::X8Ebx), c & 0xf0ff, 0])
             }
             0x8000_0019 => self.push(function, [a, b, 0, 0]),
@@ -168,6 +173,38 @@ impl<I: HostInfo> List<'_, I> {
             // The name is user space's; SVM, IBS, LWP, SEV, performance monitoring are not offered; the topology of
             // leaf 0x8000001E is this processor's, not the guest's.
             _ => self.push(function, ZERO),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::supported_cpuid;
+    use crate::cpuid::tests::{FakeHost, find};
+
+    #[test]
+    fn limits_of_leaves_and_subleaves_are_the_hosts_or_ours() {
+        let mut host = FakeHost::zen3();
+        host.leaves.get_mut(&(0, 0)).unwrap()[0] = 0x30;
+        host.leaves.get_mut(&(7, 0)).unwrap()[0] = 9;
+        for (function, index) in [(7, 2), (7, 3), (0x20, 0), (0x24, 0), (0x24, 1)] {
+            host.leaves.insert((function, index), [!0; 4]);
+        }
+        let list = supported_cpuid(&host).unwrap();
+        assert_eq!((find(&list, 0, 0)[0], find(&list, 7, 0)[0]), (0x24, 2));
+        assert_eq!([find(&list, 7, 2), find(&list, 0x20, 0), find(&list, 0x24, 0)], [[0; 4]; 3]);
+        assert!(!list.iter().any(|e| matches!((e.function, e.index), (7, 3) | (0x24, 1) | (0x25..=0x30, _))));
+    }
+
+    /// GuestPhysAddrSize: how far the nested tables reach.
+    #[test]
+    fn five_nested_levels_map_every_address() {
+        let mut host = FakeHost::zen3();
+        for (bits, five, mapped) in [(48, false, 48), (52, false, 48), (52, true, 52), (40, true, 40)] {
+            host.leaves.get_mut(&(0x8000_0008, 0)).unwrap()[0] = 0x3900 | bits;
+            host.five_levels = five;
+            let sizes = find(&supported_cpuid(&host).unwrap(), 0x8000_0008, 0)[0];
+            assert_eq!(sizes, mapped << 16 | 0x3900 | bits, "{bits} {five}");
         }
     }
 }

@@ -12,6 +12,7 @@ pub(crate) struct FakeHost {
     pub leaves: BTreeMap<(u32, u32), [u32; 4]>,
     pub xcr0: u64,
     pub features: CpuFeatures,
+    pub five_levels: bool,
     pub msrs: BTreeMap<u32, u64>,
 }
 
@@ -27,6 +28,9 @@ impl HostInfo for FakeHost {
     }
     fn steal_time(&self) -> bool {
         true
+    }
+    fn five_nested_levels(&self) -> bool {
+        self.five_levels
     }
     fn describing_msr(&self, msr: u32) -> Option<u64> {
         self.msrs.get(&msr).copied()
@@ -72,7 +76,7 @@ impl FakeHost {
         ]);
         let features = CpuFeatures { spec_ctrl: true, tsc_aux: true, page_1g: true, nx: true, ..Default::default() };
         let msrs = BTreeMap::from([(arch::msr::OSVW_ID_LENGTH, 5), (arch::msr::OSVW_STATUS, 0x17)]);
-        Self { leaves, xcr0: 0x207, features, msrs }
+        Self { leaves, xcr0: 0x207, features, five_levels: false, msrs }
     }
 }
 
@@ -83,7 +87,7 @@ pub(crate) fn generous(host: &FakeHost) -> GuestCpuid {
     g
 }
 
-fn find(list: &[CpuidEntry], function: u32, index: u32) -> [u32; 4] {
+pub(crate) fn find(list: &[CpuidEntry], function: u32, index: u32) -> [u32; 4] {
     let hits: Vec<_> = list.iter().filter(|e| e.function == function && e.index == index).collect();
     assert_eq!(hits.len(), 1, "{function:#x}.{index}");
     hits[0].regs

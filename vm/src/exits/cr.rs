@@ -37,10 +37,8 @@ pub fn cr<H: Host>(ctx: &mut Ctx<'_, H>, n: u8, gpr: Option<u8>, write: bool) ->
     match ctx.write_cr(n, value) {
         Ok(()) => {
             let tells = core::mem::replace(&mut ctx.core.device_exit, Next::Resume);
-            match ctx.advance(next_rip) {
-                Next::Resume => tells,
-                leave => leave,
-            }
+            let step = ctx.advance(next_rip);
+            ctx.also(tells, step)
         }
         Err(e) => ctx.fault(e),
     }
@@ -78,7 +76,7 @@ impl<H: Host> Ctx<'_, H> {
                 let old = self.core.guest_cr0;
                 self.core.write_cr0(value)?;
                 if !old & self.core.guest_cr0 & Cr0::PG.bits() != 0 {
-                    self.paging_enabled();
+                    self.pages_may_be_told();
                 }
                 Ok(())
             }
@@ -156,7 +154,11 @@ impl<H: Host> Core<H> {
         }
     }
 
+    /// Which accesses to control registers exit, and what those of them are answered that need no more.
     pub(crate) fn load_cr_intercepts(&mut self) {
+        // Where TS and MP change without an exit, CR0 is not known without a look.
+        self.fast.cr0 = self.fpu_use.trapping().then_some(self.guest_cr0);
+        self.fast.cr4 = Some(self.guest_cr4);
         let cr0 = u16::from(self.cr0_exits);
         self.cpu.set_cr_intercepts(cr0 | u16::from(self.cr4_read_exits) << 4, cr0 | u16::from(self.cr8_exits) << 8);
     }

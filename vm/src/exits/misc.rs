@@ -3,7 +3,6 @@
 use super::unexpected;
 use crate::cpuid::{KVM_PV_SCHED_YIELD, KVM_PV_SEND_IPI, KVM_PV_UNHALT};
 use crate::debug::{SINGLESTEP, USE_HW_BP, USE_SW_BP};
-use crate::msr::PAT_RESET;
 use crate::quirks::MWAIT_NEVER_UD_FAULTS;
 use crate::run::Next;
 use crate::user::{Pending, UserExit};
@@ -22,13 +21,13 @@ pub fn hlt<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
         Ok(rip) => rip,
         Err(stop) => return stop,
     };
-    // A debugger that steps is told so, and the guest sleeps when it runs again.
-    let next = ctx.advance(rip);
+    let step = ctx.advance(rip);
     if ctx.core.fast.lapic.is_none() {
-        return Next::User(UserExit::Hlt);
+        return ctx.also(Next::User(UserExit::Hlt), step);
     }
+    // A debugger that steps is told so, and the guest sleeps when it runs again.
     ctx.core.mp_state = MpState::Halted;
-    next
+    step
 }
 
 /// PAUSE in a loop: somebody else may hold what the guest waits for.
@@ -87,6 +86,7 @@ const KVM_HC_SCHED_YIELD: u64 = 11;
 const KVM_HC_CLOCK_PAIRING: u64 = 9;
 const KVM_HC_MAP_GPA_RANGE: u64 = 12;
 const KVM_ENOSYS: u64 = -1000i64 as u64;
+const KVM_EINVAL: u64 = -22i64 as u64;
 const KVM_EPERM: u64 = -1i64 as u64;
 
 /// VMMCALL.
@@ -104,7 +104,7 @@ pub fn vmmcall<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     } else {
         match nr {
             KVM_HC_VAPIC_POLL_IRQ => 0,
-            KVM_HC_CLOCK_PAIRING if long => ctx.pair_clocks(Gpa(args[0]), args[1]),
+            KVM_HC_CLOCK_PAIRING => ctx.pair_clocks(Gpa(args[0]), args[1]),
             KVM_HC_KICK_CPU if ctx.core.has_pv(KVM_PV_UNHALT) => {
                 ctx.kick_apic_id(args[1] as u32);
                 ctx.yield_to_apic_id(args[1] as u32);
@@ -119,10 +119,15 @@ pub fn vmmcall<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
                 0
             }
             KVM_HC_MAP_GPA_RANGE if ctx.vm.config.exit_hypercall.load(Relaxed) & 1 << nr != 0 => {
-                ctx.core.pending = Pending::Hypercall;
-                let [a, b, c, d, e, f] = args;
-                ctx.core.exit_words = [a, b, c, d, e, f, 0, 0];
-                return Next::User(UserExit::Hypercall { nr, longmode: long });
+                let [gpa, pages, attributes, ..] = args;
+                // User space relies on a range that is one.
+                if gpa & 0xfff != 0 || pages == 0 || (gpa >> 12).checked_add(pages).is_none() {
+                    KVM_EINVAL
+                } else {
+                    ctx.core.pending = Pending::Hypercall;
+                    ctx.core.exit_words = [gpa, pages, attributes, 0, 0, 0, 0, 0];
+                    return Next::User(UserExit::Hypercall { nr, longmode: long });
+                }
             }
             _ => KVM_ENOSYS,
         }
@@ -138,16 +143,16 @@ pub fn complete_hypercall<H: Host>(ctx: &mut Ctx<'_, H>, ret: u64) -> Next {
     ctx.skip(Known::Vmmcall)
 }
 
-/// Triple fault: the save area is undefined afterwards (APM 15.14.3), also what INIT leaves alone and what nothing here ever
-/// looks at, but the processor does. So all of it is put into a defined state.
+/// The processor has met a triple fault: the save area is undefined afterwards (APM 15.14.3), also what INIT leaves alone and
+/// what nothing here ever looks at, but the processor does. So all of it is put into a defined state, as on stock: that after INIT,
+/// but that the vCPU does not wait for SIPI.
 #[cold]
 pub fn shutdown<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
+    ctx.note_end(UserExit::Shutdown.reason(), 0);
     let save = ctx.core.cpu.save_mut(arch::CleanBits::all());
     *save = arch::Zero::ZERO;
-    save.g_pat = PAT_RESET;
-    ctx.core.reset_registers(true);
-    ctx.forget_pages();
-    ctx.update_cpuid();
+    save.g_pat = ctx.core.msr.pat;
+    ctx.start_over();
     Next::User(UserExit::Shutdown)
 }
 
@@ -157,7 +162,9 @@ pub fn invalid<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     super::dump::vmcb(ctx);
     // User space has always been shown the low half of this exit code, -1.
     let reason = arch::exit::code::INVALID & 0xffff_ffff;
-    Next::User(UserExit::FailEntry { reason, cpu: ctx.core.cpu.last_cpu() })
+    let why = UserExit::FailEntry { reason, cpu: ctx.core.cpu.last_cpu() };
+    ctx.note_end(why.reason(), reason);
+    Next::User(why)
 }
 
 /// An exit code that nobody asked for.

@@ -18,9 +18,10 @@ use crate::run::Next;
 use crate::user::{UserExit, suberror};
 use arch::cr::Rflags;
 use arch::event::vector;
-use arch::{Exception, Exit};
+use arch::exit::code;
+use arch::{Exception, Exit, Gpa};
 use emulator::Known;
-use host::{Cpu, Host};
+use host::{Cpu, Host, LastExit, Request, VcpuThread};
 
 /// Handles one exit of the guest.
 #[inline]
@@ -63,8 +64,8 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, exit: Exit) -> Next {
         Exit::Monitor => misc::idle_hint(ctx, Known::Monitor),
         Exit::Mwait => misc::idle_hint(ctx, Known::Mwait),
         Exit::Rdpmc => misc::rdpmc(ctx),
-        Exit::Rdtsc | Exit::Rdtscp => ctx.fault(Exception::UD),
-        Exit::Invlpg { .. } | Exit::Invpcid => ctx.emulate(),
+        Exit::Rdtsc | Exit::Rdtscp | Exit::Invpcid => ctx.fault(Exception::UD),
+        Exit::Invlpg { .. } => ctx.emulate(),
         Exit::Shutdown => misc::shutdown(ctx),
         Exit::Exception { vector, error_code, .. } => misc::exception(ctx, vector, error_code),
         // No nested virtualisation is offered (no SVM bit in the guest's CPUID, EFER.SVME is refused): #UD. So is RDPRU.
@@ -77,24 +78,25 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, exit: Exit) -> Next {
 }
 
 impl<H: Host> Ctx<'_, H> {
-    /// Queues an exception that the instruction at RIP caused.
+    /// Queues an exception that the instruction at RIP caused. Always [`Next::Resume`].
     pub(crate) fn fault(&mut self, e: Exception) -> Next {
         if e.vector == vector::PF {
             self.me.stats.pf_guest.count();
         }
         self.core.inject.queue(e);
         if self.core.inject.triple_fault {
-            return misc::shutdown(self);
+            // User space is told before the guest is entered again, and finds the registers as they were.
+            self.me.thread.requests().make_request(Request::Event);
         }
         Next::Resume
     }
 
-    /// Moves RIP past the intercepted instruction.
+    /// Moves RIP past the intercepted instruction, which has done what it does.
     #[inline(always)] // `what` is a constant: the comparison of its opcode is a word's.
     pub(crate) fn skip(&mut self, what: Known) -> Next {
         match self.next_rip(what) {
             Ok(rip) => self.advance(rip),
-            Err(stop) => stop,
+            Err(stop) => self.skip_anyway(what, stop),
         }
     }
 
@@ -114,6 +116,23 @@ impl<H: Host> Ctx<'_, H> {
         Next::Resume
     }
 
+    /// The vCPU leaves for `reason` (KVM_EXIT_*) and has nowhere to go on: the host remembers its last exit. `detail` goes with the
+    /// reason.
+    #[cold]
+    pub(crate) fn note_end(&self, reason: u32, detail: u64) {
+        let (info, rip) = (self.core.cpu.control().exit_info(), self.core.cpu.save().rip);
+        self.vm.host.ended(LastExit {
+            vcpu: self.me.id,
+            reason,
+            detail,
+            code: info.code,
+            info1: info.info1,
+            info2: info.info2,
+            int_info: info.int_info.0,
+            rip,
+        });
+    }
+
     /// #DB after an instruction that was carried out here with RFLAGS.TF set.
     #[cold]
     pub(crate) fn single_step(&mut self) -> Next {
@@ -127,6 +146,7 @@ impl<H: Host> Ctx<'_, H> {
 /// KVM_EXIT_INTERNAL_ERROR with the words given.
 #[cold]
 pub(crate) fn internal_error<H: Host, const N: usize>(ctx: &mut Ctx<'_, H>, suberror: u32, words: [u64; N]) -> Next {
+    ctx.note_end(UserExit::InternalError { suberror, ndata: 0 }.reason(), suberror.into());
     for (d, w) in ctx.core.exit_words.iter_mut().zip(words) {
         *d = w;
     }
@@ -138,4 +158,13 @@ pub(crate) fn internal_error<H: Host, const N: usize>(ctx: &mut Ctx<'_, H>, sube
 pub(crate) fn unexpected<H: Host>(ctx: &mut Ctx<'_, H>, code: u64) -> Next {
     let cpu = ctx.core.cpu.last_cpu();
     internal_error(ctx, suberror::UNEXPECTED_EXIT_REASON, [code, cpu.into()])
+}
+
+/// The delivery of an event met a device, or wrote memory that the guest may only read: there is no instruction that could
+/// be emulated. The words are the event as EXITINTINFO has it, the exit with its error code, the address and the processor.
+#[cold]
+fn undeliverable<H: Host>(ctx: &mut Ctx<'_, H>, gpa: Gpa, error_code: u64) -> Next {
+    let event = ctx.core.cpu.control().exit_int_info.0;
+    let cpu = ctx.core.cpu.last_cpu();
+    internal_error(ctx, suberror::DELIVERY_EV, [event, code::NPF, error_code, gpa.0, cpu.into()])
 }

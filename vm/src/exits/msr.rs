@@ -1,12 +1,11 @@
 //! RDMSR and WRMSR (APM 15.11), and their way through user space (KVM API document, 7.21 and 7.22).
 
 use crate::Ctx;
-use crate::fast::is_constant;
+use crate::fast::{changes_no_answer, is_constant};
 use crate::msr::MsrError;
 use crate::run::Next;
 use crate::user::{Pending, UserExit};
 use arch::Exception;
-use arch::msr::{TSC_DEADLINE, X2APIC_BASE, X2APIC_LAST};
 use core::sync::atomic::Ordering::Relaxed;
 use emulator::Known;
 use host::{Cpu, Host};
@@ -21,7 +20,7 @@ pub fn read<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     match ctx.guest_read_msr(index) {
         Ok(value) => {
             if is_constant(index) {
-                ctx.core.fast.know_msr(index, value);
+                ctx.core.fast.know_msr(index, value, false);
             }
             set_edx_eax(ctx, value);
             ctx.skip(Known::Rdmsr)
@@ -34,7 +33,12 @@ pub fn write<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
     let cpu = &ctx.core.cpu;
     let index = cpu.gpr(1) as u32;
     let value = cpu.gpr(0) & 0xffff_ffff | cpu.gpr(2) << 32;
-    if !matches!(index, X2APIC_BASE..=X2APIC_LAST | TSC_DEADLINE) {
+    // Before anything has happened: where the instruction cannot be read now it begins anew.
+    let rip = match ctx.next_rip(Known::Wrmsr) {
+        Ok(rip) => rip,
+        Err(stop) => return stop,
+    };
+    if !changes_no_answer(index) {
         ctx.core.fast.forget_msrs();
     }
     match ctx.guest_write_msr(index, value) {
@@ -42,13 +46,11 @@ pub fn write<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
             // It may hold something else than what was written. To write the same again will take no exit.
             if is_constant(index) {
                 if let Ok(value) = ctx.guest_read_msr(index) {
-                    ctx.core.fast.know_msr(index, value);
+                    ctx.core.fast.know_msr(index, value, true);
                 }
             }
-            match ctx.skip(Known::Wrmsr) {
-                Next::Resume => effect,
-                leave => leave,
-            }
+            let step = ctx.advance(rip);
+            ctx.also(effect, step)
         }
         Err(e) => refused(ctx, e, true, index, value),
     }

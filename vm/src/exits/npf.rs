@@ -5,7 +5,7 @@ use crate::memory::fault_outcome;
 use crate::mmio::Faulted;
 use crate::run::Next;
 use arch::{Gpa, NpfCode};
-use host::Host;
+use host::{Cpu, Host};
 use mmu::RetPf;
 
 pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, gpa: Gpa, code: NpfCode) -> Next {
@@ -34,6 +34,9 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, gpa: Gpa, code: NpfCode) -> Next {
         Ok(RetPf::Retry | RetPf::Late(_)) => Next::Resume,
         Ok(RetPf::Emulate) => {
             stats.pf_emulate.count();
+            if ctx.core.cpu.control().exit_int_info.valid() {
+                return super::undeliverable(ctx, gpa, code.0);
+            }
             ctx.emulate_access(Faulted::new(gpa, code))
         }
         Err(stop) => fault_outcome(gpa, stop),

@@ -1,10 +1,12 @@
 //! Task switches (APM 15.14.1): the processor reports them before it has done anything.
 
 use crate::Ctx;
+use crate::guest::from_emulator;
+use crate::inject::Delivered;
 use crate::run::Next;
 use arch::event::vector;
 use arch::{EventType, Exception};
-use emulator::{Cause, Stop, TaskSwitch};
+use emulator::{Cause, Stop, Switched, TaskSwitch};
 use host::{Cpu, Host};
 
 /// EXITINFO2: the switch is by IRET, by a far JMP; the exception pushes an error code (bits 31:0).
@@ -36,23 +38,40 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, info1: u64, info2: u64) -> Next {
         }
     };
     let error_code = (kind == Some(EventType::Exception) && info2 & HAS_ERROR_CODE != 0).then_some(info2 as u32);
-    // The switch delivers the event; it was queued to be delivered again. A fault finds it where it was.
-    let delivered = (cause == Cause::Gate).then(|| ctx.core.inject.take_delivered());
+    // The switch delivers the event; it was queued to be delivered again.
+    let delivered = if cause == Cause::Gate { ctx.core.inject.take_delivered() } else { Delivered::default() };
     // INT3 and INTO are exceptions whose gate is checked like that of INTn.
     let switch = TaskSwitch { selector: info1 as u16, cause, return_rip, software, error_code };
     ctx.core.mmio_fragments.clear();
     match emulator::task_switch(ctx, &switch) {
-        Ok(()) => {
+        Switched::Done { traps } => {
             ctx.core.cpu.set_interrupt_shadow(false);
-            Next::Resume
+            if let Some(dr6) = traps {
+                // Of the new task: what led here has been delivered.
+                ctx.fault(Exception { vector: vector::DB, error_code: None, payload: Some(dr6) });
+            }
+            // The old task may have been put away into a device.
+            ctx.flush_writes()
         }
-        Err(Stop::Fault(e)) => {
-            if let Some(first) = delivered.flatten() {
+        // A fault finds the exception where it was.
+        Switched::Partly(Stop::Fault(e)) | Switched::Not(Stop::Fault(e)) => {
+            if let Some(first) = delivered.exception {
                 ctx.core.inject.queue(first);
             }
-            let payload = matches!(e.vector, vector::PF | vector::DB).then_some(e.payload);
-            ctx.fault(Exception { vector: e.vector, error_code: e.error_code, payload })
+            ctx.fault(from_emulator(e));
+            ctx.flush_writes()
         }
-        Err(stop) => ctx.stopped(stop),
+        Switched::Not(Stop::NeedUser) if ctx.core.host_stop.is_some() => {
+            // The event is delivered once the VMM's memory is there.
+            ctx.core.inject.put_back(delivered);
+            ctx.core.mmio_fragments.clear();
+            ctx.stopped(Stop::NeedUser)
+        }
+        Switched::Partly(Stop::NeedUser) if ctx.core.host_stop.is_some() => {
+            ctx.core.mmio_fragments.clear();
+            ctx.stopped(Stop::NeedUser)
+        }
+        // Among others a TSS in a device, which nobody asks.
+        Switched::Partly(_) | Switched::Not(_) => ctx.stopped(Stop::Unhandleable),
     }
 }

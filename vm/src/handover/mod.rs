@@ -1,12 +1,15 @@
-//! A VM goes from one engine to the next (docs/decisions/0033, 0034).
+//! A VM goes from one engine to the next (docs/decisions/0033, 0034, 0036).
 //!
-//! In three steps, with all vCPUs outside of KVM_RUN ([`Request::HandOver`](host::Request::HandOver) brings them there) and
-//! nobody calling into the VM:
-//! 1. [`Vm::save`] writes its state. It changes nothing.
-//! 2. [`Vm::load`] makes a VM of that in the new engine. What belongs to the base it gets as further handles ([`Base`]). All that
-//!    can fail is in here; if it does, what was made is dropped and the old VM goes on.
-//! 3. [`Vm::succeed`] takes over what cannot be in two places: nested tables, bitmaps, FPU state, timers. It cannot fail. Then the
-//!    old VM is dropped, and each KVM_RUN is called again.
+//! In three steps, with all vCPUs outside of KVM_RUN ([`Vm::call_out`] brings them there) and nobody calling into the VM:
+//! 1. [`Vm::leave`]: the old engine writes its state, and the numbers of what both have to have ([`host::Lend`]). It changes
+//!    nothing.
+//! 2. [`Vm::arrive`]: the new engine makes a VM of that. All that can fail is in these two; if it does, what was made is dropped
+//!    and the old VM goes on.
+//! 3. [`Vm::give`] and [`Vm::take`]: the nested tables go from the one to the other. The kernel does not call either in between.
+//!    They cannot fail. Then the old VM is dropped, and each KVM_RUN is called again.
+//!
+//! The guest waits meanwhile, and perhaps others for the CPU: each step costs as much as there is to hand over, whatever user space has set up,
+//! and gives the CPU away in between.
 //!
 //! [`state`]: the section of a VM; [`vcpu`]: those of its vCPUs.
 
@@ -14,112 +17,117 @@ mod state;
 mod vcpu;
 
 use crate::Vm;
-use crate::chips::Resampler;
 use crate::coalesced::Coalesced;
-use crate::ioeventfd::IoEventSpec;
-use ::state::{Refused, Sections, Writer};
+use ::state::{NoRoom, Sections, Writer};
+pub use ::state::{Refused, Why};
 use alloc::vec::Vec;
-use core::mem;
-use host::{Host, OneBox};
-use mmu::{Mmu, Space};
+use host::{Errno, Host, Lend, Lent, LentFor, Numbers, OneBox, Request, VcpuThread, in_turns};
+use mmu::Mmu;
+pub use mmu::handover::{MOVED, Moved};
 
 /// Bytes of the sections of a VM, and of each vCPU, nearly always.
 const ROOM: (usize, usize) = (4096, 16384);
 
-/// What the machine below keeps for a VM, whatever engine has it: each call gives another handle to the same. None: there is no
-/// such thing.
-pub trait Base<H: Host> {
-    /// The ring of coalesced writes.
-    fn ring(&self) -> H::SharedPage;
-    /// Thread and pages of the vCPU that was made as number `index`.
-    fn vcpu(&self, index: usize) -> Option<(H::Thread, [H::SharedPage; 2])>;
-    /// How many eventfds there are that guests write to, and that are told of the end of interrupts.
-    fn eventfds(&self) -> (usize, usize);
-}
-
-impl<H: Host> Base<H> for Vm<H> {
-    fn ring(&self) -> H::SharedPage {
-        self.coalesced.page.clone()
-    }
-    fn vcpu(&self, index: usize) -> Option<(H::Thread, [H::SharedPage; 2])> {
-        self.vcpu(index).map(|v| (v.thread.clone(), v.pages.clone()))
-    }
-    fn eventfds(&self) -> (usize, usize) {
-        let ioevents = self.ioevents.read().specs().len();
-        (ioevents, self.resamplers.read().len())
-    }
-}
-
-/// What is known of eventfds that are still the old engine's.
-#[derive(Default)]
-pub(crate) struct Waiting {
-    ioevents: Vec<IoEventSpec>,
-    /// GSIs.
-    resamplers: Vec<u32>,
+/// What goes from one engine to the next before the last step.
+pub struct Parcel {
+    /// The sections.
+    pub state: Vec<u8>,
+    /// The numbers of what the new engine makes further handles to. They are good as long as the VM lives that they are of.
+    pub lent: Vec<u64>,
 }
 
 impl<H: Host> Vm<H> {
-    /// Why this VM cannot be handed over yet, if it cannot.
-    fn cannot_move(&self) -> Option<&'static str> {
-        if self.partition.is_used() || self.vcpus().any(|v| v.hyperv.get().is_some()) {
-            return Some("the state of a Hyper-V guest is not handed over yet");
+    /// Asks every vCPU that is in KVM_RUN to leave it, without user space noticing. One that is not does so at its next KVM_RUN.
+    /// Task context, and waits for none of them.
+    pub fn call_out(&self) {
+        for v in in_turns(&self.host, self.vcpus()) {
+            v.thread.requests().make_request(Request::HandOver);
+            v.thread.wake();
         }
-        if self.vcpus().any(|v| v.dirty_ring.is_some()) {
-            return Some("dirty rings are not handed over yet");
-        }
-        None
     }
 
-    /// Writes the state. Errors: no memory; the VM has something that is not handed over. Nothing has changed, whatever comes
-    /// of it.
-    pub fn save(&self) -> Result<Vec<u8>, Refused> {
-        if let Some(why) = self.cannot_move() {
-            return Err(Refused::cannot(why));
-        }
+    /// Writes what the VM is made of again. Errors: no memory; somebody uses a vCPU, for whom it does not wait. Nothing has changed, whatever comes of it.
+    pub fn leave(&self) -> Result<Parcel, Refused> {
+        Ok(Parcel { state: self.save()?, lent: self.lend()? })
+    }
+
+    fn save(&self) -> Result<Vec<u8>, Refused> {
         let (vm, vcpu) = ROOM;
-        let mut w = Writer::new(vm.saturating_add(vcpu.saturating_mul(self.vcpus().count())));
-        self.mmu.save_state(&mut w);
-        self.save_vm(&mut w);
-        self.save_chips(&mut w);
-        self.vcpus().for_each(|v| v.save(&mut w));
-        Ok(w.finish()?)
+        let mut room = vm.saturating_add(vcpu.saturating_mul(self.vcpus().count()));
+        loop {
+            let mut w = Writer::new(room);
+            self.mmu.save_state(&mut w);
+            self.save_vm(&mut w);
+            self.save_chips(&mut w);
+            self.vcpus().try_for_each(|v| {
+                self.host.cond_resched();
+                v.save(&mut w)
+            })?;
+            match w.finish() {
+                Ok(state) => return Ok(state),
+                // Many slots, routes or ioeventfds.
+                Err(NoRoom { needs }) if needs > room => room = needs,
+                Err(_) => return Err(Refused::NO_MEMORY),
+            }
+        }
     }
 
-    /// A VM with that state, but for what [`succeed`](Self::succeed) takes over. Errors: no memory, what this engine does not
-    /// know, what cannot be.
-    pub fn load(host: H, bytes: &[u8], base: &impl Base<H>) -> Result<OneBox<Self>, Refused> {
-        let mut s = Sections::new(bytes)?;
-        let mmu = Mmu::load_state(host.clone(), &mut s)?;
-        let mut vm = Self::with(host, mmu, Coalesced::new(base.ring())).map_err(|_| Refused::NO_MEMORY)?;
-        let vcpus = vm.load_vm(&mut s, base)?;
+    /// In the order in which [`arrive`](Self::arrive) takes them.
+    fn lend(&self) -> Result<Vec<u64>, Refused> {
+        let mut lent = Numbers::default();
+        let all = self.mmu.lend(&mut lent).and_then(|()| self.lend_vm(&mut lent));
+        all.map_err(|_| Refused::NO_MEMORY)?;
+        in_turns(&self.host, self.vcpus()).try_for_each(|v| v.lend(&mut lent))?;
+        Ok(lent.into_inner())
+    }
+
+    fn lend_vm(&self, to: &mut Numbers) -> Result<(), Errno> {
+        to.lend(LentFor::CoalescedRing, &self.coalesced.page)?;
+        to.lend(LentFor::Devices, &self.hrtimers)?;
+        self.ioevents.read().lend(&self.host, to)?;
+        in_turns(&self.host, self.resamplers.read().iter()).try_for_each(|r| to.lend(LentFor::Resampler, &r.event))?;
+        self.lend_partition(to)
+    }
+
+    /// A VM with that state. Nobody may use it before [`take`](Self::take). Errors: no memory, what this engine does not know, what
+    /// cannot be.
+    ///
+    /// **Memory safety hangs on the caller**: `lent` was written by [`leave`](Self::leave) of a VM that lives and that nobody has
+    /// used since.
+    pub fn arrive(host: H, state: &[u8], lent: &[u64]) -> Result<OneBox<Self>, Refused> {
+        let (mut s, mut lent) = (Sections::new(state)?, Lent::new(lent));
+        let mmu = Mmu::load_state(host.clone(), &mut s, &mut lent)?;
+        let ring = handle(&mut lent, LentFor::CoalescedRing)?;
+        let hrtimers = handle(&mut lent, LentFor::Devices)?;
+        let mut vm = Self::with(host, mmu, Coalesced::new(ring), hrtimers).map_err(|_| Refused::NO_MEMORY)?;
+        let vcpus = vm.load_vm(&mut s, &mut lent)?;
         vm.load_chips(&mut s)?;
         for index in 0..vcpus {
-            vm.load_vcpu(&mut s, index, base)?;
+            vm.host.cond_resched();
+            vm.load_vcpu(&mut s, index, &mut lent)?;
         }
         vm.rebuild_apics();
         vm.recount_lint0();
         s.end()?;
-        Ok(vm)
+        if lent.is_over() { Ok(vm) } else { Err(Refused::cannot("more was lent than there is")) }
     }
 
-    /// The last step: this VM takes the place of `old`, of whose state it was made, and which nobody uses any more. (Who has told
-    /// the host's timers where the VM is tells them again.)
+    /// The old engine's last step: its memory is another VM's from now on, and it is only dropped.
     ///
-    /// **Memory safety hangs on the caller**: see [`Mmu::succeed`].
-    pub fn succeed(&mut self, old: &mut Self) {
-        mem::swap(&mut self.hrtimers, &mut old.hrtimers);
-        self.mmu.succeed(&mut old.mmu);
-        let Waiting { ioevents, resamplers } = mem::take(&mut self.waiting);
-        self.ioevents.get_mut().succeed(&ioevents, old.ioevents.get_mut());
-        let mine = self.resamplers.get_mut();
-        for (gsi, was) in resamplers.into_iter().zip(mem::take(old.resamplers.get_mut())) {
-            if mine.len() < mine.capacity() {
-                mine.push(Resampler { gsi, event: was.event });
-            }
-        }
-        let roots = Space::ALL.map(|space| self.mmu.root(space));
-        for (new, old) in self.vcpus().zip(old.vcpus()) {
-            new.succeed(old, roots);
-        }
+    /// **Memory safety hangs on the caller**: see [`Mmu::give`].
+    pub fn give(&self) -> Moved {
+        self.mmu.give()
     }
+
+    /// The new engine's last step: from now on this VM runs.
+    ///
+    /// **Memory safety hangs on the caller**: see [`Mmu::take`].
+    pub fn take(&self, moved: &Moved) {
+        self.mmu.take(moved);
+    }
+}
+
+/// The next handle of those that were lent, which is for this.
+pub(crate) fn handle<T: Lend>(lent: &mut Lent<'_>, what_for: LentFor) -> Result<T, Refused> {
+    lent.handle(what_for).ok_or(Refused::cannot("something that was to be lent is missing, or something else"))
 }

@@ -1,10 +1,11 @@
 //! The section of a VM.
 
-use super::{Base, Waiting};
-use crate::ioeventfd::IoEventSpec;
+use super::handle;
+use crate::chips::Resampler;
 use crate::{MAX_VCPUS, Vm};
 use core::sync::atomic::Ordering::Relaxed;
-use host::Host;
+use host::{Host, Lent, LentFor, Snapshot, in_turns, try_box, try_push};
+use irqchip::RoutingTable;
 use state::{Refused, Section, Sections, State, Writer};
 
 /// What the vCPUs share, but memory and chips.
@@ -17,21 +18,21 @@ const STATS: Section = Section::new(*b"vmst", 1);
 impl<H: Host> Vm<H> {
     pub(super) fn save_vm(&self, w: &mut Writer) {
         let Self {
-            // Taken over, or sections of their own.
+            // Lent.
             hrtimers: _,
+            // Sections of their own.
             mmu: _,
             chips: _,
+            partition: _,
             vcpus: _,
             // The machine.
-            host: _,
+            host,
             caps: _,
-            // Nothing is in it: `cannot_move`.
-            partition: _,
             // A lock.
             shape: _,
             // Follow from the vCPUs.
             vapics_in_nmi_mode: _,
-            waiting: _,
+            extint: _,
             apics: _,
             config,
             clock,
@@ -63,33 +64,39 @@ impl<H: Host> Vm<H> {
             chip.save(w);
             reserved_pins.save(w);
             noncoherent_dma.save(w);
-            {
-                let ioevents = ioevents.read();
-                w.count(ioevents.specs().len());
-                ioevents.specs().for_each(|spec| spec.save(w));
-            }
+            ioevents.read().save(host, w);
             ioevents_used.save(w);
             {
                 let resamplers = resamplers.read();
                 w.count(resamplers.len());
-                resamplers.iter().for_each(|r| r.gsi.save(w));
+                in_turns(host, resamplers.iter()).for_each(|r| r.gsi.save(w));
             }
             resamplers_used.save(w);
             coalesced.used.save(w);
             coalesced.zones.lock().save(w);
         });
-        w.section(ROUTING, 0, &*routing.lock());
+        routing.read(|routes| match routes {
+            Some(routes) => w.section(ROUTING, 0, routes),
+            None => w.section(ROUTING, 0, &RoutingTable::empty()),
+        });
         w.section(STATS, 0, stats);
+        self.save_partition(w);
     }
 
     /// Err: see there. Ok: how many vCPUs follow.
-    pub(super) fn load_vm(&mut self, s: &mut Sections<'_>, base: &impl Base<H>) -> Result<usize, Refused> {
+    pub(super) fn load_vm(&mut self, s: &mut Sections<'_>, lent: &mut Lent<'_>) -> Result<usize, Refused> {
         let mut r = s.next(VM, 0)?;
         let vcpus: usize = r.value()?;
         if vcpus > MAX_VCPUS {
             return Err(r.bad("the number of vCPUs"));
         }
         r.load(&mut self.config)?;
+        // By the rule of the ioctl.
+        match *self.config.dirty_ring_size.get_mut() {
+            0 => {}
+            size if mmu::DirtyRing::<H>::check_size(size).is_ok() => {}
+            _ => return Err(r.bad("the size of dirty rings")),
+        }
         r.load(self.clock.get_mut())?;
         r.load(&mut self.msrs)?;
         r.load(self.msr_filter.get_mut())?;
@@ -98,25 +105,22 @@ impl<H: Host> Vm<H> {
         r.load(&mut self.chip)?;
         r.load(&mut self.reserved_pins)?;
         r.load(&mut self.noncoherent_dma)?;
-        let no_memory = |_| Refused::NO_MEMORY;
-        r.load(&mut self.waiting.ioevents)?;
+        self.ioevents.get_mut().load(&self.host, &mut r, lent)?;
         r.load(&mut self.ioevents_used)?;
-        r.load(&mut self.waiting.resamplers)?;
+        let resamplers = self.resamplers.get_mut();
+        for _ in in_turns(&self.host, 0..r.count()?) {
+            let one = Resampler { gsi: r.value()?, event: handle(lent, LentFor::Resampler)? };
+            try_push(resamplers, one).map_err(|_| Refused::NO_MEMORY)?;
+        }
         r.load(&mut self.resamplers_used)?;
-        let Waiting { ioevents, resamplers } = &self.waiting;
-        if (ioevents.len(), resamplers.len()) != base.eventfds() {
-            return Err(r.bad("the number of eventfds"));
-        }
-        if !ioevents.is_sorted_by_key(IoEventSpec::key) {
-            return Err(r.bad("the order of ioeventfds"));
-        }
-        self.ioevents.get_mut().reserve(ioevents.len()).map_err(no_memory)?;
-        self.resamplers.get_mut().try_reserve_exact(resamplers.len()).map_err(|_| Refused::NO_MEMORY)?;
         r.load(&mut self.coalesced.used)?;
         r.load(self.coalesced.zones.get_mut())?;
         r.end()?;
-        s.load(ROUTING, 0, self.routing.get_mut())?;
+        let mut routes = RoutingTable::empty();
+        s.load(ROUTING, 0, &mut routes)?;
+        self.routing.replace(Some(try_box(|| routes).map_err(|_| Refused::NO_MEMORY)?));
         s.load(STATS, 0, &mut self.stats)?;
+        self.load_partition(s, lent)?;
         self.reserve_vcpus(vcpus)?;
         Ok(vcpus)
     }

@@ -1,9 +1,11 @@
 //! Connections whose events become eventfd signals (KVM_HYPERV_EVENTFD, KVM API document 4.112).
 
 use crate::Vm;
+use crate::handover::handle;
 use alloc::vec::Vec;
-use host::{Errno, EventFd, Host, rank, take_at, try_insert};
+use host::{Errno, EventFd, Host, Lent, LentFor, Numbers, in_turns, rank, take_at, try_insert, try_push};
 use lock_api::RwLock;
+use state::{Reader, Refused, State, Writer};
 
 /// Bits of a connection's number.
 pub const CONN_ID_MASK: u32 = 0x00ff_ffff;
@@ -37,6 +39,33 @@ impl<H: Host> Connections<H> {
             connection.event.signal();
         }
         found.is_some()
+    }
+}
+
+/// The numbers are written; the eventfds are lent, in the same order.
+impl<H: Host> Connections<H> {
+    pub fn save(&self, host: &H, w: &mut Writer) {
+        let all = self.0.read();
+        w.count(all.len());
+        in_turns(host, all.iter()).for_each(|c| c.id.save(w));
+    }
+
+    pub fn lend(&self, host: &H, to: &mut Numbers) -> Result<(), Errno> {
+        in_turns(host, self.0.read().iter()).try_for_each(|c| to.lend(LentFor::Connection, &c.event))
+    }
+
+    /// Errors: no memory; a number that is none, or not in order.
+    pub fn load(&mut self, host: &H, r: &mut Reader<'_>, lent: &mut Lent<'_>) -> Result<(), Refused> {
+        let all = self.0.get_mut();
+        for _ in in_turns(host, 0..r.count()?) {
+            let id: u32 = r.value()?;
+            if id & !CONN_ID_MASK != 0 || all.last().is_some_and(|last| last.id >= id) {
+                return Err(r.bad("the number of a connection"));
+            }
+            try_push(all, Connection { id, event: handle(lent, LentFor::Connection)? })
+                .map_err(|_| Refused::NO_MEMORY)?;
+        }
+        Ok(())
     }
 }
 

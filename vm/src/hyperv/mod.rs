@@ -8,10 +8,12 @@
 //! - `synic`: interrupt sources and messages; `stimer`: timers; `time`: the reference time and its page
 //! - `hypercall`: what the guest calls; `targets` and `flush`: whom for, and the flushes and interrupts among vCPUs
 //! - `connection`: eventfds that the guest signals; `syndbg`: the debugger's registers
+//! - `handover`: the sections in which all of it goes to another engine
 
 mod connection;
 mod cpuid;
 mod flush;
+mod handover;
 mod hypercall;
 mod msr;
 mod number;
@@ -61,6 +63,15 @@ pub struct Hyperv {
     pub(crate) vectors: Vectors,
     pub(crate) timers: Timers,
     leaving: Leaving,
+}
+
+::state::state! {
+    place Hyperv {
+        enforce, assist_page, runtime_offset, synic, vectors, timers, leaving;
+        // Follow from CPUID.
+        not features
+    }
+    value Leaving { crash, reset, exit }
 }
 
 /// What user space has to be told of at once.

@@ -18,9 +18,9 @@ const HYPERCALL_PAGE: [u8; 4] = [0x0f, 0x01, 0xd9, 0xc3];
 pub struct Partition<H: Host> {
     pub(super) msrs: Mutex<H::RawMutex<{ rank::HYPERV }>, Msrs>,
     /// HV_X64_MSR_GUEST_OS_ID; 0: hypercalls are KVM's.
-    guest_os_id: AtomicU64,
+    pub(super) guest_os_id: AtomicU64,
     /// HV_X64_MSR_TSC_INVARIANT_CONTROL.
-    tsc_invariant: AtomicU64,
+    pub(super) tsc_invariant: AtomicU64,
     /// vCPUs whose number among the guest's is not their place in the VM's table.
     pub(super) renumbered: AtomicUsize,
     /// KVM_HYPERV_EVENTFD.
@@ -28,11 +28,10 @@ pub struct Partition<H: Host> {
 }
 
 impl<H: Host> Partition<H> {
-    /// Has the guest, or user space for it, set anything?
-    pub(crate) fn is_used(&self) -> bool {
+    /// Has the guest, or user space for it, set anything? Numbers of vCPUs are theirs.
+    pub(super) fn is_used(&self) -> bool {
         self.guest_os_id.load(Relaxed) != 0
             || self.tsc_invariant.load(Relaxed) != 0
-            || self.renumbered.load(Relaxed) != 0
             || self.connections.is_used()
             || *self.msrs.lock() != Msrs::default()
     }
@@ -59,6 +58,10 @@ pub(super) struct Msrs {
     reenlightenment: u64,
     tsc_emulation_status: u64,
     pub syndbg: Syndbg,
+}
+
+::state::state! {
+    place Msrs { hypercall, tsc, crash, crash_ctl, reenlightenment, tsc_emulation_status, syndbg }
 }
 
 /// Is there one of it for all vCPUs?

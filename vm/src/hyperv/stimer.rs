@@ -131,6 +131,11 @@ pub(crate) struct Timers {
     pub lapic: u64,
 }
 
+::state::state! {
+    value Stimer { config, count, expires, message_waits, pending, deadline }
+    value Timers { timers, lapic }
+}
+
 impl Default for Timers {
     fn default() -> Self {
         Self { timers: GuestIndexed::new([Stimer::default(); TIMERS]), lapic: u64::MAX }

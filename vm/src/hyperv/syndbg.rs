@@ -15,6 +15,10 @@ pub(super) struct Syndbg {
     options: u64,
 }
 
+::state::state! {
+    value Syndbg { control, status, send_page, recv_page, pending_page, options }
+}
+
 impl Syndbg {
     pub fn read(&self, index: u32) -> u64 {
         match index {

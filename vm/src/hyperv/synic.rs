@@ -4,6 +4,7 @@
 
 use super::number::{EOM, PAGE_ADDRESS, PAGE_ENABLED, SCONTROL, SIEFP, SIMP, SINT0, SINT15, SVERSION};
 use super::{Exit, Hyperv};
+use crate::apics::{Context, Later};
 use crate::msr::MsrError;
 use crate::{Ctx, Vcpu, Vm};
 use arch::{Gpa, GuestIndexed};
@@ -84,6 +85,16 @@ pub(crate) struct Vectors {
     pub auto_eoi: Bits256,
     /// Vectors whose end an IOAPIC waits for, sources or not.
     pub ioapic: Bits256,
+}
+
+::state::state! {
+    place Shared { vp_index, active, sints, gsis }
+    value Synic { control, version, event_page, message_page, keeps_pages }
+    place Vectors {
+        ioapic;
+        // Follow from the sources.
+        not all, auto_eoi
+    }
 }
 
 /// A message of at most 24 bytes: `struct hv_message`.
@@ -171,25 +182,32 @@ impl<H: Host> Vcpu<H> {
 }
 
 impl<H: Host> Vm<H> {
-    /// The vCPU that the guest knows by this number.
-    fn vcpu_by_vp_index(&self, vp_index: u32) -> Option<&Vcpu<H>> {
+    /// The vCPU that the guest knows by this number, which user space has chosen; nearly always it is the place.
+    fn vcpu_by_vp_index(&self, context: Context, vp_index: u32) -> Result<Option<&Vcpu<H>>, Later> {
         let direct = self.vcpu(vp_index as usize).filter(|v| v.vp_index() == vp_index);
-        direct.or_else(|| self.vcpus().find(|v| v.vp_index() == vp_index))
+        if direct.is_some() || self.partition.renumbered.load(Relaxed) == 0 {
+            return Ok(direct);
+        }
+        if context == Context::Any && !self.has_few_vcpus() {
+            return Err(Later);
+        }
+        Ok(self.vcpus().find(|v| v.vp_index() == vp_index))
     }
 
-    fn synic(&self, vp_index: u32) -> Option<(&Vcpu<H>, &Shared)> {
-        let v = self.vcpu_by_vp_index(vp_index)?;
-        v.hyperv_shared().filter(|s| s.active()).map(|s| (v, s))
+    fn synic(&self, context: Context, vp_index: u32) -> Result<Option<(&Vcpu<H>, &Shared)>, Later> {
+        let v = self.vcpu_by_vp_index(context, vp_index)?;
+        Ok(v.and_then(|v| v.hyperv_shared().filter(|s| s.active()).map(|s| (v, s))))
     }
 
-    /// A GSI that leads to source `sint` of the vCPU with this number goes high (KVM_IRQ_ROUTING_HV_SINT). Any context.
-    pub(crate) fn raise_synic(&self, vp_index: u32, sint: u32) -> i32 {
-        self.synic(vp_index).map_or(EINVAL, |(v, _)| v.raise_sint(sint as usize))
+    /// A GSI that leads to source `sint` of the vCPU with this number goes high (KVM_IRQ_ROUTING_HV_SINT).
+    pub(crate) fn raise_synic(&self, context: Context, vp_index: u32, sint: u32) -> Result<i32, Later> {
+        Ok(self.synic(context, vp_index)?.map_or(EINVAL, |(v, _)| v.raise_sint(sint as usize)))
     }
 
     /// A GSI leads to this source from now on.
     pub(crate) fn route_synic(&self, vp_index: u32, sint: u32, gsi: u32) {
-        if let Some(place) = self.synic(vp_index).and_then(|(_, s)| s.gsis.get_nospec(sint as usize)) {
+        let synic = self.synic(Context::Task, vp_index).unwrap_or_default();
+        if let Some(place) = synic.and_then(|(_, s)| s.gsis.get_nospec(sint as usize)) {
             place.store(gsi, Relaxed);
         }
     }
@@ -197,7 +215,7 @@ impl<H: Host> Vm<H> {
 
 impl Hyperv {
     /// Which vectors belong to sources has changed.
-    fn update_vectors(&mut self, shared: &Shared) {
+    pub(super) fn update_vectors(&mut self, shared: &Shared) {
         (self.vectors.all, self.vectors.auto_eoi) = (Bits256::EMPTY, Bits256::EMPTY);
         for sint in shared.sints.iter().map(|s| s.load(Relaxed)) {
             let vector = (sint & VECTOR) as u8;

@@ -73,6 +73,13 @@ pub(super) struct TscPage {
     pub emulation: u64,
 }
 
+::state::state! {
+    value Line { scale, offset }
+    value TscPage { msr, status, line, emulation }
+}
+
+::state::units! { PageStatus { Unset, GuestChanged, HostChanged, Set, Broken } }
+
 impl TscPage {
     /// A guest that has asked for emulation of its TSC after it was moved expects the page to stay as it was until it has ended
     /// that. Its TSC must then run as before, which user space has to see to.

@@ -17,6 +17,8 @@ const PATCH_LEVEL: u64 = 0x0100_0065;
 pub struct MsrState {
     /// The vCPU's number, for the log.
     pub vcpu_id: u32,
+    /// PAT, which the processor has in the save area: a shutdown leaves nothing there.
+    pub pat: u64,
     /// TSC_ADJUST.
     pub tsc_adjust: u64,
     /// MISC_ENABLE.
@@ -79,12 +81,12 @@ pub struct MsrState {
 }
 
 ::state::state! {
-    // What is left out the processor and the kernel say.
+    // What is left out the processor, its save area and the kernel say.
     place MsrState {
         vcpu_id, tsc_adjust, misc_enable, misc_features, platform_info, patch_level, arch_capabilities, power_ctl, de_cfg, hwcr,
         vm_cr, hsave_pa, osvw, smbase, smi_count, enforce_pv, steal_time, pv_eoi, async_pf, async_pf_vector, poll_control, sysenter_high,
         mtrr, mce, spec_ctrl_used;
-        not de_cfg_supported, spec_ctrl_supported, spec_ctrl_virtual, pred_cmd_supported, has_tsc_aux, has_steal_time
+        not pat, de_cfg_supported, spec_ctrl_supported, spec_ctrl_virtual, pred_cmd_supported, has_tsc_aux, has_steal_time
     }
 }
 
@@ -105,6 +107,7 @@ impl MsrState {
         let de_cfg_supported = super::list::de_cfg(caps);
         Self {
             vcpu_id: 0,
+            pat: PAT_RESET,
             tsc_adjust: 0,
             misc_enable: MISC_ENABLE_NO_BTS_PEBS,
             misc_features: 0,
@@ -143,6 +146,7 @@ impl MsrState {
 
     /// RESET (power-on, not INIT), as far as stock resets MSRs: the rest is user space's.
     pub fn reset(&mut self) {
+        self.pat = PAT_RESET;
         self.misc_enable = MISC_ENABLE_NO_BTS_PEBS;
         self.misc_features = 0;
         self.sysenter_high = (0, 0);

@@ -243,7 +243,7 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
                 save.sysenter_eip = low;
                 self.state.sysenter_high.1 = high;
             }
-            PAT => save.g_pat = value,
+            PAT => (save.g_pat, self.state.pat) = (value, value),
             _ => return Err(MsrError::Unknown),
         }
         DONE

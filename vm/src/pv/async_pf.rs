@@ -14,7 +14,7 @@ use crate::vcpu::Core;
 use arch::cr::Cr0;
 use arch::{CleanBits, Exception, Gpa, Hva, NpfCode};
 use core::sync::atomic::Ordering::Relaxed;
-use host::{Cpu, Host, OneBox, PageIns, Request, VcpuThread, try_box};
+use host::{Cpu, Host, OneBox, PageIns, Request, Trace, VcpuThread, try_box};
 use irqchip::Accept;
 
 /// KVM_ASYNC_PF_SEND_ALWAYS: the guest may be told at CPL 0, too.
@@ -161,14 +161,14 @@ impl<H: Host> Core<H> {
 }
 
 impl<H: Host> Ctx<'_, H> {
-    /// KVM_ASYNC_PF_EN. False: the value is refused, because no memory is there.
+    /// KVM_ASYNC_PF_EN. False: the value is refused, because no memory is there that can be written.
     pub(crate) fn set_async_pf(&mut self, value: u64) -> bool {
         self.core.msr.async_pf = value;
         if !self.core.tells_pages() {
             self.forget_pages();
             return true;
         }
-        if !self.shared_memory().is_memory(self.page_word(FLAGS), false) {
+        if !self.shared_memory().is_memory(self.page_word(FLAGS), true) {
             return false;
         }
         // Tasks may wait since before the guest was moved here: nobody else will wake them.
@@ -183,8 +183,8 @@ impl<H: Host> Ctx<'_, H> {
         self.me.thread.forget_page_ins();
     }
 
-    /// Paging was switched on: what could not be told before may be now.
-    pub(crate) fn paging_enabled(&self) {
+    /// Paging or the local APIC was switched on: what could not be told before may be now.
+    pub(crate) fn pages_may_be_told(&self) {
         if self.core.tells_pages() {
             self.me.thread.requests().make_request(Request::ApfReady);
         }
@@ -200,12 +200,16 @@ impl<H: Host> Ctx<'_, H> {
         if !self.can_wait_aside() {
             return None;
         }
+        let (gva, gfn) = (gpa.0, gpa.gfn().0);
+        self.vm.host.tell(|| Trace::TryAsyncGetPage { gva, gfn });
         if self.core.pv.async_pf.waits_for(gpa) {
+            self.vm.host.tell(|| Trace::AsyncPfRepeatedFault { gva, gfn });
             return Some(self.halt_for_page());
         }
         let n = self.core.pv.async_pf.free_number()?;
         self.me.thread.start_page_in(hva, code.write(), n).ok()?;
         let token = self.core.pv.async_pf.new_token(self.me.id);
+        self.vm.host.tell(|| Trace::AsyncPfNotPresent { token: token.into(), gva });
         let told = self.tell_absent(token);
         if let Some(place) = self.core.pv.async_pf.place(n) {
             *place = Some(Wait { gpa, code, token, told });
@@ -288,6 +292,7 @@ impl<H: Host> Ctx<'_, H> {
             if self.shared_memory().page_fault(&mut self.core.tables, wait.gpa, wait.code) == Ok(mmu::RetPf::Fixed) {
                 self.me.stats.pf_fixed.count();
             }
+            self.vm.host.tell(|| Trace::AsyncPfReady { token: wait.token.into(), gva: wait.gpa.0 });
             if wait.told {
                 self.tell_ready(wait.token);
             }

@@ -79,6 +79,9 @@ impl<H: Host> Ctx<'_, H> {
             // If the memory has gone meanwhile, so has the bit.
             let _ = self.shared_memory().write_phys(word, &[0]);
         } else if let Some(eoi) = self.core.fast.lapic.as_mut().and_then(|l| l.eoi()) {
+            if self.core.trace.set.any() {
+                self.trace_pv_eoi(eoi.vector);
+            }
             // Nobody waits for the end of this vector, or it had not been offered: this always resumes.
             let _ = self.after_eoi(eoi);
         }

@@ -52,6 +52,7 @@ impl<H: Host> Core<H> {
     pub(crate) fn reset_pv(&mut self) {
         (self.msr.pv_eoi, self.msr.steal_time) = (0, 0);
         (self.pv.words, self.pv.eoi_offered, self.fast.apic_shared) = (0, false, false);
+        self.look_who_watches();
         self.reset_async_pf();
     }
 }

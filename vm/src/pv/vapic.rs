@@ -29,6 +29,7 @@ impl<H: Host> Ctx<'_, H> {
         let pv = &mut self.core.pv;
         pv.vapic = gpa;
         pv.words = pv.words & !VAPIC | if gpa != 0 { VAPIC } else { 0 };
+        self.core.look_who_watches();
         Ok(())
     }
 
@@ -37,7 +38,8 @@ impl<H: Host> Ctx<'_, H> {
         self.core.pv.reports_tpr = on;
     }
 
-    /// The guest accesses TPR in the page of its local APIC: user space is told once the instruction is complete.
+    /// The guest accesses TPR in the page of its local APIC: user space is told once the instruction is complete, of its write
+    /// if it does both.
     pub(crate) fn note_tpr_access(&mut self, offset: u32, write: bool) {
         const TPR: u32 = 0x80;
         if self.core.pv.reports_tpr && offset & !0xf == TPR {

@@ -19,7 +19,7 @@ use arch::{CleanBits, Gpa, Intercepts, NestedRoot, Segment, SegmentAttr};
 use area::{Area, TR, place64, places32};
 use core::mem::offset_of;
 use core::sync::atomic::Ordering::AcqRel;
-use host::{Cpu, Host, Request, VcpuThread};
+use host::{Cpu, Host, Request, Trace, VcpuThread};
 use mmu::Space;
 
 /// Bits of KVM_GET_VCPU_EVENTS and of the save area for an interrupt shadow: MOV SS and STI, which the processor does not
@@ -244,7 +244,9 @@ impl<H: Host> Ctx<'_, H> {
 
     /// User space brings it back.
     pub(crate) fn set_smi_events(&mut self, e: SmiEvents) {
-        self.core.set_smm(e.smm);
+        if e.smm != self.in_smm() {
+            self.change_smm(e.smm);
+        }
         self.core.smm.inside_nmi = e.smm && e.smm_inside_nmi;
         self.core.inject.smi_pending = e.pending;
     }
@@ -269,6 +271,13 @@ impl<H: Host> Ctx<'_, H> {
         self.enter_smm();
     }
 
+    /// Enters or leaves system management mode as far as memory is concerned; told with the address that held until now.
+    fn change_smm(&mut self, entering: bool) {
+        let (vcpu, smbase) = (self.me.id, self.core.msr.smbase);
+        self.vm.host.tell(|| Trace::SmmTransition { vcpu, smbase, entering });
+        self.core.set_smm(entering);
+    }
+
     fn enter_smm(&mut self) {
         let mut area = Area::new();
         if self.core.cpuid.flags().lm {
@@ -276,7 +285,7 @@ impl<H: Host> Ctx<'_, H> {
         } else {
             self.core.save_32(&mut area);
         }
-        self.core.set_smm(true);
+        self.change_smm(true);
         let at = Gpa(self.core.msr.smbase.wrapping_add(SMRAM_OFFSET));
         if self.memory_view().memory().write(at, area.bytes()).is_err() {
             // The state is nowhere: nobody could go on from here.
@@ -319,7 +328,7 @@ impl<H: Host> Ctx<'_, H> {
             (self.core.inject.nmi_masked, self.core.inject.iret_rip) = (false, None);
             self.core.cpu.set_intercept(Intercepts::IRET, false);
         }
-        self.core.set_smm(false);
+        self.change_smm(false);
         self.core.load_plain_mode();
         let loaded = if self.core.cpuid.flags().lm { self.load_64(area) } else { self.load_32(area) };
         self.update_cpuid();

@@ -4,18 +4,11 @@
 #[rustfmt::skip]
 pub const WITHOUT: &[(&str, &str)] = &[
     // What is not there yet, or not offered: README.md has the list.
-    ("tracepoints: not there yet", "
-        __SCK__tp_func_ipi_send_cpu __SCT__tp_func_ipi_send_cpu __tracepoint_ipi_send_cpu __trace_trigger_soft_disabled
-        bpf_trace_run1 bpf_trace_run2 bpf_trace_run3 bpf_trace_run4 bpf_trace_run5 bpf_trace_run6 bpf_trace_run7
-        bpf_trace_run8 bpf_trace_run9 perf_trace_buf_alloc perf_trace_run_bpf_submit trace_event_buffer_commit
-        trace_event_buffer_reserve trace_event_printf trace_event_raw_init trace_event_reg trace_handle_return
-        trace_print_flags_seq trace_print_hex_seq trace_print_symbols_seq trace_raw_output_prep trace_seq_printf
-        tracepoint_srcu"),
-    ("debugfs files: not there yet; KVM_GET_STATS_FD gives the same figures", "
-        debugfs_create_dir debugfs_create_file debugfs_create_file_full debugfs_initialized debugfs_lookup debugfs_remove
-        dput generic_file_llseek simple_attr_open simple_attr_read simple_attr_release simple_attr_write single_open
-        single_release seq_lseek seq_printf seq_read"),
-    ("uevents of VMs: not there yet", "add_uevent_var kobject_uevent_env dentry_path_raw"),
+    ("trace events with such arguments: not there yet (docs/decisions/0038)", "
+        __SCK__tp_func_ipi_send_cpu __SCT__tp_func_ipi_send_cpu __tracepoint_ipi_send_cpu bpf_trace_run6
+        bpf_trace_run8 bpf_trace_run9 trace_print_hex_seq trace_seq_printf"),
+    ("debugfs without looking for what is there, or files that print more than a number (docs/decisions/0039)", "
+        debugfs_initialized debugfs_lookup dput seq_printf"),
     ("profile=kvm on the kernel's command line: not there yet", "prof_on profile_hits"),
     ("performance counters of guests: absent", "
         perf_create_mediated_pmu perf_event_create_kernel_counter perf_event_enable perf_event_pause perf_event_period
@@ -41,7 +34,7 @@ pub const WITHOUT: &[(&str, &str)] = &[
         generic_file_open get_file_active init_pseudo inode_init_once iput kern_mount kern_unmount kill_anon_super
         mpol_free_shared_policy mpol_set_shared_policy mpol_shared_policy_init mpol_shared_policy_lookup noop_dirty_folio
         simple_statfs truncate_inode_pages_range xa_store_range"),
-    ("dirty rings: absent", "vmalloc_to_page"),
+    ("dirty rings are made of single pages", "vmalloc_to_page"),
     ("nested virtualization: absent", "
         clear_user_erms clear_user_original clear_user_rep_good rep_stos_alternative"),
     ("interrupts that a device posts to a guest (irqbypass, AVIC): absent", "
@@ -60,7 +53,7 @@ pub const WITHOUT: &[(&str, &str)] = &[
     ("no huge pages that may not execute: that is against a defect of Intel's processors (ITLB_MULTIHIT)", "
         cgroup_attach_task_all complete cpu_mitigations_off itlb_multihit_kvm_mitigation kstrtobool kthread_create_on_node
         kthread_park kthread_parkme kthread_should_stop kthread_stop kthread_unpark param_get_uint
-        param_set_bint param_set_uint schedule_timeout set_user_nice sysfs_emit vhost_task_create
+        param_set_bint param_set_uint set_user_nice vhost_task_create
         vhost_task_start vhost_task_stop vhost_task_wake wait_for_completion wake_up_process __msecs_to_jiffies"),
     ("features and defects of Intel's processors alone: PT, SGX, AMX with XFD, MPX, L1TF, GDS", "
         fpstate_clear_xstate_component fpu_enable_guest_xfd_features fpu_sync_guest_vmexit_xfd_state fpu_update_guest_xfd
@@ -76,37 +69,36 @@ pub const WITHOUT: &[(&str, &str)] = &[
         cpufreq_unregister_notifier"),
 
     // What is done another way.
-    ("the mutexes, spin locks and read-write locks are Rust's own (docs/decisions/0007)", "
-        __init_rwsem __mutex_init _raw_read_lock _raw_read_lock_irqsave _raw_read_unlock _raw_read_unlock_irqrestore
-        _raw_spin_lock_irq _raw_spin_unlock_irq _raw_write_lock _raw_write_unlock down_write mutex_init_generic
-        mutex_is_locked mutex_lock mutex_lock_killable mutex_trylock mutex_unlock up_write __init_swait_queue_head"),
-    ("what others read is guarded by these locks or atomic, not by RCU and SRCU", "
-        __srcu_read_lock __srcu_read_unlock call_rcu call_srcu cleanup_srcu_struct init_srcu_struct
-        init_srcu_struct_generic kvfree_call_rcu rcu_barrier srcu_barrier synchronize_rcu synchronize_srcu
-        synchronize_srcu_expedited"),
+    ("the mutexes, spin locks and read-write locks of engines are Rust's own (docs/decisions/0007)", "
+        _raw_read_lock _raw_read_lock_irqsave _raw_read_unlock _raw_read_unlock_irqrestore
+        _raw_write_lock _raw_write_unlock down_write
+        mutex_is_locked __init_swait_queue_head"),
+    ("what others read is guarded by these locks or atomic, or by one SRCU that no VM has of its own", "
+        call_rcu call_srcu cleanup_srcu_struct init_srcu_struct
+        init_srcu_struct_generic kvfree_call_rcu rcu_barrier srcu_barrier synchronize_srcu"),
     ("vCPUs, slots and devices are in tables of Rust's", "
         __xa_cmpxchg __xa_insert idr_alloc idr_destroy idr_find idr_get_next idr_remove interval_tree_insert
         interval_tree_iter_first interval_tree_iter_next interval_tree_remove mtree_load rb_erase rb_insert_color rb_last
         rb_next rb_prev rb_replace_node xa_destroy xa_erase xa_find xa_find_after xa_load xa_store"),
-    ("other threads do nothing for a VM but bring pages in, and are not waited for (docs/decisions/0010, 0023)", "
+    ("other threads do nothing for a VM but bring pages in, which are not waited for, and deliver what is for all of its vCPUs \
+      (docs/decisions/0010, 0023)", "
         __flush_workqueue cancel_delayed_work_sync
-        delayed_work_timer_fn flush_work init_timer_key irq_work_queue irq_work_sync jiffies
+        delayed_work_timer_fn init_timer_key irq_work_queue irq_work_sync
         kthread_create_worker kthread_create_worker_on_node kthread_destroy_worker kthread_flush_work kthread_queue_work
         pid_vnr queue_delayed_work_on system_long_wq timer_init_key"),
     ("a vCPU is kicked by an IPI to its CPU alone, and a CPU's state is changed on the CPU itself", "
         smp_call_function_many smp_call_function_single"),
     ("the runner is found by a task pointer of its own, under RCU", "get_pid_task get_task_pid put_pid"),
-    ("files are made with a descriptor of their own, and the table of their operations holds the module", "
-        anon_inode_getfd anon_inode_getfile_fmode try_module_get"),
+    ("files are made with a descriptor of their own; they hold the base's module, and VMs that of their engine", "
+        anon_inode_getfd anon_inode_getfile_fmode"),
     ("the mmu notifier is freed after a grace period, without waiting for it", "mmu_notifier_unregister"),
     ("user memory is copied by the shim's own functions, and requests are copied onto the heap by Rust", "
         __copy_overflow __get_user_4 __get_user_nocheck_4 __get_user_nocheck_8 __put_user_4 __put_user_8
         __put_user_nocheck_4 _copy_from_user memdup_user vmemdup_user"),
     ("pages come from alloc_pages, and everything else from kvmalloc, zeroed there", "
-        __clear_pages_unrolled __get_free_pages __kmalloc __kmalloc_large_noprof __kmalloc_noprof
-        __vcalloc __vcalloc_noprof __vmalloc __vmalloc_noprof clear_page_erms
-        clear_page_orig clear_page_rep get_free_pages_noprof get_zeroed_page get_zeroed_page_noprof
-        kmem_cache_alloc_lru_noprof vfree vzalloc vzalloc_noprof"),
+        __clear_pages_unrolled __get_free_pages __kmalloc_large_noprof __vcalloc __vcalloc_noprof __vmalloc
+        __vmalloc_noprof clear_page_erms clear_page_orig clear_page_rep get_free_pages_noprof get_zeroed_page
+        get_zeroed_page_noprof kmem_cache_alloc_lru_noprof vfree vzalloc vzalloc_noprof"),
     ("per-CPU data is part of the module", "__alloc_percpu free_percpu pcpu_alloc_noprof"),
     ("guest memory that has no struct page is looked at through the VMM's address", "memremap memunmap"),
     ("the zero page is mapped as any other, counted by get_user_pages", "__zero_page empty_zero_page zero_page_pfn zero_pfn"),
@@ -135,12 +127,22 @@ pub const WITHOUT: &[(&str, &str)] = &[
 
     // What the C compiler made of stock's text.
     ("bit fields and lists of Rust's", "
-        __bitmap_or __find_nth_bit __list_add_valid __list_add_valid_or_report __list_del_entry_valid
-        __list_del_entry_valid_or_report __sw_hweight32 _find_first_bit strcpy strlen"),
+        __bitmap_or __find_nth_bit __sw_hweight32 _find_first_bit strcpy strlen"),
     ("debugging aids in inline functions of the kernel that ours does not call", "
-        __SCT__WARN_trap __dynamic_pr_debug __fortify_panic __warn_printk dump_stack fpregs_assert_state_consistent"),
+        __dynamic_pr_debug __warn_printk dump_stack fpregs_assert_state_consistent"),
     ("registers and variables that the compiler chose", "
-        __SCT__preempt_schedule_notrace __x86_indirect_thunk_r10 __x86_indirect_thunk_r12 __x86_indirect_thunk_r13
-        __x86_indirect_thunk_r9 __x86_indirect_thunk_rbp __x86_indirect_thunk_rbx __x86_indirect_thunk_rcx
-        __x86_indirect_thunk_rdx __x86_indirect_thunk_rsi"),
+        __x86_indirect_thunk_r12 __x86_indirect_thunk_r13 __x86_indirect_thunk_r9 __x86_indirect_thunk_rbp
+        __x86_indirect_thunk_rbx __x86_indirect_thunk_rcx __x86_indirect_thunk_rdx __x86_indirect_thunk_rsi"),
+];
+
+/// The same for what stock takes of other flavours alone.
+#[rustfmt::skip]
+pub const WITHOUT_ELSEWHERE: &[(&str, &str)] = &[
+    ("SEV: absent", "
+        __bitmap_xor _find_next_zero_bit bitmap_free bitmap_zalloc clflush_cache_range misc_cg_set_capacity misc_cg_try_charge
+        misc_cg_uncharge print_hex_dump psp_copy_user_blob set_page_dirty_lock sev_guest_activate sev_guest_deactivate
+        sev_guest_decommission sev_guest_df_flush sev_issue_cmd_external_user sev_platform_init unpin_user_pages
+        wbinvd_on_all_cpus"),
+    ("interrupts that a device posts to a guest (AVIC): absent", "
+        amd_iommu_activate_guest_mode amd_iommu_deactivate_guest_mode amd_iommu_register_ga_log_notifier amd_iommu_update_ga"),
 ];

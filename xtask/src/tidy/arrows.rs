@@ -19,7 +19,9 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("linux", &["arch", "host", "switch", "abi", "vm"]),
     ("sim", &["state", "arch", "host", "switch"]),
     ("tests", &["state", "abi", "sim", "vm"]),
+    ("fuzz", &["state", "arch", "mmu", "emulator", "irqchip", "abi", "sim", "tests"]),
     ("verify", &["arch", "switch"]),
+    ("hsavectl", &[]),
     ("xtask", &["verify"]),
 ];
 

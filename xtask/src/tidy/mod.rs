@@ -2,13 +2,14 @@
 
 mod arrows;
 mod layout;
+mod links;
 mod nospec;
 mod panicking;
 mod text;
 mod trusted;
 mod unsafety;
 
-use crate::{env::Env, i386, proc, rust_src, ui};
+use crate::{differences, env::Env, i386, package::parameters, proc, rust_src, ui};
 use anyhow::{Context, Result, bail};
 use std::{fs, path::PathBuf};
 use walkdir::WalkDir;
@@ -71,7 +72,10 @@ pub fn run(env: &Env) -> Result<()> {
             }
         }
         findings.extend(text::architecture(&sources));
+        findings.extend(links::check(&env.root, &sources));
         findings.extend(unsafety::forbidden_where_it_should_be(&sources));
+        findings.extend(differences::check(env)?);
+        findings.extend(parameters::check(env)?);
         findings.extend(formatting(env)?);
         if !findings.is_empty() {
             findings.sort();

@@ -6,6 +6,9 @@ use super::{Findings, Source};
 const MAKERS: &[(&str, &[&str])] = &[
     ("Pfn::from_host(", &["linux/src/", "sim/src/"]),
     ("TablePage::from_host(", &["linux/src/", "sim/src/", "mmu/src/npt/stale.rs"]),
+    ("of_number(", &["linux/src/", "sim/src/", "host/src/lend.rs"]),
+    ("Lent::new(", &["vm/src/handover/mod.rs"]),
+    ("Tree::lent(", &["mmu/src/lib.rs"]),
     ("NestedRoot::new(", &["mmu/src/npt/mod.rs"]),
 ];
 

@@ -4,9 +4,11 @@ use crate::guest::{Code, Loop, MMIO, PORT, VECTOR, wrmsr, x2apic};
 use crate::{Kind, hyperv, interrupt, window};
 use anyhow::{Context, Result, anyhow};
 use iced_x86::{IcedError, code_asm::*};
-use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
+use kvm_bindings::{
+    KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
+};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VcpuExit};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use tests::client::Client;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -14,6 +16,15 @@ const MEMORY: usize = 64 << 20;
 const HUGE_MEMORY: usize = 256 << 20;
 /// IA32_TSC_DEADLINE.
 const DEADLINE: u32 = 0x6e0;
+/// The interrupt command register in x2APIC mode, and an SMI for who writes it.
+const ICR: u32 = 0x830;
+const SELF_SMI: u64 = 2 << 8 | 1 << 18;
+/// RSM, where the first SMI of a vCPU starts, in memory of system management mode's own space.
+const SMI_ENTRY: u64 = 0x3_8000;
+const RSM: [u8; 2] = [0x0f, 0xaa];
+const SMM_SLOT: u32 = 1 << 16;
+/// Bytes of a dirty ring that takes all pages of a pass: 16 for each.
+const RING: u64 = 4096 * 16;
 /// Port and address of the ioeventfds.
 const EVENT_PORT: u16 = 0x510;
 const EVENT_MMIO: u64 = 0xd100_0000;
@@ -156,6 +167,8 @@ pub fn all(only: &str) -> Vec<Kind> {
                 a.hlt()
             }),
         ),
+        // To the guest itself, whose handler is RSM alone.
+        ("smi-rsm", Loop { prepare: smm, ..apic(|a| wrmsr(a, ICR, SELF_SMI)) }),
         // A deadline that does not come.
         ("tsc-deadline-set", apic(|a| wrmsr(a, DEADLINE, 1 << 62))),
         // One that has passed when it is set.
@@ -174,18 +187,8 @@ pub fn all(only: &str) -> Vec<Kind> {
                 a.hlt()
             }),
         ),
-        (
-            "irqfd-interrupt",
-            Loop {
-                prepare: irqfd,
-                setup: with_interrupts,
-                answer: raise,
-                ..plain(|a| {
-                    a.mov(dx, u32::from(RAISE))?;
-                    a.out(dx, al)
-                })
-            },
-        ),
+        ("irqfd-interrupt", interrupted(irqfd)),
+        ("irqfd-interrupt-64-vcpus", interrupted(irqfd_among_64)),
     ]
     .into_iter()
     .chain(hyperv::all())
@@ -218,6 +221,14 @@ fn with_interrupts(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.sti()
 }
 
+fn smm(client: &mut Client) -> Result<()> {
+    client.split_irqchip()?;
+    let memory = client.memory();
+    let (hva, len) = (memory.as_ptr() as u64, memory.len() as u64);
+    client.poke(SMI_ENTRY, &RSM);
+    client.map(SMM_SLOT, 0, hva, len)
+}
+
 /// A device of which nobody reads what it signals: the counter saturates in 500 million years.
 fn ioeventfd(client: &Client, at: &IoEventAddress) -> Result<()> {
     client.split_irqchip()?;
@@ -235,7 +246,16 @@ fn event_mmio(client: &mut Client) -> Result<()> {
 }
 
 /// The irqfd of the kind that has one.
-static IRQFD: OnceLock<EventFd> = OnceLock::new();
+static IRQFD: Mutex<Option<EventFd>> = Mutex::new(None);
+
+/// Each round leaves to the client, which signals an irqfd.
+fn interrupted(prepare: fn(&mut Client) -> Result<()>) -> Loop {
+    let body: Code = |a| {
+        a.mov(dx, u32::from(RAISE))?;
+        a.out(dx, al)
+    };
+    Loop { prepare, setup: with_interrupts, answer: raise, ..Loop::new(body) }
+}
 
 fn irqfd(client: &mut Client) -> Result<()> {
     client.split_irqchip()?;
@@ -246,11 +266,18 @@ fn irqfd(client: &mut Client) -> Result<()> {
     client.vm.set_gsi_routing(&routing).context("KVM_SET_GSI_ROUTING")?;
     let event = EventFd::new(EFD_NONBLOCK)?;
     client.vm.register_irqfd(&event, 0).context("KVM_IRQFD")?;
-    IRQFD.set(event).map_err(|_| anyhow!("one kind has an irqfd"))
+    *IRQFD.lock().map_err(|_| anyhow!("poisoned"))? = Some(event);
+    Ok(())
+}
+
+/// The same beside 63 vCPUs that do not run.
+fn irqfd_among_64(client: &mut Client) -> Result<()> {
+    irqfd(client)?;
+    (1..64).try_for_each(|id| client.vcpu(id).map(drop))
 }
 
 fn raise(_: &Client, exit: &VcpuExit) -> Result<bool> {
-    if let (VcpuExit::IoOut(RAISE, _), Some(event)) = (exit, IRQFD.get()) {
+    if let (VcpuExit::IoOut(RAISE, _), Ok(Some(event))) = (exit, IRQFD.lock().as_deref()) {
         event.write(1)?;
         return Ok(true);
     }
@@ -272,6 +299,13 @@ fn small(client: &mut Client) -> Result<()> {
     client.small_pages()
 }
 
+fn ring(client: &mut Client) -> Result<()> {
+    small(client)?;
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_DIRTY_LOG_RING_ACQ_REL, ..Default::default() };
+    cap.args[0] = RING;
+    client.vm.enable_cap(&cap).context("KVM_CAP_DIRTY_LOG_RING_ACQ_REL")
+}
+
 fn huge(client: &mut Client) -> Result<()> {
     client.split_irqchip()?;
     client.huge_pages()
@@ -282,7 +316,9 @@ fn touch() -> Vec<Kind> {
     let first_4k = Loop { prepare: small, warm: 0, ..Loop::new(touch_page) };
     let first_2m = Loop { prepare: huge, warm: 0, ..Loop::new(touch_huge_page) };
     let dirty = Loop { prepare: small, between: |client| client.dirty_log(true), ..Loop::new(touch_page) };
+    let rings = Loop { prepare: ring, ..dirty };
     vec![
+        Kind { name: "npf-into-dirty-ring", measure: Box::new(move |rounds| rings.measure(MEMORY, rounds.min(PAGES))) },
         Kind {
             name: "npf-first-touch-4k",
             measure: Box::new(move |rounds| first_4k.measure(MEMORY, rounds.min(PAGES))),

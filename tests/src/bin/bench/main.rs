@@ -15,6 +15,7 @@ mod window;
 
 use anyhow::{Context, Result};
 use std::time::Duration;
+use tests::client::Client;
 
 /// One measurement.
 pub struct Kind {
@@ -30,6 +31,8 @@ fn main() -> Result<()> {
     if only.is_empty() {
         std::thread::sleep(Duration::from_secs(20));
     }
+    // With it, nanoseconds are cycles.
+    println!("TSC {} kHz", Client::new(1 << 20, false)?.vcpu(0)?.get_tsc_khz().context("KVM_GET_TSC_KHZ")?);
     for kind in kinds.filter(|kind| kind.name.contains(&only)) {
         window::name(kind.name);
         println!("BENCH {} {:.0}", kind.name, (kind.measure)(rounds).with_context(|| kind.name)?);

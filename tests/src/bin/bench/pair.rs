@@ -22,7 +22,8 @@ const OTHER_STACK: u64 = STACK - 0x4000;
 const ICR: u32 = 0x830;
 
 pub fn all() -> Vec<Kind> {
-    vec![Kind { name: "ipi-and-wake", measure: Box::new(ipi_and_wake) }]
+    let kind = |name, vcpus| Kind { name, measure: Box::new(move |rounds| ipi_and_wake(rounds, vcpus)) };
+    vec![kind("ipi-and-wake", 2), kind("ipi-and-wake-64-vcpus", 64)]
 }
 
 fn send(a: &mut CodeAssembler, vector: u8, apic_id: u64) -> Result<(), IcedError> {
@@ -34,8 +35,9 @@ fn leave(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.out(dx, al)
 }
 
-/// A vCPU sends an IPI to another that halts, and halts until that has answered: half of the round trip.
-fn ipi_and_wake(rounds: u32) -> Result<f64> {
+/// A vCPU sends an IPI to another that halts, and halts until that has answered: half of the round trip. Beside them are so
+/// many that it is `vcpus`, which do not run.
+fn ipi_and_wake(rounds: u32, vcpus: u64) -> Result<f64> {
     let mut client = Client::new(8 << 20, true)?;
     client.split_irqchip()?;
     client.load(assemble(|a| {
@@ -79,6 +81,7 @@ fn ipi_and_wake(rounds: u32) -> Result<f64> {
     client.handler(PONG, assemble(end_of_interrupt)?)?;
     client.handler(LEAVE, assemble(leave)?)?;
     let (mut vcpu, mut other) = (client.vcpu(0)?, client.vcpu(1)?);
+    (2..vcpus).try_for_each(|id| client.vcpu(id).map(drop))?;
     client.descriptors(&vcpu)?;
     client.descriptors(&other)?;
     other.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })?;

@@ -38,6 +38,7 @@ impl Cpu for Registers {
     fn set_virq(&mut self, _: u8, _: u8, _: bool) {}
     fn clear_virq(&mut self) {}
     fn set_vtpr(&mut self, _: u8) {}
+    fn set_invpcid_intercept(&mut self, _: bool) {}
     fn set_interrupt_shadow(&mut self, _: bool) {}
     fn set_intercept(&mut self, _: Intercepts, _: bool) {}
     fn set_cr_intercepts(&mut self, _: u16, _: u16) {}
@@ -56,6 +57,7 @@ impl Cpu for Registers {
     }
     fn begin(&mut self) {}
     fn end(&mut self) {}
+    fn tell_entry(&mut self, _: Option<u32>) {}
     fn enter<F: FastExits>(&mut self, _: &VcpuRequests, _: &mut F) -> Exit {
         Exit::None
     }
@@ -64,7 +66,6 @@ impl Cpu for Registers {
     fn load_state(&mut self, _: &mut Reader<'_>) -> Result<(), Refused> {
         Ok(())
     }
-    fn succeed(&mut self, _: &mut Self, _: NestedRoot) {}
     fn last_cpu(&self) -> u32 {
         0
     }
