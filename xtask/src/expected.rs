@@ -73,7 +73,6 @@ pub const TRACE: &[Expected] = expected! {
     "an interrupt is left with the processor and not in EVENTINJ (docs/decisions/0017), of which later kernels tell":
         "self ipi: entry: vcpu 0, rip 0x100030 ", "ipi to itself: entry: vcpu 0, rip 0x100030 ";
     "6.1 tells of a fast exit when its instruction is behind the guest": "ipi to itself: exit: vcpu 0 reason msr rip 0x1000";
-    "stock tells of an interrupt for all before it finds that this is no place to deliver it": "irqfds: for all: by a worker ";
     "the host's page tables are not followed entry by entry": "event kvm_set_spte_hva:";
     "a paravirtual flush is asked for with the clock and steal time, where no vCPU is looked at": "event kvm_pv_tlb_flush:";
     "the worker that brings a page in does not know the guest's address of it": "event kvm_async_pf_completed:";

@@ -38,7 +38,7 @@ fn paged(code: &[u8]) -> Machine {
     let m = Machine::new();
     m.protected(0, code);
     for page in [0, MMIO >> 22, APIC >> 22] {
-        m.write_ram(TABLE + 4 * page, &(page as u32 * 0x40_0000 | 0x87).to_le_bytes());
+        m.write_ram(TABLE + 4 * page, &((page as u32 * 0x40_0000) | 0x87).to_le_bytes());
     }
     let mut s: kvm_sregs = m.vcpu_get(0, KVM_GET_SREGS);
     (s.cr0, s.cr3, s.cr4) = (s.cr0 | 1 << 31, TABLE, s.cr4 | 1 << 4);

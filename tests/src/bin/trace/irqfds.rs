@@ -22,21 +22,22 @@ struct Line {
     flags: String,
 }
 
-/// The first event of this name since the last call, once there is one.
-fn first(name: &str) -> Result<Line> {
+/// The first event of this name since the last call that a task with a name like this tells of, once there is one.
+fn first(name: &str, by: &str) -> Result<Line> {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
         let text = fs::read_to_string(format!("{TRACING}/trace"))?;
-        let line = text.lines().find(|line| !line.starts_with('#') && line.contains(&format!(": {name}:")));
-        if let Some(line) = line {
+        for line in text.lines().filter(|line| !line.starts_with('#') && line.contains(&format!(": {name}:"))) {
             // TASK-PID [CPU] FLAGS TIME: EVENT
             let (task, rest) = line.split_once(" [").context("a task and a CPU")?;
             let flags = rest.split_whitespace().nth(1).context("flags")?;
             let line = Line { task: task.trim().to_owned(), flags: flags.to_owned() };
-            fs::write(format!("{TRACING}/trace"), "")?;
-            return Ok(line);
+            if line.task.starts_with(by) {
+                fs::write(format!("{TRACING}/trace"), "")?;
+                return Ok(line);
+            }
         }
-        ensure!(Instant::now() < end, "{name} does not come");
+        ensure!(Instant::now() < end, "{name} by {by} does not come");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -89,9 +90,9 @@ fn eventfds(client: &Client, vcpus: &[VcpuFd]) -> Result<()> {
     route(client, EVERYBODY)?;
     switch("kvm_msi_set_irq", true)?;
     event.write(1)?;
-    let line = first("kvm_msi_set_irq")?;
-    let worker = line.task.starts_with("kworker/");
-    println!("irqfds: for all: by a worker {worker}, with interrupts off, in an interrupt {:?}", line.hard());
+    // Stock tells of it where it was signalled, too, before it finds that this is no place to deliver it.
+    let line = first("kvm_msi_set_irq", "kworker/")?;
+    println!("irqfds: for all: by a worker, with interrupts off, in an interrupt {:?}", line.hard());
     println!("irqfds: for all: {}", waiting(vcpus)?);
     switch("kvm_msi_set_irq", false)?;
     // What was signalled before it is taken away is delivered when that returns, and nothing after it.
@@ -122,7 +123,7 @@ fn pit(client: &Client, vcpus: &[VcpuFd]) -> Result<()> {
     // Every 10 ms.
     (state.channels[0].count, state.channels[0].mode, state.channels[0].gate) = (11932, 2, 1);
     client.vm.set_pit2(&state)?;
-    let line = first("kvm_ioapic_set_irq")?;
+    let line = first("kvm_ioapic_set_irq", "")?;
     // Ours has them off under the controller's lock, for a few at a time.
     println!("irqfds: a tick for all: in an interrupt {}", line.hard()[1]);
     println!("irqfds: a tick for all: {}", waiting(vcpus)?);

@@ -1,7 +1,11 @@
 //! Files that cannot be made, eventfds that are taken, and a vCPU's file that is asked for what it is.
 
-use crate::{SOON, errno, nothing};
+use crate::{
+    errno,
+    memory::{SOON, nothing},
+};
 use anyhow::{Context, Result, bail, ensure};
+use kvm_bindings::kvm_create_device;
 use std::os::fd::AsRawFd;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -29,6 +33,7 @@ fn without_descriptors<T>(f: impl FnOnce() -> T) -> Result<T> {
 
 pub fn files_that_cannot_be_made() -> Result<()> {
     const GET_STATS_FD: u64 = 0xaece;
+    const VFIO: u32 = 4;
     let client = Client::new(8 << 20, false)?;
     client.split_irqchip()?;
     let first = client.vm.create_vcpu(0)?;
@@ -37,6 +42,11 @@ pub fn files_that_cannot_be_made() -> Result<()> {
     client.vm.create_vcpu(7).context("the vCPU that was refused a file")?;
     let refused = without_descriptors(|| client.kvm.create_vm().map(|_| ()))?;
     ensure!(refused.is_err_and(|e| e.errno() == libc::EMFILE), "KVM_CREATE_VM: {refused:?}");
+    let mut wanted = kvm_create_device { type_: VFIO, fd: 0, flags: 0 };
+    let refused = without_descriptors(|| client.vm.create_device(&mut wanted).map(|_| ()))?;
+    ensure!(refused.is_err_and(|e| e.errno() == libc::EMFILE), "KVM_CREATE_DEVICE: {refused:?}");
+    // There is one of it at most.
+    client.vm.create_device(&mut wanted).context("the device that was refused a file")?;
     for fd in [client.vm.as_raw_fd(), first.as_raw_fd()] {
         // SAFETY: no argument.
         let (got, error) = without_descriptors(|| (unsafe { libc::ioctl(fd, GET_STATS_FD) }, errno()))?;

@@ -2,230 +2,15 @@
 //! eventfd that is taken, a thread that asks a vCPU's file for what it is; and VMMs of 32 bits.
 
 mod descriptors;
+mod memory;
 
-use anyhow::{Context, Result, bail, ensure};
-use iced_x86::code_asm::*;
+use anyhow::{Context, Result, ensure};
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_dirty_log};
-use kvm_ioctls::{VcpuExit, VcpuFd};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
-use std::time::{Duration, Instant};
-use std::{arch::asm, ptr::null_mut, thread};
+use memory::{PAGE, PAGES, Pages, WINDOW};
+use std::arch::asm;
+use std::os::fd::{AsRawFd, RawFd};
 use tests::check;
-use tests::client::{CODE, Client, assemble};
-use tests::pace::leaves_out;
-
-/// Where the memory that makes trouble lies in the guest, and how much there is of it.
-const WINDOW: u64 = 0x4000_0000;
-const PAGES: usize = 16;
-const PAGE: usize = 4096;
-/// The guest says here what it read.
-const SAYS: u16 = 0xf4;
-/// A device, to which the guest moves memory in one instruction.
-const DEVICE: u64 = 0x8000_0000;
-/// Longer than anything here takes, but for a wait that does not end.
-const SOON: Duration = Duration::from_secs(20);
-
-/// Fresh pages of this process, page aligned, unmapped at the end.
-struct Pages(*mut libc::c_void);
-
-impl Pages {
-    fn new(flags: i32) -> Result<Self> {
-        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags);
-        // SAFETY: a new mapping.
-        let at = unsafe { libc::mmap(null_mut(), PAGES * PAGE, prot, flags, -1, 0) };
-        ensure!(at != libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
-        Ok(Self(at))
-    }
-
-    fn address(&self) -> u64 {
-        self.0 as u64
-    }
-}
-
-impl Drop for Pages {
-    fn drop(&mut self) {
-        // SAFETY: ours, and nobody looks at it any more.
-        unsafe { libc::munmap(self.0, PAGES * PAGE) };
-    }
-}
-
-/// A guest that says the dword at RSI for ever, or (RBP set) moves it to the device.
-fn reader(window: &Pages) -> Result<(Client, VcpuFd)> {
-    let mut client = Client::new(8 << 20, true)?;
-    client.split_irqchip()?;
-    client.map(1, WINDOW, window.address(), (PAGES * PAGE) as u64)?;
-    client.load(assemble(|a| {
-        let (mut again, mut device) = (a.create_label(), a.create_label());
-        a.set_label(&mut again)?;
-        a.test(ebp, ebp)?;
-        a.jnz(device)?;
-        a.mov(eax, dword_ptr(rsi))?;
-        a.mov(dx, u32::from(SAYS))?;
-        a.out(dx, eax)?;
-        a.jmp(again)?;
-        a.set_label(&mut device)?;
-        a.movsd()?;
-        a.jmp(again)
-    })?)?;
-    let vcpu = client.vcpu(0)?;
-    Ok((client, vcpu))
-}
-
-fn aim(vcpu: &VcpuFd, at: u64, device: bool) -> Result<()> {
-    let mut regs = vcpu.get_regs()?;
-    (regs.rip, regs.rsi, regs.rdi, regs.rbp) = (CODE, at, DEVICE, device.into());
-    Ok(vcpu.set_regs(&regs)?)
-}
-
-/// KVM_RUN until the guest says something: that, or the errno.
-fn says(vcpu: &mut VcpuFd) -> Result<Result<u32, i32>> {
-    Ok(match vcpu.run() {
-        Ok(VcpuExit::IoOut(SAYS, bytes)) => Ok(u32::from_le_bytes(bytes.try_into()?)),
-        Ok(VcpuExit::MmioWrite(DEVICE, bytes)) => Ok(u32::from_le_bytes(bytes.try_into()?)),
-        Ok(other) => bail!("the guest left with {other:?}"),
-        Err(e) => Err(e.errno()),
-    })
-}
-
-extern "C" fn nothing(_: i32) {}
-
-/// A signal whose handler does nothing and does not restart system calls, for this thread in a while; and again until the
-/// result is dropped, should it have come too early.
-fn signal_soon() -> impl Drop {
-    struct Nagging(std::sync::mpsc::Sender<()>);
-    impl Drop for Nagging {
-        fn drop(&mut self) {
-            let _ = self.0.send(());
-        }
-    }
-    // SAFETY: the handler touches nothing; the thread that is signalled waits for the result to be dropped.
-    let me = unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = nothing as *const () as usize;
-        libc::sigaction(libc::SIGUSR1, &action, null_mut());
-        libc::pthread_self()
-    };
-    let (sender, receiver) = std::sync::mpsc::channel();
-    thread::spawn(move || {
-        while receiver.recv_timeout(Duration::from_millis(300)).is_err() {
-            // SAFETY: the thread lives: it holds the other end.
-            unsafe { libc::pthread_kill(me, libc::SIGUSR1) };
-        }
-    });
-    Nagging(sender)
-}
-
-/// Does the errno come within moments, with a signal on its way?
-fn interrupted(vcpu: &mut VcpuFd) -> Result<()> {
-    let since = Instant::now();
-    let nagging = signal_soon();
-    let got = says(vcpu)?;
-    drop(nagging);
-    ensure!(got == Err(libc::EINTR), "KVM_RUN: {got:?}");
-    ensure!(since.elapsed() < SOON, "after {:?}", since.elapsed());
-    Ok(())
-}
-
-/// Pages that nobody serves until the test does.
-fn userfault(window: &Pages) -> Result<OwnedFd> {
-    const API: u64 = 0xc018_aa3f;
-    const REGISTER: u64 = 0xc020_aa00;
-    const MISSING: u64 = 1;
-    // SAFETY: a new descriptor, and structs of the size that the numbers name.
-    unsafe {
-        let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC);
-        ensure!(fd >= 0, "userfaultfd: {}", std::io::Error::last_os_error());
-        let fd = OwnedFd::from_raw_fd(fd as RawFd);
-        let mut api = [0xaau64, 0, 0];
-        ensure!(libc::ioctl(fd.as_raw_fd(), API, api.as_mut_ptr()) == 0, "UFFDIO_API");
-        let mut register = [window.address(), (PAGES * PAGE) as u64, MISSING, 0];
-        ensure!(libc::ioctl(fd.as_raw_fd(), REGISTER, register.as_mut_ptr()) == 0, "UFFDIO_REGISTER");
-        Ok(fd)
-    }
-}
-
-fn serve(fd: &OwnedFd, at: u64) -> Result<()> {
-    const ZEROPAGE: u64 = 0xc020_aa04;
-    let mut range = [at, PAGE as u64, 0, 0];
-    // SAFETY: a struct of the size that the number names.
-    let done = unsafe { libc::ioctl(fd.as_raw_fd(), ZEROPAGE, range.as_mut_ptr()) };
-    ensure!(done == 0, "UFFDIO_ZEROPAGE: {}", std::io::Error::last_os_error());
-    Ok(())
-}
-
-fn memory_that_does_not_come() -> Result<()> {
-    let window = Pages::new(0)?;
-    let fd = userfault(&window)?;
-    let (_client, mut vcpu) = reader(&window)?;
-    for (n, device) in [(1, false), (5, true)] {
-        let offset = n * PAGE as u64;
-        aim(&vcpu, WINDOW + offset, device)?;
-        for _ in 0..2 {
-            interrupted(&mut vcpu).with_context(|| format!("device {device}"))?;
-        }
-        serve(&fd, window.address() + offset)?;
-        ensure!(says(&mut vcpu)? == Ok(0), "the page is there");
-    }
-    Ok(())
-}
-
-/// Of the last SIGBUS: code, address, and the number of address bits that do not count.
-static CODE_SEEN: AtomicI32 = AtomicI32::new(0);
-static ADDRESS: AtomicU64 = AtomicU64::new(0);
-static LSB: AtomicU32 = AtomicU32::new(0);
-
-extern "C" fn on_sigbus(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel's struct: for SIGBUS, 16 bytes of header and padding, the address, and a 16-bit number.
-    unsafe {
-        CODE_SEEN.store((*info).si_code, SeqCst);
-        ADDRESS.store((*info).si_addr() as u64, SeqCst);
-        LSB.store(info.cast::<u16>().add(12).read().into(), SeqCst);
-    }
-}
-
-fn memory_that_fails() -> Result<()> {
-    // The page is lost to the machine until it restarts.
-    if leaves_out("takes pages of memory away") {
-        return Ok(());
-    }
-    const MADV_HWPOISON: i32 = 100;
-    const BUS_MCEERR_AR: i32 = 4;
-    // SAFETY: the handler stores numbers.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_sigbus as *const () as usize;
-        action.sa_flags = libc::SA_SIGINFO;
-        libc::sigaction(libc::SIGBUS, &action, null_mut());
-    }
-    for (n, device) in [(2u64, false), (9, true)] {
-        let window = Pages::new(libc::MAP_POPULATE)?;
-        let (_client, mut vcpu) = reader(&window)?;
-        let offset = n * PAGE as u64;
-        aim(&vcpu, WINDOW + offset + 8, device)?;
-        ensure!(says(&mut vcpu)? == Ok(0), "before");
-        aim(&vcpu, WINDOW + offset + 8, device)?;
-        let at = window.address() + offset;
-        // SAFETY: a page of ours.
-        if unsafe { libc::madvise(at as *mut libc::c_void, PAGE, MADV_HWPOISON) } != 0 {
-            let error = std::io::Error::last_os_error();
-            ensure!(error.raw_os_error() == Some(libc::EINVAL), "MADV_HWPOISON: {error}");
-            println!("a kernel without CONFIG_MEMORY_FAILURE");
-            return Ok(());
-        }
-        for _ in 0..2 {
-            CODE_SEEN.store(0, SeqCst);
-            let got = says(&mut vcpu)?;
-            ensure!(got == Err(libc::EINTR), "KVM_RUN: {got:?}");
-            let seen = (CODE_SEEN.load(SeqCst), ADDRESS.load(SeqCst), LSB.load(SeqCst));
-            ensure!(seen == (BUS_MCEERR_AR, at, 12), "SIGBUS {seen:x?} for the page at {at:x}");
-        }
-        // The rest of the memory is as good as ever.
-        aim(&vcpu, WINDOW, device)?;
-        ensure!(says(&mut vcpu)? == Ok(0), "another page");
-    }
-    Ok(())
-}
+use tests::client::Client;
 
 fn errno() -> i32 {
     std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
@@ -295,8 +80,8 @@ fn callers_of_32_bits() -> Result<()> {
 
 fn main() -> Result<()> {
     check::run(&[
-        ("memory-that-does-not-come", memory_that_does_not_come),
-        ("memory-that-fails", memory_that_fails),
+        ("memory-that-does-not-come", memory::does_not_come),
+        ("memory-that-fails", memory::fails),
         ("files-that-cannot-be-made", descriptors::files_that_cannot_be_made),
         ("eventfds-that-are-taken", descriptors::eventfds_that_are_taken),
         ("others-ask-a-vcpu-that-runs", descriptors::others_ask_a_vcpu_that_runs),
