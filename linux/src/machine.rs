@@ -18,11 +18,11 @@ pub struct Linux;
 
 impl Host for Linux {
     type Patience = lock::UntilKilled;
-    type RawMutex<const RANK: u8> = lock::SleepMutex;
-    type RawSpin<const RANK: u8> = lock::SpinLock;
-    type RawSpinIrq<const RANK: u8> = lock::IrqSpinLock;
-    type RawRwSpin<const RANK: u8> = lock::SpinRwLock;
-    type RawRwSem<const RANK: u8> = lock::SleepRwLock;
+    type RawMutex<const RANK: u8> = lock::Known<lock::SleepMutex, RANK>;
+    type RawSpin<const RANK: u8> = lock::Known<lock::SpinLock, RANK>;
+    type RawSpinIrq<const RANK: u8> = lock::Known<lock::IrqSpinLock, RANK>;
+    type RawRwSpin<const RANK: u8> = lock::Known<lock::SpinRwLock, RANK>;
+    type RawRwSem<const RANK: u8> = lock::Known<lock::SleepRwLock, RANK>;
     type Snapshot<T: Send + Sync> = lock::SrcuSnapshot<T>;
     type Cpu = Svm<Kernel>;
     type Thread = Thread;

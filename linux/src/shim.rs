@@ -55,6 +55,10 @@ pub const PAGE_WRITABLE: i32 = 1;
 #[expect(dead_code, reason = "only the shim looks at it")]
 pub const PAGE_UNCOUNTED: i32 = 2;
 
+/// Locks whose place in the order (`host::rank`) is this or greater spin. So many there are, and the last is who reads a snapshot.
+pub const FIRST_SPINNING: u32 = 7;
+pub const RANK_SNAPSHOT: u32 = 14;
+
 /// What `hsave_vm_value` is asked for: a statistic of the VM, one of its vCPUs, or something of one vCPU.
 pub const VALUE_VM: u32 = 0;
 pub const VALUE_VCPU: u32 = 1;
@@ -105,6 +109,7 @@ const _: () = {
     assert!(offset_of!(ThreadShared, page_ins) == 16 && size_of::<PageIns>() == 8);
     assert!(offset_of!(ThreadShared, blocked) == 24);
     assert!(IN_GUEST == VcpuRequests::IN_GUEST);
+    assert!(FIRST_SPINNING == host::rank::MMU as u32 && RANK_SNAPSHOT == host::rank::SNAPSHOT as u32);
 };
 
 /// A VM on its way from one engine to another (docs/decisions/0036). The base makes it, with all of it 0 but `why`, and frees what
@@ -183,6 +188,14 @@ unsafe extern "C" {
     pub fn hsave_irq_restore();
     pub safe fn hsave_cond_resched();
     pub safe fn hsave_do_work() -> i32;
+
+    // lockdep.c: they do nothing where the kernel has none.
+    #[cfg_attr(not(feature = "lockdep"), expect(dead_code, reason = "nobody is told"))]
+    pub safe fn hsave_lock_wanted(rank: u32);
+    #[cfg_attr(not(feature = "lockdep"), expect(dead_code, reason = "nobody is told"))]
+    pub fn hsave_lock_taken(rank: u32, read: bool, tried: bool);
+    #[cfg_attr(not(feature = "lockdep"), expect(dead_code, reason = "nobody is told"))]
+    pub fn hsave_lock_gone(rank: u32);
 
     // thread.c
     pub fn hsave_thread_new(sibling: *const KThread) -> *mut KThread;

@@ -28,7 +28,7 @@ fn abi_checks(env: &Env) -> Result<String> {
 /// Builds both modules for the kernel whose build directory is `kdir` and puts them in `out`.
 pub fn build(env: &Env, kdir: &Path, out: &Path) -> Result<()> {
     let kdir = kdir.canonicalize().with_context(|| format!("there are no kernel headers at {}", kdir.display()))?;
-    let object = object::build(env)?;
+    let object = object::build_for(env, &kdir)?;
     build_with(env, &kdir, out, &object)
 }
 
@@ -40,7 +40,7 @@ pub fn build_engine(env: &Env, kdir: &Path, out: &Path, name: &str) -> Result<Pa
         bail!("an engine's name has lower-case letters, digits and underscores, and does not begin with kvm");
     }
     let kdir = kdir.canonicalize().with_context(|| format!("there are no kernel headers at {}", kdir.display()))?;
-    let object = object::build_altered(env)?;
+    let object = object::build_altered(env, &kdir)?;
     let file = format!("{name}.ko");
     build_named(env, &kdir, out, &object, name, &[&file])?;
     Ok(out.join(file))

@@ -14,9 +14,28 @@ pub fn build(env: &Env) -> Result<PathBuf> {
     build_at(&env.target().join("kernel"), env, &[], &[])
 }
 
+/// What is in place of that for the kernel whose build directory is `kdir`: one that tells lockdep of its locks where there is
+/// lockdep (docs/decisions/0021).
+pub fn build_for(env: &Env, kdir: &Path) -> Result<PathBuf> {
+    if has_lockdep(kdir) { build_for_tests(env, LOCKDEP) } else { build(env) }
+}
+
 /// The same code with the fields of its own types in another order: what another version of it may be like.
-pub fn build_altered(env: &Env) -> Result<PathBuf> {
-    build_at(&env.target().join("kernel-altered"), env, &[], &["-Zrandomize-layout", "-Zlayout-seed=2"])
+pub fn build_altered(env: &Env, kdir: &Path) -> Result<PathBuf> {
+    let flags = ["-Zrandomize-layout", "-Zlayout-seed=2"];
+    if has_lockdep(kdir) {
+        return build_at(&env.target().join("kernel-altered-lockdep"), env, &["--features", LOCKDEP], &flags);
+    }
+    build_at(&env.target().join("kernel-altered"), env, &[], &flags)
+}
+
+/// The feature of the crate `linux`.
+const LOCKDEP: &str = "lockdep";
+
+/// Whether the kernel checks the order of locks.
+pub fn has_lockdep(kdir: &Path) -> bool {
+    let config = fs::read_to_string(kdir.join("include/config/auto.conf")).unwrap_or_default();
+    config.lines().any(|line| line == "CONFIG_LOCKDEP=y")
 }
 
 /// The same with a feature that is for tests only. What others build is not touched.

@@ -151,7 +151,11 @@ fn modules(env: &Env, selection: &Selection, tally: &mut Tally) -> BTreeMap<Kern
         let build = || {
             let unpacked = kernels::fetch(env, kernel)?;
             let out = module::default_out(env, &unpacked.release);
-            module::build_with(env, &unpacked.headers, &out, &object)?;
+            if object::has_lockdep(&unpacked.headers) {
+                module::build(env, &unpacked.headers, &out)?;
+            } else {
+                module::build_with(env, &unpacked.headers, &out, &object)?;
+            }
             Ok(out)
         };
         if let Some(out) = tally.check(&format!("module {kernel}"), build) {

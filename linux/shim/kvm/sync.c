@@ -57,12 +57,19 @@ DEFINE_STATIC_SRCU(readers);
 
 int hsave_srcu_read_lock(void)
 {
+	int idx;
+
 	preempt_disable();
-	return srcu_read_lock(&readers);
+	idx = srcu_read_lock(&readers);
+	if (IS_ENABLED(CONFIG_LOCKDEP))
+		hsave_lock_taken(HSAVE_RANK_SNAPSHOT, true, false);
+	return idx;
 }
 
 void hsave_srcu_read_unlock(int idx)
 {
+	if (IS_ENABLED(CONFIG_LOCKDEP))
+		hsave_lock_gone(HSAVE_RANK_SNAPSHOT);
 	srcu_read_unlock(&readers, idx);
 	preempt_enable();
 }
