@@ -285,9 +285,6 @@ fn pit(input: &mut Input<'_>) {
                     state[input.below(112)] = input.u8();
                 }
                 let _ = pit.set_state(&state, now);
-                if input.bool() {
-                    pit.restart(now);
-                }
             }
             _ => pit.set_reinject(input.bool()),
         }

@@ -206,9 +206,18 @@ fn state_round_trips() {
     assert_eq!((state[72], &state[76..]), (2, &[0; 36][..]));
     let mut other = Pit::new(200_000, 0);
     let period = 11_932 * 1_000_000_000 / FREQUENCY;
-    assert_eq!(other.set_state(&state, 100), TimerEffect::ArmNs(100 + period));
-    assert_eq!(other.get_state(), state);
+    // Every channel counts anew, where it was saved: of channel 0 user space reads back what it said.
+    let mut said = state;
+    (said[16..24]).copy_from_slice(&77u64.to_le_bytes());
+    assert_eq!(other.set_state(&said, 300), TimerEffect::ArmNs(300 + period));
+    for at in [40, 64] {
+        said[at..at + 8].copy_from_slice(&300u64.to_le_bytes());
+    }
+    assert_eq!(other.get_state(), said);
     assert_eq!(other.read(0x42, 500), pit.read(0x42, 500));
+    let mut first = [0; 8];
+    first.copy_from_slice(&state[16..24]);
+    assert_eq!(u64::from_le_bytes(first), 0, "nobody said anything");
     // The HPET takes channel 0's place.
     let mut hpet = state;
     hpet[72] = 1;

@@ -40,7 +40,7 @@ fn set_state<H: Host>(vm: &Vm<H>, arg: u64, size: usize) -> Result<(), Errno> {
     for (to, from) in new.iter_mut().zip(old).skip(size) {
         *to = from;
     }
-    vm.set_pit(&new, size == OLD_PIT_STATE)
+    vm.set_pit(&new)
 }
 
 /// KVM_GET_PIT. Errors: ENXIO (no PIT), EFAULT.

@@ -41,10 +41,12 @@ pub struct Pit {
     pending: u32,
     /// The last tick was acknowledged.
     acked: bool,
+    /// When channel 0's count was loaded, as user space said last: it reads it back, and nothing else follows from it.
+    said_load_ns: u64,
 }
 
 ::state::state! {
-    place Pit { channels, min_period_ns, target_ns, hpet_legacy, speaker_data_on, reinject, pending, acked }
+    place Pit { channels, min_period_ns, target_ns, hpet_legacy, speaker_data_on, reinject, pending, acked, said_load_ns since 2 = 0 }
 }
 
 impl Pit {
@@ -59,6 +61,7 @@ impl Pit {
             reinject: true,
             pending: 0,
             acked: true,
+            said_load_ns: 0,
         }
     }
 

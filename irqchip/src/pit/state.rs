@@ -10,10 +10,10 @@ const HPET_LEGACY: u32 = 1;
 const SPEAKER_DATA_ON: u32 = 2;
 
 impl Channel {
-    fn get_state(&self) -> [u8; CHANNEL] {
+    fn get_state(&self, load_ns: u64) -> [u8; CHANNEL] {
         let [c0, c1, c2, c3] = self.count.to_le_bytes();
         let [l0, l1] = self.latched_count.to_le_bytes();
-        let [t0, t1, t2, t3, t4, t5, t6, t7] = self.count_load_ns.to_le_bytes();
+        let [t0, t1, t2, t3, t4, t5, t6, t7] = load_ns.to_le_bytes();
         [
             c0,
             c1,
@@ -42,12 +42,11 @@ impl Channel {
         ]
     }
 
-    fn set_state(&mut self, state: &[u8]) {
+    /// A full count starts at `now_ns`. What `state` says of when it was loaded.
+    fn set_state(&mut self, state: &[u8], now_ns: u64) -> u64 {
         // INDEX: a constant of ours.
         let byte = |i: usize| state.get(i).copied().unwrap_or(0);
-        let load_ns = state.get(16..).and_then(<[u8]>::first_chunk::<8>).copied().unwrap_or_default();
-        // A time from the future, or from another host, at worst makes the count stand still.
-        self.load(u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)]), u64::from_le_bytes(load_ns));
+        self.load(u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)]), now_ns);
         self.latched_count = u16::from_le_bytes([byte(4), byte(5)]);
         self.count_latched = byte(6) & 3;
         self.status_latched = byte(7) != 0;
@@ -59,6 +58,8 @@ impl Channel {
         self.mode = if byte(13) > 5 { 0xff } else { byte(13) };
         self.bcd = byte(14) != 0;
         self.gate = byte(15) != 0;
+        let load_ns = state.get(16..).and_then(<[u8]>::first_chunk::<8>).copied().unwrap_or_default();
+        u64::from_le_bytes(load_ns)
     }
 }
 
@@ -68,32 +69,30 @@ impl Pit {
         let mut out = [0; 112];
         let flags =
             if self.hpet_legacy { HPET_LEGACY } else { 0 } | if self.speaker_data_on { SPEAKER_DATA_ON } else { 0 };
-        let channels = self.channels.iter().flat_map(|c| c.get_state());
-        for (to, from) in out.iter_mut().zip(channels.chain(flags.to_le_bytes())) {
+        let [first, second, third] = &self.channels;
+        let channels = [
+            first.get_state(self.said_load_ns),
+            second.get_state(second.count_load_ns),
+            third.get_state(third.count_load_ns),
+        ];
+        for (to, from) in out.iter_mut().zip(channels.into_iter().flatten().chain(flags.to_le_bytes())) {
             *to = from;
         }
         out
     }
 
-    /// Every channel starts its count anew, as KVM_SET_PIT has it.
-    pub fn restart(&mut self, now_ns: u64) {
-        for channel in &mut self.channels {
-            channel.count_load_ns = now_ns;
-        }
-    }
-
-    /// Replaces the state; values that no register holds are cut. Channel 0 starts a full count at `now_ns`, unless the
-    /// HPET has taken its place.
+    /// Replaces the state; values that no register holds are cut. As on stock every channel starts a full count at `now_ns`, but the
+    /// first if the HPET has taken its place.
     pub fn set_state(&mut self, state: &[u8; 112], now_ns: u64) -> TimerEffect {
-        for (channel, state) in self.channels.iter_mut().zip(state.chunks_exact(CHANNEL)) {
-            channel.set_state(state);
+        let mut said = [0; 3];
+        for ((channel, state), said) in self.channels.iter_mut().zip(state.chunks_exact(CHANNEL)).zip(&mut said) {
+            *said = channel.set_state(state, now_ns);
         }
+        [self.said_load_ns, ..] = said;
         let flags = state.get(FLAGS..).and_then(<[u8]>::first_chunk::<4>).copied().unwrap_or_default();
         let flags = u32::from_le_bytes(flags);
         self.hpet_legacy = flags & HPET_LEGACY != 0;
         self.speaker_data_on = flags & SPEAKER_DATA_ON != 0;
-        let [channel, ..] = &mut self.channels;
-        channel.count_load_ns = now_ns;
         self.start(now_ns)
     }
 }

@@ -9,7 +9,7 @@ use state::{Refused, Section, Sections, State, Writer};
 
 /// The 8259s and the IOAPIC.
 const CHIPS: Section = Section::new(*b"chip", 1);
-/// The PIT. Version 2 has the tick that is owed.
+/// The PIT. Version 2 has the tick that is owed, and what user space said of the first count.
 const PIT: Section = Section::new(*b"pit ", 2);
 
 impl<H: Host> Vm<H> {
@@ -24,8 +24,9 @@ impl<H: Host> Vm<H> {
             rtc.save(w);
         });
         if let Some([pit::PitDevice { pit, speaker, owed }]) = pit.get() {
-            w.section_by(PIT, 0, if owed.load(Relaxed) { 2 } else { 1 }, |w| {
-                pit.lock().save(w);
+            let pit = pit.lock();
+            w.section_by(PIT, 0, if owed.load(Relaxed) { 2 } else { pit.needs() }, |w| {
+                pit.save(w);
                 speaker.save(w);
                 if w.version() >= 2 {
                     owed.save(w);

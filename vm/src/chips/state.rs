@@ -66,15 +66,12 @@ impl<H: Host> Vm<H> {
         Ok(pit.pit.lock().get_state())
     }
 
-    /// KVM_SET_PIT2; with `restart` KVM_SET_PIT, which starts all counts anew. Errors: ENXIO (no PIT).
-    pub fn set_pit(&self, state: &[u8; PIT_STATE], restart: bool) -> Result<(), Errno> {
+    /// KVM_SET_PIT2, and KVM_SET_PIT with the flags that are there. Errors: ENXIO (no PIT).
+    pub fn set_pit(&self, state: &[u8; PIT_STATE]) -> Result<(), Errno> {
         let device = self.full_chips()?.pit().ok_or(Errno::ENXIO)?;
         let now = self.host.now_ns();
         let mut pit = device.pit.lock();
         let effect = pit.set_state(state, now);
-        if restart {
-            pit.restart(now);
-        }
         self.pit_timer(effect);
         Ok(())
     }
