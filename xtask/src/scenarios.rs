@@ -40,7 +40,7 @@ pub struct Scenario {
     pub i386_guests: bool,
     /// Give the script QEMU of Debian's backports, in /backports.
     pub qemu_backports: bool,
-    /// Give the script a second engine, /modules/hsave_0_2.ko, and one that was made for another base, /modules/stranger.ko.
+    /// Give the script a second engine, /modules/hsave_0_2.ko, one that was made for another base, /modules/stranger.ko, and hsavectl.
     pub engines: bool,
     /// Give the script the guest's kernel as an ELF file, /guest/vmlinux.
     pub vmlinux: bool,
@@ -237,7 +237,7 @@ const fn on_6_12(scenario: Scenario) -> Scenario {
 
 /// All others, in the order in which they are started.
 pub const ALL: &[Scenario] = &[
-    virtual_time(boot("boot-microvm", "boot-guest microvm client")),
+    on_6_12(virtual_time(boot("boot-microvm", "boot-guest microvm client"))),
     Scenario {
         slow: &[Kernel::V6_12, Kernel::V7_3],
         ..boot("boot-q35-split", "CPUS=2 IRQCHIP=split boot-guest q35 client")
@@ -430,7 +430,11 @@ pub const ALL: &[Scenario] = &[
     on_6_12(program("lifecycle", &["lifecycle"], "/payload/lifecycle")),
     Scenario { slow: &[Kernel::V6_12], ..program("trouble", &["trouble"], "/payload/trouble") },
     // Allocations that fail: only a kernel with fault injection has them.
-    Scenario { kernels: &[Kernel::V6_12Debug], ..program("faults", &["faults"], "/payload/faults") },
+    Scenario {
+        kernels: &[Kernel::V6_12Debug],
+        engines: true,
+        ..program("faults", &["faults"], "insmod /modules/hsave_0_2.ko && /payload/faults && rmmod hsave_0_2")
+    },
     // Storms at random; the seed is printed first. User space sets state that does not go together, interrupt shadows among it.
     Scenario {
         slow: &[Kernel::V6_1, Kernel::V6_12],
