@@ -3,6 +3,7 @@
 pub mod check;
 pub mod client;
 pub mod descriptors;
+pub mod engines;
 pub mod failing;
 pub mod handlers;
 pub mod hyperv;

@@ -1,6 +1,7 @@
 # A Linux guest with two vCPUs works while it goes from one engine to another and back, some dozens of times; the longest gap that its own
 # clock saw is printed. An upgrade of a VM whose process is stopped, or traced by somebody who is; two at once; one to an engine that is not
-# there; of a VM with dirty rings, and of a guest of Hyper-V's; each of them is killed in the middle of another.
+# there; one asked for by somebody who has no memory; of a VM with dirty rings, and of a guest of Hyper-V's; each of them is killed in the
+# middle of another. What an operator would do hsavectl does; what races with something is written to the files.
 #: kernels 6.12
 #: engines
 #: timeout 600
@@ -38,15 +39,38 @@ goes_on() {
     return 1
 }
 to() { echo $1 >$vm/upgrade; }
+operator() { hsavectl upgrade --vm $(file $vm/pid) --to $1; }
+# To one engine and the other, $1 times each; what comes of it is kept in /tmp/storm, and how often the VM had been handed over by then.
+storm() {
+    for round in $(seq $1); do
+        for engine in hsave_0_2 kvm_amd; do
+            if to $engine 2>/tmp/said.$1; then echo "done $(file $vm/upgrades)"; else echo "failed: $(file /tmp/said.$1)"; fi
+            [ -d $vm ] || return 0
+        done
+    done >>/tmp/storm 2>/dev/null
+}
+# What the storms came to, since the VM had been handed over $2 times: handed over to the engine that it is in it stays, without a word.
+came_to() {
+    times=$(($(sed -n 's/^done //p' /tmp/storm | sort -n | tail -n 1) - $2))
+    echo "host: $1: handed over $times times, $(grep -c failed /tmp/storm) refused"
+    sed -n 's/^failed: .*write error: /  /p' /tmp/storm | sort | uniq -c
+    rm /tmp/storm
+    [ $times -gt 0 ] || exit 22
+}
 # Killed in the middle of it.
 killed() {
-    grep -q WRONG /tmp/$1 && { grep WRONG /tmp/$1; exit 14; }
-    while to hsave_0_2 && to kvm_amd; do :; done 2>/dev/null & upgrades=$!
+    grep WRONG /tmp/$1 && exit 14
+    before=$(file $vm/upgrades)
+    storm 10000 & upgrades=$!
+    for second in $(seq $((60 * ${SLOW:-1}))); do
+        [ $(grep -c done /tmp/storm) -ge 3 ] && break
+        sleep 1
+    done
     sleep 0.$2
     kill -9 $process
-    wait $process
-    wait $upgrades
+    wait $process $upgrades
     [ -z "$(ls $d/vms)" ] || exit 17
+    came_to "killed $1" $before
 } 2>/dev/null
 
 # Its first word about its clock is of its own start.
@@ -54,7 +78,7 @@ works="longest gap" guest a
 longest=0
 for n in $(seq 20); do
     for engine in hsave_0_2 kvm_amd; do
-        to $engine || { file $vm/error; exit 4; }
+        operator $engine >/tmp/said || { cat /tmp/said; exit 4; }
         is_in $engine || exit 5
         pause=$(file $vm/pause_ns)
         [ $pause -gt $longest ] && longest=$pause
@@ -74,31 +98,56 @@ to hsave_0_2 && echo hsave_0_2 >$d/current && rmmod kvm_amd && insmod /modules/k
 [ $(file $d/engines/kvm_amd/vms) = 0 ] && to kvm_amd && echo kvm_amd >$d/current || exit 9
 rmmod hsave_0_2 && insmod /modules/hsave_0_2.ko || exit 9
 to nobody 2>/dev/null && exit 10
+operator nobody 2>/dev/null && exit 10
 is_in kvm_amd || exit 11
 # Its process is stopped; then each of its threads at its next system call, by a tracer that is stopped itself.
 kill -STOP $process && sleep 1
-to hsave_0_2 && is_in hsave_0_2 && kill -CONT $process && goes_on a || exit 12
+operator hsave_0_2 && is_in hsave_0_2 && kill -CONT $process && goes_on a || exit 12
 strace -f -p $process -o /dev/null 2>/dev/null & tracer=$!
 sleep 2
 kill -STOP $tracer && sleep 1
-to kvm_amd && to hsave_0_2 && is_in hsave_0_2 || { file $vm/error; exit 20; }
+operator kvm_amd && operator hsave_0_2 && is_in hsave_0_2 || { file $vm/error; exit 20; }
 kill -CONT $tracer && kill $tracer && wait $tracer
 goes_on a || exit 21
 # Two at once, while an engine tries to go.
-for n in $(seq 10); do to kvm_amd; to hsave_0_2; done 2>/dev/null & one=$!
-for n in $(seq 10); do to hsave_0_2; to kvm_amd; done 2>/dev/null & other=$!
-for n in $(seq 10); do rmmod hsave_0_2 2>/dev/null && insmod /modules/hsave_0_2.ko; done
+before=$(file $vm/upgrades)
+storm 10 & one=$!
+storm 11 & other=$!
+gone=0
+for n in $(seq 20); do rmmod hsave_0_2 2>/dev/null && gone=$((gone + 1)) && insmod /modules/hsave_0_2.ko; done
 wait $one $other
-insmod /modules/hsave_0_2.ko 2>/dev/null
-goes_on a && to kvm_amd && is_in kvm_amd || exit 13
+came_to "two at once, and the engine went $gone times" $before
+goes_on a && operator kvm_amd && is_in kvm_amd || exit 13
+# Who asks may have no more memory: it fails, and nobody is killed for it. What an upgrade takes is his, and more than eight pages.
+poor=/cgroup/poor
+mkdir -p /cgroup && mount -t cgroup2 none /cgroup && echo +memory >/cgroup/cgroup.subtree_control && mkdir $poor || exit 23
+mkfifo /tmp/ask /tmp/answer
+# Open at first, so that nothing but the upgrade takes memory.
+sh -c 'echo $$ >'$poor'/cgroup.procs; exec 3>'$vm'/upgrade 4</tmp/ask 5>/tmp/answer 2>&5
+    while read -r engine <&4; do echo $engine >&3 && echo done >&5; done' & asks=$!
+exec 4>/tmp/ask 5</tmp/answer
+ask() { echo $1 >&4 && read -r answer <&5; }
+ask nobody
+# What the kernel has charged to it in advance goes back.
+echo 0 >$poor/memory.high && sleep 1 && echo max >$poor/memory.high
+echo $(($(file $poor/memory.current) + 32768)) >$poor/memory.max
+ask hsave_0_2
+echo "host: without memory: $answer"
+case $answer in *"Cannot allocate memory") ;; *) exit 24 ;; esac
+grep -q "^oom_kill 0" $poor/memory.events && is_in kvm_amd && goes_on a || { cat $poor/memory.events; exit 25; }
+echo max >$poor/memory.max
+ask hsave_0_2
+[ "$answer" = done ] && is_in hsave_0_2 && operator kvm_amd || exit 26
+exec 4>&- 5<&-
+wait $asks
 killed a 1
 # Dirty rings go along.
 works="count 2" guest b ,dirty-ring-size=4096
-to hsave_0_2 && is_in hsave_0_2 && to kvm_amd && goes_on b || exit 15
+operator hsave_0_2 && is_in hsave_0_2 && operator kvm_amd && goes_on b || exit 15
 killed b 2
 # A guest of Hyper-V's, whose time, timers and interrupts are those.
 CPU=host,hv_relaxed,hv_vpindex,hv_time,hv_vapic,hv_runtime,hv_synic,hv_stimer,hv_tlbflush,hv_ipi works="count 2" guest h
-for n in $(seq 5); do to hsave_0_2 && to kvm_amd || { file $vm/error; exit 19; }; done
+for n in $(seq 5); do operator hsave_0_2 && operator kvm_amd || { file $vm/error; exit 19; }; done
 is_in kvm_amd && goes_on h || exit 16
 killed h 3
 rmmod hsave_0_2 || exit 18

@@ -3,7 +3,8 @@
 # emulated host (or, by `./x run --here`, on this machine). MACHINE is microvm, q35 or pc; MODE is what
 # guest-init does: check, client, moves, demo or shell. Afterwards the guest's work is checked from here.
 # From the environment: CPUS (1), CPU (host), IRQCHIP (on or split; QEMU's choice), FIRMWARE (seabios, qboot or ovmf); and for a guest that
-# moves: CHANGE, and it goes on with stock's modules for a while, or UPGRADES: it stays, and its engine is another one so many times.
+# moves: CHANGE, and it goes on with stock's modules for a while, or UPGRADES: it stays, and its engine is another one so many times; with
+# PLUG besides, while it moves to another QEMU, and while processors and memory are plugged in there.
 machine=$1 mode=$2
 shift 2
 work=${WORK:-/tmp} guest=${GUEST:-/guest} qemu=${QEMU:-qemu-system-x86_64}
@@ -20,7 +21,7 @@ case $machine in
 microvm) bus=device net=virtio-net-device ;;
 *) bus=pci net=virtio-net-pci,romfile= ;;
 esac
-set -- -M $machine${IRQCHIP:+,kernel-irqchip=$IRQCHIP} -smp ${CPUS:-1} -device virtio-blk-$bus,drive=disk "$@"
+set -- -M $machine${IRQCHIP:+,kernel-irqchip=$IRQCHIP} -smp ${CPUS:-1}${PLUG:+,maxcpus=$((CPUS + 1))} -m 512${PLUG:+,slots=1,maxmem=1G} -device virtio-blk-$bus,drive=disk "$@"
 case ${FIRMWARE:-seabios} in
 qboot) set -- -bios qboot.rom "$@" ;;
 ovmf)
@@ -46,11 +47,12 @@ fi
 # Where the host is loaded, the guest finds its TSC wanting now and then; its words about that would fall into the lines of others.
 append="console=ttyS0 panic=-1 printk.time=0 tsc=nowatchdog hsave=$mode"
 # Where this host's time is not its own, its kernel has no watchdogs, and guests have none either.
+[ -z "$UPGRADES" ] || append="$append hsave-watch"
 grep -q nowatchdog /proc/cmdline && append="$append nowatchdog nosoftlockup rcupdate.rcu_cpu_stall_suppress=1 \
 workqueue.watchdog_thresh=0 sysctl.kernel.hung_task_timeout_secs=0"
 case $mode in demo | shell) append="$append quiet" ;; esac
 boot() {
-    $qemu -accel kvm -cpu ${CPU:-host} -m 512 -nodefaults -display none -chardev stdio,id=console,signal=off \
+    $qemu -accel kvm -cpu ${CPU:-host} -nodefaults -display none -chardev stdio,id=console,signal=off \
         -serial chardev:console -drive file=$disk,format=raw,if=none,id=disk \
         -kernel $guest/vmlinuz -initrd $guest/initrd -append "$append" "$@"
 }
@@ -103,24 +105,76 @@ through_a_file() {
     begin $to -incoming "exec:cat $work/state" "$@"
     sleep 5
 }
-# The VM of the only QEMU goes from kvm_amd to hsave_0_2 and back, $UPGRADES times in all, at any moment of what the guest does.
+# The VM goes to the engine in which it is not: 1, and why, if it does not.
+hand_over() {
+    engine=kvm_amd
+    [ $(cat $vm/engine) != kvm_amd ] || engine=hsave_0_2
+    if echo $engine >$vm/upgrade; then
+        pause=$(cat $vm/pause_ns) handed=$((handed + 1))
+        [ $pause -le $longest ] || longest=$pause
+    else
+        cat $vm/error
+        refused=$((refused + 1))
+        return 1
+    fi
+}
+# What became of those since the last time; some have to have succeeded.
+handed_over() {
+    echo "host: $1: handed over $handed times, refused $refused times, longest pause $((longest / 1000)) us"
+    [ $handed -gt 0 ] || exit 1
+    handed=0 refused=0 longest=0
+}
+# The VM of the only QEMU goes from one engine to the other, $UPGRADES times in all, at any moment of what the guest does.
 upgrade() {
     begin a "$@"
     await $work/a.console "guest: works" :
-    vm=$(echo /sys/kernel/hsave/vms/*) longest=0
-    for n in $(seq $((UPGRADES / 2))); do
-        for engine in hsave_0_2 kvm_amd; do
-            echo $engine >$vm/upgrade || { cat $vm/error; tail -n 20 $work/a.console; exit 1; }
-            pause=$(cat $vm/pause_ns)
-            [ $pause -le $longest ] || longest=$pause
-            sleep 0.$((n % 7))
-        done
+    vm=$(echo /sys/kernel/hsave/vms/*) handed=0 refused=0 longest=0 to=a
+    for n in $(seq $UPGRADES); do
+        hand_over || { tail -n 20 $work/a.console; exit 1; }
+        sleep 0.$((n % 7))
     done
-    echo "host: $(cat $vm/upgrades) upgrades, longest pause $((longest / 1000)) us"
+    handed_over "a guest that works"
+    [ -z "$PLUG" ] || { upgrade_moving "$@"; upgrade_plugged; }
     touch $work/www/enough
-    await $work/a.console "guest: done" :
+    await $work/$to.console "guest: done" :
     wait $!
-    cat $work/a.console
+    cat $work/?.console
+}
+# While it moves to another QEMU, which is slow at first.
+upgrade_moving() {
+    begin b -incoming unix:$work/way "$@"
+    until [ -S $work/way ]; do sleep 1; done
+    for it in /sys/kernel/hsave/vms/*; do [ $it = $vm ] || next=$it; done
+    echo "migrate_set_parameter max-bandwidth 4M" >$work/a.in
+    echo "migrate -d unix:$work/way" >$work/a.in
+    await $work/a.said active "echo info migrate >$work/a.in"
+    while [ $((handed + refused)) -lt 10 ]; do hand_over; done
+    ! grep -q completed $work/a.said || { echo "the guest was gone too soon"; exit 1; }
+    handed_over "a guest that moves"
+    echo "migrate_set_parameter max-bandwidth 10G" >$work/a.in
+    until grep -q completed $work/a.said; do
+        echo "info migrate" >$work/a.in
+        hand_over
+    done
+    handed_over "a guest whose last pages move"
+    echo quit >$work/a.in
+    vm=$next to=b
+    hand_over && handed_over "a guest that has moved" || exit 1
+}
+# While memory comes, and a processor comes and goes, twice. The VMM's system calls are waited for: some may be too slow.
+upgrade_plugged() {
+    blocks=$(sed -n 's/^guest: has .* cpus, \([0-9]*\) blocks.*/\1/p' $work/a.console)
+    more="$((blocks + 1)) blocks of memory, change"
+    echo "object_add memory-backend-ram,id=more,size=128M" >$work/b.in
+    echo "device_add pc-dimm,id=dimm,memdev=more" >$work/b.in
+    await $work/b.console "guest: has $CPUS cpus, $more 2" hand_over
+    for change in 3 5; do
+        echo "device_add ${CPU:-host}-x86_64-cpu,id=cpu,socket-id=0,core-id=$CPUS,thread-id=0" >$work/b.in
+        await $work/b.console "guest: has $((CPUS + 1)) cpus, $more $change" hand_over
+        echo "device_del cpu" >$work/b.in
+        await $work/b.console "guest: has $CPUS cpus, $more $((change + 1))" hand_over
+    done
+    handed_over "a guest that gets a processor and memory"
 }
 # From one QEMU to another while the guest works, and through a file to a third.
 move() {

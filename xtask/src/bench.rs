@@ -4,7 +4,7 @@
 //! are no cycles. The program `bench` of the crate `tests` prints `BENCH KIND INSTRUCTIONS` lines.
 
 use crate::{
-    breakdown,
+    breakdown, engines,
     env::Env,
     host::{self, Boot, Flavour, Machine},
     image,
@@ -27,6 +27,8 @@ pub const PATIENCE: Duration = Duration::from_secs(1800);
 /// Part of the names of the kinds that need two processors. They have a boot of their own: one processor makes all others
 /// exactly repeatable.
 pub const OF_TWO: &str = "migration";
+/// What needs a second engine, once the host has settled.
+const ENGINES: &str = "insmod /modules/hsave_0_2.ko && sleep 20 && exec /payload/bench upgrade";
 /// What is aimed at: the part of stock's figure that ours takes at most.
 type Bars = &'static [(&'static str, f64)];
 /// On the strict processor.
@@ -92,6 +94,11 @@ const PLAIN_BARS: Bars = &[
     ("create-vm-vcpu-destroy", 0.20),
     ("memory-per-vm", 0.25),
 ];
+/// Instructions that a VM may stand still in an upgrade: 300,000, and 100,000 for each vCPU but one.
+const PAUSES: Bars =
+    &[("upgrade-1-vcpu", 300_000.0), ("upgrade-4-vcpus", 600_000.0), ("upgrade-16-vcpus", 1_800_000.0)];
+const UPGRADES: &str = "\n`upgrade-` kinds are hsave's alone: how long a VM stands still whose vCPUs all run, from the first that is asked to \
+     leave the guest\nto the last that may go on (`pause_ns`), the one in the middle of 41 upgrades (docs/upgrade.md).\n\n";
 const COSTLY: &str = "## Costly operations per exit\n\nCounted in a trace of the host kernel's instructions, stock / hsave. \
      LOCK is a bus-locked instruction; CR access and DR access are moves to and from control and debug registers; IPI is an interrupt sent to another processor or itself. TLB flushes \
      that VMRUN does (TLB_CONTROL) are logged by the strict processor alone.\n\n";
@@ -121,7 +128,7 @@ pub type Figures = Vec<(String, f64)>;
 pub fn run(env: &Env, kernel: Kernel, options: &Options) -> Result<ExitCode> {
     let (stock, ours) = both(|flavour| measure(env, options.processor, kernel, flavour))?;
     let bars = bars(options.processor);
-    let mut text = table(bars, &stock, &ours)? + &handler(&stock, &ours);
+    let mut text = table(bars, &stock, &ours)? + &handler(&stock, &ours) + &pauses(&ours);
     print!("{text}");
     let traced = both(|flavour| profile::measure(env, options.processor, kernel, flavour, ""))?;
     let mut more = format!("\n{COSTLY}{}", costly(&stock, &traced));
@@ -171,6 +178,12 @@ fn measure(env: &Env, processor: Processor, kernel: Kernel, flavour: Flavour) ->
         let mut figures = parse(&output(&machine, env, &boot)?)?;
         figures.extend(parse(&output(&machine, env, &two)?)?);
         figures.extend(outside::measure(env, &machine, &boot)?);
+        if flavour == Flavour::Ours {
+            // In a boot of its own: a second engine is memory of the kernel's.
+            let mut engines = Boot { script: ENGINES.to_owned(), ..boot };
+            engines.files.extend(engines::files(env, kernel)?);
+            figures.extend(parse(&output(&machine, env, &engines)?)?);
+        }
         Ok(figures)
     })
 }
@@ -235,6 +248,17 @@ fn handler(stock: &Figures, ours: &Figures) -> String {
          (`calibration-timer-tick`, stock / hsave). Without it, {stock:.0} / {ours:.0} remain, a ratio of {:.2}.\n",
         ours / stock
     )
+}
+
+/// Of what stock cannot do, a table of its own.
+fn pauses(ours: &Figures) -> String {
+    let mut table = format!("{UPGRADES}| | hsave | aim |\n|---|---:|---:|\n");
+    for (kind, bar) in PAUSES {
+        let Some(pause) = find(ours, kind) else { return String::new() };
+        let missed = if pause <= *bar { "" } else { ", missed" };
+        table += &format!("| {kind} | {pause:.0} | {bar:.0}{missed} |\n");
+    }
+    table
 }
 
 /// A column per operation that occurs, a row per kind.
@@ -326,6 +350,17 @@ mod tests {
         let text = handler(&figures(4000.0), &figures(3400.0));
         assert!(text.contains("Without it, 1000 / 400 remain, a ratio of 0.40."), "{text}");
         assert_eq!(handler(&Figures::new(), &figures(1.0)), "");
+    }
+
+    #[test]
+    fn upgrades_have_a_table_of_their_own() {
+        let figures = parse("BENCH upgrade-1-vcpu 300000\nBENCH upgrade-4-vcpus 600001\nBENCH upgrade-16-vcpus 2\n");
+        let text = pauses(&figures.unwrap());
+        assert!(
+            text.contains("| upgrade-1-vcpu | 300000 | 300000 |\n| upgrade-4-vcpus | 600001 | 600000, missed |"),
+            "{text}"
+        );
+        assert_eq!(pauses(&Figures::new()), "");
     }
 
     #[test]

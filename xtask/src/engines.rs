@@ -3,7 +3,7 @@
 use crate::{
     env::Env,
     kernels::{self, Kernel},
-    module,
+    module, package, ui,
 };
 use anyhow::{Result, ensure};
 use std::{fs, path::PathBuf};
@@ -11,7 +11,7 @@ use std::{fs, path::PathBuf};
 /// The name of the second engine.
 pub const SECOND: &str = "hsave_0_2";
 
-/// `modules/hsave_0_2.ko`, and `modules/stranger.ko`, which is the same but that it says that it was made for another base.
+/// `modules/hsave_0_2.ko`, `bin/hsavectl`, which hands VMs over to it, and `modules/stranger.ko`, which is the same but that it says that it was made for another base.
 pub fn files(env: &Env, kernel: Kernel) -> Result<Vec<(String, PathBuf)>> {
     let unpacked = kernels::fetch(env, kernel)?;
     let out = module::default_out(env, &unpacked.release);
@@ -25,5 +25,10 @@ pub fn files(env: &Env, kernel: Kernel) -> Result<Vec<(String, PathBuf)>> {
     }
     let stranger = out.join("stranger.ko");
     fs::write(&stranger, bytes)?;
-    Ok(vec![(format!("modules/{SECOND}.ko"), second), ("modules/stranger.ko".to_owned(), stranger)])
+    let command = ui::step("hsavectl", || package::command(env))?;
+    Ok(vec![
+        (format!("modules/{SECOND}.ko"), second),
+        ("modules/stranger.ko".to_owned(), stranger),
+        ("bin/hsavectl".to_owned(), command),
+    ])
 }

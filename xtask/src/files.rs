@@ -15,7 +15,7 @@
 //! | `#: qemu-backports` | QEMU of Debian 13's backports, in /backports |
 //! | `#: memory 6144` | megabytes of the host's |
 //! | `#: vmlinux`, `#: secure-boot` | what is in /guest/vmlinux, in /secure |
-//! | `#: engines` | a second engine, /modules/hsave_0_2.ko, and one that was made for another base, /modules/stranger.ko |
+//! | `#: engines` | a second engine, /modules/hsave_0_2.ko, one that was made for another base, /modules/stranger.ko, and hsavectl |
 //! | `#: here` | what `./x test --here` does, /payload/test-here |
 //! | `#: unloaded` | the script loads the modules itself |
 //! | `#: plain` | its emulator is Debian's, which has every device |

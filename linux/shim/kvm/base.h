@@ -98,10 +98,10 @@ struct hsave_vcpu {
 	unsigned long index;
 	/* One thread at a time uses the vCPU. */
 	struct mutex lock;
-	/* That one has left KVM_RUN for a handover, and waits; under the VM's stop_lock. */
+	/* That one waits for the end of a handover, in KVM_RUN or before what it wants; under the VM's stop_lock. */
 	bool parked;
-	/* Whoever stops the VM's vCPUs has the lock. */
-	bool held;
+	/* Whoever stops the VM's vCPUs has found nobody in it; under the VM's vcpus_lock. */
+	bool idle;
 	/* KVM_SET_SIGNAL_MASK. */
 	bool masked;
 	u64 blocked;
@@ -110,7 +110,7 @@ struct hsave_vcpu {
 /* vcpu.c */
 long hsave_vcpu_create(struct hsave_vm *vm, unsigned long arg);
 
-/* upgrade.c: for a new VM; it goes to the engine of this name; KVM_RUN was left for that, and goes on when it returns. */
+/* upgrade.c: for a new VM; it goes to the engine of this name; who is in the vCPU waits for the end of that, with its lock. */
 void hsave_upgrade_init(struct hsave_vm *vm);
 int hsave_vm_upgrade(struct hsave_vm *vm, const char *name);
 void hsave_vcpu_park(struct hsave_vcpu *v);

@@ -7,18 +7,42 @@
 #include <linux/kvm_host.h>
 #include <linux/mm.h>
 #include <linux/refcount.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
+#include <linux/vmalloc.h>
 #include <hsave.h>
+
+/*
+ * Who may not do I/O for memory, as the one who hands a VM over (upgrade.c), tries, and is told that there is none: the kernel would
+ * go on trying for him until somebody else frees some, or in a cgroup kill for it. Nor is that news for the log.
+ */
+static bool told(void)
+{
+	return current->flags & PF_MEMALLOC_NOIO;
+}
+
+static gfp_t gfp(void)
+{
+	return GFP_KERNEL_ACCOUNT | (told() ? __GFP_RETRY_MAYFAIL | __GFP_NOWARN : 0);
+}
 
 /* Nothing that we allocate comes near it; keeps the allocator's own size checks from warning. */
 #define HEAP_MAX (1UL << 30)
 
 u8 *hsave_heap_alloc(size_t size, bool zeroed)
 {
+	gfp_t flags;
+	u8 *p;
+
 	if (size > HEAP_MAX)
 		return NULL;
 	/* Whoever asks is told by ENOMEM, which is no news for the log. */
-	return kvmalloc(size, GFP_KERNEL_ACCOUNT | __GFP_NOWARN | (zeroed ? __GFP_ZERO : 0));
+	flags = __GFP_NOWARN | (zeroed ? __GFP_ZERO : 0);
+	if (likely(!told() || size <= PAGE_SIZE))
+		return kvmalloc(size, gfp() | flags);
+	/* What kvmalloc() does, which tries hard for pages in a row where it is told that it may fail: a guest waits meanwhile. */
+	p = kmalloc(size, GFP_KERNEL_ACCOUNT | __GFP_NORETRY | flags);
+	return p ?: __vmalloc(size, gfp() | flags);
 }
 
 void hsave_heap_free(u8 *p)
@@ -29,7 +53,7 @@ void hsave_heap_free(u8 *p)
 /* 1 << order zeroed pages; NULL without memory. */
 u8 *hsave_pages_alloc(unsigned int order, u64 *pa)
 {
-	struct page *page = alloc_pages(GFP_KERNEL_ACCOUNT | __GFP_ZERO, order);
+	struct page *page = alloc_pages(gfp() | __GFP_ZERO, order);
 
 	if (!page)
 		return NULL;
@@ -47,7 +71,7 @@ void hsave_pages_free(u8 *va, unsigned int order)
 
 u64 hsave_table_alloc(void)
 {
-	struct page *page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
+	struct page *page = alloc_page(gfp() | __GFP_ZERO);
 
 	if (!page)
 		return 0;
@@ -118,7 +142,7 @@ u64 *hsave_words_alloc(size_t n)
 
 	if (n > HEAP_MAX / sizeof(u64))
 		return NULL;
-	w = kvzalloc(struct_size(w, words, n), GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	w = kvzalloc(struct_size(w, words, n), gfp() | __GFP_NOWARN);
 	if (!w)
 		return NULL;
 	refcount_set(&w->refs, 1);

@@ -3,8 +3,8 @@
  * A VM goes from one engine to another while it runs (docs/decisions/0036).
  *
  * Until hand_over() has made its last step the VM is in its old engine, and whatever fails leaves it there. What keeps others out
- * meanwhile: of system calls the gate; of vCPUs their locks, or that they are parked; eventfds and timers of devices are noted and
- * delivered afterwards; the mmu notifier calls on, but for the last step.
+ * meanwhile: of system calls the gate; of vCPUs that they are parked, as who comes to one is; eventfds and timers of devices are noted
+ * and delivered afterwards; the mmu notifier calls on, but for the last step.
  */
 #include <linux/err.h>
 #include <linux/delay.h>
@@ -12,6 +12,7 @@
 #include <linux/ktime.h>
 #include <linux/module.h>
 #include <linux/rcupdate.h>
+#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/string.h>
@@ -91,7 +92,10 @@ static void open_events(struct hsave_vm *vm)
  * vCPUs.
  */
 
-/* The current task has left KVM_RUN, and goes on with it when this returns; it keeps the vCPU's lock. */
+/*
+ * The current task has left KVM_RUN, or has not begun with what it wants of the vCPU, and goes on with it when this returns; it keeps
+ * the vCPU's lock.
+ */
 void hsave_vcpu_park(struct hsave_vcpu *v)
 {
 	struct hsave_vm *vm = v->vm;
@@ -110,21 +114,26 @@ void hsave_vcpu_park(struct hsave_vcpu *v)
 	}
 }
 
-/* Does every vCPU stand still? Those that are not in KVM_RUN are locked as it goes. The caller has vcpus_lock. */
+/*
+ * Does every vCPU stand still? That nobody is in one is found by its lock, which is let go of at once: there may be a thousand, and a
+ * kernel that checks locks knows of 48 that a task holds. Who takes it next looks at stopping, and parks. The caller has vcpus_lock.
+ */
 static bool all_stopped(struct hsave_vm *vm)
 {
 	struct hsave_vcpu *v;
 	bool parked, all = true;
 
 	list_for_each_entry(v, &vm->vcpu_list, node) {
-		if (v->held)
+		if (v->idle)
 			continue;
 		spin_lock(&vm->stop_lock);
 		parked = v->parked;
 		spin_unlock(&vm->stop_lock);
-		if (!parked)
-			v->held = mutex_trylock(&v->lock);
-		all &= parked || v->held;
+		if (!parked && mutex_trylock(&v->lock)) {
+			v->idle = true;
+			mutex_unlock(&v->lock);
+		}
+		all &= parked || v->idle;
 	}
 	return all;
 }
@@ -157,16 +166,12 @@ static void let_go(struct hsave_vm *vm)
 {
 	struct hsave_vcpu *v;
 
+	list_for_each_entry(v, &vm->vcpu_list, node)
+		v->idle = false;
 	spin_lock(&vm->stop_lock);
 	vm->stopping = false;
 	spin_unlock(&vm->stop_lock);
 	wake_up_all(&vm->going_on);
-	list_for_each_entry(v, &vm->vcpu_list, node) {
-		if (v->held) {
-			v->held = false;
-			mutex_unlock(&v->lock);
-		}
-	}
 }
 
 /*
@@ -226,6 +231,7 @@ out:
 static int upgrade(struct hsave_vm *vm, struct hsave_engine *to)
 {
 	struct hsave_part *old = vm->part;
+	unsigned int io;
 	ktime_t begin;
 	int err;
 
@@ -234,6 +240,11 @@ static int upgrade(struct hsave_vm *vm, struct hsave_engine *to)
 		strscpy(vm->error, "a system call on the VM does not come to an end", sizeof(vm->error));
 		return err;
 	}
+	/*
+	 * Memory that takes I/O to get is not waited for: the disk may be one that this VM serves, which stands still. So it is the
+	 * engines' allocations that fail, without anybody being killed for them (memory.c).
+	 */
+	io = memalloc_noio_save();
 	mutex_lock(&vm->vcpus_lock);
 	mutex_lock(&vm->irqfds_lock);
 	begin = ktime_get();
@@ -248,6 +259,7 @@ static int upgrade(struct hsave_vm *vm, struct hsave_engine *to)
 	mutex_unlock(&vm->irqfds_lock);
 	mutex_unlock(&vm->vcpus_lock);
 	up_write(&vm->gate);
+	memalloc_noio_restore(io);
 	if (err)
 		return err;
 	WRITE_ONCE(vm->upgrades, vm->upgrades + 1);

@@ -49,6 +49,9 @@ static long vcpu_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	/* Whoever is in KVM_RUN may be there for as long as it likes. */
 	if (mutex_lock_killable(&v->lock))
 		return -EINTR;
+	/* Begun before the lock was last let go of, it is seen here: the engine is not called meanwhile. */
+	if (unlikely(READ_ONCE(vm->stopping)))
+		hsave_vcpu_park(v);
 	if (cmd == KVM_RUN)
 		r = run(v, arg);
 	else

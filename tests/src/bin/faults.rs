@@ -13,6 +13,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use tests::check;
 use tests::client::{Client, assemble};
+use tests::engines::{Directory, ENGINES};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Where failures are configured.
@@ -191,6 +192,10 @@ const REQUESTS: &[Request] = &[
     ),
     request("vm-stats", Subject::new, |s| new_fd(&s.client.vm, GET_STATS_FD)),
     request("vcpu-stats", Subject::with_vcpu, |s| new_fd(s.vcpu()?, GET_STATS_FD)),
+    request("upgrade", Subject::with_vcpu, |s| {
+        let changed = Directory::of(&s.client.vm).upgrade(ENGINES[1]);
+        changed.map_err(|e| kvm_ioctls::Error::new(e.raw_os_error().unwrap_or(libc::EPROTO)))
+    }),
 ];
 
 /// The second slot with these flags and so many pages.

@@ -11,6 +11,7 @@ mod memory;
 mod migrate;
 mod outside;
 mod pair;
+mod upgrade;
 mod window;
 
 use anyhow::{Context, Result};
@@ -26,7 +27,8 @@ pub struct Kind {
 fn main() -> Result<()> {
     let only = std::env::args().nth(1).unwrap_or_default();
     let rounds = std::env::args().nth(2).map_or(Ok(4000), |n| n.parse()).context("ROUNDS")?;
-    let kinds = [kinds::all(&only), pair::all(), memory::all(), outside::all(), migrate::all()].into_iter().flatten();
+    let kinds = [kinds::all(&only), pair::all(), memory::all(), outside::all(), migrate::all(), upgrade::all()];
+    let kinds = kinds.into_iter().flatten();
     // Loading a module starts work in the background (the kernel tests its ciphers, for one): let it end.
     if only.is_empty() {
         std::thread::sleep(Duration::from_secs(20));
