@@ -31,11 +31,15 @@ impl<H: Host> Core<H> {
         if info.valid() || self.inject.busy() {
             self.requeue(info);
         }
-        if let Some(rip) = self.inject.iret_rip {
-            if self.cpu.save().rip != rip {
-                self.inject.iret_rip = None;
-                self.inject.nmi_masked = false;
-            }
+        self.look_at_iret();
+    }
+
+    /// The IRET of an NMI handler ends the mask once it has run.
+    #[inline]
+    pub(crate) fn look_at_iret(&mut self) {
+        if self.inject.iret_rip.is_some_and(|rip| rip != self.cpu.save().rip) {
+            self.inject.iret_rip = None;
+            self.inject.nmi_masked = false;
         }
     }
 

@@ -196,6 +196,8 @@ impl<H: Host> Core<H> {
     }
 
     fn inject_events(&mut self, window: bool) {
+        // An IRET may have been carried out here, as a task switch is.
+        self.look_at_iret();
         let injected = self.inject_exception() || self.inject_reinjected();
         let blocked = self.debug.control & crate::debug::BLOCKIRQ != 0;
         if injected || blocked {

@@ -90,3 +90,19 @@ fn an_nmi_handler_is_not_ended_by_the_iret_of_another() {
     m.run_out(0);
     assert_eq!(events(&m, 0).nmi.masked, 0, "its own IRET");
 }
+
+/// User space has taken the guest away from the IRET that was about to run.
+#[test]
+fn an_nmi_that_waits_for_an_iret_that_is_not_met() {
+    let m = Machine::new();
+    m.long(0, &[]);
+    assert_eq!((m.vcpu(0, KVM_NMI, 0), m.vcpu(0, KVM_NMI, 0)), (Ok(0), Ok(0)));
+    m.does(0, |_| ());
+    m.exit(0, code::IRET);
+    m.run_out(0);
+    m.with_regs(0, |r| r.rip = CODE + 0x40);
+    for _ in 0..2 {
+        m.does(0, |c| assert_eq!((c.injected.len(), c.guest().rflags & 1 << 8), (2, 0)));
+    }
+    m.run_out(0);
+}
