@@ -97,7 +97,8 @@ impl<H: Host> Ctx<'_, H> {
         // Only the last byte differs: another vCPU sees the one or the other.
         self.core.mmio_fragments.clear();
         match emulator::Machine::write(self, linear.wrapping_add(2), &[VMMCALL_END], Access::Data) {
-            Ok(()) => Next::Resume,
+            // User space is told where the code is a device's, or memory that is only read.
+            Ok(()) => self.flush_writes(),
             Err(stop) => self.stopped(stop),
         }
     }

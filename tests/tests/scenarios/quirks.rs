@@ -5,7 +5,7 @@ use kvm_bindings::*;
 use sim::Page;
 use sim::arch::exit::code;
 use sim::host::{CpuFeatures, Errno};
-use tests::scenario::{CODE, DATA, Left, Machine, PLAIN};
+use tests::scenario::{CODE, DATA, Left, Machine, PLAIN, RAM, RAM_HVA};
 
 const UD: u64 = code::EXCP0 + 6;
 const VMCALL: &[u8] = &[0x0f, 0x01, 0xc1];
@@ -43,6 +43,21 @@ fn the_other_makers_hypercall_is_patched() {
     m.does(0, |_| ());
     m.run_out(0);
     assert_eq!((vectors(&m), m.read_ram::<u32>(CODE) & 0xffff), (vec![6], 0x0b0f));
+}
+
+/// The code is in memory that is only read: user space is told of the write, each time.
+#[test]
+fn a_hypercall_that_cannot_be_patched() {
+    let m = machine(0, &[]);
+    m.write_ram(RAM, VMCALL);
+    assert_eq!(m.region(1, KVM_MEM_READONLY, RAM, 0x1000, RAM_HVA + RAM), Ok(0));
+    m.with_regs(0, |r| r.rip = RAM);
+    for _ in 0..2 {
+        m.exit(0, UD);
+        assert_eq!(m.run(0), Ok(Left::Mmio { gpa: RAM + 2, write: true, data: vec![0xd9] }));
+    }
+    m.does(0, |c| assert_eq!((c.guest().rip, c.injected.len()), (RAM, 0)));
+    m.run_out(0);
 }
 
 /// Whether it is one cannot be told without the code: that is no reason for #UD.
