@@ -123,10 +123,7 @@ impl<H: Host> Ctx<'_, H> {
         match self.core.msr.mce.report(e, enabled)? {
             MceOutcome::Noted => {}
             MceOutcome::Exception => self.core.inject.queue(Exception::plain(vector::MC)),
-            MceOutcome::TripleFault => {
-                self.core.inject.triple_fault = true;
-                self.me.thread.requests().make_request(Request::Event);
-            }
+            MceOutcome::TripleFault => self.core.inject.triple_fault = true,
         }
         Ok(())
     }

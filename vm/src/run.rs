@@ -54,8 +54,9 @@ impl<H: Host> Ctx<'_, H> {
         }
         self.shrink_pause_filter();
         self.look_at_steal_time();
-        if self.core.inject.smi_pending {
-            // What it waited for may be gone: user space can set registers and let a debugger's guest go.
+        if self.core.inject.smi_pending || self.core.inject.triple_fault {
+            // What an SMI waited for may be gone: user space can set registers and let a debugger's guest go. And an exception
+            // that it has queued may have been one too many.
             self.me.thread.requests().make_request(Request::Event);
         }
         self.core.begin_fpu();

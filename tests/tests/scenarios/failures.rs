@@ -213,6 +213,35 @@ fn a_device_met_by_the_delivery_of_an_event() {
     assert_eq!(m.injected(0).iter().map(|e| e.vector()).collect::<Vec<_>>(), [13; 2]);
 }
 
+/// User space adds an exception to a double fault that is being delivered.
+#[test]
+fn a_triple_fault_of_user_spaces_making() {
+    let delivers_double_fault = || {
+        let m = machine(&[0x48, 0x8b, 0x03]);
+        m.sim.step(0, move |c| {
+            c.vmcb().exit_int_info = EventInj::new(EventType::Exception, 8, Some(0));
+            (code::NPF, 1 << 32 | 4, MMIO)
+        });
+        assert!(matches!(m.run(0), Ok(Left::Internal { suberror: KVM_INTERNAL_ERROR_DELIVERY_EV, .. })));
+        m
+    };
+    let m = delivers_double_fault();
+    let control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_INJECT_DB;
+    assert_eq!(m.vcpu_with(0, KVM_SET_GUEST_DEBUG, &kvm_guest_debug { control, ..Default::default() }), Ok(0));
+    m.does(0, |_| panic!("the guest runs"));
+    assert_eq!(m.run(0), Ok(Left::Shutdown));
+    let m = delivers_double_fault();
+    assert_eq!(m.vcpu_with(0, KVM_X86_SETUP_MCE, &(1u64 << 8 | 1)), Ok(0));
+    let mut s: kvm_sregs = m.vcpu_get(0, KVM_GET_SREGS);
+    s.cr4 |= 1 << 6;
+    assert_eq!(m.vcpu_with(0, KVM_SET_SREGS, &s), Ok(0));
+    // The first bank: valid and not corrected; a machine check is under way.
+    let error = [1u64 << 63 | 1 << 61, 0, 0, 1 << 2, 0, 0, 0, 0];
+    assert_eq!(m.vcpu_with(0, KVM_X86_SET_MCE, &error), Ok(0));
+    m.does(0, |_| panic!("the guest runs"));
+    assert_eq!(m.run(0), Ok(Left::Shutdown));
+}
+
 /// MONITORX and MWAITX are like MONITOR and MWAIT, also where the processor does not tell their length.
 #[test]
 fn idle_hints_are_skipped() {
