@@ -56,6 +56,7 @@ pub struct Shared {
     during_fault: Hook,
     pub(crate) during_kick: Hook,
     during_wait: Hook,
+    before_exchange: Hook,
     /// How often a thread would have given its CPU away.
     offers: AtomicUsize,
     /// How often the machine slept.
@@ -142,6 +143,7 @@ impl Sim {
             during_fault: Hook::default(),
             during_kick: Hook::default(),
             during_wait: Hook::default(),
+            before_exchange: Hook::default(),
             offers: AtomicUsize::new(0),
             suspends: AtomicU64::new(0),
             slept: AtomicU64::new(0),
@@ -250,6 +252,11 @@ impl Sim {
         *self.0.during_wait.0.lock() = Some(Box::new(f));
     }
 
+    /// Does this right before memory is compared and exchanged the next time.
+    pub fn before_exchange(&self, f: impl FnOnce() + Send + 'static) {
+        *self.0.before_exchange.0.lock() = Some(Box::new(f));
+    }
+
     /// How often a thread would have given its CPU away, had somebody else waited for it.
     pub fn offers(&self) -> usize {
         self.0.offers.load(SeqCst)
@@ -297,6 +304,7 @@ impl Sim {
     }
 
     fn exchange(&self, at: Hva, old: u64, new: u64, size: u8) -> Result<bool, Stop> {
+        uncounted(|| self.0.before_exchange.fire());
         let _one_at_a_time = self.0.memory.exchange.lock();
         let (mut now, size) = ([0; 8], usize::from(size));
         self.copy_in(at, &mut now[..size])?;

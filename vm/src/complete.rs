@@ -2,7 +2,7 @@
 
 use crate::run::Next;
 use crate::state::Regs;
-use crate::user::{Answer, Pending, UserExit};
+use crate::user::{Answer, Pending};
 use crate::{Ctx, exits};
 use emulator::Rep;
 use host::Host;
@@ -43,22 +43,20 @@ impl<H: Host> Ctx<'_, H> {
             return self.finish(pending, answer);
         }
         self.core.load_regs(&begun);
-        let faulted = self.core.inject.exception;
         let next = self.finish(pending, answer);
-        let mut ended = self.core.regs();
+        let own = self.core.regs();
+        let mut ended = own;
         for (n, ((ended, begun), set)) in ended.gpr.iter_mut().zip(begun.gpr).zip(set.gpr).enumerate() {
             // What steps on does so from where user space has put it.
             let steps = n == RSP || is_string && matches!(n, RCX | RSI | RDI);
             *ended = if steps { set.wrapping_add(ended.wrapping_sub(begun)) } else { merged(begun, *ended, set) };
         }
-        let waits = self.core.mmio_fragments.insn.is_some();
-        let faults =
-            self.core.inject.exception != faulted || matches!(next, Next::User(UserExit::InternalError { .. }));
-        if waits || faults && ended.rip == begun.rip {
+        if self.core.mmio_fragments.insn.is_some() {
             (ended.rip, ended.rflags) = (set.rip, set.rflags);
         }
         self.core.load_regs(&ended);
-        self.core.mmio_fragments.begun = waits.then_some(begun);
+        // The elements of a string instruction that are done by now are not to be done once more.
+        self.core.mmio_fragments.begun = self.core.pending.resumes_instruction().then_some(own);
         next
     }
 
@@ -72,7 +70,7 @@ impl<H: Host> Ctx<'_, H> {
                 } else if self.core.mmio_fragments.answer(data) {
                     self.resume_instruction()
                 } else {
-                    self.core.mmio_fragments.clear();
+                    self.core.mmio_fragments.give_up();
                     self.unhandleable()
                 }
             }

@@ -107,7 +107,17 @@ impl<H: Host> Core<H> {
     #[inline]
     pub(crate) fn arm_single_step(&mut self) {
         if self.debug.steps() {
-            self.cpu.save_mut(CleanBits::empty()).rflags |= Rflags::TF.bits();
+            self.set_trap_flag(true);
+        }
+    }
+
+    /// The trap flag, also of an instruction that waits for user space with registers of its own.
+    pub(crate) fn set_trap_flag(&mut self, on: bool) {
+        let with = |rflags: u64| if on { rflags | Rflags::TF.bits() } else { rflags & !Rflags::TF.bits() };
+        let save = self.cpu.save_mut(CleanBits::empty());
+        save.rflags = with(save.rflags);
+        if let Some(begun) = &mut self.mmio_fragments.begun {
+            begun.rflags = with(begun.rflags);
         }
     }
 }
@@ -121,6 +131,7 @@ impl<H: Host> Ctx<'_, H> {
             if inject.exception.is_some() && !inject.exception_reinjected || inject.triple_fault {
                 return Err(Errno::EBUSY);
             }
+            // If it is a triple fault, that is seen when KVM_RUN begins.
             let v = if control & INJECT_DB != 0 { vector::DB } else { vector::BP };
             self.core.inject.queue(Exception::plain(v));
         }
@@ -129,7 +140,7 @@ impl<H: Host> Ctx<'_, H> {
         self.core.debug.control = control;
         self.core.look_who_watches();
         if stepped && !self.core.debug.steps() {
-            self.core.cpu.save_mut(CleanBits::empty()).rflags &= !Rflags::TF.bits();
+            self.core.set_trap_flag(false);
         }
         let [d0, d1, d2, d3, _, _, _, d7] = *dr;
         self.core.debug.debugger_dr = [d0, d1, d2, d3];

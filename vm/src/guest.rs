@@ -2,15 +2,18 @@
 
 use crate::Ctx;
 use crate::exits::internal_error;
-use crate::mmio::{Faulted, Target, Wanted};
+use crate::mmio::{Faulted, Wanted};
 use crate::run::Next;
 use crate::user::{Pending, UserExit, suberror};
 use arch::cr::{Cr0, Cr4, Efer, Rflags};
 use arch::event::vector;
 use arch::{CleanBits, SegmentAttr};
 use core::sync::atomic::Ordering::Relaxed;
-use emulator::{Access, Done, Insn, Machine, Seg, Segment, Shadow, Stop, Table, TableReg};
+use emulator::{Access, Done, Insn, Machine, Op, Seg, Segment, Shadow, Stop, Table, TableReg};
 use host::{Cpu, Errno, Fpu, Host, SharedPage};
+
+/// A race that is lost more often than this is none.
+const RACES: u32 = 100;
 
 impl<H: Host> Ctx<'_, H> {
     /// Is the guest in 64-bit mode (not compatibility mode)?
@@ -54,11 +57,18 @@ impl<H: Host> Ctx<'_, H> {
 
     /// One call of the emulator, and what follows from its result.
     pub(crate) fn step(&mut self, insn: Insn) -> Next {
+        let mut races = 0;
         loop {
             self.core.mmio_fragments.rewind();
             self.core.mmio_fragments.insn = Some(insn);
             self.core.device_exit = Next::Resume;
             match emulator::emulate(self, &insn) {
+                // A descriptor was changed while the instruction marked it. User space is not asked anew for what it has read.
+                // What has taken the place of a device, though, is not what the device said, however often it is looked at.
+                Ok(done) if done.lost_race && races < RACES && self.races_for_a_descriptor(&insn) => {
+                    races += 1;
+                    self.vm.host.cond_resched();
+                }
                 Ok(done) => {
                     self.core.mmio_fragments.forget();
                     return self.completed(done);
@@ -72,6 +82,10 @@ impl<H: Host> Ctx<'_, H> {
                 Err(stop) => return self.stopped(stop),
             }
         }
+    }
+
+    fn races_for_a_descriptor(&self, insn: &Insn) -> bool {
+        self.core.mmio_fragments.answered() && !insn.lock && insn.op != Op::Xchg
     }
 
     /// A signal ended the wait for memory of the VMM's. An instruction that has done nothing yet begins anew with the next
@@ -89,8 +103,8 @@ impl<H: Host> Ctx<'_, H> {
     }
 
     fn completed(&mut self, done: Done) -> Next {
-        self.core.mmio_fragments.insn = None;
         if !done.lost_race {
+            self.core.mmio_fragments.insn = None;
             self.core.cpu.set_interrupt_shadow(matches!(done.shadow, Some(Shadow::Sti | Shadow::MovSs)));
         }
         if done.single_step {
@@ -102,59 +116,6 @@ impl<H: Host> Ctx<'_, H> {
             }
         }
         self.flush_writes()
-    }
-
-    /// Sends the next posted write to user space. When all are out it is told what a device in the kernel wants of it (EOI of
-    /// its IOAPIC). Then Resume, or the debugger's step ends.
-    pub(crate) fn flush_writes(&mut self) -> Next {
-        let Some(p) = self.core.mmio_fragments.next_write() else {
-            if !matches!(self.core.device_exit, Next::Resume) {
-                return self.leave_for_device();
-            }
-            let step_ends = core::mem::take(&mut self.core.mmio_fragments.step_ends);
-            // It may have been called off meanwhile.
-            return if step_ends && self.core.debug.steps() { self.single_step() } else { Next::Resume };
-        };
-        match p.target {
-            Target::Mmio(gpa) => {
-                self.me.stats.mmio_exits.count();
-                self.core.pending = Pending::MmioWrite;
-                Next::User(UserExit::Mmio { gpa, data: p.data, len: p.len, write: true })
-            }
-            Target::Port(port) => {
-                self.me.pio_page().cells().write(0, p.data.get(..p.len.into()).unwrap_or(&[]));
-                self.core.pending = Pending::PioOut;
-                Next::User(UserExit::Io { input: false, size: p.len, port, count: 1 })
-            }
-        }
-    }
-
-    #[cold]
-    fn leave_for_device(&mut self) -> Next {
-        let what = core::mem::replace(&mut self.core.device_exit, Next::Resume);
-        if let Next::User(why) = what { self.leave_for(why) } else { what }
-    }
-
-    /// Leaves for something that needs no answer. If a debugger's step ends with the instruction, that follows.
-    fn leave_for(&mut self, why: UserExit) -> Next {
-        if self.core.mmio_fragments.step_ends {
-            self.core.pending = Pending::MmioWrite;
-        }
-        Next::User(why)
-    }
-
-    /// An instruction is complete, wants `what` of user space, and has ended as `step` says (see
-    /// [`advance`](Self::advance)): a debugger is told of its step once user space has done the other.
-    #[inline]
-    pub(crate) fn also(&mut self, what: Next, step: Next) -> Next {
-        match what {
-            Next::Resume => step,
-            Next::User(why) => {
-                self.core.mmio_fragments.step_ends = step != Next::Resume;
-                self.leave_for(why)
-            }
-            leave => leave,
-        }
     }
 
     pub(crate) fn stopped(&mut self, stop: Stop) -> Next {
@@ -171,14 +132,17 @@ impl<H: Host> Ctx<'_, H> {
                     self.core.pending = Pending::PioIn { size, count };
                     Next::User(UserExit::Io { input: true, size, port, count })
                 }
-                None => self.core.host_stop.take().unwrap_or_else(|| self.unhandleable()),
+                None => {
+                    self.core.mmio_fragments.give_up();
+                    self.core.host_stop.take().unwrap_or_else(|| self.unhandleable())
+                }
             },
             Stop::Fault(e) => {
-                self.core.mmio_fragments.clear();
+                self.core.mmio_fragments.give_up();
                 self.fault(from_emulator(e))
             }
             Stop::Unhandleable => {
-                self.core.mmio_fragments.clear();
+                self.core.mmio_fragments.give_up();
                 self.unhandleable()
             }
         }

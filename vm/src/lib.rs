@@ -38,6 +38,7 @@ mod moves;
 pub mod msr;
 mod notifier;
 mod policy;
+mod posted;
 mod prefault;
 mod pv;
 pub mod quirks;

@@ -87,7 +87,7 @@ impl Faulted {
 /// Everything on its way to user space and back.
 #[derive(Default)]
 pub struct MmioFragments {
-    /// The instruction that waits for an answer.
+    /// The instruction that is carried out: it waits for an answer, or has ended without being complete.
     pub insn: Option<Insn>,
     /// The registers that it began with, if user space has set others.
     pub(crate) begun: Option<Regs>,
@@ -169,6 +169,13 @@ impl MmioFragments {
         self.step_ends = false;
         self.queue.len = 0;
         self.sent = 0;
+    }
+
+    /// The instruction ends without being complete: forgets all but that.
+    pub fn give_up(&mut self) {
+        let insn = self.insn;
+        self.clear();
+        self.insn = insn;
     }
 
     /// User space's answer to the next read, if that is one of `len` bytes at `gpa`.

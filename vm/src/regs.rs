@@ -1,7 +1,6 @@
 //! Control registers with what follows from them, and the register ioctls.
 
 use crate::state::{DebugRegs, Regs, Sregs};
-use crate::user::Pending;
 use crate::vcpu::Core;
 use crate::{Ctx, MpState};
 use arch::cr::{Cr0, Cr4, Efer};
@@ -182,8 +181,7 @@ impl<H: Host> Ctx<'_, H> {
     /// KVM_SET_REGS. Forgets an exception that waits, as an instruction that has not begun cannot have caused it; not one whose
     /// delivery has begun.
     pub fn set_regs(&mut self, r: &Regs) {
-        let waits = matches!(self.core.pending, Pending::MmioRead { .. } | Pending::PioIn { .. });
-        if waits && self.core.mmio_fragments.begun.is_none() {
+        if self.core.pending.resumes_instruction() && self.core.mmio_fragments.begun.is_none() {
             self.core.mmio_fragments.begun = Some(self.core.regs());
         }
         self.core.load_regs(&Regs { rflags: r.rflags | 2, ..*r });

@@ -102,6 +102,13 @@ pub enum Pending {
     Syndbg,
 }
 
+impl Pending {
+    /// Does an instruction go on that is not complete, and that the registers of its beginning belong to?
+    pub(crate) fn resumes_instruction(&self) -> bool {
+        matches!(self, Self::MmioRead { .. } | Self::PioIn { .. })
+    }
+}
+
 /// The answer to [`Pending`], taken from `kvm_run` by the ABI crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {

@@ -44,3 +44,4 @@ mod tasks;
 mod timer;
 mod told;
 mod traced;
+mod under_way;
