@@ -41,6 +41,7 @@ mod software;
 mod stats;
 mod structs;
 mod tasks;
+mod tasks_corners;
 mod timer;
 mod told;
 mod traced;

@@ -9,19 +9,19 @@ use sim::host::{Cpu, Errno};
 use sim::{Page, SimCpu};
 use tests::scenario::{CODE, Left, MMIO, Machine, RAM_HVA};
 
-const GDT: u64 = 0x5000;
+pub(crate) const GDT: u64 = 0x5000;
 const IDT: u64 = 0x5800;
-const OLD: u64 = 0x6000;
-const NEW: u64 = 0x6100;
+pub(crate) const OLD: u64 = 0x6000;
+pub(crate) const NEW: u64 = 0x6100;
 /// Selectors of the TSSs.
-const OLD_TSS: u16 = 0x18;
-const NEW_TSS: u16 = 0x20;
+pub(crate) const OLD_TSS: u16 = 0x18;
+pub(crate) const NEW_TSS: u16 = 0x20;
 const NEW_TSS16: u16 = 0x28;
-const BY_IRET: u64 = 1 << 36;
+pub(crate) const BY_IRET: u64 = 1 << 36;
 const BY_JUMP: u64 = 1 << 38;
 const EXC: Option<EventType> = Some(EventType::Exception);
 
-fn descriptor(base: u64, limit: u64, access: u64, flags: u64) -> u64 {
+pub(crate) fn descriptor(base: u64, limit: u64, access: u64, flags: u64) -> u64 {
     limit & 0xffff
         | (base & 0xff_ffff) << 16
         | access << 40
@@ -31,7 +31,7 @@ fn descriptor(base: u64, limit: u64, access: u64, flags: u64) -> u64 {
 }
 
 /// 32-bit protected mode with the GDT and a current task.
-fn machine(code: &[u8]) -> Machine {
+pub(crate) fn machine(code: &[u8]) -> Machine {
     let m = Machine::new();
     m.protected(0, code);
     let gdt = [
@@ -58,7 +58,7 @@ fn machine(code: &[u8]) -> Machine {
 }
 
 /// The TSS of a 32-bit task of ring 0 at 0x9000.
-fn task32() -> [u32; 26] {
+pub(crate) fn task32() -> [u32; 26] {
     let mut t = [0; 26];
     (t[8], t[9]) = (0x9000, 0x202);
     for n in 0..8 {
@@ -69,28 +69,28 @@ fn task32() -> [u32; 26] {
     t
 }
 
-fn put32(m: &Machine, t: &[u32; 26]) {
+pub(crate) fn put32(m: &Machine, t: &[u32; 26]) {
     let bytes: Vec<u8> = t.iter().flat_map(|w| w.to_le_bytes()).collect();
     m.write_ram(NEW, &bytes);
 }
 
-fn switch(m: &Machine, selector: u16, info2: u64, event: Option<EventInj>) {
+pub(crate) fn switch(m: &Machine, selector: u16, info2: u64, event: Option<EventInj>) {
     m.sim.step(0, move |c| {
         c.vmcb().exit_int_info = event.unwrap_or(EventInj::NONE);
         (code::TASK_SWITCH, selector.into(), info2)
     });
 }
 
-fn then(m: &Machine, f: impl FnMut(&mut SimCpu) + Send + 'static) {
+pub(crate) fn then(m: &Machine, f: impl FnMut(&mut SimCpu) + Send + 'static) {
     m.does(0, f);
     m.run_out(0);
 }
 
-fn events(m: &Machine) -> Vec<(u8, Option<EventType>, Option<u32>)> {
+pub(crate) fn events(m: &Machine) -> Vec<(u8, Option<EventType>, Option<u32>)> {
     m.injected(0).iter().map(|e| (e.vector(), e.kind(), e.error_code())).collect()
 }
 
-fn word(m: &Machine, at: u64) -> u32 {
+pub(crate) fn word(m: &Machine, at: u64) -> u32 {
     m.read_ram::<u32>(at)
 }
 

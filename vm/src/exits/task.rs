@@ -1,9 +1,11 @@
 //! Task switches (APM 15.14.1): the processor reports them before it has done anything.
 
+use super::internal_error;
 use crate::Ctx;
 use crate::guest::from_emulator;
 use crate::inject::Delivered;
 use crate::run::Next;
+use crate::user::suberror;
 use arch::event::vector;
 use arch::{EventType, Exception};
 use emulator::{Cause, Stop, Switched, TaskSwitch};
@@ -43,8 +45,18 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, info1: u64, info2: u64) -> Next {
     // INT3 and INTO are exceptions whose gate is checked like that of INTn.
     let switch = TaskSwitch { selector: info1 as u16, cause, return_rip, software, error_code };
     ctx.core.mmio_fragments.clear();
-    match emulator::task_switch(ctx, &switch) {
+    // A debugger's trap flag is not the task's.
+    let steps = ctx.core.debug.steps();
+    if steps {
+        ctx.core.set_trap_flag(false);
+    }
+    let switched = emulator::task_switch(ctx, &switch);
+    if matches!(switched, Switched::Not(_)) {
+        ctx.core.arm_single_step();
+    }
+    match switched {
         Switched::Done { traps } => {
+            ctx.core.mmio_fragments.step_ends = steps;
             ctx.core.cpu.set_interrupt_shadow(false);
             if let Some(dr6) = traps {
                 // Of the new task: what led here has been delivered.
@@ -67,11 +79,17 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, info1: u64, info2: u64) -> Next {
             ctx.core.mmio_fragments.clear();
             ctx.stopped(Stop::NeedUser)
         }
-        Switched::Partly(Stop::NeedUser) if ctx.core.host_stop.is_some() => {
-            ctx.core.mmio_fragments.clear();
-            ctx.stopped(Stop::NeedUser)
+        // A task that cannot be loaded whole cannot run; a TSS in a device, which nobody asks, is none.
+        Switched::Partly(_) => failed(ctx),
+        Switched::Not(_) => {
+            ctx.core.inject.put_back(delivered);
+            failed(ctx)
         }
-        // Among others a TSS in a device, which nobody asks.
-        Switched::Partly(_) | Switched::Not(_) => ctx.stopped(Stop::Unhandleable),
     }
+}
+
+fn failed<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
+    ctx.core.mmio_fragments.clear();
+    ctx.core.host_stop = None;
+    internal_error(ctx, suberror::EMULATION, [])
 }
