@@ -75,7 +75,7 @@ fn asked<H: Host>(
 /// User space's reply to the last exit.
 fn answer(page: &PageCells, pending: Pending) -> Answer {
     match pending {
-        Pending::None | Pending::MmioWrite => Answer::Done,
+        Pending::None | Pending::MmioWrite | Pending::Memory => Answer::Done,
         Pending::PioIn { .. } | Pending::PioOut | Pending::FastPioIn { .. } | Pending::FastPioOut => Answer::Done,
         Pending::MmioRead { .. } => {
             let mut data = [0; 8];

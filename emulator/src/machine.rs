@@ -219,6 +219,8 @@ pub trait Machine {
     /// answer from the read log, or note the access (it becomes one KVM_EXIT_IO with that count) and return
     /// [`Stop::NeedUser`].
     fn pio_in(&mut self, port: u16, size: u8, buf: &mut [u8]) -> Result<(), Stop>;
+    /// For how many elements userspace has been asked in this step, if there is its answer to such a port read.
+    fn port_answered(&self, port: u16, size: u8) -> Option<u32>;
     /// Writes 1, 2 or 4 bytes to `port`; posted like MMIO writes.
     fn pio_out(&mut self, port: u16, data: &[u8]) -> Result<(), Stop>;
 

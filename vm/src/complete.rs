@@ -34,12 +34,18 @@ impl<H: Host> Ctx<'_, H> {
     fn finish_with_registers_set(&mut self, pending: Pending, answer: Answer) -> Next {
         let Some(begun) = self.core.mmio_fragments.begun.take() else { return self.finish(pending, answer) };
         let set = self.core.regs();
+        if pending == Pending::Memory && set.rip != begun.rip {
+            // Rather than bring the memory, the VMM has sent the guest elsewhere.
+            self.core.mmio_fragments.clear();
+            return Next::Resume;
+        }
         let is_string = self.core.mmio_fragments.insn.is_some_and(|i| i.is_string());
         let repeats = self.core.mmio_fragments.insn.is_some_and(|i| i.rep != Rep::None);
         if is_string && repeats && matches!(pending, Pending::PioIn { .. }) && set.gpr[RCX] != begun.gpr[RCX] {
             // REP INS moves as many elements as RCX says now. The answer is for another number of them: they are asked
             // for anew.
             self.core.load_regs(&Regs { rip: begun.rip, ..set });
+            self.core.mmio_fragments.wanted = None;
             return self.finish(pending, answer);
         }
         self.core.load_regs(&begun);
@@ -80,6 +86,7 @@ impl<H: Host> Ctx<'_, H> {
                 self.core.mmio_fragments.port_answered = self.core.mmio_fragments.wanted.take();
                 self.resume_instruction()
             }
+            (Pending::Memory, _) => self.resume_instruction(),
             (Pending::MmioWrite | Pending::PioOut, _) => self.flush_writes(),
             (Pending::Rdmsr, Answer::Msr { data, error }) => exits::complete_msr(self, false, data, error),
             (Pending::Wrmsr, Answer::Msr { data, error }) => exits::complete_msr(self, true, data, error),

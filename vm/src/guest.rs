@@ -133,8 +133,14 @@ impl<H: Host> Ctx<'_, H> {
                     Next::User(UserExit::Io { input: true, size, port, count })
                 }
                 None => {
-                    self.core.mmio_fragments.give_up();
-                    self.core.host_stop.take().unwrap_or_else(|| self.unhandleable())
+                    let why = self.core.host_stop.take();
+                    // What has been read once cannot be read again: the instruction goes on as soon as the memory is there.
+                    if matches!(why, Some(Next::Fail(Errno::EFAULT, _))) && self.core.mmio_fragments.answered() {
+                        self.core.pending = Pending::Memory;
+                    } else {
+                        self.core.mmio_fragments.give_up();
+                    }
+                    why.unwrap_or_else(|| self.unhandleable())
                 }
             },
             Stop::Fault(e) => {
@@ -289,11 +295,20 @@ impl<H: Host> Machine for Ctx<'_, H> {
                 for c in chunks {
                     self.vm.device_port_read(port, c);
                 }
+                // It cannot be read again, and the memory that this goes to may have to be waited for.
+                self.me.pio_page().cells().write(0, buf);
+                self.core.mmio_fragments.port_answered = Some(want);
                 return Ok(());
             }
         }
         self.core.mmio_fragments.wanted = Some(want);
         Err(Stop::NeedUser)
+    }
+    fn port_answered(&self, port: u16, size: u8) -> Option<u32> {
+        match self.core.mmio_fragments.port_answered {
+            Some(Wanted::Port { port: p, size: s, count }) if (p, s) == (port, size) => Some(count),
+            _ => None,
+        }
     }
     fn pio_out(&mut self, port: u16, data: &[u8]) -> Result<(), Stop> {
         if self.vm.device_port_write(port, data) || self.core.mmio_fragments.post_port(port, data) {

@@ -193,6 +193,7 @@ impl<'a, H: Host> Ctx<'a, H> {
         match done {
             Ok(()) => Ok(()),
             Err(PhysError::NoSlot(_)) if self.device_write(gpa.0, data) => Ok(()),
+            Err(PhysError::NoSlot(_)) if self.core.mmio_fragments.post_answer(gpa.0, data.len()) => Ok(()),
             Err(PhysError::NoSlot(_)) if self.core.mmio_fragments.post(gpa.0, data) => Ok(()),
             Err(PhysError::NoSlot(_)) => Err(Stop::Unhandleable),
             Err(PhysError::Host { gpa, stop }) => Err(self.host_failed(gpa, stop)),

@@ -40,6 +40,21 @@ pub enum Wanted {
     Port { port: u16, size: u8, count: u32 },
 }
 
+/// Bytes of the PIO page, which are user space's answer to REP INS, on their way to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnswerRest {
+    gpa: u64,
+    at: u16,
+    end: u16,
+}
+
+/// Up to 8 of them, from `at` on.
+pub struct AnswerPart {
+    pub gpa: u64,
+    pub at: u16,
+    pub len: u8,
+}
+
 /// The data access that faulted in the nested tables. The processor has walked the guest's tables for it already, and they
 /// allowed it; only what came of it was not mapped.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +67,9 @@ pub struct Faulted {
 
 ::state::state! {
     value MmioFragment { target, len, data }
+    value AnswerRest { gpa, at, end }
     value Faulted { gpa, write, linear }
-    place MmioFragments { insn, begun, wanted, load, port_answered, faulted, step_ends, log, cursor, queue, sent }
+    place MmioFragments { insn, begun, wanted, load, port_answered, faulted, step_ends, log, cursor, queue, sent, rest since 2 = None }
     place [const N: usize] List<N> { items, len }
 }
 
@@ -105,6 +121,8 @@ pub struct MmioFragments {
     cursor: usize,
     queue: List<QUEUE>,
     sent: usize,
+    /// Posted behind the queue.
+    rest: Option<AnswerRest>,
 }
 
 /// A short list without heap.
@@ -169,6 +187,7 @@ impl MmioFragments {
         self.step_ends = false;
         self.queue.len = 0;
         self.sent = 0;
+        self.rest = None;
     }
 
     /// The instruction ends without being complete: forgets all but that.
@@ -228,6 +247,32 @@ impl MmioFragments {
         true
     }
 
+    /// Posts the whole answer to a port read, of `len` bytes, if it is that and the queue is not made for so much.
+    pub fn post_answer(&mut self, gpa: u64, len: usize) -> bool {
+        let whole = match self.port_answered {
+            Some(Wanted::Port { size, count, .. }) => u64::from(size) * u64::from(count) == len as u64,
+            _ => false,
+        };
+        let posted = whole && len > 8 && len <= 4096;
+        if posted {
+            self.rest = Some(AnswerRest { gpa, at: 0, end: len as u16 });
+        }
+        posted
+    }
+
+    /// The next part of it.
+    pub fn next_part(&mut self) -> Option<AnswerPart> {
+        let rest = self.rest.as_mut()?;
+        let AnswerRest { gpa, at, end } = *rest;
+        let len = end.saturating_sub(at).min(8);
+        (rest.gpa, rest.at) = (gpa.wrapping_add(len.into()), at.saturating_add(len));
+        if rest.at >= end {
+            self.rest = None;
+        }
+        // Sections that another version has written may say anything.
+        (len != 0).then_some(AnswerPart { gpa, at, len: len as u8 })
+    }
+
     /// Posts a port write of 1, 2 or 4 bytes.
     pub fn post_port(&mut self, port: u16, data: &[u8]) -> bool {
         self.push(Target::Port(port), data)
@@ -253,7 +298,7 @@ impl MmioFragments {
 
     /// Are there posted writes?
     pub fn has_writes(&self) -> bool {
-        self.queue.len != 0
+        self.queue.len != 0 || self.rest.is_some()
     }
 }
 

@@ -2,7 +2,7 @@
 //! of it, and last that a debugger's step is over.
 
 use crate::Ctx;
-use crate::mmio::Target;
+use crate::mmio::{AnswerPart, MmioFragment, Target};
 use crate::run::Next;
 use crate::user::{Pending, UserExit};
 use host::{Host, SharedPage};
@@ -11,7 +11,7 @@ impl<H: Host> Ctx<'_, H> {
     /// Sends the next posted write to user space. When all are out it is told what a device in the kernel wants of it (EOI of
     /// its IOAPIC). Then Resume, or the debugger's step ends.
     pub(crate) fn flush_writes(&mut self) -> Next {
-        let Some(p) = self.core.mmio_fragments.next_write() else {
+        let Some(p) = self.core.mmio_fragments.next_write().or_else(|| self.next_of_answer()) else {
             if !matches!(self.core.device_exit, Next::Resume) {
                 return self.leave_for_device();
             }
@@ -31,6 +31,16 @@ impl<H: Host> Ctx<'_, H> {
                 Next::User(UserExit::Io { input: false, size: p.len, port, count: 1 })
             }
         }
+    }
+
+    /// The next piece of what REP INS has got and a device gets: it is where user space has put it.
+    fn next_of_answer(&mut self) -> Option<MmioFragment> {
+        let AnswerPart { gpa, at, len } = self.core.mmio_fragments.next_part()?;
+        let mut data = [0; 8];
+        if let Some(bytes) = data.get_mut(..len.into()) {
+            self.me.pio_page().cells().read(at.into(), bytes);
+        }
+        Some(MmioFragment { target: Target::Mmio(gpa), len, data })
     }
 
     #[cold]

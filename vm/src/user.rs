@@ -100,12 +100,14 @@ pub enum Pending {
     HypervCall,
     /// KVM_EXIT_HYPERV_SYNDBG.
     Syndbg,
+    /// KVM_EXIT_MEMORY_FAULT, met by an instruction that a device has been read for: it goes on once the memory is there.
+    Memory,
 }
 
 impl Pending {
     /// Does an instruction go on that is not complete, and that the registers of its beginning belong to?
     pub(crate) fn resumes_instruction(&self) -> bool {
-        matches!(self, Self::MmioRead { .. } | Self::PioIn { .. })
+        matches!(self, Self::MmioRead { .. } | Self::PioIn { .. } | Self::Memory)
     }
 }
 
@@ -174,6 +176,7 @@ pub struct RunRequest {
         9 = Hypercall,
         10 = HypervCall,
         11 = Syndbg,
+        12 since 2 = Memory,
     }
 }
 

@@ -133,9 +133,13 @@ impl<M: Machine> Step<'_, M> {
         let mut linear = self.linear(Seg::Es, offset, element, true)?;
         let before_wrap = mask(self.insn.addrsize).wrapping_sub(offset).saturating_add(1);
         let before_page = 4096 - linear % 4096;
+        // What userspace has answered is for so many, whatever has become of memory and of the trap flag meanwhile.
+        let answered = self.m.port_answered(port, size).map(u64::from);
+        let single = if answered.is_some() { DF } else { DF | TF };
         // Sizes are powers of two.
-        let mut n = left.min(INS_BYTES.min(before_page).min(before_wrap) >> size.trailing_zeros());
-        if n < 2 || self.flags & (DF | TF) != 0 {
+        let fitting = INS_BYTES.min(before_page).min(before_wrap) >> size.trailing_zeros();
+        let mut n = answered.unwrap_or(left).min(left).min(fitting);
+        if n < 2 || self.flags & single != 0 {
             n = 1;
         } else {
             match self.linear(Seg::Es, offset, n * element, true) {
@@ -143,12 +147,16 @@ impl<M: Machine> Step<'_, M> {
                 Err(_) => n = 1,
             }
         }
-        if n > 1 && self.m.check_write(linear, (n * element) as usize, true, Access::Data) == Err(Stop::Unhandleable) {
+        let asks = answered.is_none();
+        if asks
+            && n > 1
+            && self.m.check_write(linear, (n * element) as usize, true, Access::Data) == Err(Stop::Unhandleable)
+        {
             // A device: it sees each element by itself.
             n = 1;
         }
         let len = (n * element) as usize;
-        self.m.check_write(linear, len, n > 1, Access::Data)?;
+        self.m.check_write(linear, len, asks && n > 1, Access::Data)?;
         let mut bytes = [0; INS_BYTES as usize];
         if let Some(part) = bytes.get_mut(..len) {
             self.m.pio_in(port, size, part)?;

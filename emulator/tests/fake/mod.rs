@@ -354,6 +354,9 @@ impl Machine for Fake {
         assert!(!self.changed && matches!(size, 1 | 2 | 4) && buf.len() % usize::from(size) == 0 && buf.len() <= 1024);
         self.answer(Wanted::Port { port, size, count: buf.len() / usize::from(size) }, buf)
     }
+    fn port_answered(&self, _port: u16, size: u8) -> Option<u32> {
+        self.log.get(self.used).map(|data| data.len() as u32 / u32::from(size))
+    }
     fn pio_out(&mut self, port: u16, data: &[u8]) -> Result<(), Stop> {
         assert!(matches!(data.len(), 1 | 2 | 4));
         self.one_change();

@@ -150,3 +150,124 @@ fn a_race_for_a_descriptor_does_not_lose_an_answer() {
     m.does(0, |c| assert_eq!(c.guest().rip, ELSEWHERE));
     m.run_out(0);
 }
+
+/// A guest in protected mode that reads `rcx` bytes from a port to `rdi`.
+fn inputs(m: &Machine, port: u64, rdi: u64, rcx: u64) {
+    m.write_ram(CODE, &[0xf3, 0x6c]); // rep insb
+    m.with_regs(0, |r| (r.rip, r.rdx, r.rdi, r.rcx) = (CODE, port, rdi, rcx));
+    m.sim.step(0, move |c| (code::IOIO, port << 16 | 1 << 4 | 8 | 4 | 1, c.guest().rip + 2));
+}
+
+fn bytes(n: usize) -> Vec<u8> {
+    (0..n).map(|n| (n ^ n >> 8) as u8).collect()
+}
+
+/// A port, which cannot be read again, is answered for memory that is a device's by now.
+#[test]
+fn an_answer_for_a_slot_that_is_gone() {
+    for n in [4, 8, 300, 1024] {
+        let m = Machine::new();
+        m.protected(0, &[]);
+        slot(&m, MMIO);
+        inputs(&m, 0x80, MMIO, n as u64);
+        assert_eq!(m.run(0), Ok(Left::Io { input: true, size: 1, port: 0x80, count: n as u32 }));
+        assert_eq!(m.region(1, 0, MMIO, 0, RAM_HVA + RAM), Ok(0));
+        m.port_data(0).write(0, &bytes(n));
+        for (k, data) in bytes(n).chunks(8).enumerate() {
+            let write = Left::Mmio { gpa: MMIO + 8 * k as u64, write: true, data: data.to_vec() };
+            assert_eq!(m.run(0), Ok(write));
+        }
+        m.run_out(0);
+        let r = m.regs(0);
+        assert_eq!((r.rip, r.rcx, r.rdi), (CODE + 2, 0, MMIO + n as u64));
+    }
+}
+
+/// A debugger that steps gets one element at a time, but not of what has been answered.
+#[test]
+fn an_answer_for_a_debugger_who_steps_by_now() {
+    let m = Machine::new();
+    m.protected(0, &[]);
+    inputs(&m, 0x80, TO, 8);
+    assert_eq!(m.run(0), Ok(Left::Io { input: true, size: 1, port: 0x80, count: 8 }));
+    m.with_regs(0, |_| ());
+    debug(&m, STEPS);
+    m.port_data(0).write(0, b"sector!.");
+    assert_eq!(m.run(0), Ok(Left::Debug { exception: 1, pc: CODE + 2, dr6: 0xffff_4ff0 }));
+    assert_eq!((m.regs(0).rcx, m.read_ram::<[u8; 8]>(TO)), (0, *b"sector!."));
+}
+
+/// A device has been read, and the memory that this goes to fails: the VMM brings it, and the device is not asked again.
+#[test]
+fn an_answer_outlives_memory_that_fails() {
+    let efault = || Err((Errno::EFAULT, Left::MemoryFault { gpa: TO }));
+    let from_device = || {
+        let m = reads(&[0xa4], MMIO, 0); // movsb
+        assert_eq!(m.run(0), Ok(read(MMIO, 1)));
+        answer(&m, &[0xa0]);
+        m
+    };
+    let from_port = || {
+        let m = Machine::new();
+        m.protected(0, &[]);
+        inputs(&m, 0x80, TO, 1);
+        assert!(matches!(m.run(0), Ok(Left::Io { count: 1, .. })));
+        m.port_data(0).write(0, &[0xa0]);
+        m
+    };
+    for device in [true, false] {
+        for (set, settle) in [(false, false), (true, false), (false, true)] {
+            let (m, next) = if device { (from_device(), CODE + 1) } else { (from_port(), CODE + 2) };
+            m.host_changes(TO, 1, Page::Absent);
+            for _ in 0..2 {
+                assert_eq!((m.run(0), m.regs(0).rip), (efault(), CODE));
+                if set {
+                    m.with_regs(0, |r| r.rbx = 7);
+                }
+            }
+            m.host_changes(TO, 1, Page::Writable);
+            if settle {
+                m.settle(0)
+            } else {
+                m.run_out(0)
+            }
+            let r = m.regs(0);
+            assert_eq!((r.rip, r.rdi, m.read_ram::<u8>(TO)), (next, TO + 1, 0xa0));
+            assert_eq!(r.rbx == 7, set);
+        }
+        // The VMM gives the guest something else to do.
+        let m = if device { from_device() } else { from_port() };
+        m.host_changes(TO, 1, Page::Absent);
+        assert_eq!(m.run(0), efault());
+        m.with_regs(0, |r| r.rip = ELSEWHERE);
+        m.does(0, |c| assert_eq!(c.guest().rip, ELSEWHERE));
+        m.run_out(0);
+        assert_eq!(m.regs(0).rdi, TO);
+    }
+}
+
+/// The same for a device in the kernel, and memory that a signal does not let the thread wait for.
+#[test]
+fn a_device_in_the_kernel_is_read_once() {
+    for how in [Page::Missing, Page::Absent] {
+        let m = crate::chips::machine(true);
+        // The first counter, two bytes, counts from 0x1234; it is latched.
+        for (port, value) in [(0x43, 0x34), (0x40, 0x34), (0x40, 0x12), (0x43, 0)] {
+            crate::chips::out(&m, port, value);
+        }
+        m.run_out(0);
+        m.host_changes(TO, 1, how);
+        inputs(&m, 0x40, TO, 1);
+        if how == Page::Missing {
+            let sim = m.sim.clone();
+            m.sim.during_wait(move || sim.set_page(RAM_HVA + TO, Page::Writable));
+        } else {
+            assert_eq!(m.run(0), Err((Errno::EFAULT, Left::MemoryFault { gpa: TO })));
+            m.host_changes(TO, 1, Page::Writable);
+        }
+        m.run_out(0);
+        inputs(&m, 0x40, TO + 1, 1);
+        m.run_out(0);
+        assert_eq!(m.read_ram::<[u8; 2]>(TO), [0x34, 0x12], "{how:?}");
+    }
+}

@@ -12,7 +12,7 @@ use mmu::{DirtyRing, Space};
 use state::{Refused, Section, Sections, State, Why, Writer};
 
 /// Its state but for what follows.
-const VCPU: Section = Section::new(*b"vcpu", 1);
+const VCPU: Section = Section::new(*b"vcpu", 2);
 /// The processor, as the world switch has it.
 const CPU: Section = Section::new(*b"cpu ", 1);
 /// The local APIC.
