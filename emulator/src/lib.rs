@@ -35,8 +35,8 @@
 //! Each new `emulate` call starts at the first entry of the log.
 //!
 //! **Writes that userspace answers** are posted. `write`, `cmpxchg` and `pio_out` put them on the machine's queue
-//! (split into pieces of at most 8 bytes for MMIO; one write is at most 256 bytes, that of `REP INS` to memory 1024) and succeed;
-//! the instruction completes. The caller sends the queue to userspace before the guest runs again. One step adds one
+//! (split into pieces of at most 8 bytes for MMIO; one write is at most 256 bytes, that of `REP INS` to memory 1024,
+//! also where what was memory when userspace was asked is a device by now) and succeed; the instruction completes. The caller sends the queue to userspace before the guest runs again. One step adds one
 //! write; `pause` is asked between steps, so a queue with room for one write is enough. The only other change is the
 //! accessed bit that a segment load sets in a descriptor (`cmpxchg`): it comes first, and setting it again is harmless.
 //!
