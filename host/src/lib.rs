@@ -37,6 +37,7 @@ pub use frames::{Pfn, TablePage};
 pub use lend::{Lend, Lent, LentFor, LentKind, Numbers};
 pub use machine::{
     Command, EventFd, Fpu, Host, Hrtimer, Hrtimers, MapLevel, SharedPage, Stop, TimePoint, UserPage, Work,
+    linux_version,
 };
 pub use page_in::PageIns;
 pub use parameters::{PauseParameters, PollParameters};

@@ -10,6 +10,11 @@ use crate::{
 use arch::{HostPa, Hva, Segment};
 use core::sync::atomic::AtomicU64;
 
+/// LINUX_VERSION_CODE of the first release of a series.
+pub const fn linux_version(major: u32, minor: u32) -> u32 {
+    major << 16 | minor << 8
+}
+
 /// Size of a host mapping, as the level of the page-table entry that maps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -334,6 +339,10 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// Does nobody else want this CPU, and is no signal pending?
     fn may_poll(&self) -> bool {
         false
+    }
+    /// The kernel's version ([`linux_version`](crate::linux_version)): where KVM's interface has changed, it is that of the kernel's own.
+    fn linux_version(&self) -> u32 {
+        linux_version(6, 12)
     }
     /// Which instructions a guest may be let idle with by itself: KVM_X86_DISABLE_EXITS_*.
     fn idle_exits(&self) -> u32 {

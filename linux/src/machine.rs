@@ -258,6 +258,10 @@ impl Host for Linux {
         shim::hsave_may_poll()
     }
 
+    fn linux_version(&self) -> u32 {
+        shim::hsave_linux_version()
+    }
+
     fn idle_exits(&self) -> u32 {
         shim::hsave_idle_exits()
     }

@@ -243,6 +243,7 @@ unsafe extern "C" {
     pub fn hsave_poll_parameters(max: *mut u32, grow: *mut u32, grow_start: *mut u32, shrink: *mut u32);
     pub safe fn hsave_may_poll() -> bool;
     pub safe fn hsave_idle_exits() -> u32;
+    pub safe fn hsave_linux_version() -> u32;
 
     // fpu.c
     pub safe fn hsave_fpu_new() -> *mut KFpu;

@@ -39,6 +39,7 @@ pub struct Shared {
     /// How long, in virtual nanoseconds, it takes to bring a page in; u64::MAX: for ever.
     pub(crate) page_latency: AtomicU64,
     halt_poll: AtomicU64,
+    linux_version: AtomicU32,
     /// How often a halted vCPU looked around.
     pub polls: AtomicUsize,
     /// Events of the run loop that are wanted, and all that were told.
@@ -129,6 +130,7 @@ impl Sim {
             patience: AtomicU64::new(0),
             page_latency: AtomicU64::new(1_000_000),
             halt_poll: AtomicU64::new(0),
+            linux_version: AtomicU32::new(host::linux_version(6, 12)),
             traced: AtomicU32::new(0),
             told: parking_lot::Mutex::default(),
             ends: parking_lot::Mutex::default(),
@@ -363,6 +365,11 @@ impl Sim {
     /// Last exits of vCPUs that could not go on, since the last call.
     pub fn take_ends(&self) -> Vec<LastExit> {
         uncounted(|| std::mem::take(&mut *self.0.ends.lock()))
+    }
+
+    /// The kernel is the first of this series.
+    pub fn set_linux_version(&self, major: u32, minor: u32) {
+        self.0.linux_version.store(host::linux_version(major, minor), SeqCst);
     }
 
     /// Halted vCPUs look around before they sleep: each look takes a virtual microsecond, for at most `max` ns.
@@ -629,6 +636,9 @@ impl Host for Sim {
         self.0.polls.fetch_add(1, SeqCst);
         self.advance(1000);
         true
+    }
+    fn linux_version(&self) -> u32 {
+        self.0.linux_version.load(SeqCst)
     }
     fn idle_exits(&self) -> u32 {
         0xe

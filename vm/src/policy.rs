@@ -12,7 +12,7 @@ use crate::vcpu::Core;
 use crate::{CpuidEntry, Ctx, Vm};
 use arch::{Exception, Gpa, Intercepts, cr::Cr4, event::vector};
 use core::sync::atomic::Ordering::Relaxed;
-use host::{Cpu, Errno, Host, Hrtimer, Hrtimers, Request, Trace, VcpuThread};
+use host::{Cpu, Errno, Host, Hrtimer, Hrtimers, Request, Trace, VcpuThread, linux_version};
 use irqchip::ChipMode;
 use mmu::View;
 
@@ -369,9 +369,12 @@ impl<H: Host> Vm<H> {
         Ok(())
     }
 
-    /// KVM_SET_TSC_KHZ for vCPUs to come; 0 stands for the host's frequency. Errors: EINVAL (beyond the TSC ratio).
+    /// KVM_SET_TSC_KHZ for vCPUs to come; 0 stands for the host's frequency. Errors: EINVAL (beyond the TSC ratio; since Linux 6.17
+    /// also where there are vCPUs).
     pub fn set_tsc_khz(&self, khz: u32) -> Result<(), Errno> {
-        if self.host.features().tsc_scaling && !Frequency::scalable(khz, self.host.tsc_khz()) {
+        let _shape = self.shape.lock();
+        let late = self.has_vcpus() && self.host.linux_version() >= linux_version(6, 17);
+        if late || self.host.features().tsc_scaling && !Frequency::scalable(khz, self.host.tsc_khz()) {
             return Err(Errno::EINVAL);
         }
         self.config.tsc_khz.store(khz, Relaxed);

@@ -67,6 +67,11 @@ impl<H: Host> Vm<H> {
         self.config.dirty_ring_size.load(Relaxed) as usize / host::PAGE_SIZE
     }
 
+    /// Nanoseconds of a cycle of the bus that the local APICs' timers count.
+    pub fn apic_bus_cycle(&self) -> u32 {
+        self.config.apic_bus_cycle_ns.load(Relaxed).max(1)
+    }
+
     /// KVM_CAP_X86_APIC_BUS_CYCLES_NS. Errors: EINVAL (0, or so long that the longest count has more than 64 bits of
     /// nanoseconds; there are vCPUs), ENXIO (no local APICs in the kernel).
     pub fn set_apic_bus_cycle(&self, ns: u64) -> Result<(), Errno> {

@@ -5,7 +5,7 @@ use crate::vcpu::Core;
 use crate::{Ctx, Vcpu, Vm};
 use arch::Intercepts;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use host::{Cpu, Errno, Host, PauseParameters, VcpuThread};
+use host::{Cpu, Errno, Host, PauseParameters, VcpuThread, linux_version};
 
 /// Attempts to give the CPU away that the scheduler may refuse before the guest goes on spinning.
 const TRIES: u32 = 3;
@@ -97,12 +97,13 @@ impl<H: Host> Ctx<'_, H> {
 
 impl<H: Host> Vm<H> {
     /// KVM_CAP_X86_DISABLE_EXITS: instructions of `which` (KVM_X86_DISABLE_EXITS_*) do not exit on vCPUs that are made from
-    /// now on, and what CPUID says of them follows on all. Those that have to exit here do. Errors: EINVAL (one that is not known).
-    ///
-    /// So does 6.12; later kernels refuse what has to exit, and any where there are vCPUs.
+    /// now on, and what CPUID says of them follows on all. Errors: EINVAL (one that is not known; since Linux 6.14 also one that has to
+    /// exit here, which has no effect before that, and where there are vCPUs).
     pub fn disable_exits(&self, which: u64) -> Result<(), Errno> {
         let _shape = self.shape.lock();
-        if which & !DISABLE_ALL != 0 {
+        let strict = self.host.linux_version() >= linux_version(6, 14);
+        if which & !DISABLE_ALL != 0 || strict && (which & !u64::from(self.host.idle_exits()) != 0 || self.has_vcpus())
+        {
             return Err(Errno::EINVAL);
         }
         self.config.disabled_exits.fetch_or(which as u32 & self.host.idle_exits(), Relaxed);

@@ -176,7 +176,10 @@ fn the_clock_of_the_local_apics() {
     for bad in [0, 1 << 26, 1 << 32, 1 << 63] {
         assert_eq!(cycles(&bed, bad), Err(Errno::EINVAL), "{bad:#x}");
     }
+    let has = |bed: &Bed| vm_ioctl(&bed.vm, KVM_CHECK_EXTENSION, cap::X86_APIC_BUS_CYCLES_NS.into());
+    assert_eq!(has(&bed), Ok(VmReply::Value(1)));
     assert_eq!((cycles(&bed, 1 << 25), cycles(&bed, 40)), (Ok(0), Ok(0)));
+    assert_eq!(has(&bed), Ok(VmReply::Value(40)));
     assert_eq!(vm_ioctl(&bed.vm, KVM_CREATE_VCPU, 0), Ok(VmReply::NewVcpu { index: 0 }));
     assert_eq!(cycles(&bed, 1), Err(Errno::EINVAL), "there is a vCPU");
     // Count 1000 of 40 ns each, in one-shot mode: half of it is left after 20 us.

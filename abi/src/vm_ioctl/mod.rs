@@ -62,6 +62,7 @@ pub fn vm_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<VmReply, Errn
         KVM_IRQFD => return irq::irqfd(vm, arg).map(VmReply::Irqfd),
         KVM_CREATE_DEVICE if device::create(host, arg)? => return Ok(VmReply::NewDevice),
         KVM_CREATE_DEVICE => 0,
+        KVM_CHECK_EXTENSION if arg == u64::from(cap::X86_APIC_BUS_CYCLES_NS) => vm.apic_bus_cycle().into(),
         KVM_CHECK_EXTENSION => caps::check_extension(host, arg),
         KVM_ENABLE_CAP => done(enable_cap::enable_cap(vm, &get(host, arg)?))?,
 

@@ -46,6 +46,12 @@ bool hsave_may_poll(void)
 	return single_task_running() && !need_resched() && !signal_pending(current);
 }
 
+/* KVM's interface is that of this kernel's own KVM. */
+u32 hsave_linux_version(void)
+{
+	return LINUX_VERSION_CODE;
+}
+
 /* KVM_X86_DISABLE_EXITS_* that a guest may be given. */
 u32 hsave_idle_exits(void)
 {

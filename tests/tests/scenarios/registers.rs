@@ -5,7 +5,7 @@ use kvm_bindings::*;
 use sim::arch::Intercepts;
 use sim::arch::exit::code;
 use sim::arch::msr;
-use sim::host::{Cpu, CpuFeatures};
+use sim::host::{Cpu, CpuFeatures, Errno};
 use tests::scenario::{Machine, PLAIN, RAM, RAM_HVA};
 
 fn machine(features: CpuFeatures) -> Machine {
@@ -193,4 +193,25 @@ fn debug_addresses() {
     m.does(0, |c| assert_eq!((c.extra().load_dr, c.extra().dr), (true, [0x10, 0x20, 0x30, 0x40])));
     m.run_out(0);
     m.end();
+}
+
+#[test]
+fn instructions_that_idle_need_not_exit() {
+    let m = Machine::bare(CpuFeatures { pause_filter: true, pause_filter_threshold: true, ..PLAIN }).expect("a VM");
+    assert_eq!(m.enable(KVM_CAP_X86_DISABLE_EXITS, 0xe), Ok(0));
+    m.add_vcpu(0).expect("a vCPU");
+    let intercepts = m.inside(0, |c| c.core.cpu.control().intercept_3);
+    assert_eq!((intercepts >> 23 & 1, intercepts >> 24 & 1), (0, 0), "PAUSE, HLT");
+    // Later it is for vCPUs to come. What has to exit on this machine (MWAIT) does, and nobody is refused.
+    assert_eq!([2, 1, 16].map(|which| m.enable(KVM_CAP_X86_DISABLE_EXITS, which)), [Ok(0), Ok(0), Err(Errno::EINVAL)]);
+    m.add_vcpu(1).expect("a vCPU");
+    assert_eq!(m.inside(1, |c| c.core.cpu.control().intercept_4) >> 10 & 7, 7, "MONITOR, MWAIT");
+    // Later kernels refuse both, and then another frequency for vCPUs to come.
+    assert_eq!(m.vm(KVM_SET_TSC_KHZ, 0), Ok(0));
+    m.sim.set_linux_version(6, 17);
+    assert_eq!(m.vm(KVM_SET_TSC_KHZ, 0), Err(Errno::EINVAL));
+    assert_eq!(m.enable(KVM_CAP_X86_DISABLE_EXITS, 2), Err(Errno::EINVAL));
+    let m = Machine::bare(PLAIN).expect("a VM");
+    m.sim.set_linux_version(6, 14);
+    assert_eq!([1, 2].map(|which| m.enable(KVM_CAP_X86_DISABLE_EXITS, which)), [Err(Errno::EINVAL), Ok(0)]);
 }

@@ -299,19 +299,6 @@ fn a_spinning_guest_gives_its_processor_away() {
 }
 
 #[test]
-fn instructions_that_idle_need_not_exit() {
-    let m = Machine::bare(CpuFeatures { pause_filter: true, pause_filter_threshold: true, ..PLAIN }).expect("a VM");
-    assert_eq!(m.enable(KVM_CAP_X86_DISABLE_EXITS, 0xe), Ok(0));
-    m.add_vcpu(0).expect("a vCPU");
-    let intercepts = m.inside(0, |c| c.core.cpu.control().intercept_3);
-    assert_eq!((intercepts >> 23 & 1, intercepts >> 24 & 1), (0, 0), "PAUSE, HLT");
-    // Later it is for vCPUs to come. What has to exit on this machine (MWAIT) does, and nobody is refused.
-    assert_eq!([2, 1, 16].map(|which| m.enable(KVM_CAP_X86_DISABLE_EXITS, which)), [Ok(0), Ok(0), Err(Errno::EINVAL)]);
-    m.add_vcpu(1).expect("a vCPU");
-    assert_eq!(m.inside(1, |c| c.core.cpu.control().intercept_4) >> 10 & 7, 7, "MONITOR, MWAIT");
-}
-
-#[test]
 fn a_halted_guest_is_looked_out_for() {
     if is_handed_over_everywhere() {
         return; // It looks out again after each handover.

@@ -13,6 +13,7 @@ pub struct Caps {
     xstate: XstateTable,
     max_basic: u32,
     max_extended: u32,
+    linux_version: u32,
 }
 
 const fn bits(list: &[u8]) -> u32 {
@@ -78,8 +79,8 @@ impl Caps {
         let xcr0 = guest_xcr0(host.xcr0());
         let [max_basic, ..] = host.leaf(0, 0);
         let [max_extended, ..] = host.leaf(0x8000_0000, 0);
-        let mut caps =
-            Self { words: [0; Word::ALL.len()], xcr0, xstate: XstateTable::new(host, xcr0), max_basic, max_extended };
+        let (words, xstate) = ([0; Word::ALL.len()], XstateTable::new(host, xcr0));
+        let mut caps = Self { words, xcr0, xstate, max_basic, max_extended, linux_version: host.linux_version() };
         for (cap, word) in caps.words.iter_mut().zip(Word::ALL) {
             let (function, index, register) = word.place();
             let known = match function {
@@ -95,6 +96,11 @@ impl Caps {
         }
         caps.limit(host);
         caps
+    }
+
+    /// Whose KVM's interface it is ([`host::Host::linux_version`]).
+    pub fn linux_version(&self) -> u32 {
+        self.linux_version
     }
 
     /// Adds what is emulated and takes away what hangs on something that the host or the world switch lacks.

@@ -4,6 +4,7 @@ use super::caps::{family, model};
 use super::feature::Feature;
 use super::{Caps, GuestCpuid};
 use arch::cr::{Cr4, Efer};
+use host::linux_version;
 
 /// Properties of one guest. A feature is true when the guest was shown it and the hypervisor can offer it.
 #[allow(missing_docs)] // The bools are CPUID features by their manual names.
@@ -154,9 +155,12 @@ impl Flags {
         f
     }
 
-    /// Before KVM_SET_CPUID2: the guest has nothing, but CR4 may hold whatever some guest could have, as on stock.
+    /// Before KVM_SET_CPUID2: the guest has nothing, but before Linux 6.14 CR4 may hold whatever some guest could have, as on stock.
     pub fn without_entries(guest: &GuestCpuid) -> Self {
         let caps = guest.caps();
+        if caps.linux_version() >= linux_version(6, 14) {
+            return Self::new(guest);
+        }
         let offered = Self {
             xsave: caps.has(Feature::XSAVE),
             smep: caps.has(Feature::SMEP),

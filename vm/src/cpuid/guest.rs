@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use arch::GuestIndexed;
 use arch::cpuid::{KVM_FEATURES as FEATURES_LEAF, KVM_SIGNATURE};
 use arch::cr::{Cr4, Xcr0};
-use host::{Errno, try_filled};
+use host::{Errno, linux_version, try_filled};
 
 /// Most entries that KVM_SET_CPUID2 takes (KVM_MAX_CPUID_ENTRIES).
 pub const MAX_ENTRIES: usize = 256;
@@ -329,9 +329,10 @@ impl GuestCpuid {
         cr4 & self.flags.cr4_reserved == 0
     }
 
-    /// May user space load this EFER (KVM_SET_SREGS), whatever the guest was told?
+    /// May user space load this EFER (KVM_SET_SREGS)? Before Linux 7.0 whatever the guest was told.
     pub fn efer_valid(&self, efer: u64) -> bool {
-        efer & self.flags.efer_reserved_host == 0
+        let told = if self.caps.linux_version() >= linux_version(7, 0) { self.flags.efer_reserved } else { 0 };
+        efer & (self.flags.efer_reserved_host | told) == 0
     }
 
     /// What of the guest's CPUID changes the local APIC. With `split`, the IOAPIC is user space's.

@@ -15,6 +15,8 @@ pub trait HostInfo {
     fn switch_features(&self) -> CpuFeatures;
     /// Have the nested page tables five levels?
     fn five_nested_levels(&self) -> bool;
+    /// Whose KVM's interface it is: see [`Host::linux_version`].
+    fn linux_version(&self) -> u32;
     /// An MSR that describes the processor; None if reading it faults.
     fn describing_msr(&self, msr: u32) -> Option<u64>;
 }
@@ -34,6 +36,9 @@ impl<H: Host> HostInfo for H {
     }
     fn five_nested_levels(&self) -> bool {
         self.nested_levels() == 5
+    }
+    fn linux_version(&self) -> u32 {
+        Host::linux_version(self)
     }
     fn describing_msr(&self, msr: u32) -> Option<u64> {
         self.read_host_msr(msr)

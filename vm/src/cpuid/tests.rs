@@ -13,6 +13,7 @@ pub(crate) struct FakeHost {
     pub xcr0: u64,
     pub features: CpuFeatures,
     pub five_levels: bool,
+    pub linux_version: u32,
     pub msrs: BTreeMap<u32, u64>,
 }
 
@@ -31,6 +32,9 @@ impl HostInfo for FakeHost {
     }
     fn five_nested_levels(&self) -> bool {
         self.five_levels
+    }
+    fn linux_version(&self) -> u32 {
+        self.linux_version
     }
     fn describing_msr(&self, msr: u32) -> Option<u64> {
         self.msrs.get(&msr).copied()
@@ -76,7 +80,7 @@ impl FakeHost {
         ]);
         let features = CpuFeatures { spec_ctrl: true, tsc_aux: true, page_1g: true, nx: true, ..Default::default() };
         let msrs = BTreeMap::from([(arch::msr::OSVW_ID_LENGTH, 5), (arch::msr::OSVW_STATUS, 0x17)]);
-        Self { leaves, xcr0: 0x207, features, five_levels: false, msrs }
+        Self { leaves, xcr0: 0x207, features, five_levels: false, linux_version: host::linux_version(6, 12), msrs }
     }
 }
 
@@ -321,6 +325,16 @@ fn flags_follow_guest_and_host() {
     let mut empty = GuestCpuid::new(&Caps::new(&host));
     empty.set(&[], &Runtime::default(), false).unwrap();
     assert!(!empty.cr4_valid(arch::cr::Cr4::SMEP.bits()) && empty.efer_valid(0xd01));
+    // Later kernels take from user space, too, only what the guest was told of.
+    for (major, minor, cr4, efer) in [(6, 13, true, true), (6, 14, false, true), (7, 0, false, false)] {
+        let host = FakeHost { linux_version: host::linux_version(major, minor), ..FakeHost::zen3() };
+        let bare = GuestCpuid::new(&Caps::new(&host));
+        assert_eq!(
+            (bare.cr4_valid(arch::cr::Cr4::SMEP.bits()), bare.efer_valid(0xd01)),
+            (cr4, efer),
+            "{major}.{minor}"
+        );
+    }
     // Claims without substance stay claims.
     let mut liar = GuestCpuid::new(&Caps::new(&host));
     let e = CpuidEntry { function: 0x8000_0001, index: 0, flags: 0, regs: [u32::MAX; 4] };
