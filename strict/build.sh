@@ -18,6 +18,6 @@ done
 cd ../build
 ../tree/configure --cc=gcc --target-list=x86_64-softmmu --without-default-features --enable-system --enable-tcg --enable-plugins \
     --disable-docs --disable-tools --disable-guest-agent --disable-download --disable-install-blobs --disable-werror \
-    --disable-kvm --without-default-devices --with-devices-x86_64=strict
+    --disable-kvm --disable-debug-info --without-default-devices --with-devices-x86_64=strict
 ninja qemu-system-x86_64
 strip qemu-system-x86_64

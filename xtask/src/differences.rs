@@ -20,7 +20,6 @@ const TABLES: &[(&str, &[Expected])] = &[
     ("Instructions at a device (program `emulated`)", expected::EMULATED),
     ("Parameters of the modules", expected::PARAMETERS),
     ("What Linux says as a guest of Hyper-V's", expected::HYPERV),
-    ("Tests of the crate `kvm-ioctls`", expected::CRATE_TESTS),
 ];
 
 /// What is wrong with the page, for `./x tidy`.

@@ -385,7 +385,6 @@ pub const ALL: &[Scenario] = &[
     // Test by test, each in a process of its own: what came of it.
     Scenario {
         compare: true,
-        expected: expected::CRATE_TESTS,
         kernels: &[Kernel::V6_12],
         ..program(
             "kvm-ioctls-tests",
