@@ -76,7 +76,11 @@ await() {
         sleep 1
     done
     echo "no $2 in $1"
-    tail -n 20 $work/?.console $work/?.said
+    # Where the guest is, says its QEMU; those that are gone do not listen.
+    for it in $work/?.in; do printf 'info registers -a\ninfo lapic\n' | timeout 2 tee $it >/dev/null; done
+    sleep 3
+    tail -n 20 $work/?.console
+    for it in $work/?.said; do tail -n 150 $it | sed 's/\x1b\[[KD]//g'; done
     exit 1
 }
 # The state of the guest of $1 goes to $2.
