@@ -29,14 +29,13 @@ const SUITES: [(Suite, &[&str]); 2] = [
 /// The kernel that the module is built for. The object is the same for all.
 const KERNEL: &str = "6.12";
 
-/// Those whose compiler is asked: 12's, and with `all` or by name 13's as well, which is of the same release with a correction more.
+/// Those whose compiler is asked.
 pub fn suites(selection: &Selection) -> impl Iterator<Item = (Suite, &'static [&'static str])> + '_ {
-    let name = |suite: Suite| format!("oldest-rust {}", suite.0);
-    let quick = |suite: Suite| suite.0 == debs::BOOKWORM.0 || selection.all || selection.only.is_some();
-    SUITES.into_iter().filter(move |(suite, _)| selection.wants(&name(*suite)) && quick(*suite))
+    SUITES.into_iter().filter(|(suite, _)| selection.wants(&format!("oldest-rust {}", suite.0)))
 }
 
-/// Builds xtask and, with it, the module; 12's looks at all else, too, which is what `./x test` builds.
+/// Builds xtask and, with it, the module; 12's looks at all else, too, which is what `./x test` builds: 13's is of the same release with
+/// a correction more.
 pub fn build(env: &Env, suite: Suite, packages: &[&str]) -> Result<()> {
     let toolchain = Toolchain::fetch(env, suite, packages)?;
     let target = env.target().join("oldest").join(suite.0);
