@@ -20,6 +20,11 @@ impl<H: Host> Ctx<'_, H> {
         if pending == Pending::None {
             return Ok(());
         }
+        if pending == Pending::Memory && (self.core.inject.busy() || self.me.pending_events.init_sipi.is_latched()) {
+            // Rather than bring the memory, the VMM has the guest do something else, or another vCPU has it begin anew.
+            self.core.mmio_fragments.clear();
+            return Ok(());
+        }
         let begun = self.core.mmio_fragments.begun.is_some();
         match if begun { self.finish_with_registers_set(pending, answer) } else { self.finish(pending, answer) } {
             Next::Resume => Ok(()),

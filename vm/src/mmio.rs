@@ -150,9 +150,11 @@ impl<const N: usize> List<N> {
 }
 
 impl MmioFragments {
-    /// A new call of the emulator begins: reads are answered from the start of the log.
+    /// A new call of the emulator begins: reads are answered from the start of the log, and what a call before has posted that did not
+    /// come to its end is posted again.
     pub fn rewind(&mut self) {
-        self.cursor = 0;
+        (self.cursor, self.queue.len, self.sent) = (0, 0, 0);
+        self.rest = None;
     }
 
     /// The step is complete, or will not be: forgets the answers.

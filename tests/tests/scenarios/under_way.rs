@@ -271,3 +271,39 @@ fn a_device_in_the_kernel_is_read_once() {
         assert_eq!(m.read_ram::<[u8; 2]>(TO), [0x34, 0x12], "{how:?}");
     }
 }
+
+/// The half of a write that a device takes is posted once, however often the other half fails.
+#[test]
+fn half_of_a_write_is_not_posted_again() {
+    let m = reads(&[0x48, 0xa5], MMIO, 0); // movsq
+    let to = MMIO + 0x2ffc;
+    slot(&m, MMIO + 0x3000);
+    m.with_regs(0, |r| r.rdi = to);
+    m.sim.set_page(RAM_HVA + RAM, Page::Absent);
+    assert_eq!(m.run(0), Ok(read(MMIO, 8)));
+    answer(&m, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    for _ in 0..40 {
+        assert_eq!(m.run(0), Err((Errno::EFAULT, Left::MemoryFault { gpa: MMIO + 0x3000 })));
+    }
+    m.sim.set_page(RAM_HVA + RAM, Page::Writable);
+    assert_eq!(m.run(0), Ok(Left::Mmio { gpa: to, write: true, data: vec![1, 2, 3, 4] }));
+    m.run_out(0);
+    assert_eq!((m.regs(0).rip, m.regs(0).rdi), (CODE + 2, to + 8));
+}
+
+/// A VMM that cannot bring the memory gives the guest an exception instead.
+#[test]
+fn an_exception_takes_the_place_of_memory_that_fails() {
+    let m = reads(&[0xa4], MMIO, 0); // movsb
+    assert_eq!(m.run(0), Ok(read(MMIO, 1)));
+    answer(&m, &[0xa0]);
+    m.host_changes(TO, 1, Page::Absent);
+    assert_eq!(m.run(0), Err((Errno::EFAULT, Left::MemoryFault { gpa: TO })));
+    let mut e: kvm_vcpu_events = m.vcpu_get(0, KVM_GET_VCPU_EVENTS);
+    (e.exception.injected, e.exception.nr) = (1, 18);
+    assert_eq!(m.vcpu_with(0, KVM_SET_VCPU_EVENTS, &e), Ok(0));
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(m.injected(0).iter().map(|e| e.vector()).collect::<Vec<_>>(), [18]);
+    assert_eq!(m.regs(0).rip, CODE);
+}
