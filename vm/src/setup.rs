@@ -2,7 +2,7 @@
 
 use crate::{MAX_VCPU_ID, Vm};
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
-use host::{Errno, Host, Request, VcpuThread};
+use host::{Errno, Host, Request, VcpuThread, linux_version};
 use irqchip::ChipMode;
 use mmu::DirtyRing;
 
@@ -67,9 +67,11 @@ impl<H: Host> Vm<H> {
         self.config.dirty_ring_size.load(Relaxed) as usize / host::PAGE_SIZE
     }
 
-    /// Nanoseconds of a cycle of the bus that the local APICs' timers count.
+    /// What KVM_CHECK_EXTENSION says of the bus that the local APICs' timers count: nanoseconds of a cycle; before Linux 7.3 those that are
+    /// not set.
     pub fn apic_bus_cycle(&self) -> u32 {
-        self.config.apic_bus_cycle_ns.load(Relaxed).max(1)
+        let told = self.host.linux_version() >= linux_version(7, 3);
+        if told { self.config.apic_bus_cycle_ns.load(Relaxed).max(1) } else { 1 }
     }
 
     /// KVM_CAP_X86_APIC_BUS_CYCLES_NS. Errors: EINVAL (0, or so long that the longest count has more than 64 bits of

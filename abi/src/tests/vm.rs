@@ -179,6 +179,8 @@ fn the_clock_of_the_local_apics() {
     let has = |bed: &Bed| vm_ioctl(&bed.vm, KVM_CHECK_EXTENSION, cap::X86_APIC_BUS_CYCLES_NS.into());
     assert_eq!(has(&bed), Ok(VmReply::Value(1)));
     assert_eq!((cycles(&bed, 1 << 25), cycles(&bed, 40)), (Ok(0), Ok(0)));
+    assert_eq!(has(&bed), Ok(VmReply::Value(1)), "before 7.3");
+    bed.sim.set_linux_version(7, 3);
     assert_eq!(has(&bed), Ok(VmReply::Value(40)));
     assert_eq!(vm_ioctl(&bed.vm, KVM_CREATE_VCPU, 0), Ok(VmReply::NewVcpu { index: 0 }));
     assert_eq!(cycles(&bed, 1), Err(Errno::EINVAL), "there is a vCPU");

@@ -18,7 +18,8 @@
  */
 static bool told(void)
 {
-	return current->flags & PF_MEMALLOC_NOIO;
+	/* Not a VMM that has said by PR_SET_IO_FLUSHER that it serves disks: that one's memory is as on stock. */
+	return (current->flags & (PF_MEMALLOC_NOIO | PF_LOCAL_THROTTLE)) == PF_MEMALLOC_NOIO;
 }
 
 static gfp_t gfp(void)
@@ -41,8 +42,10 @@ u8 *hsave_heap_alloc(size_t size, bool zeroed)
 	if (likely(!told() || size <= PAGE_SIZE))
 		return kvmalloc(size, gfp() | flags);
 	/* What kvmalloc() does, which tries hard for pages in a row where it is told that it may fail: a guest waits meanwhile. */
-	p = kmalloc(size, GFP_KERNEL_ACCOUNT | __GFP_NORETRY | flags);
-	return p ?: __vmalloc(size, gfp() | flags);
+	flags |= GFP_KERNEL_ACCOUNT;
+	p = kmalloc(size, __GFP_NORETRY | flags);
+	/* In between, vmalloc() complains of the one and knows the other, which gives up sooner. */
+	return p ?: __vmalloc(size, flags | (LINUX_AT_LEAST(6, 19) && !LINUX_AT_LEAST(7, 3) ? __GFP_NORETRY : __GFP_RETRY_MAYFAIL));
 }
 
 void hsave_heap_free(u8 *p)

@@ -329,9 +329,9 @@ impl GuestCpuid {
         cr4 & self.flags.cr4_reserved == 0
     }
 
-    /// May user space load this EFER (KVM_SET_SREGS)? Before Linux 7.0 whatever the guest was told.
+    /// May user space load this EFER (KVM_SET_SREGS)? Before Linux 7.3 whatever the guest was told.
     pub fn efer_valid(&self, efer: u64) -> bool {
-        let told = if self.caps.linux_version() >= linux_version(7, 0) { self.flags.efer_reserved } else { 0 };
+        let told = if self.caps.linux_version() >= linux_version(7, 3) { self.flags.efer_reserved } else { 0 };
         efer & (self.flags.efer_reserved_host | told) == 0
     }
 

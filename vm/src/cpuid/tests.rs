@@ -326,7 +326,9 @@ fn flags_follow_guest_and_host() {
     empty.set(&[], &Runtime::default(), false).unwrap();
     assert!(!empty.cr4_valid(arch::cr::Cr4::SMEP.bits()) && empty.efer_valid(0xd01));
     // Later kernels take from user space, too, only what the guest was told of.
-    for (major, minor, cr4, efer) in [(6, 13, true, true), (6, 14, false, true), (7, 0, false, false)] {
+    for (major, minor, cr4, efer) in
+        [(6, 13, true, true), (6, 14, false, true), (7, 2, false, true), (7, 3, false, false)]
+    {
         let host = FakeHost { linux_version: host::linux_version(major, minor), ..FakeHost::zen3() };
         let bare = GuestCpuid::new(&Caps::new(&host));
         assert_eq!(

@@ -96,8 +96,8 @@ pub const WITHOUT: &[(&str, &str)] = &[
         __copy_overflow __get_user_4 __get_user_nocheck_4 __get_user_nocheck_8 __put_user_4 __put_user_8
         __put_user_nocheck_4 _copy_from_user memdup_user vmemdup_user"),
     ("pages come from alloc_pages, and everything else from kvmalloc, zeroed there", "
-        __clear_pages_unrolled __get_free_pages __kmalloc_large_noprof __vcalloc __vcalloc_noprof __vmalloc
-        __vmalloc_noprof clear_page_erms clear_page_orig clear_page_rep get_free_pages_noprof get_zeroed_page
+        __clear_pages_unrolled __get_free_pages __kmalloc_large_noprof __vcalloc __vcalloc_noprof
+        clear_page_erms clear_page_orig clear_page_rep get_free_pages_noprof get_zeroed_page
         get_zeroed_page_noprof kmem_cache_alloc_lru_noprof vfree vzalloc vzalloc_noprof"),
     ("per-CPU data is part of the module", "__alloc_percpu free_percpu pcpu_alloc_noprof"),
     ("guest memory that has no struct page is looked at through the VMM's address", "memremap memunmap"),
