@@ -86,7 +86,8 @@ await() {
 # The state of the guest of $1 goes to $2.
 send() {
     echo "migrate -d \"$2\"" >$work/$1.in
-    await $work/$1.said completed "echo info migrate >$work/$1.in"
+    # Only of what it has sent it says how long the guest stood still; of what it has received it says "completed", too.
+    await $work/$1.said "^downtime: " "echo info migrate >$work/$1.in"
     echo quit >$work/$1.in
     echo "host: the guest has left $1"
 }
@@ -107,6 +108,11 @@ through_a_file() {
     send $from "exec:cat >$work/state"
     [ -z "$where" ] || change $where
     begin $to -incoming "exec:cat $work/state" "$@"
+    goes_on $to
+}
+# What has come to $1 is there, and the guest works there for a while.
+goes_on() {
+    await $work/$1.said "VM status: running" "echo info status >$work/$1.in"
     sleep 5
 }
 # The VM goes to the engine in which it is not: 1, and why, if it does not.
@@ -187,7 +193,7 @@ move() {
     begin b -incoming unix:$work/way "$@"
     until [ -S $work/way ]; do sleep 1; done
     send a unix:$work/way
-    sleep 5
+    goes_on b
     where=${CHANGE:+/stock} through_a_file b c "$@"
     [ -z "$CHANGE" ] || where=/modules through_a_file c d "$@"
     touch $work/www/enough

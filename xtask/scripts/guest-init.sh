@@ -81,7 +81,7 @@ moves() {
     echo 4 >/proc/sys/vm/drop_caches # from here on without a word
     case " $(cat /proc/cmdline) " in *" hsave-watch "*) watch & ;; esac
     echo "guest: works"
-    until wget -q -O /dev/null http://10.0.2.2:8000/enough 2>/dev/null; do
+    until wget -T 20 -q -O /dev/null http://10.0.2.2:8000/enough 2>/dev/null; do
         rounds=$((rounds + 1)) before=$passed
         echo $rounds >>/mnt/rounds && sync
         echo 1 >/proc/sys/vm/drop_caches

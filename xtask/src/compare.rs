@@ -37,6 +37,7 @@ const UNSTEADY: &[&str] = &[
     "Calibrating delay loop",
     // Without a clock that needs no calibration, as under Hyper-V.
     "APIC calibration not consistent",
+    "PM-Timer had inconsistent results",
     "APIC delta adjusted",
     "calibrate_delay_direct()",
     "Probably due to long platform interrupts",

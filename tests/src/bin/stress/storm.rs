@@ -164,6 +164,13 @@ impl Storm {
 
     /// Ends it. Errors: a vCPU that failed, does not leave, or never did anything.
     pub fn end(self) -> Result<Arc<Shared>> {
+        let deeds = |shared: &Shared| (0..CPUS).map(|n| shared.client.peek(guest::counter(n))).collect::<Vec<u64>>();
+        let start = Instant::now();
+        // On a loaded machine a thread may not have had its turn yet.
+        while deeds(&self.shared).contains(&0) && start.elapsed() < limit(PATIENCE) {
+            self.kick()?;
+            std::thread::sleep(Duration::from_millis(2));
+        }
         self.shared.stop.store(true, SeqCst);
         let start = Instant::now();
         while self.threads.iter().any(|t| !t.is_finished()) {
@@ -177,7 +184,7 @@ impl Storm {
         for thread in self.threads {
             thread.join().map_err(|_| anyhow!("a vCPU's thread panicked"))??;
         }
-        let done: Vec<u64> = (0..CPUS).map(|n| self.shared.client.peek(guest::counter(n))).collect();
+        let done = deeds(&self.shared);
         let [device, lost, kicked, waits] = self.shared.left.each_ref().map(|n| n.load(SeqCst));
         let what = format!("deeds {done:?}; left {device} for devices, {lost} lost, {kicked} kicked, {waits} waiting");
         ensure!(done.iter().all(|n| *n > 0) && kicked > 5, "{what}");
