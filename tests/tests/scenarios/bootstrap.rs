@@ -1,5 +1,6 @@
 //! Which processor starts the others, and when it starts itself.
 
+use crate::smp::{machine, mp_state};
 use abi::uapi::ioctl::*;
 use kvm_bindings::*;
 use sim::host::Errno;
@@ -7,18 +8,6 @@ use tests::scenario::Machine;
 
 const ICR: u32 = 0x830;
 const INIT: u64 = 0x4500;
-
-fn machine() -> Machine {
-    let m = Machine::new();
-    m.add_vcpu(1).expect("a second vCPU");
-    m.long(0, &[]);
-    m.x2apic(0);
-    m
-}
-
-fn mp_state(m: &Machine, vcpu: usize) -> u32 {
-    m.vcpu_get::<kvm_mp_state>(vcpu, KVM_GET_MP_STATE).mp_state
-}
 
 /// Which processor is the bootstrap processor IA32_APIC_BASE says.
 #[test]

@@ -10,7 +10,7 @@ use sim::host::{Cpu, Errno};
 use tests::scenario::{Left, Machine};
 
 /// A VM whose vCPU runs in 64-bit mode with its local APIC on.
-fn machine() -> Machine {
+pub(crate) fn machine() -> Machine {
     let m = Machine::new();
     m.long(0, &[]);
     m.x2apic(0);
@@ -18,11 +18,11 @@ fn machine() -> Machine {
 }
 
 /// KVM_SIGNAL_MSI to APIC 0: the number of vCPUs that took it.
-fn msi(m: &Machine, data: u32) -> Result<i64, Errno> {
+pub(crate) fn msi(m: &Machine, data: u32) -> Result<i64, Errno> {
     m.vm_with(KVM_SIGNAL_MSI, &kvm_msi { address_lo: 0xfee0_0000, data, ..Default::default() })
 }
 
-fn vectors(m: &Machine) -> Vec<u8> {
+pub(crate) fn vectors(m: &Machine) -> Vec<u8> {
     m.injected(0).iter().map(|e| e.vector()).collect()
 }
 

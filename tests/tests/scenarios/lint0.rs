@@ -1,5 +1,6 @@
 //! The pin of the local APIC that an 8259 in user space drives (KVM_INTERRUPT), and IA32_APIC_BASE.
 
+use crate::interrupts::{machine, msi, vectors};
 use abi::uapi::ioctl::*;
 use abi::uapi::run::at;
 use kvm_bindings::*;
@@ -7,22 +8,6 @@ use sim::arch::exit::code;
 use sim::arch::vmcb::int_ctl;
 use sim::host::Errno;
 use tests::scenario::{DATA, Left, Machine};
-
-/// A VM with split irqchip whose vCPU runs in 64-bit mode with its local APIC on.
-fn machine() -> Machine {
-    let m = Machine::new();
-    m.long(0, &[]);
-    m.x2apic(0);
-    m
-}
-
-fn msi(m: &Machine, data: u32) -> Result<i64, Errno> {
-    m.vm_with(KVM_SIGNAL_MSI, &kvm_msi { address_lo: 0xfee0_0000, data, ..Default::default() })
-}
-
-fn vectors(m: &Machine) -> Vec<u8> {
-    m.injected(0).iter().map(|e| e.vector()).collect()
-}
 
 /// KVM_INTERRUPT with a local APIC in the kernel is the 8259's vector at LINT0: it waits there as long as the guest does not take
 /// such interrupts, and neither injects nor wakes.

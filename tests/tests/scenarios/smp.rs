@@ -15,7 +15,7 @@ fn to(apic: u64, command: u64) -> u64 {
     apic << 32 | command
 }
 
-fn machine() -> Machine {
+pub(crate) fn machine() -> Machine {
     let m = Machine::new();
     m.add_vcpu(1).expect("a second vCPU");
     m.long(0, &[]);
@@ -23,7 +23,7 @@ fn machine() -> Machine {
     m
 }
 
-fn mp_state(m: &Machine, vcpu: usize) -> u32 {
+pub(crate) fn mp_state(m: &Machine, vcpu: usize) -> u32 {
     m.vcpu_get::<kvm_mp_state>(vcpu, KVM_GET_MP_STATE).mp_state
 }
 
