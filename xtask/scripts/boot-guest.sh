@@ -87,7 +87,7 @@ await() {
 send() {
     echo "migrate -d \"$2\"" >$work/$1.in
     # Only of what it has sent it says how long the guest stood still; of what it has received it says "completed", too.
-    await $work/$1.said "^downtime: " "echo info migrate >$work/$1.in"
+    await $work/$1.said "^downtime: \|, down=" "echo info migrate >$work/$1.in"
     echo quit >$work/$1.in
     echo "host: the guest has left $1"
 }
