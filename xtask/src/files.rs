@@ -16,6 +16,7 @@
 //! | `#: memory 6144` | megabytes of the host's |
 //! | `#: vmlinux`, `#: secure-boot` | what is in /guest/vmlinux, in /secure |
 //! | `#: engines` | a second engine, /modules/hsave_0_2.ko, one that was made for another base, /modules/stranger.ko, and hsavectl |
+//! | `#: installed` | no module is loaded: stock's and ours lie where packages put them, with kmod's programs and hsavectl |
 //! | `#: here` | what `./x test --here` does, /payload/test-here |
 //! | `#: unloaded` | the script loads the modules itself |
 //! | `#: plain` | its emulator is Debian's, which has every device |
@@ -103,6 +104,7 @@ fn read(name: String, text: String) -> Result<Scenario> {
                 "vmlinux",
                 "secure-boot",
                 "engines",
+                "installed",
                 "here",
                 "unloaded",
                 "virtual-time",
@@ -126,6 +128,7 @@ fn read(name: String, text: String) -> Result<Scenario> {
             "memory" => scenario.memory = number()?,
             "vmlinux" => scenario.vmlinux = true,
             "engines" => scenario.engines = true,
+            "installed" => scenario.installed = true,
             "here" => scenario.here = true,
             "secure-boot" => scenario.secure_boot = true,
             "unloaded" => scenario.load = false,

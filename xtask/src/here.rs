@@ -67,6 +67,7 @@ fn is_for_any_machine(scenario: &Scenario) -> bool {
         i386_guests,
         qemu_backports,
         engines,
+        installed,
         vmlinux: _,
         secure_boot,
         observe,
@@ -87,7 +88,7 @@ fn is_for_any_machine(scenario: &Scenario) -> bool {
     let kernel = ALL.iter().any(|kernel| kernels.contains(kernel)) && cmdline.is_empty();
     let machine = cpu == host::CPU && !strict && !plain && memory <= MEMORY && qemu.is_empty();
     let given = load && modules.is_empty() && loaded.is_empty() && debian.is_empty() && packaged.is_empty();
-    let built = !(i386_guests || qemu_backports || engines || secure_boot || observe || here);
+    let built = !(i386_guests || qemu_backports || engines || installed || secure_boot || observe || here);
     kernel && machine && given && built && !NOT_HERE.iter().any(|(not, _)| name.contains(not))
 }
 

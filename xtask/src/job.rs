@@ -9,7 +9,9 @@ use crate::{
     host::{self, Boot, Flavour, Machine},
     i386_guests, image,
     kernels::{self, Kernel},
-    observe, packaged, payload, proc,
+    observe,
+    package::installed,
+    packaged, payload, proc,
     scenarios::{self, Scenario},
     secure_boot,
     strict::Processor,
@@ -107,6 +109,10 @@ pub fn boot(env: &Env, payloads: &Path, modules: &Path, job: &Job) -> Result<Boo
     }
     if job.scenario.engines {
         boot.files.extend(engines::files(env, job.kernel)?);
+    }
+    if job.scenario.installed {
+        (boot.flavour, boot.ours) = (Flavour::None, None);
+        boot.files.extend(installed::files(env, job.kernel, modules)?);
     }
     boot.files.extend(packaged::files(env, job.scenario.packaged)?);
     if job.scenario.i386_guests {

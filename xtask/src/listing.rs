@@ -1,7 +1,7 @@
 //! `./x test --list`: the names of what a run would do, without doing any of it. That a run does nothing else is looked at at its end.
 
 use crate::{
-    bochs, chroots, kernels, oldest, operator::Installed, package, panicking, selection::Selection, selftests,
+    bochs, chroots, kernels, oldest, operator::Installed, panicking, selection::Selection, selftests,
     strict::Processor, test::jobs,
 };
 use anyhow::Result;
@@ -71,9 +71,6 @@ pub fn names(selection: &Selection) -> Result<Vec<String>> {
     }
     if bochs::is_wanted(selection) {
         add("bochs".to_owned());
-    }
-    if selection.wants("hsavectl") && selection.kernels().contains(&package::host::KERNEL) {
-        add(format!("hsavectl {}", package::host::KERNEL));
     }
     for installed in Installed::ALL.into_iter().filter(|installed| installed.is_wanted(selection)) {
         add(installed.name());

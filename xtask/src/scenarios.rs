@@ -42,6 +42,8 @@ pub struct Scenario {
     pub qemu_backports: bool,
     /// Give the script a second engine, /modules/hsave_0_2.ko, one that was made for another base, /modules/stranger.ko, and hsavectl.
     pub engines: bool,
+    /// Give the script both pairs of modules where packages put them, kmod and hsavectl, and load nothing.
+    pub installed: bool,
     /// Give the script the guest's kernel as an ELF file, /guest/vmlinux.
     pub vmlinux: bool,
     /// Give the script what secure boot takes, in /secure.
@@ -105,6 +107,7 @@ pub const fn scenario(name: &'static str, script: &'static str) -> Scenario {
         qemu_backports: false,
         slow: &[],
         engines: false,
+        installed: false,
         vmlinux: false,
         secure_boot: false,
         observe: false,

@@ -61,10 +61,6 @@ pub fn run(env: &Env, selection: &Selection, junit: Option<&Path>) -> Result<Exi
     if bochs::is_wanted(selection) {
         tally.check("bochs", || bochs::run(env, built.get(&bochs::KERNEL)));
     }
-    if selection.wants("hsavectl") && selection.kernels().contains(&package::host::KERNEL) {
-        let work = || package::host::run(env, selection, built.get(&package::host::KERNEL));
-        tally.check(&format!("hsavectl {}", package::host::KERNEL), work);
-    }
     packages(env, selection, &mut tally);
     operator::all(env, selection, &mut tally);
     plain_machines(env, selection, &mut tally);

@@ -3,7 +3,7 @@
 //! What is in them depends on the sources and the compiler alone: files carry the changelog's time, and no path of this machine.
 
 mod deb;
-pub mod host;
+pub mod installed;
 pub mod parameters;
 mod source;
 pub mod test;

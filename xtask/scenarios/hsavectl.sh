@@ -1,5 +1,11 @@
 # hsavectl in the emulated host, where both pairs of modules are installed as a package leaves them: it switches, and refuses while
-# there is a VM. Runs as the host's script.
+# there is a VM.
+#: kernels 6.12
+#: installed
+#: smp 2
+#: virtual-time
+#: timeout 300
+#: seconds 120
 ours=/lib/modules/$(uname -r)/updates/dkms
 fail() { echo "failed: $*"; hsavectl status; exit 1; }
 serves() { hsavectl status --json | grep -q "\"serving\": \"$1\"" || fail "$1 does not serve"; }

@@ -1,41 +1,25 @@
-//! `hsavectl` in the emulated host: both pairs of modules lie there as a package leaves them, and kmod chooses between them.
+//! Both pairs of modules in an emulated host, where a package and the kernel leave them, with kmod, which chooses between them, and
+//! `hsavectl`.
 
 use super::command;
 use crate::{
     debs::TRIXIE,
     env::{Env, key},
     foreign::Libraries,
-    host::{Boot, Flavour, Machine},
     image::Tools,
     kernels::{self, Kernel},
     modules::{self, Modules},
-    payload, proc,
-    selection::Selection,
-    tally, ui,
+    proc, ui,
 };
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
-/// The kernel that it is looked at on.
-pub const KERNEL: Kernel = Kernel::V6_12;
-
 /// The programs of kmod's that are one.
 const KMOD: [&str; 4] = ["modprobe", "rmmod", "depmod", "modinfo"];
 
-pub fn run(env: &Env, selection: &Selection, ours: Option<&PathBuf>) -> Result<()> {
-    let ours = ours.context("the module was not built")?;
-    let machine = Machine::new(env, selection.processor)?.held(selection.slow);
-    let mut boot = Boot::new(KERNEL, Flavour::None, include_str!("../../scripts/hsavectl.sh"));
-    (boot.smp, boot.icount) = (2, true);
-    boot.files = files(env, ours)?;
-    boot.files.push(payload::file(&payload::build(env)?, "heartbeat")?);
-    let outcome = machine.boot(env, &boot)?;
-    tally::judge(env, &format!("hsavectl {KERNEL}"), &outcome)
-}
-
-/// Path in the host, path here.
-fn files(env: &Env, ours: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let kernel = kernels::fetch(env, KERNEL)?;
+/// Path in the host, path here; `ours` holds our modules.
+pub fn files(env: &Env, kernel: Kernel, ours: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let kernel = kernels::fetch(env, kernel)?;
     let tools = Tools::fetch(env)?;
     let place = format!("lib/modules/{}", kernel.release);
     let mut files = vec![("bin/hsavectl".to_owned(), ui::step("hsavectl", || command(env))?)];
