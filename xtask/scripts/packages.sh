@@ -10,6 +10,7 @@ install() { apt-get install -y --no-install-recommends "$@"; }
 kernel() { install linux-image-cloud-amd64 linux-headers-cloud-amd64; }
 # Both modules of each kernel come from this place.
 from() {
+    local dir release module file
     for dir in /lib/modules/*/; do
         release=$(basename "$dir")
         for module in kvm kvm-amd; do
