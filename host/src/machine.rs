@@ -56,12 +56,10 @@ pub trait SharedPage {
 /// The timers of a VM's devices. Expiry calls the VM's `hrtimer_expired` once, in any context, perhaps with interrupts off, and
 /// `hrtimer_late` in a task if that says so; a call may still be on its way after [`cancel`](Self::cancel), none is after drop.
 pub trait Hrtimers {
-    /// Sets one to expire at `deadline` (nanoseconds of [`Host::now_ns`]), in place of what was set. Any context.
+    /// Sets one to expire at `deadline` (nanoseconds of [`Host::now_ns`]) on this CPU, in place of what was set. Any context.
     fn arm(&self, which: Hrtimer, deadline: u64);
     /// Takes one back. Any context.
     fn cancel(&self, which: Hrtimer);
-    /// If it is set, it expires on the current CPU from now on. May sleep.
-    fn migrate(&self, _which: Hrtimer) {}
 }
 
 /// The devices that have one.

@@ -37,8 +37,10 @@ pub trait VcpuThread: Sync {
     /// (a little later if it has passed). Replaces an earlier deadline.
     fn arm_timer(&self, deadline: u64);
 
-    /// vCPU thread only: where the deadline was set was another CPU, and it is to expire on this one.
-    fn migrate_timer(&self) {}
+    /// vCPU thread only: the deadline expires on this CPU from now on. False: it did already.
+    fn migrate_timer(&self) -> bool {
+        false
+    }
 
     /// Forgets the deadline. A timer that is firing on another CPU may still make its request.
     fn cancel_timer(&self);

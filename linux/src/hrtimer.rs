@@ -40,11 +40,6 @@ impl Hrtimers for KernelHrtimers {
         // SAFETY: as above.
         unsafe { shim::hsave_hrtimer_cancel(self.0.as_ptr(), which as u32) }
     }
-
-    fn migrate(&self, which: Hrtimer) {
-        // SAFETY: as above.
-        unsafe { shim::hsave_hrtimer_migrate(self.0.as_ptr(), which as u32) }
-    }
 }
 
 impl Drop for KernelHrtimers {

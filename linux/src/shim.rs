@@ -220,7 +220,7 @@ unsafe extern "C" {
     pub fn hsave_thread_block_end(t: *mut KThread);
     pub fn hsave_timer_arm(t: *mut KThread, ns: u64);
     pub fn hsave_timer_cancel(t: *mut KThread);
-    pub fn hsave_timer_migrate(t: *mut KThread);
+    pub fn hsave_timer_migrate(t: *mut KThread) -> bool;
 
     // async_pf.c
     pub fn hsave_page_ins_forget(t: *mut KThread);
@@ -233,7 +233,6 @@ unsafe extern "C" {
     pub fn hsave_hrtimers_put(all: *mut KHrtimers);
     pub fn hsave_hrtimer_arm(all: *mut KHrtimers, which: u32, ns: u64);
     pub fn hsave_hrtimer_cancel(all: *mut KHrtimers, which: u32);
-    pub fn hsave_hrtimer_migrate(all: *mut KHrtimers, which: u32);
 
     // params.c
     pub safe fn hsave_min_timer_period_us() -> u32;

@@ -130,7 +130,7 @@ impl VcpuThread for Thread {
         unsafe { shim::hsave_timer_arm(self.kernel(), deadline) }
     }
 
-    fn migrate_timer(&self) {
+    fn migrate_timer(&self) -> bool {
         // SAFETY: as above; the caller is the thread itself, which alone arms and cancels it.
         unsafe { shim::hsave_timer_migrate(self.kernel()) }
     }

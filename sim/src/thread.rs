@@ -251,8 +251,9 @@ impl VcpuThread for SimThread {
         self.0.deadline.store(deadline, SeqCst);
     }
 
-    fn migrate_timer(&self) {
+    fn migrate_timer(&self) -> bool {
         self.0.migrations.fetch_add(1, SeqCst);
+        true
     }
 
     fn cancel_timer(&self) {

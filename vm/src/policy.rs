@@ -12,7 +12,7 @@ use crate::vcpu::Core;
 use crate::{CpuidEntry, Ctx, Vm};
 use arch::{Exception, Gpa, Intercepts, cr::Cr4, event::vector};
 use core::sync::atomic::Ordering::Relaxed;
-use host::{Cpu, Errno, Host, Hrtimer, Hrtimers, Request, Trace, VcpuThread, linux_version};
+use host::{Cpu, Errno, Host, Request, Trace, VcpuThread, linux_version};
 use irqchip::ChipMode;
 use mmu::View;
 
@@ -298,9 +298,8 @@ impl<H: Host> Ctx<'_, H> {
     /// Timers expire where the vCPU is: an expiry elsewhere would take an IPI to get it out of the guest. The PIT interrupts
     /// the boot processor, nearly always.
     fn migrate_timers(&self) {
-        self.me.thread.migrate_timer();
-        if self.vm.chips().is_some() && self.vm.is_bsp(self.me.id) {
-            self.vm.hrtimers.migrate(Hrtimer::Pit);
+        if self.me.thread.migrate_timer() && self.vm.is_bsp(self.me.id) {
+            self.vm.migrate_pit_timer();
         }
     }
 

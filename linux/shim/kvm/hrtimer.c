@@ -97,12 +97,3 @@ void hsave_hrtimer_cancel(struct hsave_hrtimers *all, u32 which)
 {
 	hrtimer_try_to_cancel(&all->hrtimers[which].timer);
 }
-
-/* It expires on this CPU from now on. One that is cancelled at the same time may expire all the same. May sleep. */
-void hsave_hrtimer_migrate(struct hsave_hrtimers *all, u32 which)
-{
-	struct hrtimer *timer = &all->hrtimers[which].timer;
-
-	if (hrtimer_cancel(timer))
-		hrtimer_start_expires(timer, HRTIMER_MODE_ABS_HARD);
-}

@@ -387,16 +387,17 @@ void hsave_timer_cancel(struct hsave_thread *t)
 }
 
 /*
- * The runner is on another CPU than where the timer was armed: it expires here from now on, and not by an IPI. Not while the
- * timer is armed or cancelled elsewhere.
+ * Where the runner is on another CPU than the timer was armed on, it expires here from now on, and not by an IPI; false if it is not.
+ * Not while the timer is armed or cancelled elsewhere.
  */
-void hsave_timer_migrate(struct hsave_thread *t)
+bool hsave_timer_migrate(struct hsave_thread *t)
 {
 	int cpu = raw_smp_processor_id();
 
 	if (t->timer_cpu == cpu)
-		return;
+		return false;
 	t->timer_cpu = cpu;
 	if (hrtimer_cancel(&t->timer))
 		hrtimer_start_expires(&t->timer, HRTIMER_MODE_ABS_HARD);
+	return true;
 }

@@ -58,6 +58,15 @@ impl<H: Host> Vm<H> {
         }
     }
 
+    /// It expires on this CPU from now on.
+    pub(crate) fn migrate_pit_timer(&self) {
+        let Some(device) = self.chips().and_then(Chips::pit) else { return };
+        let pit = device.pit.lock();
+        if let due @ TimerEffect::ArmNs(_) = pit.timer_due() {
+            self.pit_timer(due);
+        }
+    }
+
     pub(super) fn pit_expired(&self, chips: &Chips<H>) -> Result<(), Later> {
         let Some(device) = chips.pit() else { return Ok(()) };
         let mut pit = device.pit.lock();
