@@ -65,6 +65,8 @@ pub struct Shared {
     /// Nanoseconds that it slept, and cycles that its TSC lost with it.
     slept: AtomicU64,
     tsc_lost: AtomicU64,
+    /// The host keeps time by something else than the TSC.
+    tsc_unstable: AtomicBool,
     /// Addresses of pages for which a thread was sent SIGBUS.
     pub sigbus: parking_lot::Mutex<Vec<u64>>,
     /// The pages that a thread has slept for although it had a signal pending.
@@ -150,6 +152,7 @@ impl Sim {
             suspends: AtomicU64::new(0),
             slept: AtomicU64::new(0),
             tsc_lost: AtomicU64::new(0),
+            tsc_unstable: AtomicBool::new(false),
             sigbus: Default::default(),
             awaited: Default::default(),
             features,
@@ -247,6 +250,12 @@ impl Sim {
         self.0.now.fetch_add(ns, SeqCst);
         self.0.slept.fetch_add(ns, SeqCst);
         self.0.tsc_lost.fetch_add(lost, SeqCst);
+    }
+
+    /// The host keeps time by another clock than the TSC from now on; the base tells each vCPU.
+    pub fn loses_its_tsc(&self) {
+        self.0.tsc_unstable.store(true, SeqCst);
+        self.each_thread(|t| t.requests.make_request(Request::StealUpdate));
     }
 
     /// Does this the next time that a thread gives its CPU away because it cannot go on.
@@ -615,7 +624,7 @@ impl Host for Sim {
         2_000_000
     }
     fn tsc_is_stable(&self) -> bool {
-        true
+        !self.0.tsc_unstable.load(SeqCst)
     }
 
     fn do_work(&self) -> Work {

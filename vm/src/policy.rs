@@ -358,7 +358,14 @@ impl<H: Host> Ctx<'_, H> {
 impl<H: Host> Vm<H> {
     /// KVM_GET_CLOCK.
     pub fn get_clock(&self) -> ClockData {
-        self.clock.lock().get(self.host.time_point())
+        let (stable, now) = (self.host.tsc_is_stable(), self.host.time_point());
+        let mut clock = self.clock.lock();
+        let (changed, data) = (clock.set_stable(stable, now), clock.get(now));
+        drop(clock);
+        if changed {
+            self.ring_all(Request::ClockUpdate);
+        }
+        data
     }
 
     /// KVM_SET_CLOCK. Errors: EINVAL (unknown flags).

@@ -3,11 +3,13 @@
  * The host's clocks.
  */
 #include <linux/clocksource.h>
+#include <linux/irq_work.h>
 #include <linux/notifier.h>
 #include <linux/pvclock_gtod.h>
 #include <linux/suspend.h>
 #include <linux/timekeeper_internal.h>
 #include <linux/timekeeping.h>
+#include <linux/workqueue.h>
 #include <asm/tsc.h>
 #include "base.h"
 #include "cpu.h"
@@ -15,11 +17,30 @@
 /* Is the TSC what the kernel keeps time by? Written under the timekeeper's lock. */
 static bool tsc_keeps_time;
 
+/* It no longer is: each guest's clock has to follow the host's, also that of a vCPU which keeps its CPU. */
+static void tell_vcpus(struct work_struct *unused)
+{
+	hsave_threads_request(HSAVE_REQUEST_STEAL_UPDATE);
+}
+
+static DECLARE_WORK(tell_work, tell_vcpus);
+
+static void tell_soon(struct irq_work *unused)
+{
+	schedule_work(&tell_work);
+}
+
+static DEFINE_IRQ_WORK(tell_irq_work, tell_soon);
+
+/* Under the timekeeper's lock nothing can be woken up, not even a worker: that is left to an interrupt. */
 static int timekeeper_changed(struct notifier_block *nb, unsigned long unused, void *data)
 {
 	const struct timekeeper *tk = data;
+	bool before = tsc_keeps_time;
 
 	WRITE_ONCE(tsc_keeps_time, tk->tkr_mono.clock->vdso_clock_mode == VDSO_CLOCKMODE_TSC);
+	if (before && !tsc_keeps_time)
+		irq_work_queue(&tell_irq_work);
 	return 0;
 }
 
@@ -80,6 +101,8 @@ int hsave_clock_start(void)
 void hsave_clock_stop(void)
 {
 	pvclock_gtod_unregister_notifier(&timekeeper_notifier);
+	irq_work_sync(&tell_irq_work);
+	cancel_work_sync(&tell_work);
 	unregister_pm_notifier(&pm_notifier);
 }
 

@@ -69,6 +69,28 @@ fn the_first_vcpu_chooses_between_old_and_new_clock() {
     m.end();
 }
 
+/// The host's watchdog finds the TSC wanting: no guest may be told that its clock follows it, neither by the page nor by user space.
+#[test]
+fn a_host_that_loses_its_tsc_tells_each_vcpu() {
+    const STABLE: u32 = 2;
+    let m = Machine::new();
+    m.long(0, &[]);
+    let flags = || {
+        assert_eq!(m.vm(KVM_GET_CLOCK, tests::scenario::DATA), Ok(0));
+        m.get_at::<kvm_clock_data>(tests::scenario::DATA).flags & STABLE
+    };
+    m.wrmsr(0, SYSTEM_TIME, PAGE | 1);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!((flags(), m.read_ram::<u8>(PAGE + 29) & 1), (STABLE, 1));
+    m.sim.loses_its_tsc();
+    assert_eq!(flags(), 0, "user space is told at once");
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!((flags(), m.read_ram::<u8>(PAGE + 29) & 1), (0, 0), "and the guest, when it runs");
+    m.end();
+}
+
 #[test]
 fn wall_clock() {
     let m = Machine::new();
