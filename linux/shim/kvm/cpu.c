@@ -11,7 +11,6 @@
 #include <linux/io.h>
 #include <linux/percpu.h>
 #include <linux/printk.h>
-#include <linux/reboot.h>
 #include <linux/smp.h>
 #include <linux/syscore_ops.h>
 #include <linux/topology.h>
@@ -265,17 +264,14 @@ static void offline_here(void *unused)
 	offline(smp_processor_id());
 }
 
-/* Restart, power off, kexec: whoever still runs a guest gets EIO from here on. */
-static int reboot(struct notifier_block *nb, unsigned long code, void *unused)
+/* Restart, power off, kexec, after devices are shut down: whoever still runs a guest gets EIO from here on. */
+static void shutdown(void)
 {
 	WRITE_ONCE(hsave_rebooting, 1);
 	on_each_cpu(offline_here, NULL, 1);
-	return NOTIFY_OK;
 }
 
-static struct notifier_block reboot_notifier = { .notifier_call = reboot };
-
-/* Suspend takes the other CPUs through hotplug; these are for the last one, interrupts off. */
+/* Suspend takes the other CPUs through hotplug; these two are for the last one, interrupts off. */
 static int suspend(void)
 {
 	hsave_clock_suspend();
@@ -290,9 +286,9 @@ static void resume(void)
 }
 
 #ifdef HSAVE_OLD_SYSCORE
-static struct syscore_ops syscore = { .suspend = suspend, .resume = resume };
-#define register_suspend() register_syscore_ops(&syscore)
-#define unregister_suspend() unregister_syscore_ops(&syscore)
+static struct syscore_ops syscore = { .suspend = suspend, .resume = resume, .shutdown = shutdown };
+#define register_syscore_callbacks() register_syscore_ops(&syscore)
+#define unregister_syscore_callbacks() unregister_syscore_ops(&syscore)
 #else
 static int suspend_with(void *unused)
 {
@@ -304,10 +300,15 @@ static void resume_with(void *unused)
 	resume();
 }
 
-static const struct syscore_ops ops = { .suspend = suspend_with, .resume = resume_with };
+static void shutdown_with(void *unused)
+{
+	shutdown();
+}
+
+static const struct syscore_ops ops = { .suspend = suspend_with, .resume = resume_with, .shutdown = shutdown_with };
 static struct syscore syscore = { .ops = &ops };
-#define register_suspend() register_syscore(&syscore)
-#define unregister_suspend() unregister_syscore(&syscore)
+#define register_syscore_callbacks() register_syscore(&syscore)
+#define unregister_syscore_callbacks() unregister_syscore(&syscore)
 #endif
 
 #if !LINUX_AT_LEAST(6, 12)
@@ -341,15 +342,18 @@ int hsave_cpus_start(void)
 	}
 	started = true;
 	hsave_perf_start();
-	register_suspend();
-	register_reboot_notifier(&reboot_notifier);
+	register_syscore_callbacks();
+	/* One that is loaded while the machine goes down may have come too late for shutdown(): SVM would be on in the next kernel. */
+	if (system_state == SYSTEM_HALT || system_state == SYSTEM_POWER_OFF || system_state == SYSTEM_RESTART) {
+		hsave_cpus_stop();
+		return -EBUSY;
+	}
 	return 0;
 }
 
 void hsave_cpus_stop(void)
 {
-	unregister_reboot_notifier(&reboot_notifier);
-	unregister_suspend();
+	unregister_syscore_callbacks();
 	hsave_perf_stop();
 	started = false;
 	/* Runs offline() on each. */

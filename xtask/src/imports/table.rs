@@ -48,8 +48,6 @@ pub const WITHOUT: &[(&str, &str)] = &[
         __kmem_cache_create_args kmem_cache_create_usercopy kmem_cache_destroy kmem_cache_free percpu_counter_add_batch
         percpu_counter_batch percpu_counter_destroy percpu_counter_destroy_many register_shrinker shrinker_alloc
         shrinker_free shrinker_register unregister_shrinker"),
-    ("shadow paging: absent, so that a page fault is never intercepted, and the host's own asynchronous ones do not get here", "
-        kvm_async_pf_task_wait_schedule kvm_read_and_reset_apf_flags"),
     ("no huge pages that may not execute: that is against a defect of Intel's processors (ITLB_MULTIHIT)", "
         cgroup_attach_task_all complete cpu_mitigations_off itlb_multihit_kvm_mitigation kstrtobool kthread_create_on_node
         kthread_park kthread_parkme kthread_should_stop kthread_stop kthread_unpark param_get_uint
@@ -83,7 +81,7 @@ pub const WITHOUT: &[(&str, &str)] = &[
     ("other threads do nothing for a VM but bring pages in, which are not waited for, and deliver what is for all of its vCPUs \
       (docs/decisions/0010, 0023)", "
         __flush_workqueue cancel_delayed_work_sync
-        delayed_work_timer_fn init_timer_key irq_work_queue irq_work_sync
+        delayed_work_timer_fn init_timer_key
         kthread_create_worker kthread_create_worker_on_node kthread_destroy_worker kthread_flush_work kthread_queue_work
         pid_vnr queue_delayed_work_on system_long_wq timer_init_key"),
     ("a vCPU is kicked by an IPI to its CPU alone, and a CPU's state is changed on the CPU itself", "
@@ -119,7 +117,8 @@ pub const WITHOUT: &[(&str, &str)] = &[
     ("KVM_SET_SIGNAL_MASK of a 32-bit VMM: on x86 both layouts are the same bits", "get_compat_sigset"),
     ("the parts of an MSI are taken apart in irqchip", "x86_msi_msg_get_destid"),
     ("the TSC's stability is the kernel's own finding", "mark_tsc_unstable"),
-    ("the state of the machine is told by the reboot notifier", "system_state"),
+    ("SVM goes off with what the kernel calls at shutdown, as in the kernel's own KVM of later kernels", "
+        register_reboot_notifier unregister_reboot_notifier"),
     ("SVM is looked for on the CPU where it is switched on", "migrate_disable migrate_enable"),
     ("the shim's own flag says that SVM may go off under a guest", "virt_rebooting"),
     ("the mmu's lock is given up after a fixed amount of work, whoever waits for it", "
