@@ -97,6 +97,15 @@ unsafe impl Platform for Kernel {
         unsafe { shim::hsave_machine_check() }
     }
 
+    fn host_page_fault() -> bool {
+        // SAFETY: interrupts are off, and a #PF ended the guest's run.
+        unsafe { shim::hsave_host_page_fault() }
+    }
+
+    fn wait_for_host_page(token: u32) {
+        shim::hsave_wait_for_host_page(token);
+    }
+
     fn has_retbleed() -> bool {
         shim::hsave_has_retbleed()
     }

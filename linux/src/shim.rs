@@ -387,6 +387,8 @@ unsafe extern "C" {
     pub safe fn hsave_guest_barrier();
     pub safe fn hsave_interrupt_self();
     pub fn hsave_machine_check();
+    pub fn hsave_host_page_fault() -> bool;
+    pub safe fn hsave_wait_for_host_page(token: u32);
     pub safe fn hsave_known_features(reg: u32) -> u32;
     pub safe fn hsave_has_retbleed() -> bool;
     pub safe fn hsave_has_virt_ssbd() -> bool;

@@ -71,6 +71,12 @@ pub unsafe trait Platform: 'static {
     fn tell_entry(vcpu: u32, rip: u64, at_once: bool, event_inj: u64);
     /// Interrupts off, right after #VMEXIT: the guest was interrupted by a machine check; runs the kernel's handler.
     fn machine_check();
+    /// Interrupts off, right after #VMEXIT with the code of a #PF that was not intercepted: true if it is an asynchronous page fault
+    /// of the hypervisor that the host runs on, for memory of the host's; the note of it is taken
+    /// (`kvm_read_and_reset_apf_flags`), so that the next #PF on this CPU is not held for it.
+    fn host_page_fault() -> bool;
+    /// Sleeps until the outer hypervisor has brought the page of this `token` (`kvm_async_pf_task_wait_schedule`).
+    fn wait_for_host_page(token: u32);
 
     /// Does the processor speculate at direct and conditional branches as if they were indirect ones (Branch Type Confusion,
     /// `X86_BUG_RETBLEED`)?

@@ -16,6 +16,10 @@ use host::{Errno, FastExits, VcpuRequests};
 /// Exit code of an intercepted #MC.
 const MACHINE_CHECK: u64 = code::EXCP0 + vector::MC as u64;
 
+/// That of #PF, which nobody here intercepts. Where the host is itself a guest of KVM's, the outer KVM reports its own asynchronous
+/// page faults by it (MSR_KVM_ASYNC_PF_EN, bit 2).
+const PAGE_FAULT: u64 = code::EXCP0 + vector::PF as u64;
+
 /// SSBD in VIRT_SPEC_CTRL.
 const VIRT_SPEC_CTRL_SSBD: u64 = 1 << 2;
 
@@ -104,11 +108,16 @@ impl<P: Platform> Svm<P> {
         if info.code == MACHINE_CHECK {
             P::machine_check();
         }
+        let host_waits = info.code == PAGE_FAULT && !faulted && P::host_page_fault();
         requests.leave();
         P::guest_done(info.code == code::INTR);
         if faulted {
             self.broken = Some(Errno::EIO);
             return Exit::None;
+        }
+        if host_waits {
+            P::wait_for_host_page(info.info2 as u32);
+            return Exit::Nmi; // As after an NMI there is nothing left to do.
         }
         Exit::decode(&info, self.machine.features.decode_assists)
     }

@@ -5,6 +5,7 @@
 #include <linux/hw_breakpoint.h>
 #include <linux/irqflags.h>
 #include <linux/kvm_host.h>
+#include <linux/kvm_para.h>
 #include <asm/cpufeature.h>
 #include <asm/debugreg.h>
 #include <asm/fpu/api.h>
@@ -148,6 +149,24 @@ void hsave_machine_check(void)
 
 	do_machine_check(&regs);
 #endif
+}
+
+/*
+ * Does the outer KVM, of which this host is a guest, wait for memory of the host's? It says so by a #PF exit whether or not that
+ * is intercepted, since Linux allows it (KVM_ASYNC_PF_DELIVERY_AS_PF_VMEXIT). Whoever takes the exit has to take the note, too: the
+ * next #PF of the kernel's own on this CPU would be held for it, which is a panic.
+ */
+bool hsave_host_page_fault(void)
+{
+	return kvm_read_and_reset_apf_flags() & KVM_PV_REASON_PAGE_NOT_PRESENT;
+}
+
+/* Sleeps until the page of this token is there. */
+void hsave_wait_for_host_page(u32 token)
+{
+	local_irq_disable();
+	kvm_async_pf_task_wait_schedule(token);
+	local_irq_enable();
 }
 
 #define KNOWN(name, bit) (boot_cpu_has(X86_FEATURE_##name) ? BIT(bit) : 0)

@@ -146,6 +146,10 @@ pub struct Script {
     pub virt_ssbd: Option<bool>,
     /// The processor has Branch Type Confusion.
     pub retbleed: bool,
+    /// The outer hypervisor waits for memory of the host's.
+    pub host_page_fault: bool,
+    /// The token of the page that was waited for.
+    pub waited_for: Option<u32>,
 }
 
 static SCRIPT: Mutex<Option<Script>> = Mutex::new(None);
@@ -164,6 +168,8 @@ pub fn script<R>(f: impl FnOnce(&mut Script) -> R) -> R {
         pages: usize::MAX,
         held: 0,
         svme: Ok(()),
+        host_page_fault: false,
+        waited_for: None,
         virt_ssbd: None,
         retbleed: false,
     }))
@@ -328,6 +334,13 @@ unsafe impl Platform for Kernel {
     }
     fn machine_check() {
         call("machine_check");
+    }
+    fn host_page_fault() -> bool {
+        call("host_page_fault");
+        script(|s| s.host_page_fault)
+    }
+    fn wait_for_host_page(token: u32) {
+        assert!(hw().interrupts && script(|s| s.waited_for.replace(token)).is_none());
     }
     fn has_retbleed() -> bool {
         script(|s| s.retbleed)

@@ -290,6 +290,30 @@ fn a_machine_check_in_the_guest_goes_to_the_host_and_a_refused_vmcb_is_reported(
 }
 
 #[test]
+fn a_page_fault_of_the_outer_hypervisors_is_the_hosts() {
+    let b = Bench::new();
+    let mut cpu = Svm::new(machine(&b, 0), &ROOT).unwrap();
+    let requests = VcpuRequests::new();
+    hw().guest = Box::new(|_, vmcb| {
+        let c = &mut vmcb.control;
+        (c.exit_code, c.exit_info_1, c.exit_info_2) = (code::EXCP0 + 14, 0, 0x1234_5678);
+    });
+    script(|s| s.host_page_fault = true);
+    assert_eq!(cpu.enter(&requests, &mut Handler::none()), Exit::Nmi);
+    assert_eq!(script(|s| (s.host_page_fault, s.waited_for.take())), (true, Some(0x1234_5678)));
+    let trace = b.trace();
+    let at = |op: Op| trace.iter().position(|o| *o == op).unwrap();
+    assert!(
+        at(Op::Call("host_page_fault")) < at(Op::Call("guest_done")),
+        "before another fault could come on this CPU"
+    );
+    // Any other is the guest's.
+    script(|s| s.host_page_fault = false);
+    assert!(matches!(cpu.enter(&requests, &mut Handler::none()), Exit::Exception { vector: 14, .. }));
+    assert_eq!(script(|s| s.waited_for), None);
+}
+
+#[test]
 fn without_svm_on_this_cpu_the_vcpu_is_broken() {
     let b = Bench::new();
     let m = machine(&b, 0);
