@@ -7,6 +7,7 @@
 insmod /modules/hsave_0_2.ko || exit 2
 CPUS=4 UPGRADES=200 boot-guest microvm moves || exit 3
 [ -z "$(ls /sys/kernel/hsave/vms)" ] || exit 4
+rm -r /tmp/*
 CPUS=4 UPGRADES=40 PLUG=yes boot-guest q35 moves || exit 5
 [ -z "$(ls /sys/kernel/hsave/vms)" ] || exit 4
 rmmod hsave_0_2 || exit 6
