@@ -79,6 +79,13 @@ pub(crate) fn canonical<M: Machine>(m: &M, linear: u64) -> bool {
     ((linear << shift) as i64 >> shift) as u64 == linear
 }
 
+/// Is `linear` canonical where the processor looks at what it has, not at CR4.LA57: the bases of descriptor tables and
+/// of system segments, and the operand of INVLPG?
+pub(crate) fn canonical_base<M: Machine>(m: &M, linear: u64) -> bool {
+    let shift = if m.has_la57() { 7 } else { 16 };
+    ((linear << shift) as i64 >> shift) as u64 == linear
+}
+
 /// The offset of the instruction's memory operand, plus `extra`, truncated to the address size.
 #[inline]
 pub(crate) fn effective<M: Machine>(m: &M, insn: &Insn, extra: u64) -> u64 {

@@ -195,6 +195,8 @@ pub trait Machine {
     fn efer(&self) -> u64;
     /// XCR0, for the checks of VEX instructions.
     fn xcr0(&self) -> u64;
+    /// Can the processor use page tables of five levels, whatever CR4.LA57 is and the guest was told?
+    fn has_la57(&self) -> bool;
 
     /// Reads `buf.len()` (1 to 15) instruction bytes at `linear`, with execute permission checked. The range does not
     /// cross a page.

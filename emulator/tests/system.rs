@@ -77,6 +77,19 @@ fn descriptor_table_registers_and_invlpg() {
     m.gpr[3] = 1 << 60;
     ok(&mut m, &[0x0f, 0x01, 0x3b]);
     assert_eq!(m.invalidated, [0x1234_5678]);
+    // What counts is what the processor has, not what it does.
+    m.gpr[3] = 1 << 52;
+    ok(&mut m, &[0x0f, 0x01, 0x3b]);
+    m.la57 = true;
+    ok(&mut m, &[0x0f, 0x01, 0x3b]);
+    assert_eq!(m.invalidated, [0x1234_5678, 1 << 52]);
+    m.gpr[3] = 0x2000;
+    m.poke(0x2002, &(1u64 << 52).to_le_bytes());
+    ok(&mut m, &[0x0f, 0x01, 0x13]);
+    assert_eq!(m.gdtr.base, 1 << 52);
+    m.la57 = false;
+    m.cr[4] |= 1 << 12;
+    assert_eq!(fault(&mut m, &[0x0f, 0x01, 0x13]), Exception::gp(0));
     // With 16-bit operands the base has 24 bits.
     let mut m = Fake::real();
     m.map(0, 0x1000);
@@ -259,6 +272,8 @@ fn system_segments() {
     assert_eq!(fault(&mut m, &LLDT), Exception::np(0x10));
     m.poke(0x4010, &system_descriptor(2, 1 << 50));
     assert_eq!(fault(&mut m, &LLDT), Exception::gp(0x10), "not canonical");
+    m.la57 = true;
+    ok(&mut m, &LLDT);
     m.cpl = 3;
     assert_eq!((fault(&mut m, &LLDT), fault(&mut m, &LTR)), (Exception::gp(0), Exception::gp(0)));
     ok(&mut m, &[0x0f, 0x00, 0x43, 0x04]);

@@ -1,6 +1,7 @@
 //! The vCPU as the emulator sees it (`emulator::Machine`), and the ways in which emulation ends.
 
 use crate::Ctx;
+use crate::cpuid::Feature;
 use crate::exits::internal_error;
 use crate::mmio::{Faulted, Wanted};
 use crate::run::Next;
@@ -260,6 +261,9 @@ impl<H: Host> Machine for Ctx<'_, H> {
     }
     fn xcr0(&self) -> u64 {
         if self.core.guest_cr4 & Cr4::OSXSAVE.bits() != 0 { self.core.cpu.extra().xcr0 } else { 0 }
+    }
+    fn has_la57(&self) -> bool {
+        self.core.cpuid.caps().has(Feature::LA57)
     }
 
     fn fetch(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {

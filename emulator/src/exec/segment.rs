@@ -1,7 +1,7 @@
 //! Loading of segment registers (APM vol. 2, 4.10 and 4.12): descriptors, their checks and their accessed bit.
 
 use super::{Halt, Res, Step};
-use crate::address::canonical;
+use crate::address::canonical_base;
 use crate::insn::{Mode, Seg};
 use crate::machine::{Access, Exception, Machine, Segment, Table};
 
@@ -112,7 +112,7 @@ impl<M: Machine> Step<'_, M> {
             TSS_16 => seg == Seg::Tr && !long,
             _ => false,
         };
-        if !fits || high >> 40 & 0x1f != 0 || long && !canonical(self.m, base) {
+        if !fits || high >> 40 & 0x1f != 0 || long && !canonical_base(self.m, base) {
             return Err(fault.into());
         }
         if !s.present() {

@@ -1,7 +1,7 @@
 //! Control and debug registers, the machine status word, descriptor-table registers, INVLPG.
 
 use super::{Res, Step, unhandled};
-use crate::address::{self, canonical};
+use crate::address::{self, canonical_base};
 use crate::flags::mask;
 use crate::insn::{Mode, Op, Operand, Seg};
 use crate::machine::{Access, Exception, Machine, Table, TableReg};
@@ -117,7 +117,7 @@ impl<M: Machine> Step<'_, M> {
         } else {
             offset
         };
-        if canonical(self.m, linear) {
+        if canonical_base(self.m, linear) {
             self.m.invlpg(linear);
         }
         Ok(())
@@ -157,7 +157,7 @@ impl<M: Machine> Step<'_, M> {
         if !self.insn.mode.is_long() && self.insn.opsize == 2 {
             base &= mask(3);
         }
-        if self.insn.mode.is_long() && !canonical(self.m, base) {
+        if self.insn.mode.is_long() && !canonical_base(self.m, base) {
             return Err(Exception::gp(0).into());
         }
         self.m.set_table(which, TableReg { base, limit: whole as u16 });

@@ -41,6 +41,7 @@ pub struct Fake {
     pub dr: [u64; 8],
     pub efer: u64,
     pub xcr0: u64,
+    pub la57: bool,
     pub ymm: [[u8; 32]; 16],
     pub mmx: [u64; 8],
     pub x87: (u16, u16),
@@ -85,6 +86,7 @@ impl Fake {
             dr: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
             efer: 0,
             xcr0: 7,
+            la57: false,
             ymm: [[0; 32]; 16],
             mmx: [0; 8],
             x87: (0x37f, 0),
@@ -286,6 +288,9 @@ impl Machine for Fake {
     }
     fn xcr0(&self) -> u64 {
         self.xcr0
+    }
+    fn has_la57(&self) -> bool {
+        self.la57
     }
     fn fetch(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Stop> {
         assert!(!buf.is_empty() && buf.len() <= 15);

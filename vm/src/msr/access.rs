@@ -139,8 +139,6 @@ pub struct MsrAccess<'a, C: Cpu, T: Clocks> {
     pub vm: &'a VmMsrs,
     /// The guest's CR0.
     pub cr0: u64,
-    /// The guest's CR4.
-    pub cr4: u64,
 }
 
 impl<H: Host> Core<H> {
@@ -157,7 +155,6 @@ impl<H: Host> Core<H> {
             clock: &mut self.clock,
             vm,
             cr0: self.guest_cr0,
-            cr4: self.guest_cr4,
         }
     }
 }

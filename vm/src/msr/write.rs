@@ -9,7 +9,7 @@ use crate::cpuid::{
 };
 use crate::pv::async_pf;
 use arch::CleanBits;
-use arch::cr::{Cr0, Cr4, Efer};
+use arch::cr::{Cr0, Efer};
 use arch::msr::*;
 use core::sync::atomic::Ordering::Relaxed;
 use host::{Command, Cpu};
@@ -44,7 +44,7 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
             APIC_BASE => return self.write_apic_base(value, host),
             EFER => return self.write_efer(value, host),
             STAR | LSTAR | CSTAR | SYSCALL_MASK | FS_BASE | GS_BASE | KERNEL_GS_BASE | SYSENTER_CS | SYSENTER_ESP
-            | SYSENTER_EIP | PAT => return self.write_save(index, value, host),
+            | SYSENTER_EIP | PAT => return self.write_save(index, value),
             SPEC_CTRL | PRED_CMD | FLUSH_CMD | VIRT_SPEC_CTRL => return self.write_speculation(index, value, host),
             KVM_WALL_CLOCK | KVM_WALL_CLOCK_NEW | KVM_SYSTEM_TIME | KVM_SYSTEM_TIME_NEW | KVM_POLL_CONTROL
             | KVM_STEAL_TIME | KVM_PV_EOI_EN | KVM_ASYNC_PF_EN | KVM_ASYNC_PF_INT | KVM_ASYNC_PF_ACK => {
@@ -213,9 +213,11 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
     }
 
     /// Those that lie in the save area.
-    fn write_save(&mut self, index: u32, value: u64, host: bool) -> Written {
+    fn write_save(&mut self, index: u32, value: u64) -> Written {
         let flags = self.cpuid.flags();
-        let la57 = self.cr4 & Cr4::LA57.bits() != 0 || host && flags.la57;
+        // The processor goes by what it has, and guests write these without an exit: CR4.LA57 and the guest's CPUID do
+        // not matter.
+        let la57 = self.cpuid.caps().has(Feature::LA57);
         let proper = canonical(value, if la57 { 57 } else { 48 });
         let is_address = matches!(index, LSTAR | CSTAR | FS_BASE | GS_BASE | KERNEL_GS_BASE);
         if is_address && proper != value || index == PAT && !pat_valid(value) {

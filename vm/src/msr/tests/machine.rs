@@ -99,7 +99,6 @@ pub(super) struct Machine {
     pub clock: VcpuClock,
     pub vm: VmMsrs,
     pub cr0: u64,
-    pub cr4: u64,
 }
 
 impl Machine {
@@ -124,7 +123,6 @@ impl Machine {
             clock: VcpuClock::new(2_000_000),
             vm: VmMsrs::default(),
             cr0: 0,
-            cr4: 0,
         }
     }
 
@@ -150,7 +148,6 @@ impl Machine {
             clock: &mut self.clock,
             vm: &self.vm,
             cr0: self.cr0,
-            cr4: self.cr4,
         }
     }
     pub fn rd(&mut self, msr: u32) -> Result<u64, MsrError> {

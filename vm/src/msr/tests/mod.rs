@@ -258,17 +258,22 @@ fn efer() {
 
 #[test]
 fn addresses_are_canonical() {
-    let mut m = Machine::generous();
-    for msr in [LSTAR, CSTAR, FS_BASE, GS_BASE, KERNEL_GS_BASE] {
-        assert_eq!(m.wr(msr, 0xffff_8000_0000_0000), W_OK);
-        assert_eq!(m.wr(msr, 0x8000_0000_0000), W_BAD);
-        m.cr4 = cr::Cr4::LA57.bits();
-        assert_eq!(m.wr(msr, 0x8000_0000_0000), W_OK);
-        assert_eq!(m.rd(msr), Ok(0x8000_0000_0000));
-        m.cr4 = 0;
-        assert_eq!(m.put(msr, 0x8000_0000_0000), W_OK, "CR4 may come later");
-        assert_eq!(m.put(msr, 1 << 60), W_BAD);
+    let mut lesser = FakeHost::zen3();
+    let without_la57 = |word: &mut [u32; 4]| word[2] &= !(1 << 16);
+    lesser.leaves.entry((7, 0)).and_modify(without_la57);
+    // What the guest was told does not matter.
+    for (mut m, la57) in
+        [(Machine::generous(), true), (Machine::bare(), true), (Machine::with(&lesser, generous(&lesser)), false)]
+    {
+        let wide = if la57 { W_OK } else { W_BAD };
+        for msr in [LSTAR, CSTAR, FS_BASE, GS_BASE, KERNEL_GS_BASE] {
+            assert_eq!(m.wr(msr, 0xffff_8000_0000_0000), W_OK);
+            assert_eq!((m.wr(msr, 0x8000_0000_0000), m.put(msr, 0x8000_0000_0000)), (wide, wide));
+            assert_eq!((m.wr(msr, 1 << 60), m.put(msr, 1 << 60)), (W_BAD, W_BAD));
+            assert_eq!(m.rd(msr) == Ok(0x8000_0000_0000), la57);
+        }
     }
+    let mut m = Machine::generous();
     assert_eq!(m.wr(STAR, !0), W_OK);
     assert_eq!(m.wr(SYSENTER_CS, 0x1234_5678), W_OK);
     assert_eq!(m.wr(SYSENTER_EIP, 0xffff_ffff_8000_0001), W_OK);
@@ -276,8 +281,11 @@ fn addresses_are_canonical() {
     let mut m = Machine::bare();
     assert_eq!(m.wr(SYSENTER_EIP, 0xffff_ffff_8000_0001), W_OK);
     assert_eq!(m.rd(SYSENTER_EIP), Ok(0xffff_ffff_8000_0001), "Intel keeps 64");
-    assert_eq!(m.wr(SYSENTER_ESP, 0x1234_8000_0000_0000), W_OK);
-    assert_eq!(m.rd(SYSENTER_ESP), Ok(0xffff_8000_0000_0000), "made canonical instead of a fault");
+    assert_eq!(m.wr(SYSENTER_ESP, 0x1334_8000_0000_0000), W_OK);
+    assert_eq!(m.rd(SYSENTER_ESP), Ok(0xff34_8000_0000_0000), "made canonical instead of a fault");
+    let mut m = Machine::with(&lesser, GuestCpuid::new(&Caps::new(&lesser)));
+    assert_eq!(m.put(SYSENTER_ESP, 0x1334_8000_0000_0000), W_OK);
+    assert_eq!(m.rd(SYSENTER_ESP), Ok(0xffff_8000_0000_0000));
 }
 
 #[test]
