@@ -63,11 +63,12 @@ const fn passed(word: Word) -> u32 {
         }
         // TscInvariant
         Word::X7Edx => bits(&[8]),
-        // CLZERO RstrFpErrPtrs WBNOINVD IBPB IBRS STIBP STIBP_ALWAYS_ON SSBD SsbdNotRequired PSFD IBPB_RET
-        Word::X8Ebx => bits(&[0, 2, 9, 12, 14, 15, 17, 24, 26, 28, 30]),
+        // CLZERO RstrFpErrPtrs WBNOINVD IBPB IBRS STIBP STIBP_ALWAYS_ON IBRS_SAME_MODE EFER_LMSLE_MBZ SSBD
+        // SsbdNotRequired PSFD IBPB_RET
+        Word::X8Ebx => bits(&[0, 2, 9, 12, 14, 15, 17, 19, 20, 24, 26, 28, 30]),
         // NoNestedDataBp WRMSR_XX_BASE_NS LFenceAlwaysSerializing VERW_CLEAR NullSelectorClearsBase AutomaticIBRS
-        // SBPB IBPB_BRTYPE SRSO_NO SRSO_USER_KERNEL_NO
-        Word::X21Eax => bits(&[0, 1, 2, 5, 6, 8, 27, 28, 29, 30]),
+        // PREFETCHI AVX512_BMM SBPB IBPB_BRTYPE SRSO_NO SRSO_USER_KERNEL_NO
+        Word::X21Eax => bits(&[0, 1, 2, 5, 6, 8, 20, 23, 27, 28, 29, 30]),
         // TSA_SQ_NO TSA_L1_NO TSA_FILL_NO
         Word::X21Ecx => bits(&[1, 2, 7]),
     }

@@ -124,7 +124,7 @@ fn supported_leaf_by_leaf() {
     assert_eq!(leaf(0x8000_0002, 0), [0; 4]);
     assert_eq!(leaf(0x8000_0006, 0), [1, 2, 3, 0xfffc_ffff]);
     assert_eq!(leaf(0x8000_0007, 0), [0, 0, 0, 0x100]);
-    assert_eq!(leaf(0x8000_0008, 0), [0x30_3030, 0x5702_d205, 0x501f, 0]);
+    assert_eq!(leaf(0x8000_0008, 0), [0x30_3030, 0x571a_d205, 0x501f, 0]);
     assert_eq!(leaf(0x8000_000a, 0), [0; 4]);
     assert_eq!(leaf(0x8000_001a, 0), [7, 0, 0, 0]);
     assert_eq!(leaf(0x8000_001d, 1), [0x143, 4, 5, 6]);
@@ -132,7 +132,7 @@ fn supported_leaf_by_leaf() {
     assert!(!list.iter().any(|e| e.function == 0x8000_001d && e.index == 3));
     assert_eq!(leaf(0x8000_001e, 0), [0; 4]);
     assert_eq!(leaf(0x8000_001f, 0), [0; 4]);
-    assert_eq!(leaf(0x8000_0021, 0), [0x7800_0367, 0, 0x86, 0]);
+    assert_eq!(leaf(0x8000_0021, 0), [0x7890_0367, 0, 0x86, 0]);
     assert_eq!(leaf(0x4000_0000, 0), [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d]);
     assert_eq!(leaf(0x4000_0001, 0), [KVM_FEATURES, 0, 0, 0]);
 }
