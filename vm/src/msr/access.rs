@@ -4,8 +4,9 @@ use super::{MsrState, list};
 use crate::clock::VcpuClock;
 use crate::cpuid::GuestCpuid;
 use crate::vcpu::Core;
+use arch::msr::ARCH_CAPABILITIES;
 use core::sync::atomic::{AtomicBool, AtomicU64};
-use host::{Command, Cpu, Host};
+use host::{Command, Cpu, Host, linux_version};
 use irqchip::{Lapic, TimerEffect};
 
 /// Why an access did not happen. The guest gets #GP(0), unless user space wants to know (KVM_CAP_X86_USER_SPACE_MSR).
@@ -183,6 +184,13 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
             }
             result => result,
         }
+    }
+
+    /// Is a describing MSR absent for want of its CPUID bit? So it is from Linux 6.13 on, for user space, too. The bit
+    /// of PERF_CAPABILITIES is never offered.
+    pub(super) fn lacks_bit_of(&self, index: u32) -> bool {
+        let has = index == ARCH_CAPABILITIES && self.cpuid.flags().arch_capabilities;
+        !has && self.cpuid.caps().linux_version() >= linux_version(6, 13)
     }
 
     /// Does the guest have the paravirtual feature? Without enforcement, all that are offered exist.

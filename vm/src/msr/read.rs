@@ -60,6 +60,7 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
                 only_if(host || flags.xsaves)?;
                 self.cpu.extra().xss
             }
+            ARCH_CAPABILITIES | PERF_CAPABILITIES if self.lacks_bit_of(index) => return Err(MsrError::Unknown),
             ARCH_CAPABILITIES if host || flags.arch_capabilities => self.state.arch_capabilities,
 
             MTRRCAP => MTRR_CAP,

@@ -65,6 +65,7 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
             }
             XSS if value != 0 || !(host || flags.xsaves) => return INVALID,
             XSS => self.cpu.extra_mut().xss = 0,
+            ARCH_CAPABILITIES | PERF_CAPABILITIES if self.lacks_bit_of(index) => return Err(MsrError::Unknown),
             ARCH_CAPABILITIES if host => self.state.arch_capabilities = value,
 
             MTRR_PHYS_BASE0..=MTRR_FIX4K_F8 | MTRR_DEF_TYPE => {

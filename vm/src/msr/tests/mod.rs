@@ -229,6 +229,25 @@ fn user_space_has_more_rights() {
     assert_eq!(m.put(PLATFORM_INFO, 0), W_BAD, "CPUID faulting is on");
 }
 
+/// From Linux 6.13 on user space, too, has them only with their CPUID bits: without, they are among those that read
+/// zero because they are listed.
+#[test]
+fn describing_msrs_hang_on_their_bits() {
+    let host = FakeHost { linux_version: host::linux_version(6, 13), ..FakeHost::zen3() };
+    let mut m = Machine::with(&host, GuestCpuid::new(&Caps::new(&host)));
+    for msr in [ARCH_CAPABILITIES, PERF_CAPABILITIES] {
+        assert_eq!((m.get(msr), m.put(msr, 0), m.put(msr, 1)), (Ok(0), W_OK, W_NONE), "{msr:#x}");
+        assert_eq!((m.rd(msr), m.wr(msr, 0)), (NONE, W_NONE), "{msr:#x}");
+    }
+    let mut m = Machine::with(&host, generous(&host));
+    assert_eq!(
+        (m.get(ARCH_CAPABILITIES), m.rd(ARCH_CAPABILITIES)),
+        (Ok(0x4000_0000_0c00_0079), Ok(0x4000_0000_0c00_0079))
+    );
+    assert_eq!((m.put(ARCH_CAPABILITIES, 1), m.rd(ARCH_CAPABILITIES)), (W_OK, Ok(1)));
+    assert_eq!((m.get(PERF_CAPABILITIES), m.put(PERF_CAPABILITIES, 1)), (Ok(0), W_NONE));
+}
+
 #[test]
 fn efer() {
     let mut m = Machine::generous();
