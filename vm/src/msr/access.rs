@@ -190,7 +190,12 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
     /// of PERF_CAPABILITIES is never offered.
     pub(super) fn lacks_bit_of(&self, index: u32) -> bool {
         let has = index == ARCH_CAPABILITIES && self.cpuid.flags().arch_capabilities;
-        !has && self.cpuid.caps().linux_version() >= linux_version(6, 13)
+        !has && self.since(6, 13)
+    }
+
+    /// Is KVM's interface that of this Linux, or of a later one?
+    pub(super) fn since(&self, major: u32, minor: u32) -> bool {
+        self.cpuid.caps().linux_version() >= linux_version(major, minor)
     }
 
     /// Does the guest have the paravirtual feature? Without enforcement, all that are offered exist.

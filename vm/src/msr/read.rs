@@ -61,7 +61,10 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
                 self.cpu.extra().xss
             }
             ARCH_CAPABILITIES | PERF_CAPABILITIES if self.lacks_bit_of(index) => return Err(MsrError::Unknown),
-            ARCH_CAPABILITIES if host || flags.arch_capabilities => self.state.arch_capabilities,
+            ARCH_CAPABILITIES => {
+                only_if(host || flags.arch_capabilities)?;
+                self.state.arch_capabilities
+            }
 
             MTRRCAP => MTRR_CAP,
             MTRR_PHYS_BASE0..=MTRR_FIX4K_F8 | MTRR_DEF_TYPE => self.state.mtrr.read(index).ok_or(MsrError::Invalid)?,

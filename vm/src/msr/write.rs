@@ -67,6 +67,8 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
             XSS => self.cpu.extra_mut().xss = 0,
             ARCH_CAPABILITIES | PERF_CAPABILITIES if self.lacks_bit_of(index) => return Err(MsrError::Unknown),
             ARCH_CAPABILITIES if host => self.state.arch_capabilities = value,
+            // Whether a guest that cannot write it has it has changed.
+            ARCH_CAPABILITIES if !self.since(6, 13) => return INVALID,
 
             MTRR_PHYS_BASE0..=MTRR_FIX4K_F8 | MTRR_DEF_TYPE => {
                 if !self.state.mtrr.write(index, value, flags.reserved_gpa_bits) {
@@ -98,8 +100,9 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
                 return Ok(MsrEffect::CpuidChanged);
             }
             POWER_CTL => self.state.power_ctl = value,
-            SMBASE if host => self.state.smbase = value,
-            SMI_COUNT if host => self.state.smi_count = value,
+            SMBASE | SMI_COUNT if !host => return INVALID,
+            SMBASE => self.state.smbase = value,
+            SMI_COUNT => self.state.smi_count = value,
             XFD | XFD_ERR | PERF_CAPABILITIES if !host || value != 0 => return INVALID,
             XFD | XFD_ERR | PERF_CAPABILITIES => {}
             MC0_CTL2..=0x29f => {

@@ -138,7 +138,10 @@ fn what_a_guest_may_write() {
         (FLUSH_CMD, 2, W_BAD),
         (VIRT_SPEC_CTRL, 4, W_OK),
         (VIRT_SPEC_CTRL, 1, W_BAD),
-        (ARCH_CAPABILITIES, 0, W_NONE),
+        (ARCH_CAPABILITIES, 0, W_BAD),
+        (PERF_CAPABILITIES, 0, W_BAD),
+        (SMBASE, 0x3_0000, W_BAD),
+        (SMI_COUNT, 0, W_BAD),
         (TSC_RATIO, TSC_RATIO_DEFAULT, W_BAD),
         (OSVW_STATUS, 3, W_OK),
         (KVM_POLL_CONTROL, 0, W_OK),
@@ -217,7 +220,7 @@ fn user_space_has_more_rights() {
         assert_eq!(m.rd(msr), BAD, "{msr:#x}");
         assert_eq!(m.wr(msr, 0), W_BAD, "{msr:#x}");
     }
-    assert_eq!(m.rd(ARCH_CAPABILITIES), NONE);
+    assert_eq!(m.rd(ARCH_CAPABILITIES), BAD);
     assert_eq!((m.wr(PRED_CMD, 1), m.wr(FLUSH_CMD, 1)), (W_BAD, W_BAD));
     assert_eq!(m.put(PRED_CMD, 1), Ok(MsrEffect::Command(Command::Prediction(1))));
     let mut m = Machine::generous();
@@ -245,6 +248,7 @@ fn describing_msrs_hang_on_their_bits() {
         (Ok(0x4000_0000_0c00_0079), Ok(0x4000_0000_0c00_0079))
     );
     assert_eq!((m.put(ARCH_CAPABILITIES, 1), m.rd(ARCH_CAPABILITIES)), (W_OK, Ok(1)));
+    assert_eq!(m.wr(ARCH_CAPABILITIES, 1), W_NONE);
     assert_eq!((m.get(PERF_CAPABILITIES), m.put(PERF_CAPABILITIES, 1)), (Ok(0), W_NONE));
 }
 
