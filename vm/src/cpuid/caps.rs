@@ -4,6 +4,7 @@ use super::feature::{Feature, Word};
 use super::supported::EXTENDED_2;
 use super::{HostInfo, XstateTable};
 use arch::cr::Xcr0;
+use host::linux_version;
 
 /// Feature words after the hypervisor's own limits, and the XSAVE layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,8 +135,10 @@ impl Caps {
             self.set(Feature::AMD_PSFD, false);
         }
         self.set(Feature::VIRT_SSBD, switch.virt_ssbd || self.has(Feature::AMD_SSBD));
-        // Intel's names for the same controls, for guests that were started on Intel's model names.
-        self.set(Feature::SPEC_CTRL, self.has(Feature::AMD_IBPB) && self.has(Feature::AMD_IBRS));
+        // Intel's names for the same controls, for guests that were started on Intel's model names. Intel's barrier
+        // takes predicted returns, too, which Linux minds from 6.13 on.
+        let as_intels = self.has(Feature::AMD_IBPB_RET) || self.linux_version < linux_version(6, 13);
+        self.set(Feature::SPEC_CTRL, as_intels && self.has(Feature::AMD_IBPB) && self.has(Feature::AMD_IBRS));
         self.set(Feature::INTEL_STIBP, self.has(Feature::AMD_STIBP));
         self.set(Feature::SPEC_CTRL_SSBD, self.has(Feature::AMD_SSBD));
         // The kernel makes LFENCE serializing on every processor with SSE2; Zen 2 clears bases of null segments
@@ -213,4 +216,23 @@ pub(super) const fn family(signature: u32) -> u32 {
 pub(super) const fn model(signature: u32) -> u32 {
     let (base, low) = (signature >> 8 & 0xf, signature >> 4 & 0xf);
     if base == 0xf || base == 6 { low | signature >> 12 & 0xf0 } else { low }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpuid::tests::FakeHost;
+
+    /// From Linux 6.13 on only where the barrier does what Intel's does.
+    #[test]
+    fn spec_ctrl_needs_a_barrier_for_returns() {
+        for (minor, ibpb_ret, offered) in [(12, true, true), (12, false, true), (13, true, true), (13, false, false)] {
+            let mut host = FakeHost { linux_version: linux_version(6, minor), ..FakeHost::zen3() };
+            let others = |word: &mut [u32; 4]| word[1] &= !(u32::from(!ibpb_ret) << 30);
+            host.leaves.entry((0x8000_0008, 0)).and_modify(others);
+            let caps = Caps::new(&host);
+            assert_eq!(caps.has(Feature::SPEC_CTRL), offered, "6.{minor} {ibpb_ret}");
+            assert!(caps.has(Feature::INTEL_STIBP) && caps.has(Feature::AMD_IBPB));
+        }
+    }
 }

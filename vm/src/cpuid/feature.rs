@@ -131,6 +131,7 @@ features! {
     VIRT_SSBD X8Ebx 25;
     AMD_SSB_NO X8Ebx 26;
     AMD_PSFD X8Ebx 28;
+    AMD_IBPB_RET X8Ebx 30;
     LFENCE_RDTSC X21Eax 2;
     NULL_SEL_CLR_BASE X21Eax 6;
     AUTOIBRS X21Eax 8;
