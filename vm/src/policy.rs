@@ -145,7 +145,8 @@ impl<H: Host> Ctx<'_, H> {
     /// KVM_SET_MSRS, one MSR. What describes the processor is fixed once the vCPU has run, as its CPUID is; to write the
     /// same again is no change.
     pub fn set_msr(&mut self, index: u32, value: u64) -> Result<(), MsrError> {
-        if self.core.has_run && is_fixed_once_run(index) && self.get_msr(index)? != value {
+        let linux = self.vm.host.linux_version();
+        if self.core.has_run && is_fixed_once_run(index, linux) && self.get_msr(index)? != value {
             return Err(MsrError::Invalid);
         }
         self.write_msr(index, value, true).map(|_| ())

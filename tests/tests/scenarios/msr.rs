@@ -142,6 +142,23 @@ fn feature_msrs_are_fixed_by_the_first_run() {
     }
 }
 
+/// From Linux 6.13 on PLATFORM_INFO is among them.
+#[test]
+fn the_platform_is_fixed_by_the_first_run() {
+    const PLATFORM_INFO: u32 = 0xce;
+    for (minor, taken) in [(12, 1), (13, 0)] {
+        let m = Machine::new();
+        m.sim.set_linux_version(6, minor);
+        m.long(0, &[]);
+        assert_eq!((m.set_msr(0, PLATFORM_INFO, 0x1234), m.msr(0, PLATFORM_INFO)), (Ok(1), 0x1234));
+        m.does(0, |_| ());
+        m.run_out(0);
+        assert_eq!(m.set_msr(0, PLATFORM_INFO, 0x1235), Ok(taken));
+        assert_eq!(m.set_msr(0, PLATFORM_INFO, 0x1234), Ok(1), "6.{minor}");
+        m.end();
+    }
+}
+
 #[test]
 fn a_filter_holds_for_a_vcpu_that_is_made_after_it_and_has_no_cpuid() {
     const LSTAR: u32 = 0xc000_0082;

@@ -1,8 +1,9 @@
 //! Which MSRs KVM_GET_MSR_INDEX_LIST and KVM_GET_MSR_FEATURE_INDEX_LIST name (KVM API document 4.3).
 
-use super::number::{DE_CFG_LFENCE, POWER_CTL};
+use super::number::{DE_CFG_LFENCE, PLATFORM_INFO_CPUID_FAULT, POWER_CTL};
 use crate::cpuid::{Caps, Feature, HostInfo};
 use arch::msr::*;
+use host::linux_version;
 
 /// Guest state that the processor has, too; named where the host can read it.
 const SAVED: [u32; 19] = [
@@ -58,7 +59,12 @@ const EMULATED: [u32; 26] = [
 ];
 
 /// MSRs that describe the processor, for KVM_GET_MSRS on /dev/kvm.
-const FEATURES: [u32; 4] = [DE_CFG, BIOS_SIGN_ID, ARCH_CAPABILITIES, PERF_CAPABILITIES];
+const FEATURES: [u32; 5] = [DE_CFG, BIOS_SIGN_ID, ARCH_CAPABILITIES, PERF_CAPABILITIES, PLATFORM_INFO];
+
+/// Before Linux 6.13 PLATFORM_INFO is guest state like other.
+fn is_feature(msr: u32, linux: u32) -> bool {
+    FEATURES.contains(&msr) && (msr != PLATFORM_INFO || linux >= linux_version(6, 13))
+}
 
 /// What ARCH_CAPABILITIES says by default: none of Intel's leaks (RDCL_NO, MDS_NO, GDS_NO, RFDS_NO, ITS_NO), no flush of
 /// the L1D at nested entry needed, no machine check by changing a page's size; and SSB_NO where the processor does not leak so.
@@ -92,9 +98,9 @@ pub(super) fn is_advertised(msr: u32) -> bool {
 }
 
 /// Does it describe the processor, so that it is fixed once the vCPU has run? The microcode's revision may change under a
-/// running guest, and a range is VMX's.
-pub fn is_fixed_once_run(msr: u32) -> bool {
-    msr != BIOS_SIGN_ID && FEATURES.contains(&msr) || matches!(msr, 0x480..=0x491)
+/// running guest, and a range is VMX's. `linux`: [`HostInfo::linux_version`].
+pub fn is_fixed_once_run(msr: u32, linux: u32) -> bool {
+    msr != BIOS_SIGN_ID && is_feature(msr, linux) || matches!(msr, 0x480..=0x491)
 }
 
 /// MSRs of which [`feature_msr`] knows a value.
@@ -105,11 +111,13 @@ pub fn feature_index_list(host: &impl HostInfo, each: &mut impl FnMut(u32)) {
 /// What can be offered in a describing MSR; None if it is none, or the host has none.
 pub fn feature_msr(host: &impl HostInfo, msr: u32) -> Option<u64> {
     match msr {
+        _ if !is_feature(msr, host.linux_version()) => None,
         DE_CFG => Some(de_cfg(&Caps::new(host))),
         BIOS_SIGN_ID => host.describing_msr(BIOS_SIGN_ID),
         ARCH_CAPABILITIES => Some(arch_capabilities(&Caps::new(host))),
         // No performance monitoring.
         PERF_CAPABILITIES => Some(0),
+        PLATFORM_INFO => Some(PLATFORM_INFO_CPUID_FAULT),
         _ => None,
     }
 }

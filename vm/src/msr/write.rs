@@ -85,7 +85,8 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
             BIOS_SIGN_ID | BIOS_UPDT_TRIG => {}
             PLATFORM_INFO => {
                 let takes_away = value & PLATFORM_INFO_CPUID_FAULT == 0 && self.state.cpuid_faulting();
-                if !host || takes_away {
+                // From Linux 6.13 on it describes the processor, and may be restored in any order.
+                if !host || takes_away && !self.since(6, 13) {
                     return INVALID;
                 }
                 self.state.platform_info = value;

@@ -230,6 +230,10 @@ fn user_space_has_more_rights() {
     assert_eq!((m.rd(PLATFORM_INFO), m.get(PLATFORM_INFO)), (BAD, Ok(1 << 31)));
     m.wr(MISC_FEATURES_ENABLES, 1).unwrap();
     assert_eq!(m.put(PLATFORM_INFO, 0), W_BAD, "CPUID faulting is on");
+    let later = FakeHost { linux_version: host::linux_version(6, 13), ..FakeHost::zen3() };
+    let mut m = Machine::with(&later, generous(&later));
+    m.wr(MISC_FEATURES_ENABLES, 1).unwrap();
+    assert_eq!((m.put(PLATFORM_INFO, 0), m.wr(PLATFORM_INFO, 0)), (W_OK, W_BAD));
 }
 
 /// From Linux 6.13 on user space, too, has them only with their CPUID bits: without, they are among those that read
@@ -409,6 +413,15 @@ fn lists_name_what_can_be_read_and_written_back() {
     let mut features = Vec::new();
     feature_index_list(&host, &mut |n| features.push(n));
     assert_eq!(features, [DE_CFG, ARCH_CAPABILITIES, PERF_CAPABILITIES], "the fake host does not tell its patch level");
+    assert_eq!(
+        (feature_msr(&host, PLATFORM_INFO), is_fixed_once_run(PLATFORM_INFO, host.linux_version)),
+        (None, false)
+    );
+    let later = FakeHost { linux_version: host::linux_version(6, 13), ..FakeHost::zen3() };
+    features.clear();
+    feature_index_list(&later, &mut |n| features.push(n));
+    assert_eq!(features, [DE_CFG, ARCH_CAPABILITIES, PERF_CAPABILITIES, PLATFORM_INFO]);
+    assert_eq!(feature_msr(&later, PLATFORM_INFO), Some(1 << 31));
     assert_eq!(feature_msr(&host, DE_CFG), Some(DE_CFG_LFENCE));
     assert_eq!(feature_msr(&host, TSC), None);
     assert!(host.describing_msr(BIOS_SIGN_ID).is_none());
