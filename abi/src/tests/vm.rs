@@ -105,6 +105,7 @@ fn dirty_log_of_a_slot_that_is_not_logged() {
 fn addresses_that_svm_does_not_need() {
     let bed = Bed::bare();
     assert_eq!((bed.vm(KVM_SET_NR_MMU_PAGES, 63), bed.vm(KVM_SET_NR_MMU_PAGES, 64)), (Err(Errno::EINVAL), Ok(0)));
+    assert_eq!(bed.vm(KVM_SET_NR_MMU_PAGES, 1 << 32), Ok(0));
     assert_eq!(bed.vm(KVM_SET_TSS_ADDR, 0xfffb_d000), Ok(0));
     assert_eq!(bed.vm(KVM_SET_TSS_ADDR, 0xffff_d000), Ok(0));
     assert_eq!(bed.vm(KVM_SET_TSS_ADDR, 0xffff_d001), Err(Errno::EINVAL));

@@ -32,7 +32,7 @@ fn set<H: Host>(vm: &Vm<H>, slot: u32, flags: u32, gpa: u64, size: u64, hva: u64
 /// KVM_SET_NR_MMU_PAGES: the most pages that may shadow the guest's own page tables. None does, as on stock with
 /// nested paging, so every limit is kept. Errors: EINVAL (below the least, 64).
 pub fn limit_shadow_pages(limit: u64) -> Result<(), Errno> {
-    if (limit as u32) < 64 { Err(Errno::EINVAL) } else { Ok(()) }
+    if limit < 64 { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
 /// KVM_GET_DIRTY_LOG. Errors: ENXIO (there are dirty rings), EINVAL (slot), ENOENT (not logged), EFAULT.
