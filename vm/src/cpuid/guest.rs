@@ -202,15 +202,14 @@ impl GuestCpuid {
     }
 
     /// A leaf without entry. On AMD it reads zero (APM volume 3, CPUID); on Intel a function beyond the range's limit
-    /// reads as the highest basic leaf. The topology leaves give the x2APIC ID for every index.
+    /// reads as the highest basic leaf. The topology leaves give the x2APIC ID for every index, also as the highest.
     #[cold]
     fn absent(&self, function: u32, index: u32) -> [u32; 4] {
-        if let Some(e) = self.intel_highest(function).and_then(|highest| self.get(highest, index)) {
-            return e.regs;
-        }
-        match function {
-            0xb | 0x1f => self.get(function, 1).map_or([0; 4], |e| [0, 0, index & 0xff, e.regs[3]]),
-            _ => [0; 4],
+        let function = self.intel_highest(function).unwrap_or(function);
+        match (self.get(function, index), function) {
+            (Some(e), _) => e.regs,
+            (None, 0xb | 0x1f) => self.get(function, 1).map_or([0; 4], |e| [0, 0, index & 0xff, e.regs[3]]),
+            (None, _) => [0; 4],
         }
     }
 
@@ -344,4 +343,27 @@ impl GuestCpuid {
 
 fn set_bit(word: &mut u32, bit: u32, on: bool) {
     *word = *word & !(1 << bit) | u32::from(on) << bit;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpuid::tests::FakeHost;
+
+    const fn entry(function: u32, index: u32, flags: u32, regs: [u32; 4]) -> CpuidEntry {
+        CpuidEntry { function, index, flags, regs }
+    }
+
+    fn shown(entries: &[CpuidEntry], now: &Runtime) -> GuestCpuid {
+        let mut guest = GuestCpuid::new(&Caps::new(&FakeHost::zen3()));
+        guest.set(entries, now, false).unwrap();
+        guest
+    }
+
+    #[test]
+    fn topology_as_the_highest_leaf() {
+        let intel = entry(0, 0, 0, [0xb, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]);
+        let g = shown(&[intel, entry(0xb, 0, 1, [1, 2, 3, 4]), entry(0xb, 1, 1, [5, 6, 7, 8])], &Runtime::default());
+        assert_eq!((g.lookup(0x20, 1), g.lookup(0x20, 0x105)), ([5, 6, 7, 8], [0, 0, 5, 8]));
+    }
 }
