@@ -25,7 +25,7 @@ impl<H: Host> Core<H> {
     /// Puts the registers into their reset state; INIT leaves CR0.CD and NW, the FPU and most MSRs alone.
     pub(crate) fn reset_registers(&mut self, init: bool) {
         // RDX holds the processor's signature (APM 14.1.3): CPUID Fn1 EAX, or a family 6 processor's before KVM_SET_CPUID2.
-        let signature = self.cpuid.get(1, 0).map_or(0x600, |e| e.regs[0]);
+        let signature = self.cpuid.leaf(1).map_or(0x600, |e| e.regs[0]);
         for n in 0..16 {
             self.cpu.set_gpr(n, 0);
         }

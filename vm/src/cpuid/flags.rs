@@ -140,11 +140,11 @@ impl Flags {
             flush_l1d: has(Feature::FLUSH_L1D),
             ..Self::default()
         };
-        f.is_amd = guest.get(0, 0).is_some_and(|e| {
+        f.is_amd = guest.leaf(0).is_some_and(|e| {
             let [_, b, c, d] = e.regs;
             is_vendor(b"AuthenticAMD", b, d, c) || is_vendor(b"HygonGenuine", b, d, c)
         });
-        let signature = guest.get(1, 0).map_or(0, |e| e.regs[0]);
+        let signature = guest.leaf(1).map_or(0, |e| e.regs[0]);
         (f.family, f.model) = (family(signature), model(signature));
         f.phys_bits = phys_bits(guest);
         f.reserved_gpa_bits = !0 << f.phys_bits;
@@ -222,8 +222,8 @@ pub(super) fn is_vendor(name: &[u8; 12], b: u32, d: u32, c: u32) -> bool {
 
 /// Physical address bits that the guest was told: 36 unless Fn8000_0008 exists, at most the architecture's 52.
 fn phys_bits(guest: &GuestCpuid) -> u8 {
-    let has_leaf = guest.get(0x8000_0000, 0).is_some_and(|e| e.regs[0] >= 0x8000_0008);
-    let told = if has_leaf { guest.get(0x8000_0008, 0).map(|e| e.regs[0] as u8) } else { None };
+    let has_leaf = guest.leaf(0x8000_0000).is_some_and(|e| e.regs[0] >= 0x8000_0008);
+    let told = if has_leaf { guest.leaf(0x8000_0008).map(|e| e.regs[0] as u8) } else { None };
     told.unwrap_or(36).clamp(1, 52)
 }
 

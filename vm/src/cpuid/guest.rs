@@ -131,7 +131,7 @@ impl GuestCpuid {
     }
 
     fn check(&self) -> Result<(), Errno> {
-        let linear_bits = self.get(0x8000_0008, 0).map_or(0, |e| e.regs[0] >> 8 & 0xff);
+        let linear_bits = self.leaf(0x8000_0008).map_or(0, |e| e.regs[0] >> 8 & 0xff);
         if !matches!(linear_bits, 0 | 48 | 57) {
             return Err(Errno::EINVAL);
         }
@@ -163,6 +163,20 @@ impl GuestCpuid {
         let position = self.position(function, index)?;
         // INDEX: a place that `position` has found.
         self.entries.get(position)
+    }
+
+    /// The entry for a leaf that has no subleaves: the first with this function. One that says that its index matters
+    /// is found, too, whatever that is, as on stock, which hides it from CPUID and from questions about features alone.
+    pub fn leaf(&self, function: u32) -> Option<&CpuidEntry> {
+        // INDEX: a place that `leaf_position` has found.
+        self.leaf_position(function).and_then(|p| self.entries.get(p))
+    }
+
+    fn leaf_position(&self, function: u32) -> Option<usize> {
+        match slot(function) {
+            Some(slot) => self.first.get_nospec(slot).map(|at| usize::from(*at)),
+            None => self.entries.iter().position(|e| e.function == function),
+        }
     }
 
     #[inline]
@@ -215,7 +229,7 @@ impl GuestCpuid {
 
     /// The leaf that answers for an out-of-range function, if the guest's vendor does it like Intel.
     fn intel_highest(&self, function: u32) -> Option<u32> {
-        let basic = self.get(0, 0)?;
+        let basic = self.leaf(0)?;
         let [max, b, c, d] = basic.regs;
         if [b"AuthenticAMD", b"AMDisbetter!", b"HygonGenuine"].iter().any(|v| is_vendor(v, b, d, c)) {
             return None;
@@ -225,7 +239,7 @@ impl GuestCpuid {
             0xc000_0000.. => 0xc000_0000,
             _ => function & 0x8000_0000,
         };
-        match self.get(range, 0) {
+        match self.leaf(range) {
             Some(limit) if function <= limit.regs[0] => None,
             _ => Some(max),
         }
@@ -234,12 +248,12 @@ impl GuestCpuid {
     /// EAX of KVM's feature leaf. Its signature may lie at 0x40000000 or at a multiple of 0x100 above, behind
     /// Hyper-V's.
     pub(super) fn kvm_features(&self) -> u32 {
-        self.kvm_features_function().and_then(|f| self.get(f, 0)).map_or(0, |e| e.regs[0])
+        self.kvm_features_function().and_then(|f| self.leaf(f)).map_or(0, |e| e.regs[0])
     }
 
     fn kvm_features_function(&self) -> Option<u32> {
         let base = (KVM_SIGNATURE..KVM_SIGNATURE + 0x1_0000).step_by(0x100).find(|&base| {
-            let [_, b, c, d] = self.get(base, 0).map_or([0; 4], |e| e.regs);
+            let [_, b, c, d] = self.leaf(base).map_or([0; 4], |e| e.regs);
             // Unlike a vendor string, it goes on in ECX before EDX.
             is_vendor(b"KVMKVMKVM\0\0\0", b, c, d)
         })?;
@@ -252,7 +266,7 @@ impl GuestCpuid {
         let host_xsave = self.caps.has(Feature::XSAVE);
         let host_pku = self.caps.has(Feature::PKU);
         let xstate = *self.caps.xstate();
-        self.change(1, 0, |r| {
+        self.change(self.leaf_position(1), |r| {
             if host_xsave {
                 set_bit(&mut r[2], 27, cr4.contains(Cr4::OSXSAVE));
             }
@@ -261,13 +275,13 @@ impl GuestCpuid {
                 set_bit(&mut r[2], 3, on);
             }
         });
-        self.change(7, 0, |r| {
+        self.change(self.position(7, 0), |r| {
             if host_pku {
                 set_bit(&mut r[2], 4, cr4.contains(Cr4::PKE));
             }
         });
-        self.change(0xd, 0, |r| r[1] = xstate.required(now.xcr0, false));
-        self.change(0xd, 1, |r| {
+        self.change(self.position(0xd, 0), |r| r[1] = xstate.required(now.xcr0, false));
+        self.change(self.position(0xd, 1), |r| {
             // XSAVEC or XSAVES.
             if r[0] & 0b1010 != 0 {
                 r[1] = xstate.required(now.xcr0 | now.xss, true);
@@ -275,15 +289,15 @@ impl GuestCpuid {
         });
         if now.hlt_in_guest {
             if let Some(function) = self.kvm_features_function() {
-                self.change(function, 0, |r| r[0] &= !KVM_PV_UNHALT);
+                self.change(self.leaf_position(function), |r| r[0] &= !KVM_PV_UNHALT);
             }
             self.flags.kvm_features &= !KVM_PV_UNHALT;
         }
     }
 
-    fn change(&mut self, function: u32, index: u32, f: impl FnOnce(&mut [u32; 4])) {
+    fn change(&mut self, position: Option<usize>, f: impl FnOnce(&mut [u32; 4])) {
         // INDEX: as above.
-        if let Some(e) = self.position(function, index).and_then(|p| self.entries.get_mut(p)) {
+        if let Some(e) = position.and_then(|p| self.entries.get_mut(p)) {
             f(&mut e.regs);
         }
     }
@@ -365,5 +379,22 @@ mod tests {
         let intel = entry(0, 0, 0, [0xb, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]);
         let g = shown(&[intel, entry(0xb, 0, 1, [1, 2, 3, 4]), entry(0xb, 1, 1, [5, 6, 7, 8])], &Runtime::default());
         assert_eq!((g.lookup(0x20, 1), g.lookup(0x20, 0x105)), ([5, 6, 7, 8], [0, 0, 5, 8]));
+    }
+
+    #[test]
+    fn a_leaf_whose_index_matters_for_nothing() {
+        let now = Runtime { apic_enabled: true, ..Runtime::default() };
+        let leaves = [
+            entry(0, 5, 1, [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65]),
+            entry(1, 5, 1, [0xa2_0f12, 0, u32::MAX, 0]),
+            entry(0x8000_0000, 5, 1, [0x8000_0008, 0, 0, 0]),
+            entry(0x8000_0008, 5, 1, [0x3028, 0, 0, 0]),
+        ];
+        let mut g = shown(&leaves, &now);
+        assert_eq!((g.flags().is_amd, g.flags().family, g.phys_bits()), (true, 0x19, 40));
+        // The guest finds it with that index alone, and features are those of index 0.
+        assert_eq!((g.lookup(1, 0), g.lookup(1, 5)), ([0; 4], [0xa2_0f12, 0, !(1 << 27), 1 << 9]));
+        assert!(!g.flags().x2apic);
+        assert_eq!(g.set(&[entry(0x8000_0008, 5, 1, [0x3430, 0, 0, 0])], &now, false), Err(Errno::EINVAL));
     }
 }

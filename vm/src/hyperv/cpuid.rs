@@ -85,7 +85,7 @@ pub(crate) struct Features {
 impl Features {
     /// From a guest's leaves. None: it is no guest of Hyper-V's.
     pub fn of(cpuid: &GuestCpuid) -> Option<Self> {
-        let leaf = |function| cpuid.get(function, 0).map_or([0; 4], |e| e.regs);
+        let leaf = |function| cpuid.leaf(function).map_or([0; 4], |e| e.regs);
         let [interface, ..] = leaf(0x4000_0001);
         let ([msrs, calls, _, others], [hints, spins, ..], [syndbg, ..]) =
             (leaf(0x4000_0003), leaf(0x4000_0004), leaf(0x4000_0082));
