@@ -95,6 +95,8 @@ pub trait Clocks {
     fn host_tsc(&self) -> u64;
     /// Monotonic time in ns.
     fn monotonic_ns(&self) -> u64;
+    /// Can the host's processor read this MSR?
+    fn has_msr(&self, index: u32) -> bool;
     /// See [`Host::ignores_msr`].
     fn ignores_msr(&self, index: u32, write: bool, value: u64) -> bool;
     /// See [`Host::unhandled_wrmsr`].
@@ -109,6 +111,10 @@ impl<H: Host> Clocks for H {
     #[inline]
     fn monotonic_ns(&self) -> u64 {
         self.now_ns()
+    }
+    #[cold]
+    fn has_msr(&self, index: u32) -> bool {
+        self.read_host_msr(index).is_some()
     }
     #[cold]
     fn ignores_msr(&self, index: u32, write: bool, value: u64) -> bool {
@@ -166,7 +172,7 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
     pub fn read(&mut self, index: u32, host: bool) -> Result<u64, MsrError> {
         match self.read_known(index, host) {
             // User space may read whatever KVM_GET_MSR_INDEX_LIST names, also when the guest does not have it.
-            Err(MsrError::Unknown) if host && list::is_advertised(index) || self.time.ignores_msr(index, false, 0) => {
+            Err(MsrError::Unknown) if host && self.is_advertised(index) || self.time.ignores_msr(index, false, 0) => {
                 Ok(0)
             }
             result => result,
@@ -178,12 +184,16 @@ impl<C: Cpu, T: Clocks> MsrAccess<'_, C, T> {
     pub fn write(&mut self, index: u32, value: u64, host: bool) -> Result<MsrEffect, MsrError> {
         match self.write_known(index, value, host) {
             Err(MsrError::Unknown)
-                if host && value == 0 && list::is_advertised(index) || self.time.ignores_msr(index, true, value) =>
+                if host && value == 0 && self.is_advertised(index) || self.time.ignores_msr(index, true, value) =>
             {
                 Ok(MsrEffect::None)
             }
             result => result,
         }
+    }
+
+    fn is_advertised(&self, index: u32) -> bool {
+        list::is_advertised(index, || self.time.has_msr(index))
     }
 
     /// Is a describing MSR absent for want of its CPUID bit? So it is from Linux 6.13 on, for user space, too. The bit

@@ -28,6 +28,9 @@ const SAVED: [u32; 19] = [
     LASTINT_TO,
 ];
 
+/// Those of them that not every processor has.
+const PROBED: [u32; 6] = [FEAT_CTL, DEBUGCTL, LASTBRANCH_FROM, LASTBRANCH_TO, LASTINT_FROM, LASTINT_TO];
+
 /// Guest state that exists whatever the processor has.
 const EMULATED: [u32; 26] = [
     KVM_WALL_CLOCK,
@@ -80,10 +83,7 @@ pub fn msr_index_list(host: &impl HostInfo, each: &mut impl FnMut(u32)) {
         let exists = match msr {
             TSC_AUX => switch.tsc_aux,
             SPEC_CTRL => switch.spec_ctrl || host.describing_msr(msr).is_some(),
-            FEAT_CTL | DEBUGCTL | LASTBRANCH_FROM | LASTBRANCH_TO | LASTINT_FROM | LASTINT_TO => {
-                host.describing_msr(msr).is_some()
-            }
-            _ => true,
+            _ => !PROBED.contains(&msr) || host.describing_msr(msr).is_some(),
         };
         if exists {
             each(msr);
@@ -92,9 +92,10 @@ pub fn msr_index_list(host: &impl HostInfo, each: &mut impl FnMut(u32)) {
     EMULATED.into_iter().chain(crate::hyperv::SAVED).for_each(each);
 }
 
-/// Is it one that [`msr_index_list`] may name?
-pub(super) fn is_advertised(msr: u32) -> bool {
-    SAVED.contains(&msr) || EMULATED.contains(&msr)
+/// Is it one that [`msr_index_list`] names? TSC_AUX and SPEC_CTRL are known always, so that nobody asks for them.
+/// `has`: can the processor's be read?
+pub(super) fn is_advertised(msr: u32, has: impl FnOnce() -> bool) -> bool {
+    EMULATED.contains(&msr) || SAVED.contains(&msr) && (!PROBED.contains(&msr) || has())
 }
 
 /// Does it describe the processor, so that it is fixed once the vCPU has run? The microcode's revision may change under a

@@ -74,7 +74,8 @@ impl Cpu for Registers {
     }
 }
 
-pub(super) struct Time(pub u64, pub bool);
+/// Time, whether MSRs that do not exist are ignored, and those that the processor has.
+pub(super) struct Time(pub u64, pub bool, pub &'static [u32]);
 
 impl Clocks for Time {
     fn host_tsc(&self) -> u64 {
@@ -82,6 +83,9 @@ impl Clocks for Time {
     }
     fn monotonic_ns(&self) -> u64 {
         self.0
+    }
+    fn has_msr(&self, index: u32) -> bool {
+        self.2.contains(&index)
     }
     fn unhandled_wrmsr(&self, _vcpu: u32, _rip: u64, _index: u32, _value: u64) {}
     fn ignores_msr(&self, _index: u32, _write: bool, _value: u64) -> bool {
@@ -109,7 +113,7 @@ impl Machine {
         let mut lapic = Lapic::new(irqchip::Config::new(0, true));
         lapic.set_features(cpuid.lapic_features(false));
         Self {
-            time: Time(1_000_000, false),
+            time: Time(1_000_000, false, &[]),
             cpu: Registers {
                 save,
                 control: Box::new(ControlArea::ZERO),

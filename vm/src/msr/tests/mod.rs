@@ -236,6 +236,18 @@ fn user_space_has_more_rights() {
     assert_eq!((m.put(PLATFORM_INFO, 0), m.wr(PLATFORM_INFO, 0)), (W_OK, W_BAD));
 }
 
+/// Zero is what listed MSRs read that a guest does not have, and the list names what the processor can read.
+#[test]
+fn absent_msrs_are_listed_where_the_processor_has_them() {
+    let mut m = Machine::generous();
+    assert_eq!((m.get(FEAT_CTL), m.put(FEAT_CTL, 0)), (NONE, W_NONE));
+    assert_eq!(m.put(LASTBRANCH_FROM, 0), W_NONE);
+    m.time.2 = &[FEAT_CTL, LASTBRANCH_FROM];
+    assert_eq!((m.get(FEAT_CTL), m.put(FEAT_CTL, 0), m.put(FEAT_CTL, 1)), (Ok(0), W_OK, W_NONE));
+    assert_eq!((m.put(LASTBRANCH_FROM, 0), m.put(LASTBRANCH_FROM, 1)), (W_OK, W_NONE));
+    assert_eq!((m.rd(FEAT_CTL), m.wr(FEAT_CTL, 0)), (NONE, W_NONE));
+}
+
 /// From Linux 6.13 on user space, too, has them only with their CPUID bits: without, they are among those that read
 /// zero because they are listed.
 #[test]
