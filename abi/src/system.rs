@@ -69,18 +69,24 @@ fn to_abi(e: &CpuidEntry) -> kvm_cpuid_entry2 {
     kvm_cpuid_entry2 { function: e.function, index: e.index, flags: e.flags, eax, ebx, ecx, edx, padding: [0; 3] }
 }
 
-/// KVM_GET_EMULATED_CPUID: the padding of the entries handed in has to be zero, so that it can get a meaning.
+/// KVM_GET_EMULATED_CPUID: the padding of the entries handed in has to be zero, so that it can get a meaning. As on
+/// stock there has to be room for one more, with which the extended functions would begin. Errors: E2BIG, EINVAL (the
+/// padding, also where it cannot be read).
 fn emulated_cpuid<H: Host>(host: &H, arg: u64) -> Result<i64, Errno> {
     let header: kvm_cpuid2 = get(host, arg)?;
     let n = (header.nent as usize).min(MAX_CPUID_ENTRIES);
     if n == 0 {
         return Err(Errno::E2BIG);
     }
-    let given: Vec<kvm_cpuid_entry2> = get_array(host, arg, kvm_cpuid2::SIZE, n)?;
+    let given: Vec<kvm_cpuid_entry2> = match get_array(host, arg, kvm_cpuid2::SIZE, n) {
+        Err(Errno::EFAULT) => return Err(Errno::EINVAL),
+        given => given?,
+    };
     if given.iter().any(|e| e.padding != [0; 3]) {
         return Err(Errno::EINVAL);
     }
-    put_cpuid(host, arg, &vm::cpuid::emulated_cpuid(host)?, 1)
+    let entries = vm::cpuid::emulated_cpuid(host)?;
+    put_cpuid(host, arg, &entries, entries.len().saturating_add(1))
 }
 
 /// Writes the number of indices, then, if user space has room, the indices. Errors: E2BIG.
@@ -102,13 +108,17 @@ fn put_indices<H: Host>(host: &H, arg: u64, list: impl FnOnce(&mut dyn FnMut(u32
     Ok(0)
 }
 
-/// KVM_GET_MSRS: reads entries, fills them until one cannot be read, and returns how many were. Errors: E2BIG.
+/// KVM_GET_MSRS: reads entries, fills them until one cannot be read, which gets zero, and returns how many were.
+/// Errors: E2BIG.
 pub fn get_msrs<H: Host>(host: &H, arg: u64, mut read: impl FnMut(u32) -> Option<u64>) -> Result<i64, Errno> {
     let mut entries = msr_entries(host, arg)?;
     let mut done = 0;
     for e in &mut entries {
-        let Some(data) = read(e.index) else { break };
-        e.data = data;
+        let data = read(e.index);
+        e.data = data.unwrap_or(0);
+        if data.is_none() {
+            break;
+        }
         done += 1;
     }
     put_array(host, arg, kvm_msrs::SIZE, entries.iter().copied())?;

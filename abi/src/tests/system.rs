@@ -78,6 +78,16 @@ fn emulated_cpuid_reserves_the_padding() {
     let entry = kvm_cpuid_entry2 { padding: [0, 1, 0], ..Default::default() };
     bed.array(&kvm_cpuid2 { nent: 1, padding: 0 }, &[entry]);
     assert_eq!(bed.system(KVM_GET_EMULATED_CPUID, ARG), Err(Errno::EINVAL));
+    // No memory behind the header.
+    let end = HVA_BASE + 64 * 4096 - kvm_cpuid2::SIZE as u64;
+    put(&bed.sim, end, &kvm_cpuid2 { nent: 4, padding: 0 }).unwrap();
+    assert_eq!(bed.system(KVM_GET_EMULATED_CPUID, end), Err(Errno::EINVAL));
+    // Three, and room for one that stock begins.
+    for (room, result) in [(0, Err(Errno::E2BIG)), (3, Err(Errno::E2BIG)), (4, Ok(0))] {
+        bed.array(&kvm_cpuid2 { nent: room, padding: 0 }, &[kvm_cpuid_entry2::default(); 4]);
+        assert_eq!(bed.system(KVM_GET_EMULATED_CPUID, ARG), result, "{room}");
+    }
+    assert_eq!(bed.read::<kvm_cpuid2>().nent, 3);
 }
 
 #[test]
@@ -100,6 +110,7 @@ fn feature_msrs_stop_at_the_first_unknown() {
     let entry = |index| kvm_msr_entry { index, reserved: 0, data: 0x55 };
     bed.array(&kvm_msrs { nmsrs: 2, pad: 0 }, &[entry(0xdead_beef), entry(0x8b)]);
     assert_eq!(bed.system(KVM_GET_MSRS, ARG), Ok(0));
+    assert_eq!([0, 1].map(|n| bed.item::<kvm_msrs, kvm_msr_entry>(n).data), [0, 0x55]);
     bed.put(&kvm_msrs { nmsrs: 256, pad: 0 });
     assert_eq!(bed.system(KVM_GET_MSRS, ARG), Err(Errno::E2BIG));
 }

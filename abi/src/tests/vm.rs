@@ -260,6 +260,8 @@ fn interrupts_need_an_irqchip() {
     assert_eq!(bed.vm_with(KVM_IRQ_LINE, &kvm_irq_level { irq: 1, level: 1 }), Err(Errno::ENXIO));
     assert_eq!(bed.vm_with(KVM_SIGNAL_MSI, &kvm_msi::default()), Err(Errno::EINVAL));
     assert_eq!(bed.vm_with(KVM_IRQFD, &kvm_irqfd::default()), Err(Errno::EINVAL));
+    assert_eq!((bed.vm(KVM_GET_PIT, ARG), bed.vm(KVM_GET_PIT, NOWHERE)), (Err(Errno::ENXIO), Err(Errno::EFAULT)));
+    assert_eq!(bed.vm(KVM_GET_PIT2, NOWHERE), Err(Errno::ENXIO));
 }
 
 #[test]

@@ -130,6 +130,7 @@ numbers! {
     KVM_SET_XCRS = iow::<kvm_xcrs>(0xa7);
     KVM_KVMCLOCK_CTRL = io(0xad);
     KVM_SMI = io(0xb7);
+    KVM_MEMORY_ENCRYPT_OP = iowr::<u64>(0xba);
     KVM_GET_NESTED_STATE = iowr::<kvm_nested_state>(0xbe);
     KVM_SET_NESTED_STATE = iow::<kvm_nested_state>(0xbf);
     KVM_GET_SUPPORTED_HV_CPUID = iowr::<kvm_cpuid2>(0xc1);

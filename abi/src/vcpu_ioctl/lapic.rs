@@ -24,8 +24,13 @@ pub fn set_lapic<H: Host>(ctx: &mut Ctx<'_, H>, arg: u64) -> Result<(), Errno> {
     ctx.set_lapic(&state)
 }
 
-/// KVM_SET_VAPIC_ADDR: where the guest finds its TPR. Errors: EINVAL (no in-kernel local APIC, no memory there).
-pub fn set_vapic_addr<H: Host>(ctx: &mut Ctx<'_, H>, a: &kvm_vapic_addr) -> Result<(), Errno> {
+/// KVM_SET_VAPIC_ADDR: where the guest finds its TPR. Errors: EINVAL (no in-kernel local APIC, no memory there),
+/// EFAULT.
+pub fn set_vapic_addr<H: Host>(ctx: &mut Ctx<'_, H>, arg: u64) -> Result<(), Errno> {
+    if ctx.core.fast.lapic.is_none() {
+        return Err(Errno::EINVAL);
+    }
+    let a: kvm_vapic_addr = get(&ctx.vm.host, arg)?;
     ctx.set_vapic_addr(a.vapic_addr)
 }
 

@@ -13,7 +13,7 @@ use crate::codec::{Abi, Field, get, put};
 use crate::run::{Ran, run};
 use crate::uapi::ioctl::*;
 use crate::uapi::*;
-use host::{Errno, Host, PAGE_SIZE};
+use host::{Errno, Host, PAGE_SIZE, linux_version};
 use vm::{Ctx, Vcpu, Vm};
 
 /// What the caller has to do after [`vcpu_ioctl`].
@@ -81,7 +81,7 @@ fn dispatch<H: Host>(ctx: &mut Ctx<'_, H>, cmd: u32, arg: u64) -> Result<i64, Er
         KVM_GET_LAPIC => lapic::get_lapic(ctx, arg),
         KVM_SET_LAPIC => lapic::set_lapic(ctx, arg),
         KVM_TPR_ACCESS_REPORTING => lapic::report_tpr_accesses(ctx, arg),
-        KVM_SET_VAPIC_ADDR => take(ctx, arg, lapic::set_vapic_addr),
+        KVM_SET_VAPIC_ADDR => lapic::set_vapic_addr(ctx, arg),
         KVM_INTERRUPT => take(ctx, arg, |c, i: &kvm_interrupt| c.interrupt(i.irq)),
         KVM_NMI => {
             ctx.nmi();
@@ -109,6 +109,8 @@ fn dispatch<H: Host>(ctx: &mut Ctx<'_, H>, cmd: u32, arg: u64) -> Result<i64, Er
         KVM_HAS_DEVICE_ATTR | KVM_GET_DEVICE_ATTR | KVM_SET_DEVICE_ATTR => {
             take(ctx, arg, |c, a| time::attribute(c, cmd, a))
         }
+        // Which Intel's TDX has for vCPUs, too.
+        KVM_MEMORY_ENCRYPT_OP if ctx.vm.host.linux_version() >= linux_version(6, 16) => Err(Errno::ENOTTY),
         _ => Err(Errno::EINVAL),
     };
     result.map(|()| 0)

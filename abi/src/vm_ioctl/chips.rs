@@ -43,8 +43,9 @@ fn set_state<H: Host>(vm: &Vm<H>, arg: u64, size: usize) -> Result<(), Errno> {
     vm.set_pit(&new)
 }
 
-/// KVM_GET_PIT. Errors: ENXIO (no PIT), EFAULT.
+/// KVM_GET_PIT, whose struct is read first, as on stock. Errors: EFAULT, ENXIO (no PIT).
 pub fn get_pit<H: Host>(vm: &Vm<H>, arg: u64) -> Result<(), Errno> {
+    get::<H, kvm_pit_state>(&vm.host, arg)?;
     get_state(vm, arg, OLD_PIT_STATE)
 }
 
