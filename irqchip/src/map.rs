@@ -150,7 +150,8 @@ impl ApicMap {
                 false
             };
             if shared {
-                // Two of them have the same bit: both are meant, and the table has room for one.
+                // Two of them have the same bit, and the table has room for one; or one has several, and would be found
+                // once for each of them. A message that is no vector is not to be taken twice.
                 good &= !(IN_FLAT | IN_CLUSTERS);
             }
         }
@@ -200,10 +201,10 @@ impl ApicMap {
     }
 }
 
-/// Enters `place` for each bit of `mask`. True: another one has a bit of them.
+/// Enters `place` for each bit of `mask`. True: they are several, or another one has one of them.
 fn put(table: &mut [u16], first: usize, mask: u8, place: u16) -> bool {
     // INDEX: below 64: four bits choose the cluster, and a number of a bit of four the place in it.
-    bits(mask.into()).fold(false, |shared, n| match table.get_mut(first | n as usize) {
+    bits(mask.into()).fold(mask.count_ones() > 1, |shared, n| match table.get_mut(first | n as usize) {
         Some(p) => core::mem::replace(p, place) != 0 || shared,
         None => shared,
     })
@@ -320,6 +321,17 @@ mod tests {
         let m = message(true, 1);
         assert_eq!(map.candidates(&m, None).map(|c| c.iter().collect()), Some(vec![0]));
         agrees(&apics, &map, &m);
+    }
+
+    #[test]
+    fn an_apic_with_several_logical_ids_is_found_once() {
+        for (dfr, ids) in [(!0, [0x03, 0x04]), (0x0fff_ffff, [0x23, 0x24])] {
+            let apics = [Address::new(apic(0, false, ids[1], dfr)), Address::new(apic(1, false, ids[0], dfr))];
+            let map = map(&apics, false);
+            for dest in (0..0xff).filter(|dest| dest & 0xf0 == u32::from(ids[0]) & 0xf0) {
+                agrees(&apics, &map, &message(true, dest));
+            }
+        }
     }
 
     #[test]
