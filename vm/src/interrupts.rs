@@ -128,7 +128,10 @@ impl<H: Host> Ctx<'_, H> {
     pub(crate) fn scan_ioapic(&mut self) {
         if let Some(chips) = self.vm.chips() {
             self.scan_chips(chips);
-        } else if let Some(lapic) = &self.core.fast.lapic {
+        } else if let Some(lapic) = &mut self.core.fast.lapic {
+            // What was posted is awaited even if it is no longer meant for this vCPU.
+            self.me.pir.drain_into(lapic);
+            let lapic = &*lapic;
             let pins = self.vm.reserved_pins();
             let format = self.vm.msi_format();
             let waits = |routes: &RoutingTable| routes.eoi_exit_bitmap(pins, lapic, format);

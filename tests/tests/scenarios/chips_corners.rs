@@ -182,6 +182,33 @@ fn a_level_that_waits_for_unmasking_is_ended() {
     assert_eq!(entry_of(&m, 9) & 1 << 14, 0);
 }
 
+/// A level that is on its way to a vCPU is ended there, although its address is another by now.
+#[test]
+fn a_level_that_was_posted_to_an_address_of_before_is_ended() {
+    let m = Machine::bare(PLAIN).unwrap();
+    assert_eq!(m.vm(KVM_CREATE_IRQCHIP, 0), Ok(0));
+    assert_eq!(m.region(0, 0, 0, RAM, RAM_HVA), Ok(0));
+    m.add_vcpu(0).unwrap();
+    m.long(0, &[]);
+    let mut lapic: kvm_lapic_state = m.vcpu_get(0, KVM_GET_LAPIC);
+    // SVR: on. LDR: 2, which x2APIC's is not.
+    (lapic.regs[0xf0], lapic.regs[0xf1], lapic.regs[0xd3]) = (0xffu8 as _, 1, 2);
+    assert_eq!(m.vcpu_with(0, KVM_SET_LAPIC, &lapic), Ok(0));
+    set_up_pics(&m, 0);
+    redirect(&m, 9, 2 << 56 | LEVEL | 1 << 11 | 0x49);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!((line(&m, 9, 1), entry_of(&m, 9) & 1 << 14), (1, 1 << 14));
+    let base = m.msr(0, 0x1b);
+    assert_eq!(m.set_msr(0, 0x1b, base | 0xc00), Ok(1));
+    open(&m);
+    line(&m, 9, 0);
+    eoi(&m);
+    m.run_out(0);
+    assert_eq!((vectors(&m), entry_of(&m, 9) & 1 << 14), (vec![0x49], 0));
+    m.end();
+}
+
 #[test]
 fn the_argument_of_set_pit_comes_first() {
     let m = machine(false);

@@ -6,7 +6,7 @@ use kvm_bindings::*;
 use sim::arch::exit::code;
 use sim::arch::vmcb::int_ctl;
 use sim::arch::{EventInj, EventType};
-use sim::host::{Cpu, Errno};
+use sim::host::{Cpu, Errno, Request, VcpuThread};
 use tests::scenario::{Left, Machine};
 
 /// A VM whose vCPU runs in 64-bit mode with its local APIC on.
@@ -170,16 +170,40 @@ fn the_same_vector_twice_is_merged() {
     assert_eq!(served_waits(&m, 0x41), (true, false));
 }
 
+/// GSI 4 is a pin of the userspace IOAPIC; its route says which vector that is, and of which APIC.
+fn route(m: &Machine, apic: u32, data: u32) {
+    let mut route = kvm_irq_routing_entry { gsi: 4, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    route.u.msi = kvm_irq_routing_msi { address_lo: 0xfee0_0000 | apic << 12, data, ..Default::default() };
+    m.put_at(tests::scenario::DATA, &[1u32, 0]);
+    m.put_at(tests::scenario::DATA + 8, &route);
+    assert_eq!(m.vm(KVM_SET_GSI_ROUTING, tests::scenario::DATA), Ok(0));
+}
+
+/// Who has posted the first is held up before it tells the vCPU, so that who posts the second does not either.
+#[test]
+fn eoi_of_a_level_interrupt_is_told_if_its_route_goes_before_it_is_seen() {
+    let m = machine();
+    let level = 0xc000;
+    route(&m, 0, level | 0x51);
+    m.does(0, |_| ());
+    m.run_out(0);
+    assert_eq!(msi(&m, 0x41), Ok(1));
+    m.cpu(0).thread.requests().take_all();
+    assert_eq!(msi(&m, level | 0x51), Ok(1));
+    route(&m, 1, level | 0x51);
+    m.does(0, |_| ());
+    m.run_out(0);
+    m.cpu(0).thread.requests().make_request(Request::Event);
+    m.interrupt_flag(0, true);
+    m.wrmsr(0, 0x80b, 0);
+    assert_eq!((m.run(0), m.taken(0)), (Ok(Left::Eoi { vector: 0x51 }), vec![0x51]));
+}
+
 #[test]
 fn eoi_of_a_level_interrupt_is_told_to_the_ioapic_in_user_space() {
     let m = machine();
     let level = 0xc000;
-    // GSI 4 is a pin of the userspace IOAPIC; its route says which vector that is.
-    let mut route = kvm_irq_routing_entry { gsi: 4, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
-    route.u.msi = kvm_irq_routing_msi { address_lo: 0xfee0_0000, data: level | 0x51, ..Default::default() };
-    m.put_at(tests::scenario::DATA, &[1u32, 0]);
-    m.put_at(tests::scenario::DATA + 8, &route);
-    assert_eq!(m.vm(KVM_SET_GSI_ROUTING, tests::scenario::DATA), Ok(0));
+    route(&m, 0, level | 0x51);
     m.does(0, |_| ());
     m.run_out(0);
     // A VMM that looks at all MSRs, those of Hyper-V's among them, changes nothing.

@@ -430,8 +430,13 @@ impl<H: Host> Ctx<'_, H> {
     pub(crate) fn scan_chips(&mut self, chips: &Chips<H>) {
         self.look_for_rtc();
         let notified = self.vm.notified_pins(chips);
-        if let Some(lapic) = &self.core.fast.lapic {
-            let mut bitmap = chips.ioapic.lock().eoi_bitmap(lapic, notified);
+        if let Some(lapic) = &mut self.core.fast.lapic {
+            let ioapic = chips.ioapic.lock();
+            // What was posted is awaited even if it is no longer meant for this vCPU; under the lock, because who sends it to
+            // an address that has just changed has that.
+            self.me.pir.drain_into(lapic);
+            let mut bitmap = ioapic.eoi_bitmap(lapic, notified);
+            drop(ioapic);
             if let Some(vector) = self.me.rtc.vector() {
                 bitmap.set(vector);
             }
