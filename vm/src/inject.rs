@@ -310,6 +310,7 @@ impl<H: Host> Core<H> {
 
     /// Leaves with the processor what the guest takes as soon as it can; nothing if a debugger `blocked` interrupts.
     fn arm_virq(&mut self, window: bool, blocked: bool) {
+        let can_take = self.interruptible() && !self.inject.busy();
         let want = if window {
             Some(Armed::Window)
         } else if blocked {
@@ -319,13 +320,12 @@ impl<H: Host> Core<H> {
         } else if self.endless().is_some() {
             Some(Armed::Window)
         } else {
-            self.fast.lapic.as_ref().and_then(|l| l.pending_vector()).map(Armed::Apic)
+            self.fast.lapic.as_ref().and_then(|l| l.pending_vector()).map(|v| self.left(v, can_take))
         };
         // As on stock, the hypervisor sees TPR change while an interrupt waits, for that as well. QEMU's emulation depends
-        // on it: it aborts where the guest writes CR8 with RFLAGS.IF clear and V_IRQ set, as the exception handlers of OVMF
-        // do.
-        let taken_at_once = want.is_some() && self.interruptible() && !self.inject.busy();
-        if !taken_at_once && (want.is_some() || self.fast.lapic.as_ref().is_some_and(|l| l.waits_for_tpr())) {
+        // on it: it aborts where the guest writes CR8 with RFLAGS.IF clear and V_IRQ set, as OVMF's exception handlers do.
+        let waits_for_tpr = || self.fast.lapic.as_ref().is_some_and(|l| l.waits_for_tpr());
+        if want.map_or_else(waits_for_tpr, |_| !can_take) {
             self.set_cr8_exits(true);
         }
         let armed = core::mem::replace(&mut self.fast.armed, want);

@@ -216,6 +216,30 @@ fn barriers_reach_the_processor() {
     assert_eq!(*m.sim.0.commands.lock(), [Command::Prediction(1); 2]);
 }
 
+/// A guest that raises TPR in its word, which is no exit, does not take what waited under the one of before.
+#[test]
+fn what_waits_is_held_back_by_the_word() {
+    const WORD: u64 = 0x9100;
+    let m = Machine::new();
+    m.long(0, &[]);
+    m.x2apic(0);
+    m.store(0, WORD, 0);
+    m.run_out(0);
+    assert_eq!(m.vcpu_with(0, KVM_SET_VAPIC_ADDR, &WORD), Ok(0));
+    let msi = kvm_msi { address_lo: 0xfee0_0000, data: 0x91, ..Default::default() };
+    assert_eq!(m.vm_with(KVM_SIGNAL_MSI, &msi), Ok(1));
+    m.store(0, WORD, 0xff);
+    m.interrupt_flag(0, true);
+    m.does(0, |c| assert_eq!(c.taken, []));
+    m.run_out(0);
+    // Lowered again, it comes with the next exit.
+    m.store(0, WORD, 0);
+    m.exit(0, sim::arch::exit::code::INTR);
+    m.does(0, |c| assert_eq!(c.taken, [0x91]));
+    m.run_out(0);
+    assert_eq!((m.taken(0), m.injected(0).len()), (vec![0x91], 0));
+}
+
 /// The word in which an old guest finds its TPR, and the exits that tell user space where it does not yet.
 #[test]
 fn the_task_priority_in_a_word() {

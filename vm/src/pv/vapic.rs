@@ -6,8 +6,10 @@
 
 use super::{Pv, VAPIC};
 use crate::Ctx;
+use crate::fast::Armed;
 use crate::run::Next;
 use crate::user::UserExit;
+use crate::vcpu::Core;
 use arch::Gpa;
 use host::{Cpu, Errno, Host};
 
@@ -15,6 +17,14 @@ impl Pv {
     /// Does the guest find TPR in its memory?
     pub(crate) fn shows_tpr(&self) -> bool {
         self.words & VAPIC != 0
+    }
+}
+
+impl<H: Host> Core<H> {
+    /// How a vector of the local APIC is left with the processor. A guest that finds TPR in its memory raises it without an exit and
+    /// without V_TPR: unless it takes the vector `at_once`, TPR is looked at when it can.
+    pub(crate) fn left(&self, vector: u8, at_once: bool) -> Armed {
+        if at_once || !self.pv.shows_tpr() { Armed::Apic(vector) } else { Armed::Window }
     }
 }
 
