@@ -56,6 +56,7 @@ pub struct Shared {
     events: Vec<Arc<AtomicU64>>,
     during_fault: Hook,
     pub(crate) during_kick: Hook,
+    pub(crate) during_wake: Hook,
     during_wait: Hook,
     before_exchange: Hook,
     /// How often a thread would have given its CPU away.
@@ -146,6 +147,7 @@ impl Sim {
             events: (0..8).map(|_| Arc::default()).collect(),
             during_fault: Hook::default(),
             during_kick: Hook::default(),
+            during_wake: Hook::default(),
             during_wait: Hook::default(),
             before_exchange: Hook::default(),
             offers: AtomicUsize::new(0),
@@ -287,6 +289,11 @@ impl Sim {
     /// Does this the next time that a vCPU's thread is kicked.
     pub fn during_kick(&self, f: impl FnOnce() + Send + 'static) {
         *self.0.during_kick.0.lock() = Some(Box::new(f));
+    }
+
+    /// Does this the next time that a vCPU's thread is woken for something that was posted to it.
+    pub fn during_wake(&self, f: impl FnOnce() + Send + 'static) {
+        *self.0.during_wake.0.lock() = Some(Box::new(f));
     }
 
     /// What becomes of an access of the host's own: it sleeps on when a signal comes, until somebody brings the page.

@@ -194,6 +194,7 @@ impl VcpuThread for SimThread {
 
     fn wake(&self) {
         one_is_told();
+        self.0.shared.during_wake.fire();
         self.0.wake();
     }
 

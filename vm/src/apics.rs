@@ -3,7 +3,7 @@
 use crate::{Vcpu, Vm};
 use core::sync::atomic::Ordering::Relaxed;
 use host::{Errno, Host, rank};
-use irqchip::{Address, ApicMap, Candidates, Message, pick_lowest};
+use irqchip::{Accept, Address, ApicMap, Candidates, Message, pick_lowest};
 use lock_api::{Mutex, MutexGuard};
 
 /// Where an interrupt is raised, which says how much may be done for it.
@@ -111,9 +111,9 @@ impl<H: Host> Vm<H> {
         self.send_among(self.apics.map.candidates(m, sender), m, sender, |_| {}, || {})
     }
 
-    /// The same where [`candidates`](Self::candidates) are known. `took` is called for each vCPU that takes it, and `pause` each
-    /// time that as many were looked at as a destination has in tables, if they do not know this one: whoever has interrupts off
-    /// lets them come.
+    /// The same where [`candidates`](Self::candidates) are known. `took` is called for each vCPU that takes it, right before it
+    /// does, and `pause` each time that as many were looked at as a destination has in tables, if they do not know this one:
+    /// whoever has interrupts off lets them come.
     #[inline]
     pub(crate) fn send_among(
         &self,
@@ -159,11 +159,12 @@ impl<H: Host> Vm<H> {
     ) -> Option<u32> {
         let matches = |v: &&Vcpu<H>| v.address.load().matches(m, sender == Some(v.index));
         let take = |v: &Vcpu<H>| {
-            let taken = v.deliver(v.address.load().accept(m));
-            if taken {
+            let what = v.address.load().accept(m);
+            if what != Accept::Refused {
+                // Before it can be over.
                 took(v);
             }
-            u32::from(taken)
+            u32::from(v.deliver(what))
         };
         let mut looked = 0usize;
         let mut look = |_: &&Vcpu<H>| {

@@ -5,6 +5,7 @@ use abi::uapi::ioctl::*;
 use abi::uapi::run::at;
 use kvm_bindings::*;
 use sim::host::{Errno, Host, Hrtimer};
+use std::sync::{Arc, Mutex};
 use tests::scenario::{DATA, Machine, PLAIN, RAM, RAM_HVA};
 
 const LEVEL: u64 = 1 << 15;
@@ -329,6 +330,20 @@ fn an_unmask_asks_who_waits_for_the_end() {
     m.run_out(0);
     assert_eq!(m.sim.event_count(2), 2);
     m.end();
+}
+
+/// A vCPU that is told of the clock's interrupt may have ended it before whoever raised it goes on.
+#[test]
+fn the_clocks_interrupt_is_awaited_before_it_can_end() {
+    let m = Arc::new(machine(false));
+    set_up_pics(&m, 0);
+    redirect(&m, 8, 0x88);
+    m.does(0, |_| ());
+    m.run_out(0);
+    let (other, awaited) = (m.clone(), Arc::new(Mutex::new(None)));
+    let seen = awaited.clone();
+    m.sim.during_wake(move || *seen.lock().unwrap() = other.cpu(0).rtc.vector());
+    assert_eq!((line(&m, 8, 1), *awaited.lock().unwrap()), (1, Some(0x88)));
 }
 
 /// The end of its interrupt counts even if the pin's vector is another by then.

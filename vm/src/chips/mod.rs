@@ -272,7 +272,7 @@ impl<H: Host> Vm<H> {
         self.deliver_noting(ioapic, m, |_| {})
     }
 
-    /// The same; `took` is called for each vCPU that takes it.
+    /// The same; `took` is called for each vCPU that takes it, right before it does.
     fn deliver_noting(&self, ioapic: &mut LockedIoapic<'_, H>, m: &PinMessage, took: impl Fn(&Vcpu<H>)) -> i32 {
         let candidates = self.candidates(Context::Task, &m.message, None).unwrap_or_default();
         let taken = self.send_among(candidates, &m.message, None, took, || let_others_in(ioapic));

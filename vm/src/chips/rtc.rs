@@ -35,7 +35,7 @@ impl RtcMark {
     }
 
     /// The vector whose end is awaited, whatever the pin's entry says by now.
-    pub(super) fn vector(&self) -> Option<u8> {
+    pub fn vector(&self) -> Option<u8> {
         u8::try_from(self.0.load(Relaxed).checked_sub(1)?).ok()
     }
 }
