@@ -225,7 +225,7 @@ fn pic(input: &mut Input<'_>) {
     while input.more() {
         match input.u8() % 8 {
             0..3 => {
-                let known = pic.write(input.of(&PIC_PORTS), input.u8());
+                let known = pic.write(input.of(&PIC_PORTS), input.u8(), input.bool());
                 assert!(known.is_some());
             }
             3 => {

@@ -5,7 +5,7 @@ use common::*;
 use irqchip::{Pic, PicChip, PicWrite};
 
 fn out(pic: &mut Pic, port: u16, value: u8) -> PicWrite {
-    pic.write(port, value).expect("a port of the 8259s")
+    pic.write(port, value, true).expect("a port of the 8259s")
 }
 
 fn input(pic: &mut Pic, port: u16) -> u8 {
@@ -292,11 +292,23 @@ fn icw1_forgets_edges_but_not_levels() {
     assert_eq!(pic.ack().vector, 0x45);
 }
 
+/// As on stock: an edge that was latched for nobody is forgotten, and that is all.
+#[test]
+fn icw1_ends_nothing_if_no_cpu_takes_the_output() {
+    let mut pic = pic(1);
+    pulse(&mut pic, 6);
+    let _ = pic.ack();
+    pulse(&mut pic, 6);
+    assert_eq!((pic.write(0x20, 0x11, false), input(&mut pic, 0x20)), (Some(PicWrite::default()), 0));
+    assert_eq!(isr(&mut pic, 0x20), 1 << 6);
+    assert_eq!(out(&mut pic, 0x20, 0x20).ended, 1 << 6);
+}
+
 #[test]
 fn other_ports_and_pins() {
     let mut pic = pic(1);
     for port in [0x1f, 0x22, 0x9f, 0xa2, 0x4cf, 0x4d2] {
-        assert_eq!((pic.read(port), pic.write(port, 0)), (None, None));
+        assert_eq!((pic.read(port), pic.write(port, 0, true)), (None, None));
     }
     assert_eq!(pic.set_irq(16, 0, true), -1);
 }
@@ -348,7 +360,7 @@ fn random_accesses_keep_the_invariants() {
         let port = ports[random.below(6) as usize];
         match random.below(10) {
             0..=2 => {
-                let _ = pic.write(port, random.next() as u8);
+                let _ = pic.write(port, random.next() as u8, true);
             }
             3 => {
                 let _ = pic.read(port);

@@ -159,9 +159,9 @@ impl Chip8259 {
     }
 
     /// Port 0 or 1 (`odd`).
-    pub(super) fn write(&mut self, odd: bool, value: u8) -> Access {
+    pub(super) fn write(&mut self, odd: bool, value: u8, taken: bool) -> Access {
         match (odd, self.init_state) {
-            (false, _) if value & 0x10 != 0 => return Access { ended: self.icw1(value), ..Default::default() },
+            (false, _) if value & 0x10 != 0 => return Access { ended: self.icw1(value, taken), ..Default::default() },
             (false, _) if value & 0x08 != 0 => self.ocw3(value),
             (false, _) => return self.ocw2(value),
             (true, 1) => {
@@ -185,9 +185,10 @@ impl Chip8259 {
     }
 
     /// Starts initialisation: edges, mask and priorities are forgotten; levels stay, and so does what is in service
-    /// unless it came by a forgotten edge.
-    fn icw1(&mut self, value: u8) -> u8 {
-        let ended = self.irr & !self.elcr;
+    /// unless it came by a forgotten edge. Nobody is told that those are over, and they stay in service, if no CPU takes the
+    /// output: then the edges were latched for nobody.
+    fn icw1(&mut self, value: u8, taken: bool) -> u8 {
+        let ended = if taken { self.irr & !self.elcr } else { 0 };
         *self = Chip8259 {
             irr: self.irr & self.elcr,
             isr: self.isr & !ended,

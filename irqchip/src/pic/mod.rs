@@ -125,13 +125,13 @@ impl Pic {
         Some((access.value, self.done(access, port)))
     }
 
-    /// A one-byte OUT. None if the port is not one of those of [`read`](Self::read).
-    pub fn write(&mut self, port: u16, value: u8) -> Option<PicWrite> {
+    /// A one-byte OUT. None if the port is not one of those of [`read`](Self::read). `taken`: some CPU takes INTR.
+    pub fn write(&mut self, port: u16, value: u8, taken: bool) -> Option<PicWrite> {
         let odd = port & 1 != 0;
         let mut access = Access::default();
         match port {
-            0x20 | 0x21 => access = self.master.write(odd, value),
-            0xa0 | 0xa1 => access = self.slave.write(odd, value),
+            0x20 | 0x21 => access = self.master.write(odd, value, taken),
+            0xa0 | 0xa1 => access = self.slave.write(odd, value, taken),
             0x4d0 => self.master.set_elcr(value),
             0x4d1 => self.slave.set_elcr(value),
             _ => return None,

@@ -238,6 +238,21 @@ fn all_counts_start_when_the_pits_state_is_set() {
     }
 }
 
+/// An edge that an 8259 latched for nobody is no interrupt that ends when the 8259 is initialised anew.
+#[test]
+fn an_8259_whose_interrupts_nobody_takes_ends_none() {
+    for (lint0, told) in [(0x1_0700, 0), (0x700, 1)] {
+        let m = machine(false);
+        set_up_pics(&m, 1 << 2 | 1 << 10);
+        assert_eq!(m.set_msr(0, 0x835, lint0), Ok(1));
+        m.engine().add_resampler(10, m.sim.eventfd(2).unwrap()).unwrap();
+        m.raise_until_eoi(10);
+        out(&m, 0xa0, 0x11);
+        m.run_out(0);
+        assert_eq!(m.sim.event_count(2), told, "{lint0:x}");
+    }
+}
+
 /// The clock's line, whose user asks: what it delivered is pending until every vCPU that took it has ended it.
 #[test]
 fn the_clock_is_pending_until_its_interrupt_ends() {

@@ -2,7 +2,7 @@
 
 use super::Chips;
 use crate::Vm;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use host::Host;
 use irqchip::Chip;
 
@@ -91,8 +91,9 @@ impl<H: Host> Vm<H> {
     fn pic_write(&self, chips: &Chips<H>, port: u16, data: &[u8]) -> bool {
         // Wider accesses are the controllers' too, but do nothing.
         let &[value] = data else { return true };
+        let taken = self.extint.load(SeqCst) != 0;
         let mut pic = chips.pic.lock();
-        let done = pic.write(port, value).unwrap_or_default();
+        let done = pic.write(port, value, taken).unwrap_or_default();
         let unmasked = done.mask_changed & !pic.masks();
         self.publish_intr(chips, &pic);
         drop(pic);
