@@ -70,7 +70,7 @@ pub enum EoiPin {
 #[must_use]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IoapicWrite {
-    /// A redirection entry changed: every vCPU's [`eoi_bitmap`](Ioapic::eoi_bitmap) is outdated.
+    /// What a redirection entry sends has changed: every vCPU's [`eoi_bitmap`](Ioapic::eoi_bitmap) is outdated.
     pub changed: bool,
     /// This pin was masked (true) or unmasked.
     pub mask_changed: Option<(u8, bool)>,
@@ -323,7 +323,8 @@ impl Ioapic {
         self.set_entry(pin, new);
         let waiting = new & LEVEL != 0 && new & (MASKED | REMOTE_IRR) == 0 && self.irr & bit(pin) != 0;
         IoapicWrite {
-            changed: true,
+            // Masked and waiting ones are in it as well.
+            changed: self.message(old) != self.message(new),
             mask_changed: ((old ^ new) & MASKED != 0).then_some((pin, new & MASKED != 0)),
             waiting: waiting.then_some(pin),
         }

@@ -5,7 +5,7 @@ use crate::user::UserExit;
 use crate::{Ctx, Vcpu, Vm};
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use host::{Errno, Host, Request, Snapshot, Trace, VcpuThread, try_box};
-use irqchip::{Accept, ChipMode, Effect, Eoi, Message, MsiFormat, Route, RoutingTable, Target};
+use irqchip::{Accept, Chip, ChipMode, Effect, Eoi, IOAPIC_PINS, Message, MsiFormat, Route, RoutingTable, Target};
 
 impl<H: Host> Vcpu<H> {
     /// Asks the vCPU to look at its pending events.
@@ -68,18 +68,24 @@ impl<H: Host> Vm<H> {
                 irqchip::RoutingError::Invalid => Errno::EINVAL,
                 irqchip::RoutingError::NoMemory => Errno::ENOMEM,
             })?;
-        self.routing.replace(Some(try_box(|| table)?));
+        let pins = ioapic_gsis(&table);
+        let before = self.routing.replace(Some(try_box(|| table)?));
         for route in routes {
             if let Target::HvSint { vp_index, sint } = route.target {
                 self.route_synic(vp_index, sint, route.gsi);
             }
         }
-        for v in self.vcpus() {
-            v.thread.requests().make_request(Request::ScanIoapic);
-            v.thread.kick();
+        // Of the IOAPIC's entries here only who waits for a pin depends on the table.
+        if mode == ChipMode::Split || before.is_none_or(|before| ioapic_gsis(&before) != pins) {
+            self.ring_all(Request::ScanIoapic);
         }
         Ok(())
     }
+}
+
+/// The GSI that leads to each pin of the IOAPIC.
+pub(crate) fn ioapic_gsis(routes: &RoutingTable) -> [Option<u32>; IOAPIC_PINS] {
+    core::array::from_fn(|pin| routes.gsi_of(Chip::Ioapic, pin as u8))
 }
 
 impl<H: Host> Ctx<'_, H> {

@@ -4,7 +4,7 @@ use crate::chips::{IOAPIC, entry_of, eoi, line, machine, open, out, redirect, se
 use abi::uapi::ioctl::*;
 use abi::uapi::run::at;
 use kvm_bindings::*;
-use sim::host::{Errno, Host, Hrtimer};
+use sim::host::{Errno, Host, Hrtimer, Request, VcpuThread};
 use std::sync::{Arc, Mutex};
 use tests::scenario::{DATA, Machine, PLAIN, RAM, RAM_HVA};
 
@@ -251,6 +251,35 @@ fn an_8259_whose_interrupts_nobody_takes_ends_none() {
         m.run_out(0);
         assert_eq!(m.sim.event_count(2), told, "{lint0:x}");
     }
+}
+
+/// MSIs come and go all the time. Only where a pin's GSI changes, others may wait for its end.
+#[test]
+fn routes_that_are_no_pins_ask_nobody() {
+    let m = machine(false);
+    let set = |pins: u32, msis: u32| {
+        let pin = |pin: u32| {
+            let mut r = kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+            r.u.irqchip = kvm_irq_routing_irqchip { irqchip: KVM_IRQCHIP_IOAPIC, pin };
+            r
+        };
+        let msi = |n: u32| {
+            let mut r = kvm_irq_routing_entry { gsi: 24 + n, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+            r.u.msi = kvm_irq_routing_msi { address_lo: 0xfee0_0000, data: 0x41 + n, ..Default::default() };
+            r
+        };
+        m.put_at(DATA, &[pins + msis, 0]);
+        for (n, r) in (0u64..).zip((0..pins).map(pin).chain((0..msis).map(msi))) {
+            m.put_at(DATA + 8 + n * size_of::<kvm_irq_routing_entry>() as u64, &r);
+        }
+        m.cpu(0).thread.requests().take_all();
+        assert_eq!(m.vm(KVM_SET_GSI_ROUTING, DATA), Ok(0));
+        m.cpu(0).thread.requests().test_request(Request::ScanIoapic)
+    };
+    assert_eq!(
+        [(24, 0), (24, 3), (24, 1), (23, 1), (23, 0)].map(|(p, n)| set(p, n)),
+        [false, false, false, true, false]
+    );
 }
 
 /// The clock's line, whose user asks: what it delivered is pending until every vCPU that took it has ended it.

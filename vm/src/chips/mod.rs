@@ -18,6 +18,7 @@ mod state;
 
 use crate::apics::{Context, Later};
 use crate::inject::QueuedInterrupt;
+use crate::interrupts::ioapic_gsis;
 use crate::{Ctx, Vcpu, Vm};
 use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
@@ -363,7 +364,7 @@ impl<H: Host> Vm<H> {
     /// Pins of the IOAPIC whose interrupt's end somebody waits for.
     fn notified_pins(&self, chips: &Chips<H>) -> u32 {
         let mut pins = 1 << rtc::PIN;
-        let gsis: [_; IOAPIC_PINS] = core::array::from_fn(|pin| self.gsi_of(Chip::Ioapic, pin as u8));
+        let gsis = self.routing.read(|routes| routes.map(ioapic_gsis)).unwrap_or_default();
         // Of each GSI the pins that it is routed to.
         let pins_of = |gsi| -> u32 {
             let pins = gsis.iter().enumerate().filter(|(_, of)| **of == Some(gsi));
