@@ -113,7 +113,11 @@ impl<H: Host> Ctx<'_, H> {
         }
         match self.vm.chips() {
             Some(chips) => self.eoi_to_chips(chips, eoi),
-            None => return Next::User(UserExit::IoapicEoi { vector: eoi.vector }),
+            None => {
+                // It may have been awaited only because it was in service.
+                self.me.thread.requests().make_request(Request::ScanIoapic);
+                return Next::User(UserExit::IoapicEoi { vector: eoi.vector });
+            }
         }
         Next::Resume
     }

@@ -179,6 +179,32 @@ fn route(m: &Machine, apic: u32, data: u32) {
     assert_eq!(m.vm(KVM_SET_GSI_ROUTING, tests::scenario::DATA), Ok(0));
 }
 
+#[test]
+fn eoi_for_a_route_of_before_is_told_once() {
+    let m = machine();
+    let level = 0xc000;
+    let goes_on = || {
+        m.does(0, |_| ());
+        m.run_out(0);
+    };
+    route(&m, 0, level | 0x51);
+    goes_on();
+    m.with_regs(0, |r| r.rflags |= 0x200);
+    assert_eq!(msi(&m, level | 0x51), Ok(1));
+    goes_on();
+    route(&m, 1, level | 0x51);
+    goes_on();
+    m.wrmsr(0, 0x80b, 0);
+    assert_eq!(m.run(0), Ok(Left::Eoi { vector: 0x51 }));
+    goes_on();
+    // The vector is somebody else's now.
+    m.with_regs(0, |r| r.rflags |= 0x200);
+    assert_eq!(msi(&m, 0x51), Ok(1));
+    m.wrmsr(0, 0x80b, 0);
+    m.run_out(0);
+    assert_eq!(m.taken(0), [0x51, 0x51]);
+}
+
 /// Who has posted the first is held up before it tells the vCPU, so that who posts the second does not either.
 #[test]
 fn eoi_of_a_level_interrupt_is_told_if_its_route_goes_before_it_is_seen() {
