@@ -29,6 +29,8 @@ impl SegmentAttr {
     pub const P: u16 = 1 << 7;
     /// Code or data (not system).
     pub const S: u16 = 1 << 4;
+    /// Privilege level, 2 bits.
+    pub const DPL: u16 = 3 << 5;
     /// Available for software.
     pub const AVL: u16 = 1 << 8;
     /// 64-bit code.

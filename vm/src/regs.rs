@@ -138,13 +138,19 @@ impl<H: Host> Core<H> {
         (save.rip, save.rflags) = (r.rip, r.rflags);
     }
 
-    /// A segment register by the number that ModRM.reg uses (0 ES .. 5 GS), 6 LDTR, 7 TR.
+    /// A segment register by the number that ModRM.reg uses (0 ES .. 5 GS), 6 LDTR, 7 TR. The reverse of [`Core::set_segment`]:
+    /// SS has the CPL, which its own attributes need not have (SYSRET leaves those alone), and no size where it is not present.
     pub(crate) fn segment(&self, n: u8) -> Segment {
         let save = self.cpu.save();
         match n {
             0 => save.es,
             1 => save.cs,
-            2 => save.ss,
+            2 => {
+                let size = if save.ss.attrib.has(SegmentAttr::P) { 0 } else { SegmentAttr::DB };
+                let attrib =
+                    save.ss.attrib.0 & !(SegmentAttr::DPL | size) | u16::from(save.cpl) << 5 & SegmentAttr::DPL;
+                Segment { attrib: SegmentAttr(attrib), ..save.ss }
+            }
             3 => save.ds,
             4 => save.fs,
             5 => save.gs,
@@ -196,7 +202,7 @@ impl<H: Host> Ctx<'_, H> {
         self.deliver_payload_early();
         let save = self.core.cpu.save();
         Sregs {
-            seg: [save.es, save.cs, save.ss, save.ds, save.fs, save.gs],
+            seg: core::array::from_fn(|n| self.core.segment(n as u8)),
             tr: save.tr,
             ldtr: save.ldtr,
             gdt: (save.gdtr.base, save.gdtr.limit as u16),

@@ -4,7 +4,7 @@ use crate::codec::{get, put};
 use crate::uapi::*;
 use arch::cr::{Cr0, Cr4, Efer};
 use arch::{Segment, SegmentAttr};
-use host::{Cpu, Errno, Host};
+use host::{Errno, Host};
 use vm::{Ctx, Regs, Sregs};
 
 /// KVM_GET_REGS.
@@ -57,15 +57,11 @@ fn table((base, limit): (u64, u16)) -> kvm_dtable {
 /// KVM_GET_SREGS.
 pub fn get_sregs<H: Host>(ctx: &mut Ctx<'_, H>) -> kvm_sregs {
     let s = ctx.get_sregs();
-    to_sregs(ctx, &s)
+    to_sregs(&s)
 }
 
-fn to_sregs<H: Host>(ctx: &Ctx<'_, H>, s: &Sregs) -> kvm_sregs {
+fn to_sregs(s: &Sregs) -> kvm_sregs {
     let [es, cs, ss, ds, fs, gs] = s.seg;
-    let mut ss = segment(ss, false);
-    // The privilege level is CPL, not what SS says.
-    ss.dpl = ctx.core.cpu.save().cpl;
-    ss.db &= ss.present;
     let mut tr = segment(s.tr, false);
     // A task register is always busy.
     tr.type_ |= 2;
@@ -82,7 +78,8 @@ fn to_sregs<H: Host>(ctx: &Ctx<'_, H>, s: &Sregs) -> kvm_sregs {
         es: segment(es, true),
         fs: segment(fs, true),
         gs: segment(gs, true),
-        ss,
+        // Its privilege level is the CPL already.
+        ss: segment(ss, false),
         tr,
         ldt: segment(s.ldtr, false),
         gdt: table(s.gdt),
@@ -102,7 +99,7 @@ fn to_sregs<H: Host>(ctx: &Ctx<'_, H>, s: &Sregs) -> kvm_sregs {
 pub fn get_sregs2<H: Host>(ctx: &mut Ctx<'_, H>) -> kvm_sregs2 {
     let s = ctx.get_sregs();
     let kvm_sregs { cs, ds, es, fs, gs, ss, tr, ldt, gdt, idt, cr0, cr2, cr3, cr4, cr8, efer, apic_base, .. } =
-        to_sregs(ctx, &s);
+        to_sregs(&s);
     let pdptrs = ctx.pdptrs();
     let flags = if pdptrs.is_some() { KVM_SREGS2_FLAGS_PDPTRS_VALID } else { 0 };
     let pdptrs = pdptrs.unwrap_or([0; 4]);

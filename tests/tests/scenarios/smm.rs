@@ -127,6 +127,38 @@ fn a_processor_without_long_mode_saves_32_bits() {
     assert_eq!((m.regs(0), sregs(&m)), (regs, before));
 }
 
+/// SYSRET leaves the attributes of SS alone, so user code can run with those of a kernel's stack.
+#[test]
+fn user_code_is_not_privileged_behind_rsm() {
+    // Read and write, present, system privilege; what is left of a stack that is gone, too.
+    for (attrib, db) in [(0x493, 1), (0x400, 0)] {
+        let m = machine();
+        m.does(0, move |c| (c.guest().cpl, c.guest().ss.attrib.0) = (3, attrib));
+        m.run_out(0);
+        let before = sregs(&m);
+        assert_eq!((before.ss.dpl, before.ss.db), (3, db));
+        smi(&m, 0);
+        in_handler(&m);
+        rsm(&m);
+        m.does(0, |c| assert_eq!(c.guest().cpl, 3));
+        m.run_out(0);
+        assert_eq!(saved(&m, 0xfe22) as u16 >> 5 & 3, 3, "SS as it is saved");
+        assert_eq!(sregs(&m), before);
+    }
+    // Without long mode.
+    let m = Machine::without_vcpu(true);
+    smram(&m);
+    assert_eq!(m.add_vcpu_without_cpuid(0), Ok(0));
+    m.protected(0, &[]);
+    m.does(0, move |c| (c.guest().cpl, c.guest().ss.attrib.0) = (3, 0x493));
+    m.run_out(0);
+    smi(&m, 0);
+    m.does(0, |c| assert_eq!((c.guest().rip, c.guest().cpl), (0x8000, 0)));
+    rsm(&m);
+    m.does(0, |c| assert_eq!(c.guest().cpl, 3));
+    m.run_out(0);
+}
+
 #[test]
 fn memory_is_another_inside() {
     let m = machine();
