@@ -250,7 +250,7 @@ impl<H: Host> Ctx<'_, H> {
 
     fn ring_clock(&self, all: bool) {
         if all {
-            self.vm.ring_all(Request::ClockUpdate);
+            self.vm.clock_changed();
         } else {
             self.me.thread.requests().make_request(Request::ClockUpdate);
         }
@@ -269,8 +269,8 @@ impl<H: Host> Ctx<'_, H> {
             let vcpu = self.me.id;
             self.vm.host.tell(|| Trace::PvclockUpdate { vcpu, version, tsc_timestamp, system_time, mul, shift, flags });
         }
-        if self.core.hyperv.is_some() && self.me.index == 0 {
-            self.update_tsc_page(&clock.page(&self.core.clock, now));
+        if self.core.hyperv.is_some() {
+            self.update_tsc_page();
         }
     }
 
@@ -372,8 +372,15 @@ impl<H: Host> Vm<H> {
     /// KVM_SET_CLOCK. Errors: EINVAL (unknown flags).
     pub fn set_clock(&self, d: ClockData) -> Result<(), Errno> {
         self.clock.lock().set(d, self.host.time_point())?;
-        self.ring_all(Request::ClockUpdate);
+        self.clock_changed();
         Ok(())
+    }
+
+    /// The clock is another for all vCPUs, and is not locked any more: they write what they have of it anew before they enter the
+    /// guest again.
+    pub(crate) fn clock_changed(&self) {
+        self.partition.tsc_page_is_old();
+        self.ring_all(Request::ClockUpdate);
     }
 
     /// KVM_SET_TSC_KHZ for vCPUs to come; 0 stands for the host's frequency. Errors: EINVAL (beyond the TSC ratio; since Linux 6.17

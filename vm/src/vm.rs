@@ -238,7 +238,7 @@ impl<H: Host> Vm<H> {
         self.count.store(index + 1, Release);
         self.vcpu_appeared(id, index);
         if changed {
-            self.ring_all(Request::ClockUpdate);
+            self.clock_changed();
         }
         Ok(index)
     }

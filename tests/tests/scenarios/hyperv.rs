@@ -171,6 +171,48 @@ fn time_runs_by_the_register_and_by_the_page() {
     m.end();
 }
 
+/// The first vCPU does not run, and perhaps sleeps: the others must not go by what is not right any more.
+#[test]
+fn a_change_of_the_clock_reaches_whoever_runs() {
+    let m = Machine::hyperv();
+    m.add_hyperv_vcpu(1, |_| ());
+    let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+    assert_eq!(m.vcpu_with(1, KVM_SET_MP_STATE, &runnable), Ok(0));
+    m.long(1, &[]);
+    let runs = |vcpu| {
+        m.does(vcpu, |_| ());
+        m.run_out(vcpu);
+    };
+    let by_page = || {
+        let (scale, offset) = (m.read_ram::<u64>(PAGE + 8), m.read_ram::<u64>(PAGE + 16));
+        (((u128::from(m.msr(1, 0x10)) * u128::from(scale)) >> 64) as u64).wrapping_add(offset)
+    };
+    m.wrmsr(0, REFERENCE_TSC, PAGE | 1);
+    runs(0);
+    runs(1);
+    assert_eq!(m.read_ram::<u32>(PAGE), 1);
+    // Its clock is set back.
+    m.sim.advance(10_000_000_000);
+    assert!(m.msr(1, TIME_REF_COUNT) > 90_000_000);
+    assert_eq!(m.vm_with(KVM_SET_CLOCK, &kvm_clock_data { clock: 700, ..Default::default() }), Ok(0));
+    assert!(m.msr(1, TIME_REF_COUNT) < 100_000, "not by the page, which is old");
+    runs(1);
+    assert_eq!(m.read_ram::<u32>(PAGE), 2);
+    assert!(by_page() < 100_000 && m.msr(1, TIME_REF_COUNT) == by_page());
+    runs(0);
+    assert_eq!(m.read_ram::<u32>(PAGE), 2, "it was right");
+    // A TSC out of step, so that there is no line any more; and in step again.
+    assert_eq!(m.set_msr(1, 0x10, 1 << 40), Ok(1));
+    runs(1);
+    assert_eq!(m.read_ram::<u32>(PAGE), 0, "the guest reads the register");
+    assert!(m.msr(1, TIME_REF_COUNT) < 100_000);
+    assert_eq!(m.set_msr(0, 0x10, 1 << 40), Ok(1));
+    runs(1);
+    assert_eq!(m.read_ram::<u32>(PAGE), 1);
+    assert!(by_page() < 100_000 && m.msr(1, TIME_REF_COUNT) == by_page());
+    m.end();
+}
+
 #[test]
 fn a_guest_that_has_its_tsc_emulated_keeps_its_page() {
     let m = Machine::hyperv();

@@ -5,6 +5,7 @@
 //! TSCs are in step that is one straight line over them, and the page holds that line.
 
 use super::number::{PAGE_ADDRESS, PAGE_ENABLED};
+use super::partition::Partition;
 use super::stimer::UNIT_NS;
 use crate::Ctx;
 use crate::clock::PvClock;
@@ -130,6 +131,16 @@ fn memory_u64<H: Host>(memory: &Memory<'_, H>, gpa: u64) -> Result<u64, PhysErro
     Ok(u64::from_le_bytes(bytes))
 }
 
+impl<H: Host> Partition<H> {
+    /// The VM's clock has changed: the reference time is read from it until a vCPU has written the page anew.
+    pub(crate) fn tsc_page_is_old(&self) {
+        let tsc = &mut self.msrs.lock().tsc;
+        if tsc.status == PageStatus::Set && !tsc.stays() {
+            tsc.status = PageStatus::HostChanged;
+        }
+    }
+}
+
 impl<H: Host> Ctx<'_, H> {
     /// HV_X64_MSR_TIME_REF_COUNT: what the page gives on this vCPU, or what it would give.
     pub(super) fn reference_time(&self) -> u64 {
@@ -140,7 +151,7 @@ impl<H: Host> Ctx<'_, H> {
         self.vm.clock.lock().now(self.vm.host.time_point()) / UNIT_NS
     }
 
-    /// The page has to be written: the first vCPU does it, asleep or not, as it does with changes of the clock.
+    /// The page has to be written: the first vCPU does it, asleep or not, unless another one comes to it earlier.
     pub(super) fn ring_tsc_page(&self) {
         if let Some(v) = self.vm.vcpu(0) {
             v.thread.requests().make_request(Request::ClockUpdate);
@@ -148,14 +159,17 @@ impl<H: Host> Ctx<'_, H> {
         }
     }
 
-    /// The VM's clock may have changed, and is in this vCPU's clock page as `page` says: the guest's page follows.
-    pub(crate) fn update_tsc_page(&self, page: &PvClock) {
-        let line = Line::of(page);
+    /// The VM's clock may have changed, and the guest's page follows it. A page that is not right is brought up to date by whoever
+    /// comes first. What one vCPU's guest has done to its TSC is seen where it is the first vCPU, by whose TSC the page is.
+    pub(crate) fn update_tsc_page(&self) {
         let mut msrs = self.vm.partition.msrs.lock();
+        // Only now: what was before the page became old must not get into it afterwards.
+        let page = self.vm.clock.lock().page(&self.core.clock, self.vm.host.time_point());
+        let line = Line::of(&page);
         let tsc = &mut msrs.tsc;
         let right = match tsc.status {
             PageStatus::Unset | PageStatus::Broken => true,
-            PageStatus::Set => tsc.stays() || Some(tsc.line) == line,
+            PageStatus::Set => tsc.stays() || self.me.index != 0 || Some(tsc.line) == line,
             PageStatus::GuestChanged | PageStatus::HostChanged => tsc.msr & PAGE_ENABLED == 0,
         };
         if !right && tsc.update(line, &self.shared_memory().memory()).is_err() {
