@@ -17,7 +17,7 @@ const XMM: u8 = 6;
 /// Words in them.
 pub(super) const XMM_WORDS: usize = 2 * XMM as usize;
 /// Bits of the input value that have to be zero.
-const RESERVED: u64 = 0xf << 27 | 0xf << 44 | 0xf << 60;
+const RESERVED: u64 = 0x1f << 27 | 0xf << 44 | 0xf << 60;
 /// Where the status holds how many repetitions are done.
 pub(super) const REPS_DONE: u32 = 32;
 

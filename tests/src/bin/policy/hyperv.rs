@@ -105,7 +105,7 @@ pub fn calls() -> Result<()> {
     let mut vcpu = client.vcpu(0)?;
     hyperv::make(&client, &vcpu, |_| ())?;
     ensure!(enable(&vcpu, SYNIC2, 0) == 0 && set(&vcpu, GUEST_OS_ID, 1)?);
-    let shapes = [0, 1 << 17, 2 << 17, 1 << 27, 1 << 32, 2 << 32, 1 << 32 | 1 << 48, 1 << 44, 1 << 60];
+    let shapes = [0, 1 << 17, 2 << 17, 1 << 27, 1 << 31, 1 << 32, 2 << 32, 1 << 32 | 1 << 48, 1 << 44, 1 << 60];
     let codes =
         [0, 1, 2, 3, 8, 0xb, 0x13, 0x14, 0x15, 0x5c, 0x5d, 0x69, 0x6a, 0x6b, 0x8000, 0x8001, 0x8041, 0x8042, 0xffff];
     for code in codes {
