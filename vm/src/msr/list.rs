@@ -31,12 +31,11 @@ const SAVED: [u32; 19] = [
 /// Those of them that not every processor has.
 const PROBED: [u32; 6] = [FEAT_CTL, DEBUGCTL, LASTBRANCH_FROM, LASTBRANCH_TO, LASTINT_FROM, LASTINT_TO];
 
-/// Guest state that exists whatever the processor has.
-const EMULATED: [u32; 26] = [
-    KVM_WALL_CLOCK,
-    KVM_SYSTEM_TIME,
-    KVM_WALL_CLOCK_NEW,
-    KVM_SYSTEM_TIME_NEW,
+/// The clock, which exists whatever the processor has. Hyper-V's registers are named behind these.
+const CLOCK: [u32; 4] = [KVM_WALL_CLOCK, KVM_SYSTEM_TIME, KVM_WALL_CLOCK_NEW, KVM_SYSTEM_TIME_NEW];
+
+/// Other guest state that exists whatever the processor has.
+const EMULATED: [u32; 22] = [
     TSC_ADJUST,
     TSC_DEADLINE,
     ARCH_CAPABILITIES,
@@ -76,7 +75,8 @@ pub(super) fn arch_capabilities(caps: &Caps) -> u64 {
     1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 26 | 1 << 27 | 1 << 62 | ssb_no
 }
 
-/// MSRs that user space saves and restores.
+/// MSRs that user space saves and restores, in this order: to restore HV_X64_MSR_VP_ASSIST_PAGE, which is zero of a guest that is none
+/// of Hyper-V's, switches KVM_PV_EOI_EN off, so that this one has to come behind it.
 pub fn msr_index_list(host: &impl HostInfo, each: &mut impl FnMut(u32)) {
     let switch = host.switch_features();
     for msr in SAVED {
@@ -89,13 +89,13 @@ pub fn msr_index_list(host: &impl HostInfo, each: &mut impl FnMut(u32)) {
             each(msr);
         }
     }
-    EMULATED.into_iter().chain(crate::hyperv::SAVED).for_each(each);
+    CLOCK.into_iter().chain(crate::hyperv::SAVED).chain(EMULATED).for_each(each);
 }
 
 /// Is it one that [`msr_index_list`] names? TSC_AUX and SPEC_CTRL are known always, so that nobody asks for them.
 /// `has`: can the processor's be read?
 pub(super) fn is_advertised(msr: u32, has: impl FnOnce() -> bool) -> bool {
-    EMULATED.contains(&msr) || SAVED.contains(&msr) && (!PROBED.contains(&msr) || has())
+    CLOCK.contains(&msr) || EMULATED.contains(&msr) || SAVED.contains(&msr) && (!PROBED.contains(&msr) || has())
 }
 
 /// Does it describe the processor, so that it is fixed once the vCPU has run? The microcode's revision may change under a
