@@ -69,12 +69,14 @@ impl<H: Host> Vm<H> {
                 irqchip::RoutingError::NoMemory => Errno::ENOMEM,
             })?;
         let pins = ioapic_gsis(&table);
-        let before = self.routing.replace(Some(try_box(|| table)?));
-        for route in routes {
+        let table = try_box(|| table)?;
+        // By GSI, whatever the order that user space names them in: of several that lead to one source the last hears of its end.
+        for route in table.routes() {
             if let Target::HvSint { vp_index, sint } = route.target {
                 self.route_synic(vp_index, sint, route.gsi);
             }
         }
+        let before = self.routing.replace(Some(table));
         // Of the IOAPIC's entries here only who waits for a pin depends on the table.
         if mode == ChipMode::Split || before.is_none_or(|before| ioapic_gsis(&before) != pins) {
             self.ring_all(Request::ScanIoapic);

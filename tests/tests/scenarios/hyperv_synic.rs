@@ -40,14 +40,21 @@ fn writes(m: &Machine, index: u32, value: u64) {
 }
 
 fn route(m: &Machine, gsi: u32, vcpu: u32, sint: u32) {
-    let entry = kvm_irq_routing_entry {
-        gsi,
-        type_: KVM_IRQ_ROUTING_HV_SINT,
-        u: kvm_irq_routing_entry__bindgen_ty_1 { hv_sint: kvm_irq_routing_hv_sint { vcpu, sint } },
-        ..Default::default()
-    };
-    m.put_at(DATA, &[1u32, 0]);
-    m.put_at(DATA + 8, &entry);
+    routes(m, &[(gsi, vcpu, sint)]);
+}
+
+/// GSIs, each with the source of the vCPU that it leads to.
+fn routes(m: &Machine, routes: &[(u32, u32, u32)]) {
+    m.put_at(DATA, &[routes.len() as u32, 0]);
+    for (n, &(gsi, vcpu, sint)) in (0..).zip(routes) {
+        let entry = kvm_irq_routing_entry {
+            gsi,
+            type_: KVM_IRQ_ROUTING_HV_SINT,
+            u: kvm_irq_routing_entry__bindgen_ty_1 { hv_sint: kvm_irq_routing_hv_sint { vcpu, sint } },
+            ..Default::default()
+        };
+        m.put_at(DATA + 8 + n * size_of::<kvm_irq_routing_entry>() as u64, &entry);
+    }
     assert_eq!(m.vm(KVM_SET_GSI_ROUTING, DATA), Ok(0));
 }
 
@@ -131,6 +138,22 @@ fn a_gsi_raises_a_source_and_hears_of_its_end() {
         assert_eq!(raise(&m, 31), -1, "{vcpu} {sint}");
     }
     m.end();
+}
+
+/// In whatever order user space names them.
+#[test]
+fn of_several_gsis_the_last_hears_of_the_end() {
+    for order in [[30, 24], [24, 30]] {
+        let m = Machine::hyperv();
+        routes(&m, &order.map(|gsi| (gsi, 0, 2)));
+        writes(&m, SINT0 + 2, 0x51);
+        for (gsi, event) in [(24, 3), (30, 4)] {
+            m.engine().add_resampler(gsi, sim::host::Host::eventfd(&m.sim, event).expect("an eventfd")).expect("room");
+        }
+        writes(&m, EOM, 0);
+        assert_eq!((m.sim.event_count(3), m.sim.event_count(4)), (0, 1));
+        m.end();
+    }
 }
 
 #[test]
