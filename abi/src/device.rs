@@ -8,6 +8,7 @@ use crate::uapi::{
 };
 use core::mem::offset_of;
 use host::{Errno, Host};
+use vm::Vm;
 
 /// What the caller has to do after [`device_ioctl`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +36,11 @@ pub fn tell_device_fd<H: Host>(host: &H, arg: u64, fd: i32) -> Result<(), Errno>
     put(host, arg.wrapping_add(offset_of!(kvm_create_device, fd) as u64), &fd)
 }
 
-/// One ioctl on the file of a VFIO device. Errors: ENOTTY (no such ioctl), EPERM (nothing can be read), ENXIO (no such
+/// One ioctl on the file of a VM's VFIO device. Errors: EIO (the VM is dead), ENOTTY (no such ioctl), EPERM (nothing can be read), ENXIO (no such
 /// attribute), EFAULT.
-pub fn device_ioctl<H: Host>(host: &H, cmd: u32, arg: u64) -> Result<DeviceReply, Errno> {
+pub fn device_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<DeviceReply, Errno> {
+    vm.check_alive()?;
+    let host = &vm.host;
     match cmd {
         KVM_SET_DEVICE_ATTR | KVM_HAS_DEVICE_ATTR => {}
         KVM_GET_DEVICE_ATTR => return Err(Errno::EPERM),

@@ -143,10 +143,11 @@ fn vfio_device(base: *mut KVm, arg: u64) -> Result<i64, Errno> {
 /// ioctl on the file of a VM's VFIO device.
 ///
 /// # Safety
-/// `base` is a VM's base part, and alive.
+/// As [`hsave_vm_ioctl`].
 #[unsafe(no_mangle)]
-unsafe extern "C" fn hsave_device_ioctl(base: *mut KVm, cmd: u32, arg: u64) -> c_long {
-    result(abi::device_ioctl(&Linux, cmd, arg).and_then(|reply| match reply {
+unsafe extern "C" fn hsave_device_ioctl(vm: *const Vm, base: *mut KVm, cmd: u32, arg: u64) -> c_long {
+    // SAFETY: by contract.
+    result(abi::device_ioctl(unsafe { &*vm }, cmd, arg).and_then(|reply| match reply {
         DeviceReply::Done => Ok(0),
         // SAFETY: by contract.
         DeviceReply::Add(fd) => check(unsafe { shim::hsave_vfio_add(base, fd) }).map(i64::from),

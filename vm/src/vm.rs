@@ -131,6 +131,8 @@ pub struct Vm<H: Host> {
     /// Eventfds that are told of the end of interrupts.
     pub(crate) resamplers: RwLock<H::RawRwSem<{ rank::TABLES }>, Vec<Resampler<H::EventFd>>>,
     pub(crate) resamplers_used: AtomicBool,
+    /// See [`Vm::kill`].
+    pub(crate) dead: AtomicBool,
     /// How many vCPUs have the 8259s' interrupts come as NMI. While there is none, a tick of the PIT, which comes in a hard
     /// interrupt, need not look at the vCPUs.
     pub(crate) vapics_in_nmi_mode: AtomicUsize,
@@ -188,6 +190,7 @@ impl<H: Host> Vm<H> {
             resamplers: RwLock::new(Vec::new()),
             resamplers_used: AtomicBool::new(false),
             noncoherent_dma: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
             vapics_in_nmi_mode: AtomicUsize::new(0),
             extint: AtomicUsize::new(0),
             coalesced,
@@ -481,12 +484,19 @@ impl<H: Host> Vm<H> {
         }
     }
 
-    /// The VM is broken for good: every KVM_RUN ends with EIO.
+    /// The VM is broken for good: every KVM_RUN ends with EIO, as does every other ioctl on its files from now on.
     pub fn kill(&self) {
+        self.dead.store(true, Relaxed);
         for v in self.vcpus() {
             v.thread.requests().make_request(Request::VmDead);
             v.thread.wake();
         }
+    }
+
+    /// Errors: EIO (it was killed). Every ioctl on a file of the VM asks first.
+    #[inline]
+    pub fn check_alive(&self) -> Result<(), Errno> {
+        if self.dead.load(Relaxed) { Err(Errno::EIO) } else { Ok(()) }
     }
 
     /// Makes every vCPU drop its nested translations, and returns when none of them can use an old one. **Memory safety

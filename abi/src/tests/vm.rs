@@ -33,7 +33,7 @@ fn attributes_of_the_vfio_device() {
     let bed = Bed::bare();
     let call = |cmd, group, attr, addr| {
         bed.put(&kvm_device_attr { flags: 0, group, attr, addr });
-        crate::device_ioctl(&bed.sim, cmd, ARG)
+        crate::device_ioctl(&bed.vm, cmd, ARG)
     };
     put(&bed.sim, ARG + 64, &-3i32).expect("a writable page");
     let (add, del) = (KVM_DEV_VFIO_FILE_ADD, KVM_DEV_VFIO_FILE_DEL);
@@ -48,7 +48,7 @@ fn attributes_of_the_vfio_device() {
     }
     assert_eq!(call(KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_FILE, add, ARG + 64), Err(Errno::EPERM));
     assert_eq!(call(KVM_RUN, KVM_DEV_VFIO_FILE, add, ARG + 64), Err(Errno::ENOTTY));
-    assert_eq!(crate::device_ioctl(&bed.sim, KVM_SET_DEVICE_ATTR, 8), Err(Errno::EFAULT));
+    assert_eq!(crate::device_ioctl(&bed.vm, KVM_SET_DEVICE_ATTR, 8), Err(Errno::EFAULT));
 }
 
 #[test]

@@ -28,9 +28,10 @@ pub enum VcpuReply {
 }
 
 /// KVM_RUN on a vCPU file. Waits for others on the same vCPU. Errors: EINVAL (`arg` is not 0), EINTR (killed while it waits),
-/// and those of [`vm::Ctx::run`].
+/// EIO (the VM is dead), and those of [`vm::Ctx::run`].
 #[inline]
 pub fn vcpu_run<H: Host>(vm: &Vm<H>, vcpu: &Vcpu<H>, arg: u64) -> Result<Ran, Errno> {
+    vm.check_alive()?;
     if arg != 0 {
         return Err(Errno::EINVAL);
     }
@@ -38,8 +39,9 @@ pub fn vcpu_run<H: Host>(vm: &Vm<H>, vcpu: &Vcpu<H>, arg: u64) -> Result<Ran, Er
 }
 
 /// Any other ioctl on a vCPU file. Waits for others on the same vCPU. Errors: as each ioctl documents; EINTR (killed while it
-/// waits); EINVAL for those that do not exist here, as on stock.
+/// waits); EIO (the VM is dead); EINVAL for those that do not exist here, as on stock.
 pub fn vcpu_ioctl<H: Host>(vm: &Vm<H>, vcpu: &Vcpu<H>, cmd: u32, arg: u64) -> Result<VcpuReply, Errno> {
+    vm.check_alive()?;
     if cmd == KVM_SET_SIGNAL_MASK {
         return signal_mask(&vm.host, arg).map(VcpuReply::SignalMask);
     }

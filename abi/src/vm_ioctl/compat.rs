@@ -15,6 +15,7 @@ fn pointer(word: u64) -> u64 {
 
 /// As [`vm_ioctl`].
 pub fn vm_compat_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<VmReply, Errno> {
+    vm.check_alive()?;
     let host = &vm.host;
     match cmd {
         KVM_GET_DIRTY_LOG => {

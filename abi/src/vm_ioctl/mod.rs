@@ -50,8 +50,9 @@ pub struct Irqfd {
     pub assign: bool,
 }
 
-/// One ioctl on a VM file. Errors: as each ioctl documents; ENOTTY for those that do not exist here.
+/// One ioctl on a VM file. Errors: as each ioctl documents; EIO (the VM is dead); ENOTTY for those that do not exist here.
 pub fn vm_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<VmReply, Errno> {
+    vm.check_alive()?;
     let host = &vm.host;
     let value = match cmd {
         KVM_CREATE_VCPU => {

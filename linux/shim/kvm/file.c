@@ -111,7 +111,7 @@ static long device_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	if (!hsave_vm_belongs(vm))
 		return -EIO;
 	down_read(&vm->gate);
-	r = vm->part->engine->ops.device_ioctl(vm, cmd, arg);
+	r = hsave_call(vm, device_ioctl, vm, cmd, arg);
 	up_read(&vm->gate);
 	return r;
 }

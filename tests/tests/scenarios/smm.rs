@@ -8,7 +8,7 @@ use sim::arch::EventType;
 use sim::arch::exit::code;
 use sim::host::Errno::*;
 use tests::random::Random;
-use tests::scenario::{CODE, Left, Machine, RAM, RAM_HVA};
+use tests::scenario::{CODE, DATA, Left, Machine, RAM, RAM_HVA};
 
 const SMM: u32 = 1 << 16;
 /// Where SMBASE is after reset, and the save area there.
@@ -492,6 +492,17 @@ fn no_memory_for_the_state_is_the_end() {
     smi(&m, 0);
     m.does(0, |_| panic!("goes on"));
     assert_eq!(m.run(0).map_err(|e| e.0), Err(EIO));
+    for cmd in [KVM_GET_MP_STATE, KVM_SET_SIGNAL_MASK, KVM_GET_STATS_FD, KVM_SMI, KVM_RUN] {
+        assert_eq!(m.vcpu(0, cmd, DATA), Err(EIO), "{cmd:x}");
+    }
+    for cmd in [KVM_GET_CLOCK, KVM_CHECK_EXTENSION, KVM_GET_STATS_FD, KVM_IRQFD] {
+        assert_eq!(m.vm(cmd, DATA), Err(EIO), "{cmd:x}");
+    }
+    assert_eq!(abi::vm_compat_ioctl(&m.engine(), KVM_GET_DIRTY_LOG, DATA).err(), Some(EIO));
+    assert_eq!(abi::device_ioctl(&m.engine(), KVM_GET_DEVICE_ATTR, DATA).err(), Some(EIO));
+    assert_eq!(m.add_vcpu_without_cpuid(1), Err(EIO));
+    assert_eq!(m.run(0).map_err(|e| e.0), Err(EIO));
+    m.end();
     let m = machine();
     smi(&m, 0);
     m.does(0, |_| ());

@@ -9,7 +9,7 @@ use irqchip::RoutingTable;
 use state::{Refused, Section, Sections, State, Writer};
 
 /// What the vCPUs share, but memory and chips.
-const VM: Section = Section::new(*b"vm  ", 1);
+const VM: Section = Section::new(*b"vm  ", 2);
 /// GSI routing.
 const ROUTING: Section = Section::new(*b"rout", 1);
 /// Counters.
@@ -47,13 +47,16 @@ impl<H: Host> Vm<H> {
             chip,
             reserved_pins,
             noncoherent_dma,
+            dead,
             resamplers,
             resamplers_used,
             // Its page is the base's.
             coalesced,
             count,
         } = self;
-        w.section_by(VM, 0, config.needs(), |w| {
+        // That it is dead came with version 2.
+        let dead = dead.load(Relaxed);
+        w.section_by(VM, 0, config.needs().max(1 + u16::from(dead)), |w| {
             count.save(w);
             config.save(w);
             clock.lock().save(w);
@@ -74,6 +77,9 @@ impl<H: Host> Vm<H> {
             resamplers_used.save(w);
             coalesced.used.save(w);
             coalesced.zones.lock().save(w);
+            if w.version() >= 2 {
+                dead.save(w);
+            }
         });
         routing.read(|routes| match routes {
             Some(routes) => w.section(ROUTING, 0, routes),
@@ -115,6 +121,9 @@ impl<H: Host> Vm<H> {
         r.load(&mut self.resamplers_used)?;
         r.load(&mut self.coalesced.used)?;
         r.load(self.coalesced.zones.get_mut())?;
+        if r.version() >= 2 {
+            r.load(&mut self.dead)?;
+        }
         r.end()?;
         let mut routes = RoutingTable::empty();
         s.load(ROUTING, 0, &mut routes)?;
