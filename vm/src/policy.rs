@@ -364,7 +364,7 @@ impl<H: Host> Vm<H> {
         let (changed, data) = (clock.set_stable(stable, now), clock.get(now));
         drop(clock);
         if changed {
-            self.ring_all(Request::ClockUpdate);
+            self.clock_changed();
         }
         data
     }
