@@ -213,8 +213,8 @@ impl Paging {
 }
 
 /// Bits that are reserved in a 64-bit entry besides [`Paging::reserved64`]: by level, whether it maps a large page, and
-/// whether 1 GiB pages exist (APM 5.3.3; on AMD processors G is reserved in entries of the upper levels that name a
-/// table).
+/// whether 1 GiB pages exist (APM 5.3.3; AMD's processors reserve G in entries of level 4 and 5, and ignore it in those below
+/// that name a table).
 #[inline]
 pub(crate) const fn reserved_at(level: u8, large: bool, page_1g: bool) -> u64 {
     match level {
@@ -223,7 +223,7 @@ pub(crate) const fn reserved_at(level: u8, large: bool, page_1g: bool) -> u64 {
         2 => 0,
         3 if large && page_1g => 0x3fff_e000,
         3 if large => PS,
-        3 => G,
+        3 => 0,
         _ => PS | G,
     }
 }

@@ -111,7 +111,7 @@ proptest! {
             if pdpte && e & 0x80 == 0 {
                 e &= !0x66;
             }
-            if n + 1 < bits.len() && e & 0x80 == 0 {
+            if bits.len() - n >= 4 && e & 0x80 == 0 {
                 e &= !0x100;
             }
             let at = table + (linear >> shift & mask) * width;
@@ -192,6 +192,18 @@ fn all_large_page_sizes() {
     poke(&vm, 0x8000, 0x0040_0087 | 5 << 13);
     assert_eq!(vm.mmu.normal().walk(&p, 0x12_3456, Kind::Read).unwrap().gpa, Gpa(0x5_0052_3456));
     vm.end();
+}
+
+#[test]
+fn the_global_bit_of_entries_that_name_a_table() {
+    for (table, reserved) in [(1, true), (2, false), (3, false)] {
+        let (vm, p) = long();
+        poke(&vm, table * PAGE, peek(&vm, table * PAGE, 8) | 1 << 8);
+        let result = vm.mmu.normal().walk(&p, 0x123, Kind::Read).map(|t| t.gpa);
+        let want = if reserved { Err(WalkError::Fault { code: 9 }) } else { Ok(Gpa(0x5123)) };
+        assert_eq!(result, want, "table {table}");
+        vm.end();
+    }
 }
 
 #[test]

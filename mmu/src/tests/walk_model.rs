@@ -78,7 +78,6 @@ pub fn walk(p: &Paging, linear: u64, kind: Kind, page_1g: bool, read: impl Fn(u6
             bad |= pdpte && ([1, 2, 5, 6, 7, 8, 63].iter().any(|b| on(entry, *b)));
             bad |= long && level >= 4 && (ps || on(entry, 8));
             bad |= long && level == 3 && ps && !page_1g;
-            bad |= long && level == 3 && !ps && on(entry, 8);
             bad |= leaf && level == 2 && (13..21).any(|b| on(entry, b));
             bad |= leaf && level == 3 && (13..30).any(|b| on(entry, b));
         } else if leaf && level == 2 {
