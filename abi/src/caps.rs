@@ -63,7 +63,7 @@ pub fn check_extension<H: Host>(host: &H, capability: u64) -> i64 {
         cap::X86_DISABLE_EXITS => host.idle_exits().into(),
         cap::HALT_POLL => 1,
         cap::DISABLE_QUIRKS => 1,
-        cap::DISABLE_QUIRKS2 => vm::quirks::ALL as i64,
+        cap::DISABLE_QUIRKS2 => vm::quirks::all(host) as i64,
 
         // What only nested guests use is absent: HYPERV_ENLIGHTENED_VMCS, HYPERV_DIRECT_TLBFLUSH.
         cap::HYPERV

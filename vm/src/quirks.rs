@@ -6,7 +6,7 @@ use crate::run::Next;
 use crate::{Config, Ctx, Vm};
 use core::sync::atomic::Ordering::Relaxed;
 use emulator::Access;
-use host::{Cpu, Errno, Host};
+use host::{Cpu, Errno, Host, linux_version};
 
 /// KVM_X86_QUIRK_LINT0_REENABLED: after INIT the bootstrap processor takes the 8259's interrupts.
 pub const LINT0_REENABLED: u64 = 1 << 0;
@@ -21,13 +21,22 @@ pub const MISC_ENABLE_NO_MWAIT: u64 = 1 << 4;
 pub const FIX_HYPERCALL_INSN: u64 = 1 << 5;
 /// KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS: MONITOR and MWAIT do nothing in a guest that does not have them.
 pub const MWAIT_NEVER_UD_FAULTS: u64 = 1 << 6;
-/// Those that can be switched off.
-pub const ALL: u64 = LINT0_REENABLED
+/// KVM_X86_QUIRK_SLOT_ZAP_ALL, since Linux 6.12: all of the guest's memory is unmapped when a slot goes. Here only the slot's is, in
+/// either case, which only those can tell who measure the time.
+pub const SLOT_ZAP_ALL: u64 = 1 << 7;
+
+/// Those that can be switched off on every kernel.
+const OLD: u64 = LINT0_REENABLED
     | LAPIC_MMIO_HOLE
     | OUT_7E_INC_RIP
     | MISC_ENABLE_NO_MWAIT
     | FIX_HYPERCALL_INSN
     | MWAIT_NEVER_UD_FAULTS;
+
+/// Those that can be switched off.
+pub fn all<H: Host>(host: &H) -> u64 {
+    if host.linux_version() >= linux_version(6, 12) { OLD | SLOT_ZAP_ALL } else { OLD }
+}
 
 const VMCALL: [u8; 3] = [0x0f, 0x01, 0xc1];
 /// VMMCALL is 0f 01 d9.
@@ -44,7 +53,7 @@ impl Config {
 impl<H: Host> Vm<H> {
     /// KVM_CAP_DISABLE_QUIRKS2. What is off stays off. Errors: EINVAL (a quirk that is not known).
     pub fn disable_quirks(&self, which: u64) -> Result<(), Errno> {
-        if which & !ALL != 0 {
+        if which & !all(&self.host) != 0 {
             return Err(Errno::EINVAL);
         }
         self.config.quirks_off.fetch_or(which, Relaxed);

@@ -137,7 +137,7 @@ fn capabilities_check_their_arguments() {
         (cap::HALT_POLL, u32::MAX.into(), 1 << 32),
         (cap::X86_DISABLE_EXITS, 0xf, 0x10),
         (cap::X86_BUS_LOCK_EXIT, 2, 3),
-        (cap::DISABLE_QUIRKS2, ::vm::quirks::ALL, 1 << 40),
+        (cap::DISABLE_QUIRKS2, ::vm::quirks::all(&bed.sim), 1 << 40),
     ];
     for (c, good, bad) in cases {
         assert_eq!(bed.enable(c, bad), Err(Errno::EINVAL), "{c}");

@@ -33,7 +33,7 @@ pub fn enable_cap<H: Host>(vm: &Vm<H>, c: &kvm_enable_cap) -> Result<(), Errno> 
             }
         }
         // The older form takes what it knows and leaves the rest.
-        cap::DISABLE_QUIRKS => vm.disable_quirks(arg & vm::quirks::ALL)?,
+        cap::DISABLE_QUIRKS => vm.disable_quirks(arg & vm::quirks::all(&vm.host))?,
         cap::DISABLE_QUIRKS2 => vm.disable_quirks(arg)?,
         cap::X86_DISABLE_EXITS => vm.disable_exits(arg)?,
         cap::HALT_POLL => config.set_halt_poll(u32::try_from(arg).map_err(|_| Errno::EINVAL)?),

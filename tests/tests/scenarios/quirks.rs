@@ -113,6 +113,19 @@ fn unknown_quirks() {
     assert_eq!(m.enable(KVM_CAP_DISABLE_QUIRKS2, all), Ok(0));
 }
 
+/// What goes with a slot is the kernel's to say since 6.12.
+#[test]
+fn quirks_of_the_kernel() {
+    for (version, known) in [(11, false), (12, true)] {
+        let m = Machine::new();
+        m.sim.set_linux_version(6, version);
+        let all = m.vm(KVM_CHECK_EXTENSION, KVM_CAP_DISABLE_QUIRKS2.into()).expect("a capability") as u64;
+        assert_eq!(all & u64::from(KVM_X86_QUIRK_SLOT_ZAP_ALL) != 0, known, "6.{version}");
+        let switched = m.enable(KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL.into());
+        assert_eq!(switched, if known { Ok(0) } else { Err(Errno::EINVAL) }, "6.{version}");
+    }
+}
+
 /// A guest's vendor string becomes Intel's.
 fn intel(m: &Machine) {
     let mut cpuid: [u8; 8 + 40 * 256] = [0; 8 + 40 * 256];
