@@ -361,7 +361,10 @@ impl<H: Host> Machine for Ctx<'_, H> {
         self.core.mmio_fragments.forget();
     }
     fn pause(&self) -> bool {
-        self.core.mmio_fragments.has_writes() || !matches!(self.core.device_exit, Next::Resume)
+        self.core.mmio_fragments.has_writes()
+            || !matches!(self.core.device_exit, Next::Resume)
+            // Each iteration may take an entry, and what finds none left is not recorded.
+            || self.me.dirty_ring.as_ref().is_some_and(|ring| ring.soft_full())
     }
 }
 

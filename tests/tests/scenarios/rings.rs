@@ -11,6 +11,7 @@ use vm::DIRTY_LOG_PAGE_OFFSET;
 const HIGH: u64 = 0x1000_0000;
 const HIGH_HVA: u64 = RAM_HVA + tests::scenario::RAM;
 const SLOT: u32 = 5;
+const APIC: u64 = 0xfee0_0000;
 const BYTES: u64 = 4096;
 const DIRTY: u64 = 1;
 const RESET: u64 = 2;
@@ -104,6 +105,32 @@ fn a_full_one_leaves_until_it_is_reset() {
     // The last one before the exit had not been written yet, and was protected again.
     all.dedup();
     assert_eq!(all, (0..300).map(|page| (SLOT, page)).collect::<Vec<_>>(), "each, in order");
+}
+
+/// Each byte that it writes takes an entry.
+#[test]
+fn a_repeated_instruction_stops_where_a_ring_is_nearly_full() {
+    let m = machine();
+    // rep movsb, from the local APIC across the end of a page.
+    m.long(0, &[0xf3, 0xa4]);
+    m.with_regs(0, |r| (r.rsi, r.rdi, r.rcx) = (APIC, HIGH + 0xe00, 1024));
+    let (mut all, mut at) = (Vec::new(), 0);
+    while m.regs(0).rcx != 0 {
+        m.npf(0, APIC, false);
+        if m.run(0) != Ok(Left::Other(KVM_EXIT_DIRTY_RING_FULL)) {
+            break;
+        }
+        assert_eq!(m.regs(0).rcx % 192, 1024 % 192, "64 entries are kept free");
+        all.extend(harvest(&m, 0, at));
+        all.extend(harvest(&m, 0, 0));
+        assert_eq!(m.vm(KVM_RESET_DIRTY_RINGS, 0), Ok(192));
+        at = (at + 192) % 256;
+    }
+    assert_eq!((m.regs(0).rcx, m.regs(0).rdi), (0, HIGH + 0x1200));
+    all.extend(harvest(&m, 0, at));
+    all.dedup();
+    assert_eq!(all, [(SLOT, 0), (SLOT, 1)]);
+    m.end();
 }
 
 #[test]
