@@ -322,18 +322,18 @@ const VM_REST: [Stat; 13] = {
     ]
 };
 
+/// Where in it the pages are.
+const PAGES: usize = 7;
+
 /// Word `n` of what is told; 0 if there is none.
 fn word(n: usize, tell: impl FnOnce(Each<'_>) -> Result<(), Errno>) -> u64 {
     let (mut left, mut found) = (n, 0);
-    // The closure fails nowhere.
-    let _ = tell(&mut |value| {
-        if left == 0 {
-            found = value;
-        }
-        left = left.wrapping_sub(1);
-        Ok(())
+    let tell = tell(&mut |value| {
+        found = value;
+        // The error ends it, and says nothing else.
+        left.checked_sub(1).ok_or(Errno::EINTR).map(|rest| left = rest)
     });
-    found
+    if tell.is_err() { found } else { 0 }
 }
 
 impl<H: Host> Vcpu<H> {
@@ -357,13 +357,19 @@ impl<H: Host> Vm<H> {
     /// each mapped page. Errors: the first of `each`.
     pub fn stats(&self, each: Each<'_>) -> Result<(), Errno> {
         self.stats.each(each)?;
-        let [small, large, huge] = self.mmu.mapped_pages();
-        [0, 0, 0, 0, 0, 0, 0, small, large, huge, 0, 0, 0].into_iter().try_for_each(each)
+        [0; PAGES].into_iter().try_for_each(&mut *each)?;
+        self.mmu.mapped_pages().into_iter().try_for_each(&mut *each)?;
+        VM_REST.iter().skip(PAGES + 3).try_for_each(|_| each(0))
     }
 
-    /// Word `n` of what [`stats`](Self::stats) tells.
+    /// Word `n` of what [`stats`](Self::stats) tells. Takes as long as that for the mapped pages only.
     pub fn stat(&self, n: usize) -> u64 {
-        word(n, |each| self.stats(each))
+        let own = VmStats::ALL.iter().map(Stat::words).sum();
+        match n.checked_sub(own).map(|n| n.checked_sub(PAGES)) {
+            None => word(n, |each| self.stats.each(each)),
+            Some(Some(size @ 0..3)) => self.mmu.mapped_pages().into_iter().nth(size).unwrap_or(0),
+            Some(_) => 0,
+        }
     }
 
     /// Begins word `n` of the VM's counts anew. What is there now, and not counted, stays.

@@ -114,6 +114,31 @@ fn pages_of_a_vm_by_size() {
     assert_eq!(all["remote_tlb_flush"], 0, "no vCPU was in the guest");
 }
 
+/// As debugfs reads them: one at a time, and without a look at all memory for one that has nothing to do with it.
+#[test]
+fn one_number_costs_what_it_needs() {
+    let m = Machine::new();
+    m.load(0, 0x1000, 0);
+    m.run_out(0);
+    let vm = m.engine();
+    let mut all = Vec::new();
+    vm.stats(&mut |value| {
+        all.push(value);
+        Ok(())
+    })
+    .expect("nobody fails");
+    let names = vm::Vm::<sim::Sim>::stat_list().map(|stat| stat.name).collect::<Vec<_>>();
+    assert_eq!(names.len(), all.len());
+    for (n, name) in names.into_iter().enumerate() {
+        let before = m.sim.offers();
+        assert_eq!(vm.stat(n), all[n], "{name}");
+        assert_eq!(m.sim.offers() != before, name.starts_with("pages_"), "{name}");
+    }
+    assert_eq!(vm.stat(all.len()), 0);
+    drop(vm);
+    m.end();
+}
+
 #[test]
 fn any_part_of_the_file_can_be_read() {
     let m = Machine::new();
