@@ -167,6 +167,11 @@ impl Memslots {
         self.find(*base).map(|f| f.1)
     }
 
+    /// Does any log?
+    pub fn log(&self) -> bool {
+        self.by_gfn.iter().any(Memslot::logs)
+    }
+
     /// Makes room for one more. Errors: ENOMEM.
     pub fn reserve(&mut self) -> Result<(), Errno> {
         self.by_gfn.try_reserve(1).map_err(|_| Errno::ENOMEM)?;

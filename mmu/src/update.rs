@@ -10,6 +10,7 @@ use crate::dirty::{INITIALLY_SET, SlotsLock};
 use crate::maps::{Region, Regions};
 use crate::npt::Stale;
 use crate::slot::{Change, Memslot, UserRegion};
+use alloc::vec::Vec;
 use host::{Errno, Host};
 
 /// Pages that are write-protected without letting go of the lock.
@@ -26,14 +27,19 @@ impl<H: Host> Mmu<H> {
     pub fn set_memory_region(&self, r: &UserRegion, flush: &dyn Fn()) -> Result<(), Errno> {
         let mut lock = self.slots_lock.lock();
         let change = self.slots.read().plan(&self.host, r)?;
-        match change {
+        let result = match change {
             Change::Nothing => Ok(()),
             Change::Create(slot) => self.create_memslot(&mut lock, slot),
             Change::Delete(slot) => self.delete_memslot(slot, flush),
             Change::Move { from, to } => self.move_memslot(&mut lock, from, to, flush),
             Change::Flags { from, to } if to.logs() => self.start_log(&mut lock, from, to, flush),
             Change::Flags { from, to } => self.stop_log(from, to, flush),
+        };
+        // The room to read a log out goes with the last one: it may be large, and is the VMM's to account for.
+        if !lock.scratch.is_empty() && !self.slots.read().log() {
+            lock.scratch = Vec::new();
         }
+        result
     }
 
     /// A bitmap for a slot that logs, with room to read it out; none where rings are used. Errors: ENOMEM.

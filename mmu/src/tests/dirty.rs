@@ -57,6 +57,24 @@ fn writes_are_reported_once() {
     vm.end();
 }
 
+#[test]
+fn room_to_read_logs_out_goes_with_the_last_of_them() {
+    let vm = logging(130);
+    let room = || vm.mmu.slots_lock.lock().scratch.capacity();
+    vm.set(4, 0x4000_0000, 512, HVA, LOG_DIRTY_PAGES).unwrap();
+    assert!(room() >= 64);
+    vm.set(4, 0x4000_0000, 512, HVA, 0).unwrap();
+    assert!(room() >= 24, "the other logs still");
+    assert_eq!(log(&vm, 3, 130), []);
+    vm.set(3, 0x20_0000, 130, HVA, 0).unwrap();
+    assert_eq!(room(), 0, "none logs");
+    vm.set(4, 0x4000_0000, 512, HVA, LOG_DIRTY_PAGES).unwrap();
+    assert_eq!(log(&vm, 4, 512), []);
+    vm.set(4, 0, 0, 0, 0).unwrap();
+    assert_eq!(room(), 0, "none is left that does");
+    vm.end();
+}
+
 /// What is only read stays read-only where the slot is, log or not.
 #[test]
 fn read_only_slots_that_log() {
