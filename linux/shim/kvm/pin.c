@@ -46,13 +46,13 @@ static int follow(struct vm_area_struct *vma, unsigned long hva, bool *writable,
 static int uncounted_page(unsigned long hva, bool write, u64 *pa)
 {
 	struct mm_struct *mm = current->mm;
+	bool writable = false, faulted = false, unlocked;
 	struct vm_area_struct *vma;
-	bool writable = false, unlocked;
-	int tries, err = -EFAULT;
 	unsigned long pfn;
+	int err, tries = 0;
 
 	mmap_read_lock(mm);
-	for (tries = 0; tries < 3; tries++) {
+	for (;;) {
 		vma = find_vma(mm, hva);
 		if (!vma || hva < vma->vm_start || !(vma->vm_flags & (VM_IO | VM_PFNMAP)) ||
 		    !(vma->vm_flags & (write ? VM_WRITE : VM_READ))) {
@@ -62,11 +62,28 @@ static int uncounted_page(unsigned long hva, bool write, u64 *pa)
 		err = follow(vma, hva, &writable, &pfn);
 		if (!err && (writable || !write))
 			break;
+		/*
+		 * Who serves the fault may have been kept from it by a signal, and says that nothing is wrong: a graphics buffer's
+		 * owner does (TTM), whose lock is waited for interruptibly.
+		 */
+		if (faulted && signal_pending(current)) {
+			err = -EINTR;
+			break;
+		}
+		if (tries == 3) {
+			err = -EFAULT;
+			break;
+		}
 		unlocked = false;
 		err = fixup_user_fault(mm, hva, write ? FAULT_FLAG_WRITE : 0, &unlocked);
 		if (err)
 			break;
-		err = -EFAULT;
+		faulted = true;
+		/* Where the lock was let go of, the memory may have changed meanwhile: it is a new fault, as often as that happens. */
+		if (unlocked)
+			cond_resched();
+		else
+			tries++;
 	}
 	mmap_read_unlock(mm);
 	if (err)
