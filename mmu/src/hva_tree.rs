@@ -36,6 +36,10 @@ impl Range {
     }
 }
 
+/// A place in the order of the ranges, which means the same when others have come or gone. The default is before all.
+#[derive(Clone, Copy, Default)]
+pub struct Place((u64, u64));
+
 /// An interval tree: the ranges in order of their start, and above them a binary tree of the greatest ends. Finds each
 /// range that overlaps another in logarithmic time. Never allocates but in [`with_room`](Self::with_room).
 #[derive(Default)]
@@ -193,12 +197,20 @@ impl HvaTree {
     /// The frames behind `[start, end)` of the VMM's memory, slot by slot, touched pages included; a page may be in
     /// several slots.
     pub fn gfns(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let mut from = 0;
+        self.overlapping(start, end, 0).map(move |range| range.gfns(start, end))
+    }
+
+    /// The same from a place on, with the place of each.
+    pub fn gfns_from(&self, start: u64, end: u64, from: Place) -> impl Iterator<Item = (Place, (u64, u64))> + '_ {
+        let from = self.ranges.partition_point(|r| r.key() < from.0);
+        self.overlapping(start, end, from).map(move |range| (Place(range.key()), range.gfns(start, end)))
+    }
+
+    fn overlapping(&self, start: u64, end: u64, mut from: usize) -> impl Iterator<Item = &Range> + '_ {
         core::iter::from_fn(move || {
             let at = self.next(from, start)?;
             from = at.wrapping_add(1);
-            let range = self.ranges.get(at).filter(|r| r.start < end && start < end)?;
-            Some(range.gfns(start, end))
+            self.ranges.get(at).filter(|r| r.start < end && start < end)
         })
     }
 }

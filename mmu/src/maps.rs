@@ -5,7 +5,7 @@
 //! So the notifier, and the fault path with it, works on this second copy of the slots.
 
 use crate::bitmap::Bitmap;
-use crate::hva_tree::HvaTree;
+use crate::hva_tree::{HvaTree, Place};
 use crate::npt::{Stale, Tree};
 use crate::ring::RingOf;
 use crate::slot::Memslot;
@@ -111,10 +111,21 @@ impl<H: Host> Maps<H> {
         self.regions.hva_tree.gfns(start, end)
     }
 
-    /// Unmaps what is behind `[start, end)` of the VMM's memory.
-    pub fn unmap_hva_range(&mut self, host: &H, start: u64, end: u64) -> Stale {
-        let (tree, gfns) = (&mut self.tree, self.regions.hva_tree.gfns(start, end));
-        gfns.fold(Stale::nothing(), |stale, (first, last)| tree.zap(host, first, last, stale))
+    /// Unmaps what is behind `[start, end)` of the VMM's memory in at most `most` slots, the first of them at `from`. With the place
+    /// of the next; None: that was all.
+    pub fn unmap_hva_range(
+        &mut self,
+        host: &H,
+        (start, end): (u64, u64),
+        from: Place,
+        most: usize,
+        before: Stale,
+    ) -> (Stale, Option<Place>) {
+        let tree = &mut self.tree;
+        let mut found = self.regions.hva_tree.gfns_from(start, end, from);
+        let now = found.by_ref().take(most);
+        let stale = now.fold(before, |stale, (_, (first, last))| tree.zap(host, first, last, stale));
+        (stale, found.next().map(|(place, _)| place))
     }
 
     /// How many regions would fit, and how many there are.

@@ -10,10 +10,14 @@
 
 use crate::Mmu;
 use crate::handover::Moved;
+use crate::hva_tree::Place;
 use crate::npt::Stale;
 use arch::Hva;
 use core::sync::atomic::Ordering::*;
 use host::Host;
+
+/// Slots that lose their part of a range without letting go of the lock.
+const BATCH: usize = 64;
 
 /// Ranges that are kept one by one.
 const SINGLE: usize = 8;
@@ -114,12 +118,19 @@ impl<H: Host> Mmu<H> {
         if self.mmu_lock.read().gfns(start.0, end.0).next().is_none() {
             return;
         }
-        let stale = {
+        let (range, most) = ((start.0, end.0), if may_block { BATCH } else { usize::MAX });
+        let (mut stale, mut next) = {
             let mut maps = self.mmu_lock.write();
             // A fault that has its page already asks again, and then finds the invalidation in progress, or ended.
             maps.invalidate_seq = maps.invalidate_seq.wrapping_add(1);
-            maps.unmap_hva_range(&self.host, start.0, end.0)
+            maps.unmap_hva_range(&self.host, range, Place::default(), most, Stale::nothing())
         };
+        // Faults on other memory need not wait for the rest. Nothing of the range is mapped meanwhile, so whichever slots come or go in
+        // between, those that are left are all that can have some of it.
+        while let Some(from) = next {
+            self.host.cond_resched();
+            (stale, next) = self.mmu_lock.write().unmap_hva_range(&self.host, range, from, most, stale);
+        }
         self.flush_remote_tlbs(stale, flush, may_block);
     }
 

@@ -1,14 +1,16 @@
 //! The interval tree of the VMM's addresses: what it finds, and how much it looks at.
 
 use super::Vm;
-use super::fake::PAGE;
-use crate::USER_SLOTS;
+use super::fake::{PAGE, Point};
+use crate::RetPf::*;
 use crate::hva_tree::HvaTree;
 use crate::slot::Memslot;
-use arch::Hva;
+use crate::{USER_SLOTS, UserRegion};
+use arch::{Gpa, Hva};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::vec::Vec;
 
 const HVA: u64 = 0x7000_0000_0000;
@@ -96,5 +98,53 @@ fn cost_follows_the_slots_that_are_touched() {
     let page = Hva(HVA + 77 * PAGE);
     assert!(!vm.mmu.age(page, Hva(page.0 + PAGE)));
     assert!(looked() <= 4 * 2 * log);
+    vm.end();
+}
+
+/// The same memory in many slots: the lock is let go of in between, and whatever happens to the slots then, nothing is left.
+#[test]
+fn many_slots_of_the_same_memory() {
+    const SLOTS: u64 = 300;
+    let at = |n: u64| (n + 1) << 30;
+    let mut vm = Vm::new();
+    vm.host.map(HVA, 2, true);
+    vm.host.map(HVA + 8 * PAGE, 1, true);
+    vm.set(1000, 0, 1, HVA + 8 * PAGE, 0).unwrap();
+    for n in 0..SLOTS {
+        vm.set(n as u32, at(n), 2, HVA, 0).unwrap();
+        vm.fault(at(n), true).unwrap();
+    }
+    let (mmu, host, root) = (Arc::downgrade(&vm.mmu), vm.host.clone(), vm.mmu.root(crate::Space::Normal).pa().0);
+    let (offers, cache) = (Arc::new(AtomicU64::new(0)), std::sync::Mutex::new(crate::MemoryCache::new(&vm.host)));
+    let count = offers.clone();
+    vm.host.hook(move |p| {
+        let (Point::Resched, Some(mmu)) = (p, mmu.upgrade()) else { return };
+        let n = count.fetch_add(1, SeqCst);
+        if n > 3 {
+            return;
+        }
+        let mapped = |gpa| super::look(&host, root, 4, gpa).is_some();
+        let fault = |gpa| mmu.normal().page_fault(&mut cache.lock().unwrap(), Gpa(gpa), super::npf(true));
+        assert_eq!(fault(0), Ok(Fixed), "other memory");
+        assert!(!mapped(at(20)) && mapped(at(SLOTS - 1)), "done, and not yet");
+        assert_eq!(fault(at(20)), Ok(Retry), "nothing new");
+        let set = |slot, gpa, size| {
+            mmu.set_memory_region(&UserRegion { slot, flags: 0, gpa, size, hva: HVA }, &|| {}).unwrap();
+        };
+        // One that is done and the next one go, one comes before both, one moves behind all.
+        set(n as u32, 0, 0);
+        set(64 * (n as u32 + 1), 0, 0);
+        set(2000 + n as u32, at(0) - (n + 1) * 4 * PAGE, 2 * PAGE);
+        set(290 - n as u32, at(SLOTS + n), 2 * PAGE);
+    });
+    vm.mmu.invalidate_range_start(Hva(HVA), Hva(HVA + PAGE), true, &|| vm.flush());
+    vm.host.hook(|_| {});
+    assert!(offers.load(SeqCst) >= 4, "the lock is let go of");
+    assert!(vm.look(0).is_some());
+    for n in 0..SLOTS + 4 {
+        assert_eq!(vm.look(at(n)), None, "{n}");
+    }
+    vm.invalidate_end(HVA, HVA + PAGE);
+    assert_eq!(vm.fault(at(100), true), Ok(Fixed));
     vm.end();
 }
