@@ -175,7 +175,7 @@ pub fn write<H: Host>(host: &H, at: u64, buf: &[u8]) -> Result<(), Errno> {
 fn errno(stop: Stop) -> Errno {
     match stop {
         // A copy into or out of a poisoned page is a failed copy to the caller of an ioctl.
-        Stop::Fault | Stop::Poison => Errno::EFAULT,
+        Stop::Fault | Stop::ReadOnly | Stop::Poison => Errno::EFAULT,
         Stop::Errno(e) => e,
     }
 }

@@ -137,6 +137,9 @@ pub enum Stop {
     /// The page is poisoned: its memory has failed. For a guest's access, the current thread has been sent SIGBUS
     /// (BUS_MCEERR_AR) with the address, as for an access of its own.
     Poison,
+    /// Device memory that the host may only read, and a guest's access that writes: a device's business, as where the slot is
+    /// read-only.
+    ReadOnly,
     /// A signal (EINTR) or out of memory (ENOMEM) while faulting in: leave with this errno.
     Errno(Errno),
 }

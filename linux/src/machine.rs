@@ -1,8 +1,8 @@
 //! The kernel under the hypervisor: `host::Host`.
 
 use crate::{
-    cpuid, errno::from_kernel, event::KernelEventFd, fpu::KernelFpu, load, lock, log, page, page::KernelPage,
-    page::Page, platform::Kernel, shim, thread::Thread, trace,
+    cpuid, event::KernelEventFd, fpu::KernelFpu, load, lock, log, page, page::KernelPage, page::Page, platform::Kernel,
+    shim, thread::Thread, trace,
 };
 use arch::{HostPa, Hva, Segment};
 use core::ptr::NonNull;
@@ -134,7 +134,7 @@ impl Host for Linux {
     fn read_guest(&self, from: Hva, buf: &mut [u8]) -> Result<(), Stop> {
         // SAFETY: the kernel checks the user's address; the buffer is ours.
         let err = unsafe { shim::hsave_read_guest(buf.as_mut_ptr(), from.0, buf.len()) };
-        if err == 0 { Ok(()) } else { Err(page::stop(from_kernel(err))) }
+        if err == 0 { Ok(()) } else { Err(page::stop(err)) }
     }
 
     #[inline]
@@ -142,20 +142,20 @@ impl Host for Linux {
         let mut value = 0;
         // SAFETY: the kernel checks the user's address; `value` is ours.
         let err = unsafe { shim::hsave_read_guest_u64(from.0, &mut value) };
-        if err == 0 { Ok(value) } else { Err(page::stop(from_kernel(err))) }
+        if err == 0 { Ok(value) } else { Err(page::stop(err)) }
     }
 
     fn write_guest(&self, to: Hva, buf: &[u8]) -> Result<(), Stop> {
         // SAFETY: as above.
         let err = unsafe { shim::hsave_write_guest(to.0, buf.as_ptr(), buf.len()) };
-        if err == 0 { Ok(()) } else { Err(page::stop(from_kernel(err))) }
+        if err == 0 { Ok(()) } else { Err(page::stop(err)) }
     }
 
     fn cmpxchg_guest(&self, at: Hva, old: u64, new: u64, size: u8) -> Result<bool, Stop> {
         match shim::hsave_cmpxchg_guest(at.0, old, new, size.into()) {
             0 => Ok(true),
             1 => Ok(false),
-            err => Err(page::stop(from_kernel(err))),
+            err => Err(page::stop(err)),
         }
     }
 

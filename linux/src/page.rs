@@ -21,24 +21,28 @@ impl Page {
     /// See `Host::user_page_now`.
     pub fn get_now(hva: Hva, write: bool) -> Result<Option<Self>, Stop> {
         match Self::ask(hva, write, false) {
-            Err(Errno::EAGAIN) => Ok(None),
+            Err(e) if from_kernel(e) == Errno::EAGAIN => Ok(None),
             Err(e) => Err(stop(e)),
             Ok(page) => Ok(Some(page)),
         }
     }
 
     /// Errors: those of the shim's.
-    fn ask(hva: Hva, write: bool, wait: bool) -> Result<Self, Errno> {
+    fn ask(hva: Hva, write: bool, wait: bool) -> Result<Self, i32> {
         let mut pa = 0;
         // SAFETY: any address may be asked for; `pa` is written on success.
         let flags = unsafe { shim::hsave_user_page(hva.0, write, wait, &mut pa) };
-        if flags >= 0 { Ok(Self { pa: HostPa(pa), flags }) } else { Err(from_kernel(flags)) }
+        if flags >= 0 { Ok(Self { pa: HostPa(pa), flags }) } else { Err(flags) }
     }
 }
 
-/// Why user memory cannot be used, by the shim's errno.
-pub fn stop(e: Errno) -> Stop {
-    match e {
+/// EROFS, which reaches nobody else.
+const READ_ONLY: i32 = -30;
+
+/// Why user memory cannot be used, by the shim's negative errno.
+pub fn stop(err: i32) -> Stop {
+    match from_kernel(err) {
+        _ if err == READ_ONLY => Stop::ReadOnly,
         Errno::EFAULT => Stop::Fault,
         Errno::EHWPOISON => Stop::Poison,
         e => Stop::Errno(e),

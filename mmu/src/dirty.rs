@@ -178,7 +178,7 @@ fn bytes_of(pages: u64) -> Result<usize, Errno> {
 
 fn errno(stop: Stop) -> Errno {
     match stop {
-        Stop::Fault => Errno::EFAULT,
+        Stop::Fault | Stop::ReadOnly => Errno::EFAULT,
         Stop::Poison => Errno::EHWPOISON,
         Stop::Errno(e) => e,
     }

@@ -21,7 +21,7 @@ pub enum RetPf {
     Fixed,
     /// The slots or the VMM's memory are changing right now: enter the guest, which faults again.
     Retry,
-    /// No memory there, or a write to a read-only slot: emulate the instruction.
+    /// No memory there, or a write to a read-only slot or to a device's memory that the host may only read: emulate the instruction.
     Emulate,
     /// The host has to bring the page at this address in first, which [`Mmu::page_fault_nowait`] does not wait for.
     Late(Hva),
@@ -170,7 +170,11 @@ impl<H: Host> View<'_, H> {
         // Before the spin lock: neither of these may be done while it is held.
         cache.topup(tables).map_err(Stop::Errno)?;
         let hva = slot.hva_of(gfn);
-        let page = if wait { Some(self.host.user_page(hva, write)?) } else { self.host.user_page_now(hva, write)? };
+        let page = if wait { self.host.user_page(hva, write).map(Some) } else { self.host.user_page_now(hva, write) };
+        let page = match page {
+            Err(Stop::ReadOnly) => return Ok(Attempt::Ends(RetPf::Emulate)),
+            page => page?,
+        };
         let Some(page) = page else { return Ok(Attempt::Ends(RetPf::Late(hva))) };
 
         let maps = self.mmu_lock.read();

@@ -14,7 +14,7 @@ const TRIES: u32 = 8;
 /// Why an access to guest memory did not happen, or only up to this address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PhysError {
-    /// No memory there, or a write to a read-only slot: a device's business. Also a compare-exchange that is not
+    /// No memory there, or a write to a read-only slot or to memory of that kind ([`Stop::ReadOnly`]): a device's business. Also a compare-exchange that is not
     /// naturally aligned or not of 1, 2, 4 or 8 bytes.
     NoSlot(Gpa),
     /// The VMM's memory behind it cannot be used.
@@ -24,6 +24,12 @@ pub enum PhysError {
         /// Why.
         stop: Stop,
     },
+}
+
+impl PhysError {
+    fn writing(gpa: Gpa, stop: Stop) -> Self {
+        if stop == Stop::ReadOnly { Self::NoSlot(gpa) } else { Self::Host { gpa, stop } }
+    }
 }
 
 /// The slots, held in place for a few accesses. Nothing else of the mmu may be called by the same thread meanwhile:
@@ -201,7 +207,7 @@ impl<H: Host> Memory<'_, H> {
             let (now, later) = data.split_at(fitting(left, data.len()));
             let host = &self.view.host;
             let done = if self.for_guest { host.write_guest(hva, now) } else { host.write_user(hva, now) };
-            done.map_err(|stop| PhysError::Host { gpa, stop })?;
+            done.map_err(|stop| PhysError::writing(gpa, stop))?;
             self.mark(slot, gpa, now.len());
             gpa = Gpa(gpa.0.wrapping_add(now.len() as u64));
             data = later;
@@ -220,7 +226,7 @@ impl<H: Host> Memory<'_, H> {
             true => host.cmpxchg_guest(hva, old, new, size),
             false => host.cmpxchg_user(hva, old, new, size),
         };
-        let done = done.map_err(|stop| PhysError::Host { gpa, stop })?;
+        let done = done.map_err(|stop| PhysError::writing(gpa, stop))?;
         if done {
             self.mark(slot, gpa, size.into());
         }

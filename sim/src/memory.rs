@@ -27,6 +27,8 @@ pub enum Page {
     Late = 4,
     /// Somebody else (userfaultfd) has to bring it, and a signal comes before: EINTR.
     Missing = 5,
+    /// A device's memory, which the host may only read.
+    ReadOnlyDevice = 6,
 }
 
 /// A page of zeros.
@@ -110,7 +112,8 @@ impl Arena {
         let cells = self.cells(n);
         match state.load(SeqCst) {
             2 => Ok((n, cells)),
-            1 if !write => Ok((n, cells)),
+            1 | 6 if !write => Ok((n, cells)),
+            6 => Err(Stop::ReadOnly),
             3 => Err(Stop::Poison),
             5 => Err(Stop::Errno(Errno::EINTR)),
             _ => Err(Stop::Fault),

@@ -13,7 +13,7 @@ use mmu::{Kind, Memory, Paging, PhysError};
 /// What becomes of an instruction because the VMM's memory behind a guest page cannot be used.
 pub(crate) fn fault_outcome(gpa: Gpa, stop: HostStop) -> Next {
     match stop {
-        HostStop::Fault => Next::Fail(Errno::EFAULT, UserExit::MemoryFault { gpa: gpa.0 }),
+        HostStop::Fault | HostStop::ReadOnly => Next::Fail(Errno::EFAULT, UserExit::MemoryFault { gpa: gpa.0 }),
         // The thread has SIGBUS pending, which ends KVM_RUN before the guest is entered: its handler tells the guest of
         // the error (a machine check), or gives it another page. The instruction then begins anew, and so reads again
         // what user space has answered to it before: the handler may send the guest elsewhere, so it cannot be held on to.

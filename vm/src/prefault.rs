@@ -42,7 +42,7 @@ impl<H: Host> Ctx<'_, H> {
                 // The slots or the VMM's memory are changing; or SIGBUS is pending.
                 Ok(RetPf::Retry | RetPf::Late(_)) | Err(Stop::Poison) => self.vm.host.cond_resched(),
                 Ok(RetPf::Emulate) => return Err(Errno::ENOENT),
-                Err(Stop::Fault) => return Err(Errno::EFAULT),
+                Err(Stop::Fault | Stop::ReadOnly) => return Err(Errno::EFAULT),
                 Err(Stop::Errno(e)) => return Err(e),
             }
         }

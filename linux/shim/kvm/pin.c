@@ -55,13 +55,18 @@ static int uncounted_page(unsigned long hva, bool write, u64 *pa)
 	for (;;) {
 		vma = find_vma(mm, hva);
 		if (!vma || hva < vma->vm_start || !(vma->vm_flags & (VM_IO | VM_PFNMAP)) ||
-		    !(vma->vm_flags & (write ? VM_WRITE : VM_READ))) {
+		    !(vma->vm_flags & (write ? VM_READ | VM_WRITE : VM_READ))) {
 			err = -EFAULT;
 			break;
 		}
 		err = follow(vma, hva, &writable, &pfn);
 		if (!err && (writable || !write))
 			break;
+		/* It is there and stays as it is. */
+		if (write && !(vma->vm_flags & VM_WRITE)) {
+			err = err ? -EFAULT : -EROFS;
+			break;
+		}
 		/*
 		 * Who serves the fault may have been kept from it by a signal, and says that nothing is wrong: a graphics buffer's
 		 * owner does (TTM), whose lock is waited for interruptibly.
@@ -87,7 +92,7 @@ static int uncounted_page(unsigned long hva, bool write, u64 *pa)
 	}
 	mmap_read_unlock(mm);
 	if (err)
-		return err == -EINTR ? -EINTR : -EFAULT;
+		return err == -EINTR || err == -EROFS ? err : -EFAULT;
 	*pa = (u64)pfn << PAGE_SHIFT;
 	return HSAVE_PAGE_UNCOUNTED | (writable ? HSAVE_PAGE_WRITABLE : 0);
 }
@@ -154,9 +159,10 @@ static long pin(unsigned long hva, bool write, bool wait, struct page **page)
 
 /*
  * Takes a reference to the page at hva, faulting it in. Returns flags, or a negative errno: -EFAULT, -EHWPOISON,
- * -EINTR (a signal), -ENOMEM; with !wait also -EAGAIN: somebody else has to bring the page in (from swap, a file, or user
- * space). The page that the guest wants may be broken: as for an access of its own, the thread gets
- * SIGBUS with the address and that it is one page, and the VMM can hand the error on to the guest. May sleep.
+ * -EINTR (a signal), -ENOMEM, with write -EROFS: device memory that the task may only read; with !wait also -EAGAIN: somebody
+ * else has to bring the page in (from swap, a file, or user space). The page that the guest wants may be broken: as for an access
+ * of its own, the thread gets SIGBUS with the address and that it is one page, and the VMM can hand the error on to the guest.
+ * May sleep.
  */
 int hsave_user_page(u64 hva, bool write, bool wait, u64 *pa)
 {

@@ -175,7 +175,7 @@ int hsave_cmpxchg_user(u64 at, u64 old, u64 new, unsigned int size)
  * hsave_user_page(), not in the fault of the copy, which would look at fatal signals only.
  */
 
-/* A copy of n bytes at hva met a page that is not there. 0: the copy may take its faults; -EINTR, -EHWPOISON. */
+/* A copy of n bytes at hva met a page that is not there. 0: the copy may take its faults; -EINTR, -EHWPOISON, -EROFS. */
 static noinline int bring_in(unsigned long hva, unsigned long n, bool write)
 {
 	unsigned long page = hva & PAGE_MASK;
@@ -184,7 +184,7 @@ static noinline int bring_in(unsigned long hva, unsigned long n, bool write)
 
 	for (; page < hva + n; page += PAGE_SIZE) {
 		got = hsave_user_page(page, write, true, &pa);
-		if (got == -EINTR || got == -EHWPOISON)
+		if (got == -EINTR || got == -EHWPOISON || got == -EROFS)
 			return got;
 		if (got >= 0)
 			hsave_user_page_put(pa, got & HSAVE_PAGE_UNCOUNTED);
@@ -223,7 +223,7 @@ int hsave_read_guest_u64(u64 from, u64 *value)
 	return err ? err : get_user(*value, (const u64 __user *)from);
 }
 
-/* The same in the other direction. */
+/* The same in the other direction; also -EROFS: device memory that the task may only read. */
 int hsave_write_guest(u64 to, const u8 *from, unsigned long n)
 {
 	unsigned long left;
@@ -240,7 +240,7 @@ int hsave_write_guest(u64 to, const u8 *from, unsigned long n)
 	return copy_to_user((void __user *)to, from, n) ? -EFAULT : 0;
 }
 
-/* As hsave_cmpxchg_user(), and -EINTR, -EHWPOISON. */
+/* As hsave_cmpxchg_user(), and -EINTR, -EHWPOISON, -EROFS. */
 int hsave_cmpxchg_guest(u64 at, u64 old, u64 new, unsigned int size)
 {
 	int got;

@@ -202,6 +202,36 @@ fn read_only_slots_are_devices_for_writes() {
 }
 
 #[test]
+fn device_memory_that_the_vmm_has_read_only() {
+    let m = Machine::new();
+    m.write_ram(0x9008, &[1, 0, 0, 0]);
+    m.host_changes(0x9000, 1, Page::ReadOnlyDevice);
+    let written = |data: &[u8]| Ok(Left::Mmio { gpa: 0x9008, write: true, data: data.into() });
+    // Also add [rbx], eax, lock xadd [rbx], eax, and movsb from elsewhere.
+    let cases: [(&[u8], &[u8]); 4] = [
+        (&STORE, &[9, 0, 0, 0, 0, 0, 0, 0]),
+        (&[0x01, 0x03], &[10, 0, 0, 0]),
+        (&[0xf0, 0x0f, 0xc1, 0x03], &[10, 0, 0, 0]),
+        (&[0xa4], &[7]),
+    ];
+    m.write_ram(0xa000, &[7]);
+    for (code, data) in cases {
+        m.long(0, code);
+        m.with_regs(0, |r| (r.rbx, r.rdi, r.rsi, r.rax) = (0x9008, 0x9008, 0xa000, 9));
+        m.load(0, 0x9008, 1);
+        m.tries(0, 0x9008, true);
+        assert_eq!(m.run(0), written(data), "{code:x?}");
+        m.load(0, 0x9008, 1);
+        m.run_out(0);
+        assert_eq!(m.regs(0).rip, tests::scenario::CODE + code.len() as u64);
+    }
+    m.host_changes(0x9000, 1, Page::Writable);
+    m.store(0, 0x9008, 2);
+    m.run_out(0);
+    m.end();
+}
+
+#[test]
 fn the_notifier_takes_pages_back() {
     let m = Machine::new();
     m.store(0, 0x9000, 1);
