@@ -67,8 +67,8 @@ impl<H: Host> View<'_, H> {
         if let Some(m) = self.page_fault_mapped(cache, gfn, code.write()) {
             return Ok(m);
         }
-        for _ in 0..TRIES {
-            if let Attempt::Ends(m) = self.try_fault(cache, gfn, code.write(), wait)? {
+        for n in 0..TRIES {
+            if let Attempt::Ends(m) = self.try_fault(cache, gfn, code.write(), wait, n > 0)? {
                 return Ok(m);
             }
         }
@@ -152,7 +152,15 @@ impl<H: Host> Mmu<H> {
 }
 
 impl<H: Host> View<'_, H> {
-    fn try_fault(&self, cache: &mut MemoryCache<H>, gfn: u64, write: bool, wait: bool) -> Result<Attempt, Stop> {
+    /// One attempt; `again`: it is not the first.
+    fn try_fault(
+        &self,
+        cache: &mut MemoryCache<H>,
+        gfn: u64,
+        write: bool,
+        wait: bool,
+        again: bool,
+    ) -> Result<Attempt, Stop> {
         let (slot, seq, tables) = {
             let maps = self.mmu_lock.read();
             if maps.released {
@@ -165,7 +173,10 @@ impl<H: Host> View<'_, H> {
             if write && region.slot.read_only() || !maps.tree.reaches(gfn, 1) {
                 return Ok(Attempt::Ends(RetPf::Emulate));
             }
-            (region.slot, maps.invalidate_seq, maps.tree.missing(&self.host, gfn))
+            // A large page that may not be written is split for the log. Without one it nearly always becomes writable
+            // as it is, which takes no table: those come with the second attempt.
+            let split = write && (region.slot.logs() || again);
+            (region.slot, maps.invalidate_seq, maps.tree.missing(&self.host, gfn, split))
         };
         // Before the spin lock: neither of these may be done while it is held.
         cache.topup(tables).map_err(Stop::Errno)?;
@@ -217,10 +228,11 @@ impl<H: Host> View<'_, H> {
         if page.level == Some(MapLevel::Page4K) {
             return Leaf { pfn, write, level: 1 };
         }
-        // A large page has one permission for all of it. Memory that is only readable so far becomes writable page by
-        // page, so it is mapped in small ones, unless it will never be writable.
-        // The host's own tables are looked at only where the page's place allows a large one at all.
-        let whole = (write || slot.read_only()) && fits(maps, slot, gfn, pfn.number(), MapLevel::Page2M as u8);
+        // A large page has one permission for all of it, and the host's mapping of that size has one as well. What is
+        // only readable so far becomes writable with a write, which comes here again: as a whole, or page by page if
+        // the host's mapping is smaller by then. The host's own tables are looked at only where the page's place allows
+        // a large one at all.
+        let whole = fits(maps, slot, gfn, pfn.number(), MapLevel::Page2M as u8);
         let mut most = if !whole { 1 } else { self.largest() };
         // That 2 MiB fit is known by now.
         while most > MapLevel::Page2M as u8 && !fits(maps, slot, gfn, pfn.number(), most) {

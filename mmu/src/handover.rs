@@ -19,8 +19,9 @@ use core::sync::atomic::Ordering::Relaxed;
 use host::{Errno, Host, Lent, LentFor, Numbers, try_push};
 use state::{Reader, Refused, Section, Sections, State, Why, Writer};
 
-/// The section.
-pub const SECTION: Section = Section::new(*b"mem ", 1);
+/// The section. With version 2 a large page may be mapped read-only although the guest may write it; nothing else is
+/// different. An engine that knows version 1 alone would take a write there for a mistake of the host's.
+pub const SECTION: Section = Section::new(*b"mem ", 2);
 
 /// What goes from the old engine to the new one in the last step, beside the tables themselves: plain numbers. Part of the border
 /// between base and engines, which has a hash of it (`xtask/src/border.rs`).
@@ -44,6 +45,8 @@ pub const MOVED: usize = size_of::<Moved>() / 8;
 
 /// Slots that are gone through before another task may have the CPU, and others the lock.
 const AT_A_TIME: usize = 64;
+/// Frames of a slot that are looked at in one go: those below one table of level 2.
+const FRAMES_AT_A_TIME: u64 = 1 << 18;
 /// Most slots of a VM.
 const MOST: usize = USER_SLOTS as usize * ADDRESS_SPACES as usize;
 
@@ -103,14 +106,34 @@ impl<H: Host> Mmu<H> {
             let Maps { tree, regions, invalidate_seq: _, released: _ } = &*maps;
             (tree.levels(), regions.all().len())
         };
+        let needs = if self.has_protected_large() { 2 } else { 1 };
         // How many levels the nested tables have, how logs are kept, and the slots in order of their addresses.
-        w.section_by(SECTION, 0, 1, |w| {
+        w.section_by(SECTION, 0, needs, |w| {
             levels.save(w);
             manual.save(w);
             rings.save(w);
             w.count(count);
             self.each_region(|region| SavedSlot::of(region).save(w));
         });
+    }
+
+    /// Is a large page mapped read-only that the guest may write? No vCPU is in the guest: at most pages go away
+    /// meanwhile.
+    fn has_protected_large(&self) -> bool {
+        let mut at = 0;
+        loop {
+            let maps = self.mmu_lock.read();
+            for _ in 0..AT_A_TIME {
+                let Some((start, end)) = maps.next(at) else { return false };
+                at = end.min(start.saturating_add(FRAMES_AT_A_TIME));
+                let written = maps.region(start).is_some_and(|region| !region.slot.read_only());
+                if written && maps.tree.has_protected_large(&self.host, start, at) {
+                    return true;
+                }
+            }
+            drop(maps);
+            self.host.cond_resched();
+        }
     }
 
     /// Shows all regions to `f`, under the lock, which is let go of now and then. No ioctl is under way, so nobody changes which there

@@ -1,8 +1,9 @@
 //! One entry of a nested page table, and all that can be done to it.
 //!
 //! **Memory safety hangs on this file**, on [`stale`](super::stale) beside it and on the tree above: what an entry
-//! names, the guest reads and writes. An entry gains without ceremony; whoever takes something away needs a
-//! [`Stale`](super::Stale), because a processor may hold the old entry in its TLB.
+//! names, the guest reads and writes. An entry gains without ceremony, and so does a large one make way for a table that
+//! maps the same memory with the same rights ([`Parts`]); whoever takes something away needs a [`Stale`](super::Stale),
+//! because a processor may hold the old entry in its TLB.
 
 use super::stale::Removed;
 use arch::npt::{A, ADDR, D, P, PS, RW, US};
@@ -56,6 +57,13 @@ impl Entry {
         self.0 & (P | PS) == P | PS
     }
 
+    /// Of an entry of `level` that maps a large page: the entry one level below that maps its `n`th part. It has the
+    /// same rights, and was used if this one was.
+    const fn part(self, level: u8, n: u64) -> Self {
+        let size = if level > 2 { PS } else { 0 };
+        Self((self.0 & !PS | size).wrapping_add(n.wrapping_mul(pages(level.saturating_sub(1)) << 12)))
+    }
+
     /// Was it used since [`Cell::clear_accessed`]?
     pub const fn accessed(self) -> bool {
         self.0 & A != 0
@@ -66,9 +74,11 @@ impl Entry {
         if self.0 & (P | TABLE) == P | TABLE { Some(HostPa(self.0 & ADDR)) } else { None }
     }
 
-    /// Where the memory begins that it maps as an entry of `level`.
-    pub const fn start(self, level: u8) -> HostPa {
-        HostPa(self.0 & ADDR & !((pages(level) << 12) - 1))
+    /// The 4 KiB page that it maps a frame to, as an entry of `level`.
+    #[inline]
+    pub const fn page(self, gfn: u64, level: u8) -> HostPa {
+        let inside = pages(level) - 1;
+        HostPa(self.0 & ADDR & !(inside << 12) | (gfn & inside) << 12)
     }
 }
 
@@ -84,6 +94,28 @@ impl<'a> Cells<'a> {
     /// The place of the entry for a frame, in a table of `level`.
     pub fn cell(&self, gfn: u64, level: u8) -> Option<Cell<'a>> {
         self.0.0.get(npt::index(gfn << 12, level)).map(Cell)
+    }
+}
+
+/// A table that maps what a large entry maps, with the same rights, and that nobody else knows of.
+#[must_use = "the page would leak"]
+pub struct Parts<'a> {
+    page: TablePage,
+    cells: &'a TableCells,
+    whole: Entry,
+}
+
+impl<'a> Parts<'a> {
+    /// Makes `page`, all of whose entries are absent, the table for `whole`, an entry of `level` (2 or 3) that maps a
+    /// large page. Gives it back if `whole` is no such entry, or the host does not know the page.
+    pub fn of<H: Host>(host: &'a H, page: TablePage, whole: Entry, level: u8) -> Result<Self, TablePage> {
+        let Some(cells) = host.table(page.pa()).filter(|_| whole.large() && matches!(level, 2 | 3)) else {
+            return Err(page);
+        };
+        for (cell, n) in cells.0.iter().zip(0..) {
+            cell.store(whole.part(level, n).0, Relaxed);
+        }
+        Ok(Self { page, cells, whole })
     }
 }
 
@@ -113,9 +145,25 @@ impl Cell<'_> {
         }
     }
 
-    /// Clears A. TLBs may go on using the entry without setting it again.
-    pub fn clear_accessed(self) {
-        self.0.fetch_and(!A, Relaxed);
+    /// Puts a table in the place of the large entry that it was made for; the tree owns it then. That takes nothing
+    /// away, so it needs no flush: what a processor may hold of either it finds in the other. Gives the page back, with
+    /// all entries absent, if the entry is not there any more.
+    pub fn split(self, parts: Parts<'_>) -> Result<(), TablePage> {
+        let Parts { page, cells, whole } = parts;
+        // Release: whoever follows the table finds its entries.
+        match self.0.compare_exchange(whole.0, Entry::table(&page).0, AcqRel, Relaxed) {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                cells.0.iter().for_each(|cell| cell.store(0, Relaxed));
+                Err(page)
+            }
+        }
+    }
+
+    /// Clears A, if the entry is still the one that was seen there: a table may have taken its place. TLBs may go on
+    /// using the entry without setting it again.
+    pub fn clear_accessed(self, seen: Entry) -> bool {
+        self.0.compare_exchange(seen.0, seen.0 & !A, Relaxed, Relaxed).is_ok()
     }
 
     /// Removes the entry. A table that it named is listed in `removed`, with all below it.
@@ -130,10 +178,14 @@ impl Cell<'_> {
         }
     }
 
-    /// Takes the right to write from an entry that maps a 4 KiB page.
+    /// Takes the right to write from an entry that maps a page, of whatever size.
     pub fn write_protect(self, removed: &mut Removed) {
         if Entry(self.0.fetch_and(!(RW | D), AcqRel)).writable() {
             removed.note();
         }
     }
 }
+
+#[cfg(test)]
+#[path = "../tests/entry.rs"]
+mod tests;

@@ -4,6 +4,10 @@
 //! they are taken away only while it is held for writing (hence `&mut self`). So whoever holds it for reading may
 //! follow every table it finds. What takes something away returns a [`Stale`], which only the flush consumes.
 //!
+//! A large page may be mapped read-only although its memory can be written: the dirty log protects it as it is, and the
+//! host may have it read-only so far. Reads go on. A write makes all of it writable, if the fault has found that to be
+//! right just now; else the entry is split on the way to the page that is written, which takes nothing away.
+//!
 //! **Memory safety hangs on this folder**: it alone makes entries, and it makes them of what the host gave ([`Pfn`],
 //! [`host::TablePage`]).
 
@@ -16,7 +20,7 @@ pub use stale::{Flushes, Stale};
 use crate::cache::{Before, MemoryCache};
 use crate::slot::{Space, frame};
 use arch::{HostPa, NestedRoot};
-use entry::{Cell, Cells, Entry};
+use entry::{Cell, Cells, Entry, Parts};
 use host::{Host, Pfn, TablePage};
 use stale::Removed;
 
@@ -124,11 +128,13 @@ impl Tree {
         }
     }
 
-    /// Number of tables that are missing on the way to the entry of level 1 for a frame. The lock is held at least for
-    /// reading.
-    pub fn missing<H: Host>(&self, host: &H, gfn: u64) -> usize {
+    /// Number of tables that are missing on the way to the entry of level 1 for a frame; with `split` also where a
+    /// large page is in the way that may not be written. The lock is held at least for reading.
+    pub fn missing<H: Host>(&self, host: &H, gfn: u64, split: bool) -> usize {
         match self.lowest(host, gfn) {
-            Some((entry, level)) if !entry.present() => usize::from(level).saturating_sub(1),
+            Some((entry, level)) if !entry.present() || split && !entry.writable() => {
+                usize::from(level).saturating_sub(1)
+            }
             _ => 0,
         }
     }
@@ -155,8 +161,7 @@ impl Tree {
                     cache.remember(gfn, table, self.unlinked);
                 }
             } else if old.present() {
-                let new = leaf.entry(level);
-                if old.start(level) != new.start(level) {
+                if old.page(gfn, level) != leaf.pfn.pa() {
                     return Installed::Conflict;
                 }
                 if old.writable() || !leaf.write {
@@ -165,9 +170,16 @@ impl Tree {
                 }
                 // Read-only so far.
                 if level > target {
-                    return Installed::Conflict;
-                }
-                if cell.map(old, new) {
+                    // Nothing is known of the rest of it: only this page becomes writable.
+                    let Some(page) = cache.alloc() else { return Installed::NoTable };
+                    let Ok(parts) = Parts::of(host, page, old, level).map_err(|page| cache.put(page)) else {
+                        return Installed::Conflict;
+                    };
+                    // As for a table that is linked.
+                    if let Err(page) = cell.split(parts) {
+                        cache.put(page);
+                    }
+                } else if cell.map(old, leaf.entry(level)) {
                     cache.found(Before::ReadOnly);
                     return Installed::Done;
                 }
@@ -213,20 +225,16 @@ impl Tree {
             .fold(before, |stale, space| self.zap(host, space.gfn(0), space.gfn(0).wrapping_add(end), stale))
     }
 
-    /// Write-protects the frames `[start, end)`, for the dirty log. Large pages that reach into them are unmapped
-    /// instead, whether they may be written or not: they come back as small ones. The caller bounds the range.
+    /// Write-protects the frames `[start, end)`, for the dirty log, and whole large pages that reach into them: the
+    /// next write splits those ([`map`](Self::map)). The caller bounds the range.
     pub fn write_protect<H: Host>(&mut self, host: &H, start: u64, end: u64, before: Stale) -> Stale {
         self.remove(before, |tree, removed| {
             tree.visit(host, start, end, &mut |cell, entry, _| {
-                if entry.child().is_some() {
-                    return true;
-                }
-                if entry.large() {
-                    cell.zap(host, removed);
-                } else {
+                let table = entry.child().is_some();
+                if !table {
                     cell.write_protect(removed);
                 }
-                false
+                table
             });
         })
     }
@@ -262,6 +270,18 @@ impl Tree {
         });
     }
 
+    /// Does a large page that may not be written map a part of the frames `[start, end)`? The lock is held at least for
+    /// reading; the caller bounds the range.
+    pub fn has_protected_large<H: Host>(&self, host: &H, start: u64, end: u64) -> bool {
+        let mut found = false;
+        self.visit(host, start, end, &mut |_, entry, at| {
+            found |= entry.large() && !entry.writable();
+            // Below the tables of level 2 nothing is large.
+            !found && at.level > 2
+        });
+        found
+    }
+
     /// Was any of the frames `[start, end)` accessed since their A bits were cleared? With `clear` it clears them. The
     /// lock is held at least for reading.
     pub fn age<H: Host>(&self, host: &H, start: u64, end: u64, clear: bool) -> bool {
@@ -272,7 +292,7 @@ impl Tree {
             }
             young |= entry.accessed();
             if clear && entry.accessed() {
-                cell.clear_accessed();
+                cell.clear_accessed(entry);
             }
             false
         });

@@ -6,11 +6,11 @@
 //!
 //! Long because: the operations, what the VMM and the host do beside them, and how a failing case is made smaller.
 
-use super::fake::{Fake, PAGE};
-use super::model_tlb::{ModelTlb, read};
+use super::fake::{Fake, PAGE, Pte};
+use super::model_tlb::{ModelTlb, Tables, Translation, read};
 use super::npf;
 use crate::paging::{Kind, Paging};
-use crate::slot::frame;
+use crate::slot::{Memslot, frame};
 use crate::{DirtyRing, LOG_DIRTY_PAGES, MANUAL_DIRTY_LOG_BITS, MemoryCache, Mmu, READONLY, RingOf, Space, UserRegion};
 use arch::{Gpa, Hva};
 use host::MapLevel::{self, Page2M, Page4K};
@@ -37,12 +37,23 @@ const FRAMES: u64 = 8 * 512;
 enum Deed {
     Unmap,
     Fresh(bool, MapLevel),
-    /// As fork does: the same pages, read-only.
-    Share,
+    /// As fork does: the same pages, read-only, in mappings of the size that they have or in small ones.
+    Share(MapLevel),
     Poison,
     /// To swap: whoever wants a page has it brought in.
     SwapOut,
     Nothing,
+}
+
+/// What the kernel does to memory without a call of the notifier: the pages stay where they are, and lose nothing.
+#[derive(Clone, Copy, Debug)]
+enum Quiet {
+    /// They become writable, in whole pages of the host's: nobody else has them any more.
+    Upgrade,
+    /// A large page is mapped in small ones.
+    Split,
+    /// And one of those is writable.
+    SplitAndUpgrade,
 }
 
 #[derive(Clone, Debug)]
@@ -60,6 +71,9 @@ enum Op {
         wait: bool,
     },
     MappedAhead(bool),
+    /// Is all memory the VMM's alone? Then a page that is read-only becomes writable with the first write, and nobody
+    /// is told.
+    Exclusive(bool),
     Get(u32),
     Clear {
         id: u32,
@@ -75,6 +89,10 @@ enum Op {
         pages: u64,
         deed: Deed,
         may_block: bool,
+    },
+    Quietly {
+        at: u64,
+        quiet: Quiet,
     },
     /// The start of an invalidation; a later `End` ends the oldest.
     Start {
@@ -119,12 +137,19 @@ fn change() -> impl Strategy<Value = Op> {
         1 => Just(Deed::Fresh(true, Page4K)),
         1 => Just(Deed::Fresh(false, Page4K)),
         3 => Just(Deed::Fresh(true, Page2M)),
-        1 => Just(Deed::Share),
+        2 => Just(Deed::Fresh(false, Page2M)),
+        1 => Just(Deed::Share(Page4K)),
+        1 => Just(Deed::Share(Page2M)),
         1 => Just(Deed::Poison),
         1 => Just(Deed::SwapOut),
         1 => Just(Deed::Nothing),
     ];
     (range(), deed, any::<bool>()).prop_map(|((at, pages), deed, may_block)| Op::Change { at, pages, deed, may_block })
+}
+
+fn quietly() -> impl Strategy<Value = Op> {
+    let quiet = prop_oneof![3 => Just(Quiet::Upgrade), 1 => Just(Quiet::Split), 1 => Just(Quiet::SplitAndUpgrade)];
+    (0..SPAN, quiet).prop_map(|(at, quiet)| Op::Quietly { at, quiet })
 }
 
 fn fault() -> impl Strategy<Value = Op> {
@@ -154,12 +179,14 @@ fn simple() -> impl Strategy<Value = Op> {
         4 => again(),
         12 => fault(),
         1 => any::<bool>().prop_map(Op::MappedAhead),
+        1 => any::<bool>().prop_map(Op::Exclusive),
         2 => id().prop_map(Op::Get),
         2 => (0..40usize).prop_map(Op::Reset),
         3 => (id(), 0..16u64, 0..3u32, prop_oneof![Just(u64::MAX), any::<u64>()])
             .prop_map(|(id, word, words, mask)| Op::Clear { id, word, words, mask }),
         1 => prop_oneof![1 => 0..3u64, 1 => Just(MANUAL_DIRTY_LOG_BITS)].prop_map(Op::Manual),
         4 => change(),
+        3 => quietly(),
         1 => range().prop_map(|(at, pages)| Op::Start { at, pages }),
         1 => Just(Op::End),
         2 => age(),
@@ -173,7 +200,7 @@ fn simple() -> impl Strategy<Value = Op> {
 
 fn op() -> impl Strategy<Value = Op> {
     // What other threads may do meanwhile; a change of the slots would wait for the one that is under way.
-    let inner = prop_oneof![change(), fault(), age()];
+    let inner = prop_oneof![change(), fault(), age(), quietly()];
     prop_oneof![
         20 => simple(),
         6 => (simple(), inner, 0..6u32).prop_map(|(a, b, n)| Op::During(Box::new(a), Box::new(b), n)),
@@ -290,9 +317,10 @@ impl Machine {
                 self.host.0.space.lock().unwrap().poisoned.retain(|p| *p < start || *p >= end);
                 self.host.map_as(start, count, writable, level);
             }
-            Deed::Share => {
+            Deed::Share(largest) => {
                 let mut space = self.host.0.space.lock().unwrap();
-                space.pages.range_mut(start..end).for_each(|(_, p)| (p.writable, p.level) = (false, Page4K));
+                let share = |p: &mut Pte| (p.writable, p.level) = (false, p.level.min(largest));
+                space.pages.range_mut(start..end).for_each(|(_, p)| share(p));
             }
             Deed::SwapOut => {
                 self.host.map(start, count, true);
@@ -304,6 +332,25 @@ impl Machine {
             }
         }
         self.mmu.invalidate_range_end(Hva(start), Hva(end));
+    }
+
+    fn slots(&self) -> Vec<Memslot> {
+        self.mmu.mmu_lock.read().regions.all().iter().map(|r| r.slot).collect()
+    }
+
+    /// What the kernel tells nobody.
+    fn quietly(&self, at: u64, quiet: Quiet) {
+        let (start, end) = self.whole(at, 1);
+        let mut space = self.host.0.space.lock().unwrap();
+        if !matches!(quiet, Quiet::Upgrade) {
+            space.pages.range_mut(start..end).for_each(|(_, p)| p.level = Page4K);
+        }
+        let writable = match quiet {
+            Quiet::Upgrade => start..end,
+            Quiet::Split => start..start,
+            Quiet::SplitAndUpgrade => HVA + at * PAGE..HVA + at * PAGE + 1,
+        };
+        space.pages.range_mut(writable).for_each(|(_, p)| p.writable = true);
     }
 
     fn set_slot(&self, id: u32, flags: u32, base: u64, pages: u64, at: u64) {
@@ -336,6 +383,7 @@ impl Machine {
             Op::Fault { gfn, write, wait: false } => {
                 let _ = view(gfn).page_fault_nowait(cache, gpa(gfn), npf(write));
             }
+            Op::Exclusive(on) => self.host.0.exclusive.store(on, SeqCst),
             Op::MappedAhead(on) => self.host.0.mapped.store(on, SeqCst),
             Op::Get(id) => {
                 let _ = self.mmu.get_dirty_log(id, Hva(OUT), &|| self.flush());
@@ -352,6 +400,7 @@ impl Machine {
             }
             Op::Manual(bits) => drop(self.mmu.set_manual_dirty_log(bits)),
             Op::Change { at, pages, deed, may_block } => self.change(at, pages, deed, may_block),
+            Op::Quietly { at, quiet } => self.quietly(at, quiet),
             Op::Start { at, pages } => {
                 let (start, end) = self.whole(at, pages);
                 self.start(start, end, true);
@@ -396,9 +445,13 @@ impl Machine {
         }
     }
 
-    /// What holds whenever nothing is under way.
-    fn check(&self) {
+    /// What holds whenever nothing is under way. `before`: what was mapped, if nobody has taken any of it away.
+    fn check(&self, before: Option<&Tables>) -> Tables {
         let now = read(&self.mmu, &self.host);
+        let readable = |t: &Translation| now.map(&Translation { write: false, ..*t });
+        for t in before.iter().flat_map(|before| before.leaves.values()) {
+            assert!(readable(t), "no longer mapped, although nobody took it away: {t:x?}");
+        }
         let stale = self.tlb.stale(&now);
         assert!(stale.is_empty(), "in a TLB, but no longer in the tables or with fewer rights: {stale:x?}");
         let (slots, maps, open) = (self.mmu.slots.read(), self.mmu.mmu_lock.read(), self.open.lock().unwrap());
@@ -422,6 +475,22 @@ impl Machine {
             }
         }
         assert_eq!(self.host.0.warnings.load(SeqCst), 0);
+        drop((slots, maps, open));
+        now
+    }
+}
+
+/// Did it leave everything mapped that was, with these slots before and after it? A log that begins or is read protects
+/// pages, a write splits large ones, and that is all.
+fn keeps_all(op: &Op, before: &[Memslot], after: &[Memslot]) -> bool {
+    let logs = |s: &Memslot| Memslot { flags: s.flags | LOG_DIRTY_PAGES, ..*s };
+    match op {
+        Op::Slot { .. } => {
+            before.len() == after.len() && before.iter().zip(after).all(|(old, new)| old == new || logs(old) == *new)
+        }
+        Op::Change { .. } | Op::Start { .. } | Op::Release => false,
+        Op::During(op, inner, _) => keeps_all(op, before, after) && keeps_all(inner, before, after),
+        _ => true,
     }
 }
 
@@ -439,10 +508,12 @@ fn nothing_stays_in_a_tlb() {
     let result = runner.run(&(history(), any::<bool>()), |(ops, rings)| {
         let m = Machine::new(rings);
         let mut cache = MemoryCache::new(&m.host);
+        let mut now = m.check(None);
         for op in &ops {
+            let slots = m.slots();
             m.run(op, &mut cache, 0);
             m.tlb.fill(&m.mmu, &m.host);
-            m.check();
+            now = m.check(Some(&now).filter(|_| keeps_all(op, &slots, &m.slots())));
         }
         m.host.hook(|_| {});
         let host = m.host.clone();

@@ -53,6 +53,8 @@ pub struct Machine {
     five: AtomicBool,
     page_1g: AtomicBool,
     pub mapped: AtomicBool,
+    /// A write to a page that is read-only makes it writable, without a call of the notifier: nobody else has it.
+    pub exclusive: AtomicBool,
     hook: RwLock<Option<Hook>>,
     pub space: Mutex<Space>,
     pub warnings: AtomicU64,
@@ -73,6 +75,14 @@ pub struct Space {
 impl Space {
     pub fn bytes(&mut self, pfn: u64) -> &mut [u8; 4096] {
         self.frames.entry(pfn).or_insert_with(|| Box::new([0; 4096]))
+    }
+    /// The host's mapping of a page becomes writable, all of it.
+    pub fn upgrade(&mut self, hva: u64) {
+        if let Some(level) = self.pages.get(&hva).map(|p| p.level) {
+            let size = PAGE << (9 * (level as u32 - 1));
+            let first = hva & !(size - 1);
+            self.pages.range_mut(first..first + size).for_each(|(_, p)| p.writable = true);
+        }
     }
     fn access(&mut self, hva: u64, len: usize, write: bool, mut f: impl FnMut(&mut [u8], usize)) -> Result<(), Stop> {
         let mut done = 0;
@@ -107,6 +117,7 @@ impl Fake {
             five: AtomicBool::new(false),
             page_1g: AtomicBool::new(true),
             mapped: AtomicBool::new(false),
+            exclusive: AtomicBool::new(false),
             hook: RwLock::new(None),
             space: Mutex::new(Space::default()),
             warnings: AtomicU64::new(0),
@@ -324,6 +335,9 @@ impl Host for Fake {
             space.late.remove(&hva.0);
             if space.poisoned.contains(&hva.0) {
                 return Err(Stop::Poison);
+            }
+            if write && self.0.exclusive.load(SeqCst) {
+                space.upgrade(hva.0);
             }
             space.pages.get(&hva.0).copied().filter(|p| p.writable || !write)
         };

@@ -265,18 +265,21 @@ fn physically_misplaced_memory_stays_small() {
 }
 
 #[test]
-fn memory_only_readable_so_far_is_mapped_small() {
+fn memory_only_readable_so_far_is_mapped_read_only() {
     let mut vm = Vm::new();
     vm.host.map_as(HVA, 512, false, Page2M);
     vm.set(0, 0, 512, HVA, 0).unwrap();
     vm.fault(0x1000, false).unwrap();
-    assert_eq!(vm.look(0x1000).unwrap().level, 1);
-    // The host breaks copy-on-write for all of it and tells; then it is mapped large.
+    assert_eq!(vm.look(0x1000).map(|f| (f.level, f.write)), Some((2, false)));
+    assert_eq!(vm.fault(0x1000, true), Err(Stop::Fault)); // not even by the host
+    assert!(!vm.look(0x1000).unwrap().write);
+    // The host breaks copy-on-write for all of it and tells; then the copy is mapped.
     vm.invalidate(HVA, HVA + M2);
     vm.host.map_as(HVA, 512, true, Page2M);
     vm.invalidate_end(HVA, HVA + M2);
+    assert_eq!(vm.look(0x1000), None);
     vm.fault(0x1000, true).unwrap();
-    assert_eq!(vm.look(0x1000).unwrap().level, 2);
+    assert_eq!(vm.look(0x1000).map(|f| (f.level, f.write)), Some((2, true)));
     vm.end();
 }
 
@@ -309,14 +312,17 @@ fn changes_of_a_slot_split_and_join() {
     vm.fault(0x1000, true).unwrap();
     vm.fault(M2, true).unwrap();
     assert_eq!((vm.look(0x1000).unwrap().level, vm.look(M2).unwrap().level), (2, 2));
-    // Logging: large pages go, small ones come, writable only when written.
+    // Logging: large pages are protected, and small ones come where something is written.
     vm.set(0, 0, 1024, HVA, LOG_DIRTY_PAGES).unwrap();
-    assert_eq!((vm.look(0x1000), vm.look(M2), vm.flush_count()), (None, None, 1));
-    vm.fault(0x1000, false).unwrap();
+    assert_eq!(vm.flush_count(), 1);
+    for gpa in [0x1000, M2] {
+        assert_eq!(vm.look(gpa).map(|f| (f.level, f.write)), Some((2, false)));
+    }
     vm.fault(0x2000, true).unwrap();
-    assert_eq!(vm.look(0x1000).map(|f| (f.level, f.write)), Some((1, false)));
     assert_eq!(vm.look(0x2000).map(|f| (f.level, f.write)), Some((1, true)));
-    assert_eq!(vm.look(0x3000), None);
+    for (gpa, level) in [(0x1000, 1), (0x3000, 1), (M2, 2)] {
+        assert_eq!(vm.look(gpa).map(|f| (f.level, f.write)), Some((level, false)));
+    }
     let small = vm.host.live_tables();
     // And back.
     vm.set(0, 0, 1024, HVA, 0).unwrap();

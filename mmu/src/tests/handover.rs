@@ -3,8 +3,9 @@
 use super::Vm;
 use super::fake::{Fake, PAGE, Point};
 use crate::slot::Memslots;
-use crate::{Mmu, Space, UserRegion};
-use arch::Hva;
+use crate::{LOG_DIRTY_PAGES, Mmu, READONLY, Space, UserRegion};
+use arch::{Gpa, Hva};
+use host::MapLevel::Page2M;
 use host::{Errno, Lent, Numbers};
 use proptest::prelude::*;
 use state::{Sections, Writer};
@@ -52,6 +53,42 @@ fn each_slot_is_looked_at_a_few_times() {
         assert_eq!(gfns(&new), gfns(&vm.mmu));
     }
     drop(new);
+    vm.end();
+}
+
+/// Only who uses what came with version 2 of the section needs an engine that knows it.
+#[test]
+fn large_pages_that_are_protected() {
+    let version = |vm: &Vm| {
+        let mut w = Writer::new(1 << 20);
+        vm.mmu.save_state(&mut w);
+        let state = w.finish().unwrap();
+        // After the frame: the section's name and number.
+        assert_eq!(&state[12..16], b"mem ");
+        state[20]
+    };
+    let mut vm = Vm::new();
+    vm.host.map_as(HVA, 1024, true, Page2M);
+    vm.host.map_as(HVA + 1024 * PAGE, 512, false, Page2M);
+    vm.set(0, 0, 1024, HVA, 0).unwrap();
+    vm.set(1, 4096 * PAGE, 512, HVA, READONLY).unwrap();
+    vm.set(1 << 16, 0, 512, HVA + 1024 * PAGE, 0).unwrap();
+    for gpa in [0, 512 * PAGE, 4096 * PAGE] {
+        vm.fault(gpa, false).unwrap();
+    }
+    assert_eq!(version(&vm), 1);
+    vm.set(0, 0, 1024, HVA, LOG_DIRTY_PAGES).unwrap();
+    assert_eq!(version(&vm), 2);
+    vm.fault(0, true).unwrap();
+    assert_eq!(version(&vm), 2);
+    vm.fault(512 * PAGE, true).unwrap();
+    assert_eq!(version(&vm), 1, "all of them are split");
+    vm.set(0, 0, 1024, HVA, 0).unwrap();
+    vm.mmu.view(Space::Smm, None).page_fault(&mut vm.cache, Gpa(0), super::npf(false)).unwrap();
+    assert_eq!(version(&vm), 2, "the host has it read-only");
+    handed_over(&vm);
+    vm.invalidate(HVA + 1030 * PAGE, HVA + 1031 * PAGE);
+    assert_eq!(version(&vm), 1);
     vm.end();
 }
 

@@ -3,7 +3,7 @@
 
 mod any_order;
 mod dirty;
-mod fake;
+pub(crate) mod fake;
 mod faults;
 mod handover;
 mod hva_tree;
@@ -14,6 +14,7 @@ mod notifier;
 mod ring;
 mod slots;
 mod spaces;
+mod split;
 mod stress;
 mod walk;
 mod walk_model;

@@ -35,6 +35,23 @@ pub struct Tables {
     pub tables: BTreeSet<u64>,
 }
 
+impl Tables {
+    /// Do they map all that the translation maps, to the same memory and with as many rights?
+    pub fn map(&self, t: &Translation) -> bool {
+        let (mut at, end) = (t.gfn, t.gfn + t.pages());
+        while at < end {
+            // An entry that begins further up may be larger than what is asked for.
+            let first = |level: u8| at & !((1 << (9 * (u32::from(level) - 1))) - 1);
+            let Some(n) = (1..=3).find_map(|level| self.leaves.get(&(first(level), level))) else { return false };
+            if n.pfn + (at - n.gfn) != t.pfn + (at - t.gfn) || t.write && !n.write {
+                return false;
+            }
+            at = n.gfn + n.pages();
+        }
+        true
+    }
+}
+
 /// Reads all of the nested tables, as the APM describes them and apart from the code under test.
 pub fn read(mmu: &Mmu<Fake>, host: &Fake) -> Tables {
     let levels = if host.five_levels() { 5 } else { 4 };
@@ -82,12 +99,10 @@ impl ModelTlb {
         self.fill(mmu, host);
     }
 
-    /// What it holds and the tables do not, or not with as many rights: nothing, if whoever took it away has flushed.
+    /// What it holds and the tables do not, or not with as many rights: nothing, if whoever took it away has flushed. A
+    /// large page that was split is still there as long as all of its parts are.
     pub fn stale(&self, now: &Tables) -> Vec<Translation> {
-        let still = |t: &Translation| {
-            now.leaves.get(&(t.gfn, t.level)).is_some_and(|n| n.pfn == t.pfn && (n.write || !t.write))
-        };
-        self.0.lock().unwrap().iter().filter(|t| !still(t)).copied().collect()
+        self.0.lock().unwrap().iter().filter(|t| !now.map(t)).copied().collect()
     }
 
     /// Does it lead to one of the host's frames?
