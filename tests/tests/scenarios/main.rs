@@ -23,6 +23,7 @@ mod hyperv_moves;
 mod hyperv_synic;
 mod interrupts;
 mod ioctls;
+mod large;
 mod lint0;
 mod memory;
 mod mmio;
