@@ -96,7 +96,7 @@ fn hand_over(system: &System, vm: &Vm, to: &str) -> Came {
     let detail = if now.error.is_empty() { String::new() } else { format!(": {}", now.error) };
     Came::Failed(match error.raw_os_error() {
         Some(2) => format!("there is no engine {to} any more"),
-        Some(4) => "its process is being killed".to_owned(),
+        Some(4) => "interrupted by a signal; the VM is where it was".to_owned(),
         Some(12) => format!("there is not enough memory{detail}; try again when there is"),
         Some(16) => format!("it does not come to stand still{detail}; try again later"),
         Some(95) => format!("not possible{detail}; it stays on {} until it is shut down", now.engine),

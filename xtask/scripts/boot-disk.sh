@@ -1,6 +1,6 @@
 #!/bin/sh
 # boot-disk DISK [ISO]: boots what is on a disk on /dev/kvm in unmodified QEMU, in the emulated host (or, by `./x run --here`, on this
-# machine), with the words that Proxmox gives QEMU for a guest that may be Windows. Its first serial port is the terminal.
+# machine), with the options that Proxmox gives QEMU for a guest that may be Windows. Its first serial port is the terminal.
 # From the environment: FIRMWARE (seabios or ovmf; what the disk's partition table asks for), BUS (sata or virtio: of the disk and the
 # network card), CPUS (2), MEMORY (2048, in megabytes), FORMAT (raw), SNAPSHOT (what is written to the disk is lost), VNC (where the screen
 # is shown, as QEMU's -vnc takes it), CPU and MACHINE (instead of Proxmox's).

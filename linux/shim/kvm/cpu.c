@@ -175,11 +175,13 @@ static int online(unsigned int cpu)
 	if (!err)
 		amd_pmu_enable_virt();
 	preempt_enable();
-	if (err && started)
-		pr_err("cannot enable SVM on CPU %u (%d): KVM_RUN fails with EIO there; take the CPU offline\n", cpu, err);
 #if LINUX_AT_LEAST(6, 12)
+	if (err && started)
+		pr_err("cannot enable SVM on CPU %u (%d): it does not come online\n", cpu, err);
 	return err;
 #else
+	if (err && started)
+		pr_err("cannot enable SVM on CPU %u (%d): KVM_RUN fails with EIO there; take the CPU offline\n", cpu, err);
 	/* This state's callbacks must not fail. KVM_RUN reports EIO on this CPU. */
 	return 0;
 #endif
