@@ -2,17 +2,18 @@
 
 use super::Findings;
 use crate::env::Env;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
+use std::fs;
 
-/// The house: who may depend on whom. ARCHITECTURE.md draws it.
+/// Who may depend on whom. ARCHITECTURE.md shows the same table.
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("state", &[]),
     ("arch", &["state"]),
     ("host", &["state", "arch"]),
     ("switch", &["state", "arch", "host"]),
     ("mmu", &["state", "arch", "host"]),
-    ("emulator", &["state", "arch"]),
+    ("emulator", &["state"]),
     ("irqchip", &["state", "arch"]),
     ("vm", &["state", "arch", "host", "mmu", "emulator", "irqchip"]),
     ("abi", &["arch", "host", "vm"]),
@@ -28,11 +29,29 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
 /// What the tests' processors have of `switch` and the module has not.
 const MODEL: &str = "model";
 
-/// Compares the manifests with the table; a crate that is not in it is a finding.
+/// Where the table is shown.
+const MAP: &str = "ARCHITECTURE.md";
+
+/// Compares the manifests and the map with the table; a crate that is not in it is a finding.
 pub fn check(env: &Env) -> Result<Findings> {
     let metadata = MetadataCommand::new().manifest_path(env.root.join("Cargo.toml")).no_deps().exec()?;
     let ours: Vec<&str> = metadata.packages.iter().map(|package| package.name.as_str()).collect();
-    Ok(metadata.packages.iter().flat_map(|package| of_package(package, &ours)).collect())
+    let mut findings: Findings = metadata.packages.iter().flat_map(|package| of_package(package, &ours)).collect();
+    let map = fs::read_to_string(env.root.join(MAP)).with_context(|| format!("reading {MAP}"))?;
+    findings.extend(shown(&map));
+    Ok(findings)
+}
+
+/// What the map shows otherwise. A remark may stand in parentheses behind the names.
+fn shown(map: &str) -> Findings {
+    let row = |name: &str| {
+        let row = map.lines().find_map(|line| line.strip_prefix(&format!("| `{name}` | ")))?;
+        let (_, cell) = row.strip_suffix(" |")?.rsplit_once(" | ")?;
+        let (names, _) = cell.split_once(" (").unwrap_or((cell, ""));
+        Some(names.split(", ").filter(|name| *name != "-").collect::<Vec<_>>())
+    };
+    let wrong = MAY_DEPEND_ON.iter().filter(|(name, allowed)| row(name).as_deref() != Some(*allowed));
+    wrong.map(|(name, allowed)| format!("{MAP}: the row of `{name}` should end in {}", allowed.join(", "))).collect()
 }
 
 fn of_package(package: &Package, ours: &[&str]) -> Findings {
@@ -61,6 +80,18 @@ fn of_package(package: &Package, ours: &[&str]) -> Findings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_map_shows_the_table() {
+        let row = |(name, allowed): &(&str, &[&str])| {
+            let names = if allowed.is_empty() { "-".to_owned() } else { allowed.join(", ") };
+            format!("| `{name}` | what it does, | and why | {names} (remark) |")
+        };
+        let map: Vec<String> = MAY_DEPEND_ON.iter().map(row).collect();
+        assert!(shown(&map.join("\n")).is_empty());
+        let found = shown(&map.join("\n").replace("state, arch, host (", "arch, host ("));
+        assert_eq!(found.len(), 2, "switch and mmu: {found:?}");
+    }
 
     #[test]
     fn the_table_has_no_cycle() {

@@ -1,4 +1,4 @@
-//! `./x tidy`: the rules of the house that a compiler does not know, each in a file of its own.
+//! `./x tidy`: the project's rules that a compiler does not know, each in a file of its own.
 
 mod arrows;
 mod layout;
