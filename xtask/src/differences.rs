@@ -20,6 +20,9 @@ const TABLES: &[(&str, &[Expected])] = &[
     ("Instructions at a device (program `emulated`)", expected::EMULATED),
     ("Parameters of the modules", expected::PARAMETERS),
     ("What Linux says as a guest of Hyper-V's", expected::HYPERV),
+    ("Trace events (program `trace`)", expected::TRACE),
+    ("What perf and trace-cmd print", expected::PERF),
+    ("Statistics in debugfs, and uevents (program `trace`)", expected::DEBUGFS),
 ];
 
 /// What is wrong with the page, for `./x tidy`.
@@ -68,13 +71,17 @@ fn capabilities(env: &Env) -> Result<BTreeMap<u32, String>> {
 fn render(names: &BTreeMap<u32, String>) -> Result<String> {
     let mut page = String::new();
     for (title, table) in TABLES {
-        writeln!(page, "\n### {title}\n\n| what differs | lines of the program that begin with |\n|---|---|")?;
+        writeln!(
+            page,
+            "\n### {title}\n\n| what differs | where; what the program prints is in code font |\n|---|---|"
+        )?;
         let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
         for line in *table {
-            let shown = shown(line.line, names);
-            match reasons.iter_mut().find(|(why, _)| *why == line.why) {
-                Some((_, lines)) => lines.push(shown),
-                None => reasons.push((line.why, vec![shown])),
+            match (reasons.iter_mut().find(|(why, _)| *why == line.why), line.text) {
+                (Some(_), Some(_)) => {}
+                (Some((_, lines)), None) => lines.push(shown(line.line, names)),
+                (None, Some(text)) => reasons.push((line.why, vec![text.to_owned()])),
+                (None, None) => reasons.push((line.why, vec![shown(line.line, names)])),
             }
         }
         for (why, lines) in reasons {
@@ -84,8 +91,12 @@ fn render(names: &BTreeMap<u32, String>) -> Result<String> {
     Ok(page)
 }
 
-/// A capability by its name, where it has one here; anything else as the program prints it.
+/// A capability by its name, where it has one here, a trace event or a file by its own; anything else as the program prints it.
 fn shown(line: &str, names: &BTreeMap<u32, String>) -> String {
+    let named = line.strip_prefix("event ").or_else(|| line.strip_prefix("file "));
+    if let Some(name) = named {
+        return format!("`{}`", name.trim_end_matches([':', ' ']));
+    }
     let number = line.strip_prefix("cap ").and_then(|rest| rest.strip_suffix(':')?.parse().ok());
     let name =
         |number: u32| names.get(&number).map_or(format!("capability {number}"), |name| format!("{name} ({number})"));
@@ -102,12 +113,17 @@ mod tests {
         assert_eq!(shown("cap 38:", &names), "KVM_CAP_XEN_HVM (38)");
         assert_eq!(shown("cap 999:", &names), "capability 999");
         assert_eq!(shown("0f10 f2 ", &names), "`0f10 f2`");
+        assert_eq!(shown("event kvm_skinit:", &names), "`kvm_skinit`");
+        assert_eq!(shown("file VM/vcpu0/pid ", &names), "`VM/vcpu0/pid`");
     }
 
     #[test]
     fn each_reason_is_one_row() {
         let page = render(&BTreeMap::new()).unwrap();
-        assert_eq!(page.matches("| nested virtualisation |").count(), 3, "one per table that has it");
-        assert!(page.contains("| Xen | capability 38 |"));
+        assert_eq!(page.matches("| nested virtualisation |").count(), 4, "one per table that has it");
+        assert!(page.contains("| Xen | KVM_CAP_XEN_HVM (38): 511 on stock, 0 here |"));
+        assert!(page.contains("| only Intel's processors have it | `kvm_fast_mmio`, "));
+        // A text stands once, however many lines it is for.
+        assert_eq!(page.matches("KVM_CAP_SGX_ATTRIBUTE").count(), 1);
     }
 }
