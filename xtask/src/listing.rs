@@ -123,5 +123,32 @@ mod tests {
         assert_eq!(names(&selection(false, Some("tidy"))).unwrap(), ["tidy"]);
         assert_eq!(names(&selection(false, Some("packages-trixie"))).unwrap(), ["packages-trixie"]);
         assert_eq!(missing(&selection(false, None), ["tidy", "new"].into_iter()).unwrap(), ["new"]);
+        // Docs/decisions/0021: a guest boots on each generic kernel, also where it is slow on the cloud flavour.
+        for kernel in ["6.1-generic", "6.12-generic", "7.3-generic"] {
+            let runs = |name: &str| all.contains(&format!("{name} {kernel}"));
+            assert!(runs("boot-microvm") && runs("exits") && !runs("memory"), "{kernel}");
+        }
+    }
+
+    /// Where docs/clients.md says "`NAME` (fast on KERNELS, ...)" or "`NAME` (--all, ...)".
+    #[test]
+    fn clients_page_says_where_a_scenario_is_fast() {
+        let fast = names(&selection(false, None)).unwrap();
+        let page = include_str!("../../docs/clients.md");
+        let mut seen = 0;
+        for (before, after) in page.match_indices("` (").map(|(at, mark)| (&page[..at], &page[at + mark.len()..])) {
+            let name = before.rsplit('`').next().unwrap();
+            let remark = after.split([')', ';']).next().unwrap();
+            let said: Vec<&str> = match remark.strip_prefix("fast") {
+                Some(on) => on.split([' ', ',']).filter(|word| word.contains('.')).collect(),
+                None if remark.starts_with("--all") => Vec::new(),
+                None => continue,
+            };
+            let is_fast = |kernel: &&kernels::Kernel| fast.contains(&format!("{name} {kernel}"));
+            let right: Vec<&str> = kernels::ALL.iter().filter(is_fast).map(|kernel| kernel.name()).collect();
+            assert_eq!(said, right, "{name}");
+            seen += 1;
+        }
+        assert!(seen > 8, "{seen}");
     }
 }

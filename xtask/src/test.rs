@@ -180,8 +180,10 @@ pub fn jobs(selection: &Selection) -> Result<Vec<Job>> {
     for scenario in scenarios::every()? {
         for kernel in selection.kernels() {
             let quick = !scenario.slow.contains(&kernel.series());
-            let wanted = selection.wants(scenario.name)
-                && (quick || selection.all && kernel == kernel.series() || selection.names(scenario.name));
+            // What is slow is not run anew for each flavour, but the generic one has a list of its own (`runs_on`).
+            let listed = kernel == kernel.series() || kernel.flavour() == kernels::Flavour::Generic;
+            let wanted =
+                selection.wants(scenario.name) && (quick || selection.all && listed || selection.names(scenario.name));
             if scenario.runs_on(kernel) && wanted {
                 jobs.push(Job { scenario, kernel });
             }
