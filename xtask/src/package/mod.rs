@@ -159,6 +159,11 @@ fn tools(env: &Env, release: &Release, work: &Path) -> Result<Deb> {
     let page = release.fill(&data("hsave.7")?).replace("@PARAMETERS@", &parameters::page(env)?);
     deb.compressed("usr/share/man/man7/hsave.7.gz", page.as_bytes())?;
     deb.compressed("usr/share/man/man8/hsavectl.8.gz", release.fill(&data("hsavectl.8")?).as_bytes())?;
+    // The manual page names them.
+    for page in ["operator.md", "upgrade.md"] {
+        let text = fs::read(env.root.join("docs").join(page))?;
+        deb.file(&format!("usr/share/doc/hsave-tools/{page}"), 0o644, &text)?;
+    }
     deb.script("postrm", TOOLS_POSTRM)?;
     deb.field("Depends", &format!("libc6 (>= {major}.{minor}), libgcc-s1 (>= 4.2), kmod"));
     deb.field("Recommends", &format!("hsave-dkms (= {})", release.version));
