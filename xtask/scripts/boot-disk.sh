@@ -9,18 +9,22 @@ shift
 [ -z "$iso" ] || shift
 work=${WORK:-/tmp} qemu=${QEMU:-qemu-system-x86_64} format=${FORMAT:-raw}
 [ -c /dev/kvm ] || { echo "there is no /dev/kvm"; exit 1; }
-# Byte N of the disk's first sector, in octal.
-sector() { dd if="$disk" bs=1 skip=$1 count=1 2>/dev/null | od -An -to1 | tr -d ' '; }
+# Byte N of the disk's first sector, in octal. The emulated host has the disk's contents as a device; on this machine qemu-img reads them.
+first=$disk
+if [ -z "$FIRMWARE" ] && [ $format != raw ]; then
+    first=$work/sector
+    qemu-img dd -f $format -O raw bs=512 count=1 "if=$disk" "of=$first" ||
+        { echo "the disk's partition table cannot be read: \`apt install qemu-utils\`, or say --firmware"; exit 1; }
+fi
+sector() { dd if="$first" bs=1 skip=$1 count=1 2>/dev/null | od -An -to1 | tr -d ' '; }
 # A partition table of GPT's (type 0xee), a first partition for EFI (0xef), or nothing to boot from yet: UEFI.
 if [ -z "$FIRMWARE" ]; then
     FIRMWARE=seabios
-    if [ $format = raw ]; then
-        case $(sector 510)$(sector 511)/$(sector 450) in
-        125252/356 | 125252/357) FIRMWARE=ovmf ;;
-        125252/*) ;;
-        *) FIRMWARE=ovmf ;;
-        esac
-    fi
+    case $(sector 510)$(sector 511)/$(sector 450) in
+    125252/356 | 125252/357) FIRMWARE=ovmf ;;
+    125252/*) ;;
+    *) FIRMWARE=ovmf ;;
+    esac
 fi
 echo "boot-disk: $FIRMWARE"
 hyperv=hv_ipi,hv_relaxed,hv_reset,hv_runtime,hv_spinlocks=0x1fff,hv_stimer,hv_synic,hv_time,hv_vapic,hv_vpindex

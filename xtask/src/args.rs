@@ -44,18 +44,17 @@ pub enum Command {
         #[arg(long, conflicts_with_all = ["kernel", "module", "processor"])]
         here: bool,
         /// Replace the engine under the guest ten times, while it counts on its console
-        #[arg(long, conflicts_with_all = ["machine", "module", "here"])]
+        #[arg(long, conflicts_with_all = ["machine", "module", "here", "disk"])]
         upgrade: bool,
         #[command(flatten)]
         disk: DiskArgs,
     },
-    /// Run all tests: rules, unit tests, modules for three kernels, scenarios in the emulated machine
+    /// Run the quick tests: rules, unit tests, modules for three kernels, scenarios in the emulated machine
     Test {
-        /// With what takes long: Miri, all of the kernel's own KVM selftests, QEMU with every board, interrupt controller,
-        /// firmware and number of vCPUs, and `./x run` and `./x test` in chroots of a plain Debian 12 and 13
+        /// Run everything (`--list --all` names it)
         #[arg(long)]
         all: bool,
-        /// Only the tests whose name contains this, or one of these, which commas part
+        /// A comma-separated list of substrings; a test runs if its name contains one
         #[arg(long)]
         only: Option<String>,
         /// Only this kernel
@@ -95,7 +94,7 @@ pub enum Command {
         #[arg(long, conflicts_with = "coverage")]
         keep: bool,
     },
-    /// Check the rules of the house that the compiler does not know
+    /// Check the project's rules that the compiler does not know
     Tidy {
         /// Write first what docs/vmm.md shows of the tests' tables
         #[arg(long)]
@@ -159,7 +158,7 @@ pub enum Command {
     },
     /// Run all that proves the world switch, show what is caught, and time it
     Prove,
-    /// Fetch the Debian kernels and tools that the tests use into the cache
+    /// Fetch Debian's kernels 6.1, 6.12 and 7.3 of the cloud flavour into the cache; whatever else a command needs it fetches itself
     Fetch {
         /// Look for newer packages than those in the cache
         #[arg(long)]
@@ -203,7 +202,7 @@ pub struct HostArgs {
     /// A module of the host's kernel more, with what it needs
     #[arg(long)]
     load: Vec<String>,
-    /// Debian 13 with these packages installed, which commas part, as a disk, /dev/sda
+    /// Debian 13 with these packages installed, a comma-separated list, as a disk, /dev/sda
     #[arg(long, value_delimiter = ',')]
     debian: Vec<String>,
     /// An argument more for QEMU

@@ -1,4 +1,4 @@
-//! `./x run --disk`: whatever is on somebody's disk, as a guest with the words that Proxmox gives QEMU (`scripts/boot-disk.sh`).
+//! `./x run --disk`: whatever is on somebody's disk, as a guest with the options that Proxmox gives QEMU (`scripts/boot-disk.sh`).
 
 use crate::{
     drive::{Access, Drive},
@@ -38,7 +38,7 @@ pub enum Bus {
 /// What is to be booted, and how.
 #[derive(Args)]
 pub struct DiskArgs {
-    /// Boot what is on this disk image instead (raw, qcow2, vmdk, vdi or vhdx), as a guest that may be Windows; it is written to
+    /// Boot what is on this disk image instead (raw, qcow2, vmdk, vdi, vhdx or vpc), as a guest that may be Windows; it is written to
     #[arg(long, value_name = "IMAGE")]
     pub disk: Option<PathBuf>,
     /// A CD-ROM for it, from which it is booted if the disk cannot be

@@ -10,7 +10,7 @@ use crate::{
 pub struct Selection {
     /// What takes long as well.
     pub all: bool,
-    /// Only what is called like one of these, which commas part.
+    /// A comma-separated list of substrings; what has one in its name is run.
     pub only: Option<String>,
     /// Only this kernel.
     pub kernel: Option<Kernel>,

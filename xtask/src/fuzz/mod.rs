@@ -118,7 +118,7 @@ fn targets(replay: &Path, only: Option<&str>) -> Result<Vec<Target>> {
     let all: Vec<Target> = listed.lines().filter_map(of).collect();
     let names: Vec<String> = all.iter().map(|t| t.name.clone()).collect();
     let wanted: Vec<Target> = all.into_iter().filter(|t| only.is_none_or(|only| only == t.name)).collect();
-    ensure!(!wanted.is_empty(), "there is no such target; there are {} and guests", names.join(", "));
+    ensure!(!wanted.is_empty(), "there is no such target; there are {}", names.join(", "));
     Ok(wanted)
 }
 
