@@ -1,6 +1,6 @@
 //! Parameters of the module that the hypervisor looks at.
 
-/// How long a halted vCPU looks around before it sleeps: the module's parameters `halt_poll_ns*`.
+/// Halt polling, how long a halted vCPU looks for something to do before it sleeps: the module's parameters `halt_poll_ns*`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PollParameters {
     /// Most nanoseconds; 0: not at all.

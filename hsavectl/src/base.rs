@@ -22,7 +22,7 @@ pub struct Engine {
 /// A VM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Vm {
-    /// As in debugfs: the process that made it, and its descriptor.
+    /// As in debugfs: the thread that made it, and its descriptor.
     pub id: String,
     pub pid: u64,
     /// The process's name.

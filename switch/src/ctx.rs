@@ -3,7 +3,7 @@
 use crate::fast::Link;
 use arch::HostPa;
 
-/// The one argument of the world switch. The assembly takes every field by its offset from here (`offset_of!` as
+/// The first argument of the world switch. The assembly takes every field by its offset from here (`offset_of!` as
 /// `const` operands), so that text and structure cannot drift apart.
 #[repr(C)]
 #[derive(Debug, Default)]

@@ -9,7 +9,7 @@ use crate::run::{INTERRUPTED, Next};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use host::{Host, PollParameters, VcpuThread, Work};
 
-/// How long this vCPU looks around before it sleeps, in nanoseconds.
+/// Halt polling: how long this vCPU looks for something to do before it sleeps, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HaltPoll {
     ns: u64,
@@ -107,7 +107,7 @@ impl<H: Host> Ctx<'_, H> {
         let (host, stats) = (&self.vm.host, &self.me.stats);
         let p = host.poll_parameters();
         let max = PollLimit::get(&self.vm.config.halt_poll).unwrap_or(p.max.into());
-        // The guest may say that it looks around itself (KVM_POLL_CONTROL).
+        // The guest may say that it polls itself (KVM_POLL_CONTROL).
         let allowed = self.core.msr.polls_for_halt();
         let requests = self.me.thread.requests();
         let start = host.now_ns();
@@ -189,7 +189,7 @@ mod tests {
         poll.learn(u64::MAX, true, u64::MAX, &huge);
         assert_eq!(poll.ns, u64::MAX / 2, "no overflow: shrinking by 1 keeps it");
         poll.learn(1, true, 0, &STOCK);
-        assert_eq!(poll.ns, 0, "0 looks around never");
+        assert_eq!(poll.ns, 0, "0 never polls");
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl<H: Host> Ctx<'_, H> {
         self.core.fast.forget_cpuid();
     }
 
-    /// KVM_SET_CPUID2. Errors: E2BIG, EINVAL (what this hypervisor cannot give, or a change after the first KVM_RUN),
+    /// KVM_SET_CPUID2. Errors: E2BIG, EINVAL (what this hypervisor cannot give, or a change once the guest has been entered),
     /// ENOMEM.
     pub fn set_cpuid(&mut self, entries: &[CpuidEntry]) -> Result<(), Errno> {
         let now = self.core.runtime(self.vm);

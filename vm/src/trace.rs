@@ -1,7 +1,7 @@
 //! Exits that somebody wants to know of: what stock's trace events say of them, found out around the handlers.
 //!
 //! Nothing of this is on the way of an exit that nobody looks at. While an event of the run loop's is on, `Core::trace` makes
-//! [`exits_matter`](crate::Ctx::exits_matter) true: the loop then calls the functions here before it enters and after it has
+//! `Core::exits_matter` true: the loop then calls the functions here before it enters and after it has
 //! left, and no exit is handled beside it. What a handler has done shows in the guest's registers, in counters and in what
 //! KVM_RUN returns; so the handlers do not take part. Where the order of events differs from stock's for that, or the
 //! moment, docs/decisions/0038 says so.

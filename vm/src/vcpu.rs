@@ -159,7 +159,7 @@ pub struct Core<H: Host> {
     pub(crate) pauses: u16,
     /// What it shrinks to: a parameter of the module's, which does not change.
     pub(crate) fewest_pauses: u16,
-    /// Looking around before sleeping.
+    /// Halt polling.
     pub(crate) poll: HaltPoll,
     /// What the last exit to user space waits for.
     pub pending: Pending,
@@ -177,7 +177,7 @@ pub struct Core<H: Host> {
     pub debug: DebugState,
     /// [`Host::suspends`] when the clocks were last looked at.
     pub(crate) suspends: u64,
-    /// KVM_RUN has been called.
+    /// The guest has been entered: CPUID is fixed.
     pub has_run: bool,
     /// V_TPR as last seen in the VMCB, to notice the guest's own changes.
     pub vtpr: u8,

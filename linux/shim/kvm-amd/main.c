@@ -37,7 +37,7 @@ MODULE_PARM_DESC(tsc_scaling, "Give guests a TSC of another frequency");
 
 static unsigned short pause_filter_count = 3000;
 module_param(pause_filter_count, ushort, 0444);
-MODULE_PARM_DESC(pause_filter_count, "Number of PAUSEs in a loop that is an exit; 0: none");
+MODULE_PARM_DESC(pause_filter_count, "PAUSE intercept: initial filter count; 0: no intercept");
 
 static unsigned short pause_filter_thresh = 128;
 module_param(pause_filter_thresh, ushort, 0444);

@@ -218,7 +218,7 @@ int hsave_engine_register(struct hsave_engine *engine)
 		}
 		pr_info("hsave: virtual machines with SVM and nested paging\n");
 	} else {
-		pr_info("engine %s %s is there, too\n", module_name(engine->module), engine->version);
+		pr_info("engine %s %s loaded\n", module_name(engine->module), engine->version);
 	}
 	/* From here on VMs can come, and the module can be held: nothing fails any more that would free it. */
 	spin_lock(&lock);

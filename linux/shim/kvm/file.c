@@ -155,9 +155,9 @@ struct file *hsave_device_file(struct hsave_vm *vm)
  * VMs.
  */
 
-static long vm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+/* compat: of a 32-bit program, some of whose structs are laid out differently. */
+static long of_vm(struct hsave_vm *vm, unsigned int cmd, unsigned long arg, bool compat)
 {
-	struct hsave_vm *vm = file->private_data;
 	long r;
 
 	if (!hsave_vm_belongs(vm))
@@ -165,27 +165,22 @@ static long vm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	down_read(&vm->gate);
 	if (cmd == KVM_CREATE_VCPU)
 		r = hsave_vcpu_create(vm, arg);
+	else if (compat)
+		r = hsave_call(vm, vm_compat_ioctl, vm, cmd, arg);
 	else
 		r = hsave_call(vm, vm_ioctl, vm, cmd, arg);
 	up_read(&vm->gate);
 	return r;
 }
 
-/* A 32-bit program: some of the structs that it hands over are laid out differently. */
+static long vm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	return of_vm(file->private_data, cmd, arg, false);
+}
+
 static long vm_compat_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
-	struct hsave_vm *vm = file->private_data;
-	long r;
-
-	if (!hsave_vm_belongs(vm))
-		return -EIO;
-	down_read(&vm->gate);
-	if (cmd == KVM_CREATE_VCPU)
-		r = hsave_vcpu_create(vm, arg);
-	else
-		r = hsave_call(vm, vm_compat_ioctl, vm, cmd, arg);
-	up_read(&vm->gate);
-	return r;
+	return of_vm(file->private_data, cmd, arg, true);
 }
 
 static int vm_release(struct inode *inode, struct file *file)

@@ -14,7 +14,7 @@
 
 static unsigned int halt_poll_ns = 200000;
 module_param(halt_poll_ns, uint, 0644);
-MODULE_PARM_DESC(halt_poll_ns, "Most nanoseconds that a halted vCPU looks around before it sleeps; 0: none");
+MODULE_PARM_DESC(halt_poll_ns, "Maximum ns a halted vCPU polls before it blocks; 0: no polling");
 
 static unsigned int halt_poll_ns_grow = 2;
 module_param(halt_poll_ns_grow, uint, 0644);

@@ -169,14 +169,15 @@ pub fn invalid<H: Host>(ctx: &mut Ctx<'_, H>) -> Next {
 
 /// An exit code that nobody asked for.
 #[cold]
-pub fn unknown<H: Host>(ctx: &mut Ctx<'_, H>, code: u64, _info1: u64, _info2: u64) -> Next {
+pub fn unknown<H: Host>(ctx: &mut Ctx<'_, H>, code: u64) -> Next {
     ctx.vm.host.unexpected_exit(ctx.me.id, ctx.core.cpu.save().rip, code);
     super::dump::vmcb(ctx);
     unexpected(ctx, code)
 }
 
-/// Exceptions are intercepted for the debugger in user space, and #DB, #AC and #MC because a guest could keep the
-/// processor in an endless delivery of them (APM 15.12.5).
+/// Each exception is intercepted for a reason of its own: #BP for the debugger in user space; #DB for it, too, and, as #AC, because a guest could
+/// keep the processor in an endless delivery of it (APM 15.12.5); #NM while the guest's FPU state is not loaded (docs/decisions/0009); #UD for
+/// the same, and for what is emulated (`undefined`); #MC because the host has to handle it.
 #[cold]
 pub fn exception<H: Host>(ctx: &mut Ctx<'_, H>, v: u8, error_code: u32) -> Next {
     let debug = ctx.core.debug.control;

@@ -56,15 +56,18 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, exit: Exit) -> Next {
         Exit::DrRead { n, gpr } => cr::dr(ctx, n, gpr, false),
         Exit::DrWrite { n, gpr } => cr::dr(ctx, n, gpr, true),
         Exit::Xsetbv => misc::xsetbv(ctx),
-        // Caches are coherent and shared with the host: there is nothing that a guest could need written back.
         Exit::Wbinvd => misc::wbinvd(ctx),
+        // Caches are coherent and shared with the host: there is nothing that a guest could need thrown away.
         Exit::Invd => ctx.skip(Known::Invd),
         Exit::Pause => misc::pause(ctx),
         // Without their CPUID bits these idle hints do nothing, as on stock KVM.
         Exit::Monitor => misc::idle_hint(ctx, Known::Monitor),
         Exit::Mwait => misc::idle_hint(ctx, Known::Mwait),
         Exit::Rdpmc => misc::rdpmc(ctx),
-        Exit::Rdtsc | Exit::Rdtscp | Exit::Invpcid => ctx.fault(Exception::UD),
+        // Intercepted only from guests whose CPUID does not have them (`hide_instructions`).
+        Exit::Rdtscp | Exit::Invpcid => ctx.fault(Exception::UD),
+        // Nothing asks for this exit.
+        Exit::Rdtsc => misc::unknown(ctx, arch::exit::code::RDTSC),
         Exit::Invlpg { .. } => ctx.emulate(),
         Exit::Shutdown => misc::shutdown(ctx),
         Exit::Exception { vector, error_code, .. } => misc::exception(ctx, vector, error_code),
@@ -73,7 +76,7 @@ pub fn handle<H: Host>(ctx: &mut Ctx<'_, H>, exit: Exit) -> Next {
         Exit::Rsm => ctx.rsm(),
         Exit::TaskSwitch { info1, info2 } => task::handle(ctx, info1, info2),
         Exit::Invalid => misc::invalid(ctx),
-        Exit::Unknown { code, info1, info2 } => misc::unknown(ctx, code, info1, info2),
+        Exit::Unknown { code, .. } => misc::unknown(ctx, code),
     }
 }
 
