@@ -25,6 +25,7 @@ pub mod fast;
 mod fast_calls;
 mod fpu;
 mod guest;
+mod guest_time;
 mod halt;
 pub mod handover;
 pub mod hyperv;

@@ -1,4 +1,6 @@
 //! ioctls on a VM.
+//!
+//! Long because: one table of VM ioctls after the other, as for vCPUs.
 
 use super::*;
 use crate::{DeviceReply, Irqfd};

@@ -1,5 +1,7 @@
 //! A virtual CPU for tests: registers in arrays, memory as a map of pages, MMIO and ports that a test answers. It also
 //! holds the emulator to its side of the contract: reads first, one write per step.
+//!
+//! Long because: one implementation of one trait.
 #![allow(dead_code, unused_imports)] // each test uses a part of it
 
 mod rng;

@@ -23,7 +23,7 @@ fn parts_of_a_whole() {
             for age in [0, A] {
                 let whole = Entry(Entry::leaf(pfn(), level, write).0 & !A | age);
                 let parts = Parts::of(&host, host.alloc_table().unwrap(), whole, level).unwrap_or_else(|_| panic!());
-                let want: Vec<u64> = (0..512).map(|n| PA + n * size | P | US | rights | age | bits).collect();
+                let want: Vec<u64> = (0..512).map(|n| (PA + n * size) | P | US | rights | age | bits).collect();
                 assert_eq!(held(&host, parts.page.pa()), want);
                 let cell = AtomicU64::new(whole.0);
                 let pa = parts.page.pa();

@@ -5,7 +5,7 @@ use abi::uapi::ioctl::*;
 use abi::uapi::run::at;
 use kvm_bindings::*;
 use sim::host::{Errno, Host, Hrtimer, Request, VcpuThread};
-use std::sync::{Arc, Mutex};
+
 use tests::scenario::{DATA, Machine, PLAIN, RAM, RAM_HVA};
 
 const LEVEL: u64 = 1 << 15;
@@ -282,71 +282,8 @@ fn routes_that_are_no_pins_ask_nobody() {
     );
 }
 
-/// The clock's line, whose user asks: what it delivered is pending until every vCPU that took it has ended it.
-#[test]
-fn the_clock_is_pending_until_its_interrupt_ends() {
-    let m = machine(false);
-    set_up_pics(&m, 0);
-    redirect(&m, 8, 0x88);
-    let tick = || {
-        let status = line(&m, 8, 1);
-        assert_eq!(line(&m, 8, 0), 1);
-        status
-    };
-    assert_eq!((tick(), tick()), (1, 0));
-    open(&m);
-    assert_eq!((vectors(&m), tick()), (vec![0x88], 0));
-    // The tick was dropped.
-    eoi(&m);
-    m.run_out(0);
-    open(&m);
-    assert_eq!((vectors(&m), tick()), (vec![0x88], 1));
-    // Who does not ask is no concern of this, and nothing is kept from him.
-    open(&m);
-    assert_eq!(vectors(&m), [0x88, 0x88]);
-    for level in [1, 0] {
-        let mut l = kvm_irq_level { level, ..Default::default() };
-        l.__bindgen_anon_1.irq = 8;
-        assert_eq!(m.vm_with(KVM_IRQ_LINE, &l), Ok(0));
-    }
-    eoi(&m);
-    m.run_out(0);
-    open(&m);
-    assert_eq!(vectors(&m), [0x88, 0x88, 0x88]);
-    eoi(&m);
-    m.run_out(0);
-    m.end();
-}
-
-#[test]
-fn the_clock_is_restored_from_the_local_apic() {
-    let m = machine(false);
-    set_up_pics(&m, 0);
-    redirect(&m, 8, 0x88);
-    assert_eq!((line(&m, 8, 1), line(&m, 8, 0), line(&m, 8, 1), line(&m, 8, 0)), (1, 1, 0, 1));
-    assert_eq!(m.vcpu(0, KVM_GET_LAPIC, DATA), Ok(0));
-    let pending: [u8; 1024] = m.get_at(DATA);
-    let mut empty = pending;
-    empty[0x100..0x280].fill(0);
-    let set = |state: &[u8; 1024]| {
-        m.put_at(DATA, state);
-        assert_eq!(m.vcpu(0, KVM_SET_LAPIC, DATA), Ok(0));
-    };
-    set(&empty);
-    assert_eq!((line(&m, 8, 1), line(&m, 8, 0)), (1, 1));
-    set(&empty);
-    set(&pending);
-    assert_eq!((line(&m, 8, 1), line(&m, 8, 0)), (0, 1));
-    // The IOAPIC's state too: each vCPU looks at its own APIC before it runs.
-    redirect(&m, 8, 0x88);
-    m.does(0, |_| ());
-    m.run_out(0);
-    assert_eq!((line(&m, 8, 1), line(&m, 8, 0)), (0, 1));
-    m.end();
-}
-
 /// The guest writes the low half of a redirection entry.
-fn write_entry(m: &Machine, pin: u64, value: u64) {
+pub fn write_entry(m: &Machine, pin: u64, value: u64) {
     for (register, value) in [(0, 0x10 + 2 * pin), (0x10, value)] {
         m.long(0, &[0x89, 0x03]); // mov [rbx], eax
         m.with_regs(0, |r| (r.rbx, r.rax) = (IOAPIC + register, value));
@@ -373,37 +310,6 @@ fn an_unmask_asks_who_waits_for_the_end() {
     eoi(&m);
     m.run_out(0);
     assert_eq!(m.sim.event_count(2), 2);
-    m.end();
-}
-
-/// A vCPU that is told of the clock's interrupt may have ended it before whoever raised it goes on.
-#[test]
-fn the_clocks_interrupt_is_awaited_before_it_can_end() {
-    let m = Arc::new(machine(false));
-    set_up_pics(&m, 0);
-    redirect(&m, 8, 0x88);
-    m.does(0, |_| ());
-    m.run_out(0);
-    let (other, awaited) = (m.clone(), Arc::new(Mutex::new(None)));
-    let seen = awaited.clone();
-    m.sim.during_wake(move || *seen.lock().unwrap() = other.cpu(0).rtc.vector());
-    assert_eq!((line(&m, 8, 1), *awaited.lock().unwrap()), (1, Some(0x88)));
-}
-
-/// The end of its interrupt counts even if the pin's vector is another by then.
-#[test]
-fn the_clocks_vector_changes_meanwhile() {
-    let m = machine(false);
-    set_up_pics(&m, 0);
-    redirect(&m, 8, 0x88);
-    assert_eq!((line(&m, 8, 1), line(&m, 8, 0)), (1, 1));
-    write_entry(&m, 8, 0x99);
-    open(&m);
-    assert_eq!(entry_of(&m, 8), 0x99);
-    assert_eq!((vectors(&m), line(&m, 8, 1), line(&m, 8, 0)), (vec![0x88], 0, 1));
-    eoi(&m);
-    m.run_out(0);
-    assert_eq!((line(&m, 8, 1), line(&m, 8, 0)), (1, 1));
     m.end();
 }
 

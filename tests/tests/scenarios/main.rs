@@ -36,6 +36,7 @@ mod random;
 mod registers;
 mod restored;
 mod rings;
+mod rtc;
 mod smm;
 mod smp;
 mod software;
