@@ -24,9 +24,23 @@ enum Came {
     WouldBe,
     /// It stood still for so many nanoseconds.
     Upgraded(u64),
-    /// It is where it was, or it is gone; why.
-    Failed(String),
+    /// It is where it was: why, and for how many nanoseconds it stood still for nothing, if it did.
+    Failed {
+        why: String,
+        pause: Option<u64>,
+    },
     Gone,
+}
+
+impl Came {
+    /// Nanoseconds that the VM stood still.
+    fn pause(&self) -> Option<u64> {
+        match self {
+            Self::Upgraded(pause) => Some(*pause),
+            Self::Failed { pause, .. } => *pause,
+            Self::WouldBe | Self::Gone => None,
+        }
+    }
 }
 
 /// All VMs that were looked at.
@@ -73,7 +87,10 @@ pub fn run(system: &System, upgrade: &Upgrade, say: &mut dyn FnMut(&str)) -> Res
         say(&match &came {
             Came::WouldBe => format!("{what}: would be handed over"),
             Came::Upgraded(pause) => format!("{what}: stood still for {}", duration(*pause)),
-            Came::Failed(why) => format!("{what}: FAILED: {why}"),
+            Came::Failed { why, pause: None } => format!("{what}: FAILED: {why}"),
+            Came::Failed { why, pause: Some(pause) } => {
+                format!("{what}: FAILED: {why}; it stood still for {}", duration(*pause))
+            }
             Came::Gone => format!("{what}: is gone"),
         });
         rows.push((vm, came));
@@ -84,38 +101,51 @@ pub fn run(system: &System, upgrade: &Upgrade, say: &mut dyn FnMut(&str)) -> Res
 fn hand_over(system: &System, vm: &Vm, to: &str) -> Came {
     let written = system.write(&format!("{BASE}/vms/{}/upgrade", vm.id), to);
     let now = base::vm(system, vm.id.clone());
+    let Some(now) = now else { return Came::Gone };
     let Err(error) = written else {
         // The kernel's word counts, not that the write succeeded.
-        return match now {
-            Some(now) if now.engine == to => Came::Upgraded(now.pause_ns),
-            Some(now) => Came::Failed(format!("the kernel took the request, and the VM is on {} still", now.engine)),
-            None => Came::Gone,
-        };
+        if now.engine == to {
+            return Came::Upgraded(now.pause_ns);
+        }
+        let why = format!("the kernel took the request, and the VM is on {} still", now.engine);
+        return Came::Failed { why, pause: paused(vm, &now) };
     };
-    let Some(now) = now else { return Came::Gone };
+    Came::Failed { why: reason(&error, to, &now), pause: paused(vm, &now) }
+}
+
+/// How long a VM stood still since it was as `before`, for nothing: what the file says is of the last attempt that got so far.
+fn paused(before: &Vm, now: &Vm) -> Option<u64> {
+    Some(now.pause_ns).filter(|ns| *ns != before.pause_ns)
+}
+
+/// Why the VM, which is as `now`, was not handed over to this engine.
+fn reason(error: &std::io::Error, to: &str, now: &Vm) -> String {
     let detail = if now.error.is_empty() { String::new() } else { format!(": {}", now.error) };
-    Came::Failed(match error.raw_os_error() {
+    match error.raw_os_error() {
         Some(2) => format!("there is no engine {to} any more"),
-        Some(4) => "interrupted by a signal; the VM is where it was".to_owned(),
+        Some(4) => format!("interrupted by a signal; the VM is on {} still", now.engine),
         Some(12) => format!("there is not enough memory{detail}; try again when there is"),
         Some(16) => format!("it does not come to stand still{detail}; try again later"),
-        Some(95) => format!("not possible{detail}; it stays on {} until it is shut down", now.engine),
+        // It may be an access that is over in the next moment.
+        Some(95) => format!(
+            "not possible{detail}; it stays on {} as long as it uses that: try again, or shut it down",
+            now.engine
+        ),
         _ => format!("{error}{detail}"),
-    })
+    }
 }
 
 impl Outcome {
     pub fn failed(&self) -> bool {
-        self.rows.iter().any(|(_, came)| matches!(came, Came::Failed(_)))
+        self.rows.iter().any(|(_, came)| matches!(came, Came::Failed { .. }))
     }
 
     /// One line at the end.
     pub fn summary(&self) -> Option<String> {
         let count = |wanted: fn(&Came) -> bool| self.rows.iter().filter(|(_, came)| wanted(came)).count();
         let done = count(|came| matches!(came, Came::Upgraded(_)));
-        let failed = count(|came| matches!(came, Came::Failed(_)));
-        let pause = |(_, came): &(Vm, Came)| if let Came::Upgraded(pause) = came { Some(*pause) } else { None };
-        let longest = self.rows.iter().filter_map(pause).max();
+        let failed = count(|came| matches!(came, Came::Failed { .. }));
+        let longest = self.rows.iter().filter_map(|(_, came)| came.pause()).max();
         if done + failed == 0 {
             return None;
         }
@@ -126,11 +156,11 @@ impl Outcome {
 
     pub fn json(&self) -> Json {
         let row = |(vm, came): &(Vm, Came)| {
-            let (result, pause, error) = match came {
-                Came::WouldBe => ("would be upgraded", None, None),
-                Came::Upgraded(pause) => ("upgraded", Some(*pause), None),
-                Came::Failed(why) => ("failed", None, Some(why.clone())),
-                Came::Gone => ("gone", None, None),
+            let (result, error) = match came {
+                Came::WouldBe => ("would be upgraded", None),
+                Came::Upgraded(_) => ("upgraded", None),
+                Came::Failed { why, .. } => ("failed", Some(why.clone())),
+                Came::Gone => ("gone", None),
             };
             Json::object([
                 ("id", vm.id.clone().into()),
@@ -139,7 +169,7 @@ impl Outcome {
                 ("from", vm.engine.clone().into()),
                 ("to", self.to.clone().into()),
                 ("result", result.into()),
-                ("pause_ns", pause.into()),
+                ("pause_ns", came.pause().into()),
                 ("error", error.into()),
             ])
         };
@@ -215,5 +245,41 @@ mod tests {
         let gone = base::vm(&fake.system(), "60-3".to_owned()).unwrap();
         std::fs::remove_dir_all(fake.system().path("sys/kernel/hsave/vms/60-3")).unwrap();
         assert_eq!(hand_over(&fake.system(), &gone, "hsave_0_2"), Came::Gone);
+    }
+
+    #[test]
+    fn a_failure_that_cost_the_guest_time_says_so() {
+        let fake = machine();
+        let before = base::vm(&fake.system(), "42-13".to_owned()).unwrap();
+        fake.file("sys/kernel/hsave/vms/42-13/pause_ns", "1002000000\n");
+        let now = base::vm(&fake.system(), "42-13".to_owned()).unwrap();
+        assert_eq!((paused(&before, &now), paused(&now, &now)), (Some(1_002_000_000), None), "of this attempt");
+        let failed = |pause| Came::Failed { why: "why".to_owned(), pause };
+        let outcome = |came| Outcome { rows: vec![(now.clone(), came)], to: "x".to_owned() };
+        let of_one = outcome(failed(Some(1_002_000_000)));
+        assert_eq!(
+            of_one.summary().unwrap(),
+            format!(
+                "0 handed over to x, the longest pause {}; 1 failed and went on where they were",
+                duration(1_002_000_000)
+            )
+        );
+        assert!(of_one.json().text().contains("\"pause_ns\": 1002000000"));
+        assert!(outcome(failed(None)).json().text().contains("\"pause_ns\": null"));
+    }
+
+    #[test]
+    fn what_the_kernels_numbers_mean() {
+        let fake = machine();
+        fake.file("sys/kernel/hsave/vms/42-13/error", "why\n");
+        let vm = base::vm(&fake.system(), "42-13".to_owned()).unwrap();
+        let says = |errno| reason(&std::io::Error::from_raw_os_error(errno), "x", &vm);
+        assert_eq!(says(2), "there is no engine x any more");
+        assert_eq!(says(4), "interrupted; the VM is on kvm_amd still");
+        assert_eq!(
+            says(95),
+            "not possible: why; it stays on kvm_amd as long as it uses that: try again, or shut it down"
+        );
+        assert_eq!(says(16), "it does not come to stand still: why; try again later");
     }
 }
