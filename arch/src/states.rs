@@ -13,9 +13,6 @@ use state::{Reader, Refused, State, Value, Writer};
 }
 
 impl<A: State> State for GuestIndexed<A> {
-    fn needs(&self) -> u16 {
-        self.table().needs()
-    }
     fn save(&self, w: &mut Writer) {
         self.table().save(w);
     }

@@ -17,9 +17,6 @@ use state::{Reader, Refused, State, Writer};
 }
 
 impl<T: State> State for OneBox<T> {
-    fn needs(&self) -> u16 {
-        (**self).needs()
-    }
     fn save(&self, w: &mut Writer) {
         (**self).save(w);
     }

@@ -240,9 +240,6 @@ impl RoutingTable {
 /// The table is made anew from its routes. Which GSI a pin leads back to is written, because it hangs on the order in which user
 /// space gave the routes of different GSIs.
 impl State for RoutingTable {
-    fn needs(&self) -> u16 {
-        self.routes.needs().max(self.gsis.needs())
-    }
     fn save(&self, w: &mut Writer) {
         let Self { routes, starts: _, gsis } = self;
         routes.save(w);

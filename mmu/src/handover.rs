@@ -106,9 +106,12 @@ impl<H: Host> Mmu<H> {
             let Maps { tree, regions, invalidate_seq: _, released: _ } = &*maps;
             (tree.levels(), regions.all().len())
         };
-        let needs = if self.has_protected_large() { 2 } else { 1 };
+        let protected_large = self.has_protected_large();
         // How many levels the nested tables have, how logs are kept, and the slots in order of their addresses.
-        w.section_by(SECTION, 0, needs, |w| {
+        w.section_by(SECTION, 0, |w| {
+            if protected_large {
+                w.needs_version(2);
+            }
             levels.save(w);
             manual.save(w);
             rings.save(w);

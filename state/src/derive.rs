@@ -13,13 +13,9 @@ macro_rules! state {
     () => {};
     (value $name:ident { $($f:ident $(since $v:literal = $d:expr)?),* $(,)? } $($rest:tt)*) => {
         impl $crate::State for $name {
-            fn needs(&self) -> u16 {
-                let Self { $($f),* } = self;
-                1 $(.max($crate::state!(@needs $f $($v $d)?)))*
-            }
             fn save(&self, w: &mut $crate::Writer) {
                 let Self { $($f),* } = self;
-                $($crate::state!(@save w $f $($v)?);)*
+                $($crate::state!(@save w $f $($v $d)?);)*
             }
             fn load(&mut self, r: &mut $crate::Reader<'_>) -> ::core::result::Result<(), $crate::Refused> {
                 *self = <Self as $crate::Value>::read(r)?;
@@ -38,13 +34,9 @@ macro_rules! state {
         $(; not $($n:ident),* $(,)?)?
     } $($rest:tt)*) => {
         impl $(<$($g)*>)? $crate::State for $name $(<$t>)? {
-            fn needs(&self) -> u16 {
-                let Self { $($f,)* $($($n: _,)*)? } = self;
-                1 $(.max($crate::state!(@needs $f $($v $d)?)))*
-            }
             fn save(&self, w: &mut $crate::Writer) {
                 let Self { $($f,)* $($($n: _,)*)? } = self;
-                $($crate::state!(@save w $f $($v)?);)*
+                $($crate::state!(@save w $f $($v $d)?);)*
             }
             fn load(&mut self, r: &mut $crate::Reader<'_>) -> ::core::result::Result<(), $crate::Refused> {
                 let Self { $($f,)* $($($n: _,)*)? } = self;
@@ -64,9 +56,6 @@ macro_rules! state {
     };
     (inner $name:ident $($rest:tt)*) => {
         impl $crate::State for $name {
-            fn needs(&self) -> u16 {
-                $crate::State::needs(&self.0)
-            }
             fn save(&self, w: &mut $crate::Writer) {
                 $crate::State::save(&self.0, w);
             }
@@ -76,10 +65,8 @@ macro_rules! state {
         }
         $crate::state! { $($rest)* }
     };
-    (@needs $f:ident) => { $crate::State::needs($f) };
-    (@needs $f:ident $v:literal $d:expr) => { if *$f == $d { 1 } else { $crate::State::needs($f).max($v) } };
     (@save $w:ident $f:ident) => { $crate::State::save($f, $w) };
-    (@save $w:ident $f:ident $v:literal) => { if $w.version() >= $v { $crate::State::save($f, $w) } };
+    (@save $w:ident $f:ident $v:literal $d:expr) => { if $w.since($v, *$f != $d) { $crate::State::save($f, $w) } };
     (@read $r:ident) => { $crate::Value::read($r)? };
     (@read $r:ident $v:literal $d:expr) => { if $r.version() >= $v { $crate::Value::read($r)? } else { $d } };
     (@load $r:ident $f:ident) => { $crate::State::load($f, $r)? };
@@ -97,15 +84,10 @@ macro_rules! tagged {
         $($n:literal $(since $v:literal)? = $variant:ident $({ $($f:ident),* })? $(( $($t:ident),* ))?),* $(,)?
     } $($rest:tt)*) => {
         impl $crate::State for $name {
-            fn needs(&self) -> u16 {
-                match self {
-                    $(Self::$variant $({ $($f),* })? $(($($t),*))? => 1u16 $(.max($v))? $($(.max($crate::State::needs($f)))*)?
-                        $($(.max($crate::State::needs($t)))*)?,)*
-                }
-            }
             fn save(&self, w: &mut $crate::Writer) {
                 match self {
                     $(Self::$variant $({ $($f),* })? $(($($t),*))? => {
+                        $(w.needs_version($v);)?
                         $crate::State::save(&($n as u16), w);
                         $($($crate::State::save($f, w);)*)?
                         $($($crate::State::save($t, w);)*)?
@@ -133,17 +115,17 @@ macro_rules! tagged {
     };
 }
 
-/// The same for an enum without fields: the place in the list is what is written. New ones go to its end.
+/// The same for an enum without fields: the place in the list is what is written. New ones go to its end, as `D since 2`.
 #[macro_export]
 macro_rules! units {
-    ($name:ident { $($variant:ident),* $(,)? }) => {
+    ($name:ident { $($variant:ident $(since $v:literal)?),* $(,)? }) => {
         const _: () = {
             const ALL: &[$name] = &[$($name::$variant),*];
             impl $crate::State for $name {
                 fn save(&self, w: &mut $crate::Writer) {
                     // One that is missing in the list is missing here.
                     match self {
-                        $(Self::$variant)|* => {}
+                        $(Self::$variant => { $(w.needs_version($v);)? })*
                     }
                     let place = ALL.iter().position(|x| x == self).map_or(u16::MAX, |n| n as u16);
                     $crate::State::save(&place, w);

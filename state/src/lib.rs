@@ -7,8 +7,8 @@
 //!
 //! # Versions
 //! The version of a section belongs to it alone. A field that came with a later one is declared `since` that version with the
-//! value that stands for its absence. A writer uses the lowest version that can hold what there is to write
-//! ([`State::needs`]): so an older engine reads what a newer one has written as long as nothing newer is in use, and refuses
+//! value that stands for its absence. A writer uses the lowest version that can hold what there is to write,
+//! which it learns from what is written ([`Writer::since`]): so an older engine reads what a newer one has written as long as nothing newer is in use, and refuses
 //! it otherwise, with the section, the version that it has and the one that it would need. A section that is newer as a whole
 //! is left out while it holds nothing.
 //!
@@ -37,11 +37,7 @@ pub use write::{NoRoom, Writer};
 
 /// Something that is written into a section and read from it, in place: nothing large is moved over the stack.
 pub trait State {
-    /// The lowest version of its section that can hold what it is now.
-    fn needs(&self) -> u16 {
-        1
-    }
-    /// Appends it, as [`Writer::version`] has it.
+    /// Appends it. What came after version 1 of the section asks [`Writer::since`].
     fn save(&self, w: &mut Writer);
     /// Becomes what was written. Errors: after one it is anything.
     fn load(&mut self, r: &mut Reader<'_>) -> Result<(), Refused>;

@@ -39,8 +39,9 @@ tagged! { Kind { 0 = Plain, 1 = With { n, on }, 5 = Of(x), 6 since 3 = Later } }
 enum Unit {
     A,
     B,
+    Later,
 }
-units! { Unit { A, B } }
+units! { Unit { A, B, Later since 2 } }
 
 struct InPlace {
     big: [u64; 600],
@@ -91,8 +92,8 @@ fn what_is_written_is_read() {
     for second in [Kind::Plain, Kind::With { n: 4, on: true }, Kind::Of(3), Kind::Later] {
         assert_eq!(read::<New>(LATER, &one(LATER, &new(second, 8))), Ok(new(second, 8)));
     }
-    for unit in [Unit::A, Unit::B] {
-        assert_eq!(read::<Unit>(KIND, &one(KIND, &unit)), Ok(unit));
+    for unit in [Unit::A, Unit::B, Unit::Later] {
+        assert_eq!(read::<Unit>(LATER, &one(LATER, &unit)), Ok(unit));
     }
 }
 
@@ -113,6 +114,59 @@ fn the_way_back_is_open_as_long_as_nothing_newer_is_in_use() {
             format!("section test 3: it uses what came with version {has}, and this engine knows version 1")
         );
     }
+}
+
+/// A variant without fields that came later is told from one that is none.
+#[test]
+fn a_later_unit_is_refused_as_newer() {
+    let refused = |unit: Unit| read::<u16>(KIND, &one(LATER, &unit)).map_err(|refused| refused.why);
+    assert_eq!(refused(Unit::B), Ok(1));
+    assert_eq!(refused(Unit::Later), Err(Why::Newer { has: 2, known: 1 }));
+}
+
+/// Whatever part of a section it is that is newer, and whoever forgets what: nothing is left out.
+#[test]
+fn the_version_follows_from_what_is_written() {
+    let by = |kind: Section, second: Kind, unit: Unit| {
+        let mut w = Writer::new(1 << 20);
+        w.section_by(kind, 3, |w| {
+            5u64.save(w);
+            new(second, 7).save(w);
+            [(unit, Some(second))].save(w);
+        });
+        w.section(kind, 3, &9u8);
+        let bytes = w.finish().unwrap();
+        let mut s = Sections::new(&bytes)?;
+        let mut r = s.next(LATER, 3)?;
+        let version = r.version();
+        let mut pair = [(Unit::A, None)];
+        let (five, value): (u64, New) = r.value()?;
+        r.load(&mut pair)?;
+        r.end()?;
+        assert_eq!((five, value, pair), (5, new(second, 7), [(unit, Some(second))]));
+        // The next one begins anew.
+        let mut r = s.next(KIND, 3)?;
+        assert_eq!((r.version(), r.value()), (1, Ok(9u8)));
+        s.end()?;
+        Ok::<_, Refused>(version)
+    };
+    assert_eq!(by(LATER, Kind::Plain, Unit::B), Ok(1));
+    assert_eq!(by(LATER, Kind::Plain, Unit::Later), Ok(2));
+    assert_eq!(by(LATER, Kind::Of(1), Unit::A), Ok(2));
+    assert_eq!(by(LATER, Kind::Later, Unit::Later), Ok(3));
+    // The constant was not raised with the field: refused, and not lost.
+    assert_eq!(by(KIND, Kind::Later, Unit::B), Ok(3));
+    assert_eq!(read::<New>(KIND, &one(KIND, &new(Kind::Later, 7))).unwrap_err().why, Why::Newer { has: 3, known: 1 });
+    // The room that is asked for is that of the version.
+    let written = |room: usize| {
+        let mut w = Writer::new(room);
+        w.section(LATER, 3, &new(Kind::Later, 8));
+        w.finish()
+    };
+    let needs = one(LATER, &new(Kind::Later, 8)).len();
+    assert_eq!(written(0), Err(NoRoom { needs }));
+    assert_eq!(written(needs - 1), Err(NoRoom { needs }));
+    assert_eq!(written(needs).map(|bytes| bytes.len()), Ok(needs));
 }
 
 #[test]
@@ -175,6 +229,6 @@ fn damaged_states_are_refused_or_read_cleanly() {
 #[test]
 fn a_count_that_lies_allocates_nothing() {
     let mut w = Writer::new(1 << 20);
-    w.section_by(KIND, 3, 1, |w| w.count(u32::MAX as usize));
+    w.section_by(KIND, 3, |w| w.count(u32::MAX as usize));
     assert_eq!(read::<Vec<u64>>(KIND, &w.finish().unwrap()).unwrap_err().why, Why::Short);
 }

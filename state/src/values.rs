@@ -106,15 +106,7 @@ macro_rules! atomics {
 }
 atomics! { AtomicBool AtomicU8 AtomicU16 AtomicU32 AtomicU64 AtomicUsize }
 
-/// The highest that any of them needs.
-fn most<'a, T: State + 'a>(all: impl IntoIterator<Item = &'a T>) -> u16 {
-    all.into_iter().map(State::needs).max().unwrap_or(1)
-}
-
 impl<T: State> State for [T] {
-    fn needs(&self) -> u16 {
-        most(self)
-    }
     fn save(&self, w: &mut Writer) {
         T::save_all(self, w);
     }
@@ -124,9 +116,6 @@ impl<T: State> State for [T] {
 }
 
 impl<T: State, const N: usize> State for [T; N] {
-    fn needs(&self) -> u16 {
-        most(self)
-    }
     fn save(&self, w: &mut Writer) {
         self.as_slice().save(w);
     }
@@ -144,9 +133,6 @@ impl<T: Value + Default + Copy, const N: usize> Value for [T; N] {
 }
 
 impl<T: Value> State for Option<T> {
-    fn needs(&self) -> u16 {
-        most(self)
-    }
     fn save(&self, w: &mut Writer) {
         self.is_some().save(w);
         if let Some(value) = self {
@@ -166,9 +152,6 @@ impl<T: Value> Value for Option<T> {
 }
 
 impl<T: Value> State for Vec<T> {
-    fn needs(&self) -> u16 {
-        most(self)
-    }
     fn save(&self, w: &mut Writer) {
         w.count(self.len());
         self.as_slice().save(w);
@@ -199,10 +182,6 @@ impl<T: Value> Value for Vec<T> {
 macro_rules! tuples {
     ($(($($t:ident $x:ident),*))*) => {$(
         impl<$($t: State),*> State for ($($t,)*) {
-            fn needs(&self) -> u16 {
-                let ($($x,)*) = self;
-                1 $(.max($x.needs()))*
-            }
             fn save(&self, w: &mut Writer) {
                 let ($($x,)*) = self;
                 $($x.save(w);)*

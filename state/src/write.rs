@@ -17,7 +17,10 @@ pub struct Writer {
     /// Of what was to be written up to now.
     needs: usize,
     failed: bool,
+    /// Of the section that is being written.
     version: u16,
+    /// The lowest that can hold what was written into it up to now.
+    least: u16,
 }
 
 impl Writer {
@@ -25,26 +28,48 @@ impl Writer {
     pub fn new(room: usize) -> Self {
         let mut bytes = Vec::new();
         let failed = bytes.try_reserve_exact(room).is_err();
-        let mut w = Self { bytes, needs: 0, failed, version: 1 };
+        let mut w = Self { bytes, needs: 0, failed, version: 1, least: 1 };
         w.put(&MAGIC);
         w.put(&FRAME.to_le_bytes());
         w
     }
 
-    /// The version of the section that is being written.
-    #[inline]
-    pub fn version(&self) -> u16 {
-        self.version
+    /// Is what came with this version of the section to be written? `used`: it is not what stands for its absence, so that an
+    /// older version cannot hold it.
+    pub fn since(&mut self, version: u16, used: bool) -> bool {
+        if used {
+            self.needs_version(version);
+        }
+        self.version >= version
+    }
+
+    /// What is written came with this version of the section.
+    pub fn needs_version(&mut self, version: u16) {
+        self.least = self.least.max(version);
     }
 
     /// Appends a section with number `number`.
     pub fn section(&mut self, kind: Section, number: u32, state: &(impl State + ?Sized)) {
-        self.section_by(kind, number, state.needs(), |w| state.save(w));
+        self.section_by(kind, number, |w| state.save(w));
     }
 
-    /// The same for what is no single value: `needs` is the version, and `f` writes.
-    pub fn section_by(&mut self, kind: Section, number: u32, needs: u16, f: impl FnOnce(&mut Self)) {
-        self.version = needs.clamp(1, kind.version);
+    /// The same for what is no single value: `f` writes. It is called once more where what it wrote has turned out to need a later
+    /// version: none is chosen that would leave something out, not even if the engine itself says that it knows no such.
+    pub fn section_by(&mut self, kind: Section, number: u32, mut f: impl FnMut(&mut Self)) {
+        let (begin, needs) = (self.bytes.len(), self.needs);
+        (self.version, self.least) = (1, 1);
+        loop {
+            self.one_section(kind, number, &mut f);
+            if self.least == self.version {
+                return;
+            }
+            self.version = self.least;
+            self.bytes.truncate(begin);
+            self.needs = needs;
+        }
+    }
+
+    fn one_section(&mut self, kind: Section, number: u32, f: &mut impl FnMut(&mut Self)) {
         self.put(&kind.id.0);
         self.put(&number.to_le_bytes());
         self.put(&self.version.to_le_bytes());

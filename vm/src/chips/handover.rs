@@ -15,7 +15,7 @@ const PIT: Section = Section::new(*b"pit ", 2);
 impl<H: Host> Vm<H> {
     pub(crate) fn save_chips(&self, w: &mut Writer) {
         let Some(Chips { pic, intr, ioapic, ioapic_base, storm, pit, rtc }) = self.chips() else { return };
-        w.section_by(CHIPS, 0, 1, |w| {
+        w.section_by(CHIPS, 0, |w| {
             pic.lock().save(w);
             intr.save(w);
             ioapic.lock().save(w);
@@ -25,10 +25,10 @@ impl<H: Host> Vm<H> {
         });
         if let Some([pit::PitDevice { pit, speaker, owed }]) = pit.get() {
             let pit = pit.lock();
-            w.section_by(PIT, 0, if owed.load(Relaxed) { 2 } else { pit.needs() }, |w| {
+            w.section_by(PIT, 0, |w| {
                 pit.save(w);
                 speaker.save(w);
-                if w.version() >= 2 {
+                if w.since(2, owed.load(Relaxed)) {
                     owed.save(w);
                 }
             });

@@ -54,9 +54,6 @@ pub struct GuestCpuid {
 /// The entries as they are, with processor state in them. The table is made anew, and so is what follows for the rest of the
 /// hypervisor: another engine may offer something else.
 impl state::State for GuestCpuid {
-    fn needs(&self) -> u16 {
-        self.entries.needs()
-    }
     fn save(&self, w: &mut state::Writer) {
         let Self { entries, chain: _, first: _, flags: _, caps: _ } = self;
         entries.save(w);

@@ -54,9 +54,8 @@ impl<H: Host> Vm<H> {
             coalesced,
             count,
         } = self;
-        // That it is dead came with version 2.
         let dead = dead.load(Relaxed);
-        w.section_by(VM, 0, config.needs().max(1 + u16::from(dead)), |w| {
+        w.section_by(VM, 0, |w| {
             count.save(w);
             config.save(w);
             clock.lock().save(w);
@@ -77,7 +76,7 @@ impl<H: Host> Vm<H> {
             resamplers_used.save(w);
             coalesced.used.save(w);
             coalesced.zones.lock().save(w);
-            if w.version() >= 2 {
+            if w.since(2, dead) {
                 dead.save(w);
             }
         });

@@ -49,9 +49,9 @@ impl<H: Host> Vcpu<H> {
         let number = *index as u32;
         let mut core = core.try_lock().ok_or(Refused::frame(Why::Busy))?;
         if let Some(ring) = dirty_ring {
-            w.section_by(RING, number, 1, |w| ring.save(w));
+            w.section_by(RING, number, |w| ring.save(w));
         }
-        w.section_by(VCPU, number, core.needs(), |w| {
+        w.section_by(VCPU, number, |w| {
             id.save(w);
             core.fast.lapic.is_some().save(w);
             pir.save(w);
@@ -63,7 +63,7 @@ impl<H: Host> Vcpu<H> {
         if let Some(lapic) = &core.fast.lapic {
             w.section(LAPIC, number, lapic);
         }
-        w.section_by(CPU, number, 1, |w| core.cpu.save_state(w));
+        w.section_by(CPU, number, |w| core.cpu.save_state(w));
         w.section(STATS, number, stats);
         self.save_hyperv(core.hyperv.as_deref(), w);
         Ok(())

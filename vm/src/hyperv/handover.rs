@@ -26,7 +26,7 @@ impl<H: Host> Vm<H> {
             connections,
         } = &self.partition;
         let msrs = msrs.lock();
-        w.section_by(PARTITION, 0, msrs.needs(), |w| {
+        w.section_by(PARTITION, 0, |w| {
             guest_os_id.save(w);
             tsc_invariant.save(w);
             msrs.save(w);
@@ -78,7 +78,7 @@ impl<H: Host> Vcpu<H> {
     /// Of a vCPU whose own part is `own`.
     pub(crate) fn save_hyperv(&self, own: Option<&Hyperv>, w: &mut Writer) {
         if let (Some(own), Some(shared)) = (own, self.hyperv_shared()) {
-            w.section_by(VCPU, self.index as u32, shared.needs().max(own.needs()), |w| {
+            w.section_by(VCPU, self.index as u32, |w| {
                 shared.save(w);
                 own.save(w);
             });

@@ -68,9 +68,6 @@ pub(crate) struct AsyncPf {
 
 /// The list is there if a page was ever waited for.
 impl ::state::State for AsyncPf {
-    fn needs(&self) -> u16 {
-        self.waits.as_ref().map_or(1, ::state::State::needs)
-    }
     fn save(&self, w: &mut ::state::Writer) {
         let Self { waits, tokens, wake_all, halted, turn } = self;
         waits.is_some().save(w);
