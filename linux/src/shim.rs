@@ -38,13 +38,17 @@ opaque! {
 }
 
 /// What a base and its engines, and engines among each other, have to agree about, in this version: this file, what is exported here,
-/// `CpuData`, and of the crates above the numbers of requests, timers and what is lent, and `Moved`.
+/// `CpuData`, and of the crates above the numbers of requests, timers and what is lent, `Moved`, and what of nested tables is ours.
 #[expect(dead_code, reason = "only the C side looks at it")]
 pub const INTERFACE: u32 = 1;
 /// `hsave_run`: the vCPU has left KVM_RUN for a handover, and user space is told nothing.
 pub const RAN_HAND_OVER: i64 = 1;
 /// How many words go from one engine to the next in the last step of a handover.
-pub const MOVED: usize = 21;
+pub const MOVED: usize = 23;
+/// Nested tables go from one engine to the next as they are: the bit by which an entry names a table of ours, and what one is that
+/// maps nothing.
+pub const NESTED_TABLE: u64 = 512;
+pub const NESTED_ABSENT: u64 = 0;
 /// The vCPU may be in its guest.
 pub const IN_GUEST: u32 = 1;
 /// How many timers a VM's devices have.
@@ -134,6 +138,7 @@ const _: () = {
     assert!(offset_of!(Parcel, state_len) == 8 && offset_of!(Parcel, lent) == 16 && offset_of!(Parcel, lent_len) == 24);
     assert!(offset_of!(Parcel, moved) == 32 && offset_of!(Parcel, why) == 40 && size_of::<Parcel>() == 56);
     assert!(MOVED == vm::handover::MOVED);
+    assert!(NESTED_TABLE == vm::handover::TABLE && NESTED_ABSENT == vm::handover::ABSENT);
 };
 
 // SAFETY: the C compiler compares the signatures with the base's; `safe` are functions that may be called with any

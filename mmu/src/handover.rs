@@ -10,6 +10,7 @@ use crate::bitmap::Bitmap;
 use crate::dirty::SlotsLock;
 use crate::maps::{Maps, Region, Regions};
 use crate::notifier::Invalidations;
+pub use crate::npt::{ABSENT, TABLE};
 use crate::ring::{DIRTY_GFN, DirtyRing, PER_PAGE};
 use crate::slot::{ADDRESS_SPACES, Memslot, USER_SLOTS, UserRegion, frame};
 use alloc::vec::Vec;
@@ -38,6 +39,9 @@ pub struct Moved {
     pub around_end: u64,
     /// Start and end of each.
     pub ranges: [u64; 16],
+    /// The VM's counters of flushes that the kernel may have asked for since its section was written: for whoever has the VM.
+    pub remote_tlb_flush: u64,
+    pub remote_tlb_flush_requests: u64,
 }
 
 /// Words of [`Moved`].

@@ -75,12 +75,15 @@ impl Invalidations {
             around_start: around.0,
             around_end: around.1,
             ranges,
+            // Not the memory's.
+            remote_tlb_flush: 0,
+            remote_tlb_flush_requests: 0,
         }
     }
 
     /// The reverse.
     pub(crate) fn of_moved(moved: &Moved) -> Self {
-        let Moved { released: _, single, more, around_start, around_end, ranges: words } = moved;
+        let Moved { single, more, around_start, around_end, ranges: words, .. } = moved;
         let mut ranges = [(0, 0); SINGLE];
         for (range, words) in ranges.iter_mut().zip(words.chunks_exact(2)) {
             if let [start, end] = words {

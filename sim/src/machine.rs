@@ -58,6 +58,7 @@ pub struct Shared {
     pub(crate) during_kick: Hook,
     pub(crate) during_wake: Hook,
     during_wait: Hook,
+    during_poll: Hook,
     before_exchange: Hook,
     /// How often a thread would have given its CPU away.
     offers: AtomicUsize,
@@ -149,6 +150,7 @@ impl Sim {
             during_kick: Hook::default(),
             during_wake: Hook::default(),
             during_wait: Hook::default(),
+            during_poll: Hook::default(),
             before_exchange: Hook::default(),
             offers: AtomicUsize::new(0),
             suspends: AtomicU64::new(0),
@@ -263,6 +265,11 @@ impl Sim {
     /// Does this the next time that a thread gives its CPU away because it cannot go on.
     pub fn during_wait(&self, f: impl FnOnce() + Send + 'static) {
         *self.0.during_wait.0.lock() = Some(Box::new(f));
+    }
+
+    /// Does this the next time that a halted vCPU looks around.
+    pub fn during_poll(&self, f: impl FnOnce() + Send + 'static) {
+        *self.0.during_poll.0.lock() = Some(Box::new(f));
     }
 
     /// Does this right before memory is compared and exchanged the next time.
@@ -650,6 +657,7 @@ impl Host for Sim {
     }
     fn may_poll(&self) -> bool {
         self.0.polls.fetch_add(1, SeqCst);
+        uncounted(|| self.0.during_poll.fire());
         self.advance(1000);
         true
     }

@@ -122,14 +122,18 @@ impl<H: Host> Ctx<'_, H> {
         }
         let polled = now.saturating_sub(start);
         let sleeps = !requests.pending();
+        // It is halted on after a handover, and what was counted is counted once.
+        let handed_over = || requests.pending() && !requests.pending_for_guest();
+        if handed_over() {
+            return;
+        }
         if sleeps {
             self.me.thread.block();
-            if requests.pending() && !requests.pending_for_guest() {
-                // A handover, after which it sleeps on.
-                return;
-            }
             let asleep = host.now_ns().saturating_sub(now);
             stats.halt_wait_ns.add(asleep);
+            if handed_over() {
+                return;
+            }
             stats.halt_wait_hist.count(asleep);
             if requests.pending() {
                 stats.halt_wakeup.count();

@@ -28,6 +28,11 @@ impl Counter {
         self.0.fetch_add(1, Relaxed);
     }
 
+    /// What another engine has counted.
+    pub(crate) fn become_it(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
     pub(crate) fn set(&self, value: bool) {
         self.0.store(value.into(), Relaxed);
     }

@@ -39,11 +39,27 @@ pub(crate) struct Tracing {
     announced: Option<u8>,
     /// Vectors in IRR that were told.
     irr: Bits256,
-    /// What user space was asked.
-    asked: Option<UserExit>,
+    /// What user space was asked for.
+    asked: Option<Asked>,
     pauses: u16,
     poll_ns: u64,
     waited: [u64; 2],
+}
+
+/// What is told when user space has answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Mmio { gpa: u64, len: u8 },
+    Port { port: u16, size: u8, count: u32 },
+}
+
+::state::tagged! {
+    Asked { 0 = Mmio { gpa, len }, 1 = Port { port, size, count } }
+}
+
+::state::state! {
+    // What else is remembered each engine finds out anew: it is behind the handler of the last exit, or the guest's state says it.
+    place Tracing { asked since 3 = None, announced since 3 = None; not set, open, cut_short, irr, pauses, poll_ns, waited }
 }
 
 /// The guest as the handler found it.
@@ -68,6 +84,13 @@ impl<H: Host> Core<H> {
             ..Tracing::default()
         };
         self.look_who_watches();
+    }
+
+    /// The same in another engine: what the one before has told halfway is not begun anew.
+    pub(crate) fn go_on_tracing(&mut self, set: TraceSet, stats: &VcpuStats) {
+        let Tracing { asked, announced, .. } = self.trace;
+        self.begin_tracing(set, stats);
+        (self.trace.asked, self.trace.announced) = (asked, announced);
     }
 }
 
@@ -94,11 +117,11 @@ impl<H: Host> Ctx<'_, H> {
     pub(crate) fn trace_answer(&mut self, answer: &Answer) {
         let Some(asked) = self.core.trace.asked.take() else { return };
         match (asked, self.core.pending, answer) {
-            (UserExit::Mmio { gpa, len, write: false, .. }, Pending::MmioRead { .. }, Answer::Mmio(data)) => {
+            (Asked::Mmio { gpa, len }, Pending::MmioRead { .. }, Answer::Mmio(data)) => {
                 let value = low(u64::from_le_bytes(*data), len);
                 self.tell(TraceEvent::Mmio, || Trace::Mmio { kind: MmioKind::Read, len: len.into(), gpa, value });
             }
-            (UserExit::Io { input: true, size, port, count }, Pending::FastPioIn { .. } | Pending::PioIn { .. }, _) => {
+            (Asked::Port { port, size, count }, Pending::FastPioIn { .. } | Pending::PioIn { .. }, _) => {
                 let value = low(self.me.pio_page().word(0), size) as u32;
                 self.tell(TraceEvent::Pio, || Trace::Pio { write: false, port, size, count, value });
             }
@@ -120,7 +143,11 @@ impl<H: Host> Ctx<'_, H> {
         };
         if let Next::User(why) = next {
             self.trace_question(why);
-            self.core.trace.asked = Some(*why);
+            self.core.trace.asked = match *why {
+                UserExit::Mmio { gpa, len, write: false, .. } => Some(Asked::Mmio { gpa, len }),
+                UserExit::Io { input: true, size, port, count } => Some(Asked::Port { port, size, count }),
+                _ => None,
+            };
         }
         let reason = why.reason();
         self.tell(TraceEvent::UserspaceExit, || Trace::UserspaceExit { reason, errno });

@@ -215,10 +215,10 @@ pub struct Core<H: Host> {
     place [H: Host] Core<H> {
         fpu_use, fast, cpuid, msr, clock, pv, inject, mmio_fragments, mp_state, sipi_vector, pauses, poll, pending, apic_base, cr8,
         guest_cr0, guest_cr4, debug, suspends, has_run, vtpr, pio, cr0_exits, cr4_read_exits, cr8_exits, host_stop, awaited,
-        device_exit, exit_words, disabled_exits, resumes, smm;
+        device_exit, exit_words, disabled_exits, resumes, smm, trace;
         // What a guest of Hyper-V's has is a section of its own, too.
         // Each engine finds out anew who wants to know what.
-        not cpu, fpu, tables, features, hyperv, decoded, fewest_pauses, trace, watched
+        not cpu, fpu, tables, features, hyperv, decoded, fewest_pauses, watched
     }
 }
 

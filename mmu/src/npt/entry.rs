@@ -11,15 +11,18 @@ use arch::{HostPa, npt};
 use core::sync::atomic::{AtomicU64, Ordering::*};
 use host::{Host, Pfn, TableCells, TablePage};
 
-/// Software bit (APM 5.3.3, available to software): the entry names a table of ours, not a page of the guest.
-const TABLE: u64 = 1 << 9;
+/// Software bit (APM 5.3.3, available to software): the entry names a table of ours, not a page of the guest. Tables go from one
+/// engine to the next as they are, so this and [`ABSENT`] are part of the border (`linux/src/shim.rs`).
+pub const TABLE: u64 = 1 << 9;
+/// An entry that maps nothing and names nothing.
+pub const ABSENT: u64 = 0;
 
 /// 4 KiB pages that one entry of `level` maps.
 pub const fn pages(level: u8) -> u64 {
     1 << (9 * (level as u32).saturating_sub(1))
 }
 
-/// What an entry holds. An absent one is exactly 0.
+/// What an entry holds. An absent one is exactly [`ABSENT`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Entry(u64);
 
@@ -139,7 +142,7 @@ impl Cell<'_> {
     /// Puts a table, all of whose entries are absent, in the place of an absent entry; the tree owns it then. Gives it
     /// back if something is there already.
     pub fn link(self, page: TablePage) -> Result<(), TablePage> {
-        match self.0.compare_exchange(0, Entry::table(&page).0, AcqRel, Relaxed) {
+        match self.0.compare_exchange(ABSENT, Entry::table(&page).0, AcqRel, Relaxed) {
             Ok(_) => Ok(()),
             Err(_) => Err(page),
         }

@@ -14,7 +14,7 @@
 mod entry;
 mod stale;
 
-pub use entry::pages;
+pub use entry::{ABSENT, TABLE, pages};
 pub use stale::{Flushes, Stale};
 
 use crate::cache::{Before, MemoryCache};

@@ -16,6 +16,7 @@ mod events;
 mod failures;
 mod fast;
 mod fpu;
+mod handed_on;
 mod handover;
 mod hyperv;
 mod hyperv_calls;

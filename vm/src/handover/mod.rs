@@ -18,12 +18,13 @@ mod vcpu;
 
 use crate::Vm;
 use crate::coalesced::Coalesced;
+use crate::stats::VmStats;
 use ::state::{NoRoom, Sections, Writer};
 pub use ::state::{Refused, Why};
 use alloc::vec::Vec;
 use host::{Errno, Host, Lend, Lent, LentFor, Numbers, OneBox, Request, VcpuThread, in_turns};
 use mmu::Mmu;
-pub use mmu::handover::{MOVED, Moved};
+pub use mmu::handover::{ABSENT, MOVED, Moved, TABLE};
 
 /// Bytes of the sections of a VM, and of each vCPU, nearly always.
 const ROOM: (usize, usize) = (4096, 16384);
@@ -116,7 +117,13 @@ impl<H: Host> Vm<H> {
     ///
     /// **Memory safety hangs on the caller**: see [`Mmu::give`].
     pub fn give(&self) -> Moved {
-        self.mmu.give()
+        let VmStats { remote_tlb_flush, remote_tlb_flush_requests, .. } = &self.stats;
+        let moved = self.mmu.give();
+        Moved {
+            remote_tlb_flush: remote_tlb_flush.get(),
+            remote_tlb_flush_requests: remote_tlb_flush_requests.get(),
+            ..moved
+        }
     }
 
     /// The new engine's last step: from now on this VM runs.
@@ -124,6 +131,8 @@ impl<H: Host> Vm<H> {
     /// **Memory safety hangs on the caller**: see [`Mmu::take`].
     pub fn take(&self, moved: &Moved) {
         self.mmu.take(moved);
+        self.stats.remote_tlb_flush.become_it(moved.remote_tlb_flush);
+        self.stats.remote_tlb_flush_requests.become_it(moved.remote_tlb_flush_requests);
     }
 }
 

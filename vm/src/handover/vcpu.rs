@@ -12,7 +12,7 @@ use mmu::{DirtyRing, Space};
 use state::{Refused, Section, Sections, State, Why, Writer};
 
 /// Its state but for what follows.
-const VCPU: Section = Section::new(*b"vcpu", 2);
+const VCPU: Section = Section::new(*b"vcpu", 3);
 /// The processor, as the world switch has it.
 const CPU: Section = Section::new(*b"cpu ", 1);
 /// The local APIC.
@@ -146,7 +146,7 @@ impl<H: Host> Vm<H> {
         let Vcpu { core, stats, tsc, .. } = &mut *vcpu;
         let core = core.get_mut();
         // Whoever wants something else from now on makes a request of the thread, which goes along.
-        core.begin_tracing(self.host.traced(), stats);
+        core.go_on_tracing(self.host.traced(), stats);
         *tsc = [core.clock.tsc_offset(), core.clock.tsc_ratio()].map(AtomicU64::new);
         self.slot(index).map_err(no_memory)?.set(vcpu.into_inner()).map_err(|_| Refused::NO_MEMORY)?;
         self.count.store(index + 1, Release);
