@@ -49,14 +49,20 @@ pub struct GuestCpuid {
     first: GuestIndexed<[u16; SLOTS]>,
     flags: Flags,
     caps: Caps,
+    /// They were set, if to none.
+    set: bool,
 }
 
 /// The entries as they are, with processor state in them. The table is made anew, and so is what follows for the rest of the
 /// hypervisor: another engine may offer something else.
 impl state::State for GuestCpuid {
     fn save(&self, w: &mut state::Writer) {
-        let Self { entries, chain: _, first: _, flags: _, caps: _ } = self;
+        let Self { entries, chain: _, first: _, flags: _, caps: _, set } = self;
         entries.save(w);
+        // Entries say of themselves that they were set.
+        if w.since(3, *set && entries.is_empty()) {
+            set.save(w);
+        }
     }
     fn load(&mut self, r: &mut state::Reader<'_>) -> Result<(), state::Refused> {
         let entries: Vec<CpuidEntry> = r.value()?;
@@ -66,8 +72,9 @@ impl state::State for GuestCpuid {
         self.chain = try_filled(NONE, entries.len()).map_err(|_| r.refuse(state::Why::NoMemory))?;
         self.first = GuestIndexed::new([NONE; SLOTS]);
         self.entries = entries;
+        self.set = if r.version() >= 3 { r.value()? } else { !self.entries.is_empty() };
         self.index();
-        self.flags = if self.entries.is_empty() { Flags::without_entries(self) } else { Flags::new(self) };
+        self.flags = if self.set { Flags::new(self) } else { Flags::without_entries(self) };
         Ok(())
     }
 }
@@ -93,6 +100,7 @@ impl GuestCpuid {
             first: GuestIndexed::new([NONE; SLOTS]),
             flags: Flags::default(),
             caps: *caps,
+            set: false,
         };
         cpuid.flags = Flags::without_entries(&cpuid);
         cpuid
@@ -112,6 +120,7 @@ impl GuestCpuid {
             first: GuestIndexed::new([NONE; SLOTS]),
             flags: Flags::default(),
             caps: self.caps,
+            set: true,
         };
         for (to, from) in fresh.entries.iter_mut().zip(entries) {
             *to = *from;

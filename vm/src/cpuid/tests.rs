@@ -325,6 +325,16 @@ fn flags_follow_guest_and_host() {
     let mut empty = GuestCpuid::new(&Caps::new(&host));
     empty.set(&[], &Runtime::default(), false).unwrap();
     assert!(!empty.cr4_valid(arch::cr::Cr4::SMEP.bits()) && empty.efer_valid(0xd01));
+    // Nor does it become none in the next engine, and none does not become empty.
+    for (was, takes) in [(&empty, false), (&bare, true)] {
+        let kind = state::Section::new(*b"test", 3);
+        let mut w = state::Writer::new(4096);
+        w.section(kind, 0, was);
+        let bytes = w.finish().unwrap();
+        let mut next = GuestCpuid::new(&Caps::new(&host));
+        state::Sections::new(&bytes).unwrap().load(kind, 0, &mut next).unwrap();
+        assert_eq!(next.cr4_valid(arch::cr::Cr4::SMEP.bits()), takes);
+    }
     // Later kernels take from user space, too, only what the guest was told of.
     for (major, minor, cr4, efer) in
         [(6, 13, true, true), (6, 14, false, true), (7, 2, false, true), (7, 3, false, false)]
