@@ -30,7 +30,7 @@ pub struct SlotsLock {
     pub manual: u64,
     /// Written pages are recorded in the vCPUs' rings, not in bitmaps.
     pub rings: bool,
-    /// A log on its way to or from user space; large enough for every slot that logs.
+    /// A log on its way to or from user space; large enough for every slot that logs, if none came from another engine.
     pub(crate) scratch: Vec<u8>,
 }
 
@@ -62,13 +62,15 @@ impl<H: Host> Mmu<H> {
 
     /// KVM_GET_DIRTY_LOG: writes the log of a slot, rounded up to 64 pages, to `bitmap`. Unless the log is cleared
     /// manually, it starts anew. Sleeps. Errors: ENXIO (dirty rings are in use), EINVAL (slot out of range), ENOENT (no
-    /// such slot, or it does not log), EFAULT (the bits are lost).
+    /// such slot, or it does not log), ENOMEM, EFAULT (the bits are lost).
     pub fn get_dirty_log(&self, slot: u32, bitmap: Hva, flush: &dyn Fn()) -> Result<(), Errno> {
         let mut lock = self.slots_lock.lock();
         if lock.rings {
             return Err(Errno::ENXIO);
         }
         let slot = self.logging_slot(slot)?;
+        // It is there already, but for the first time in this engine.
+        lock.reserve(slot.pages)?;
         let clear = lock.manual & MANUAL == 0;
         // INDEX: a length; what depends on it is a copy, and no address.
         let out = lock.scratch.get_mut(..bytes_of(slot.pages)?).ok_or(Errno::ENOENT)?;
@@ -97,7 +99,7 @@ impl<H: Host> Mmu<H> {
 
     /// KVM_CLEAR_DIRTY_LOG: clears the bits that are set in `bitmap`, whose bit 0 is page `first_page`. Sleeps.
     /// Errors: ENXIO (dirty rings are in use), EINVAL (slot out of range, `first_page` no multiple of 64, range beyond the slot, length no multiple of
-    /// 64 although the slot goes on), ENOENT, EFAULT; nothing has changed then.
+    /// 64 although the slot goes on), ENOENT, ENOMEM, EFAULT; nothing has changed then.
     pub fn clear_dirty_log(
         &self,
         slot: u32,
@@ -118,6 +120,7 @@ impl<H: Host> Mmu<H> {
         if num_pages > left || num_pages < left && num_pages % WORD != 0 {
             return Err(Errno::EINVAL);
         }
+        lock.reserve(slot.pages)?;
         // INDEX: a length; what depends on it is a copy, and no address.
         let asked = lock.scratch.get_mut(..bytes_of(num_pages)?).ok_or(Errno::EINVAL)?;
         self.host.read_user(bitmap, asked).map_err(errno)?;

@@ -102,7 +102,7 @@ impl<H: Host> Mmu<H> {
             last: _,
             flushes: _,
         } = self;
-        // The room to read a log out is made anew.
+        // The room to read a log out is made anew when one is read: a guest would wait for it now.
         let SlotsLock { manual, rings, scratch: _ } = &*slots_lock.lock();
         let (levels, count) = {
             let maps = mmu_lock.read();
@@ -201,16 +201,12 @@ impl<H: Host> Mmu<H> {
         let no_memory = |r: &Reader<'_>| r.refuse(Why::NoMemory);
         drop(maps.rehouse(Regions::roomier(count).map_err(|_| no_memory(r))?));
         slots.reserve_all(count).map_err(|_| no_memory(r))?;
-        let mut logged = 0;
         for n in 1..=count {
             let one: SavedSlot = r.value()?;
             // By the rules for one that user space makes.
             let slot = slots.append(host, &one.request()).map_err(|_| r.bad("a memory slot"))?;
             if slot.base != one.base {
                 return Err(r.bad("the address space of a slot"));
-            }
-            if slot.logs() && !lock.rings {
-                logged = slot.pages.max(logged);
             }
             // One that logged before there were rings keeps its bitmap.
             let fits = |there: bool| there == slot.logs() || !there && lock.rings;
@@ -224,9 +220,6 @@ impl<H: Host> Mmu<H> {
         }
         slots.put_in_order(|| host.cond_resched()).map_err(|_| r.bad("the number of a memory slot"))?;
         maps.put_in_order(|| host.cond_resched());
-        if logged > 0 {
-            lock.reserve(logged).map_err(|_| no_memory(r))?;
-        }
         Ok(())
     }
 
