@@ -98,6 +98,7 @@ to hsave_0_2 && echo hsave_0_2 >$d/current && rmmod kvm_amd && insmod /modules/k
 [ $(file $d/engines/kvm_amd/vms) = 0 ] && to kvm_amd && echo kvm_amd >$d/current || exit 9
 rmmod hsave_0_2 && insmod /modules/hsave_0_2.ko || exit 9
 to nobody 2>/dev/null && exit 10
+case $(file $vm/error) in "there is no such engine"*) ;; *) exit 10 ;; esac
 operator nobody 2>/dev/null && exit 10
 is_in kvm_amd || exit 11
 # Its process is stopped; then each of its threads at its next system call, by a tracer that is stopped itself.

@@ -17,7 +17,7 @@ static DEFINE_MUTEX(coming);
 static DEFINE_SPINLOCK(lock);
 static LIST_HEAD(engines);
 static struct hsave_engine *current_engine;
-/* It has become that in an open, which cannot tell anybody. */
+/* It has become that, and nobody was told yet: an open cannot tell anybody. */
 static bool unannounced;
 /* Files of /dev/kvm that are open: the current engine is held for them, as the stock vendor module is. */
 static unsigned int pins;
@@ -185,8 +185,18 @@ static int check(const struct hsave_engine *engine)
 	return -EINVAL;
 }
 
+/* The current engine, if nobody was told that it is that; the caller has both locks, and tells when it has let go of this one. */
+static struct hsave_engine *to_be_told_of(void)
+{
+	struct hsave_engine *engine = unannounced ? current_engine : NULL;
+
+	unannounced = false;
+	return engine;
+}
+
 int hsave_engine_register(struct hsave_engine *engine)
 {
+	struct hsave_engine *now;
 	bool first;
 	int err;
 
@@ -222,9 +232,14 @@ int hsave_engine_register(struct hsave_engine *engine)
 	}
 	/* From here on VMs can come, and the module can be held: nothing fails any more that would free it. */
 	spin_lock(&lock);
-	if (!current_engine)
+	if (!current_engine) {
 		current_engine = engine;
+		unannounced = true;
+	}
+	now = to_be_told_of();
 	spin_unlock(&lock);
+	if (now)
+		hsave_sysfs_engine_is_current(now);
 	goto out;
 
 remove:
@@ -246,7 +261,7 @@ EXPORT_SYMBOL_GPL(hsave_engine_register);
 /* The engine's module goes: nothing holds it, so it has no VM, and if it is the current one /dev/kvm is not open. */
 void hsave_engine_unregister(struct hsave_engine *engine)
 {
-	struct hsave_engine *next = NULL;
+	struct hsave_engine *next;
 
 	mutex_lock(&coming);
 	spin_lock(&lock);
@@ -255,9 +270,7 @@ void hsave_engine_unregister(struct hsave_engine *engine)
 		current_engine = list_first_entry_or_null(&engines, struct hsave_engine, node);
 		unannounced = true;
 	}
-	if (unannounced)
-		next = current_engine;
-	unannounced = false;
+	next = to_be_told_of();
 	spin_unlock(&lock);
 	if (list_empty(&engines))
 		hsave_device_unregister();

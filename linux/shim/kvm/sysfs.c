@@ -303,10 +303,12 @@ int hsave_sysfs_add_vm(struct hsave_vm *vm, int fd)
 	return err;
 }
 
-/* The VM is going. Nobody reads of it, or writes to it, any more when this returns. */
+/*
+ * The VM is going. Nobody reads of it, or writes to it, any more when this returns. The kernel tells of it itself: after it has waited
+ * for who is at the files, as one who hands the VM over and tells of that, and before the directory goes.
+ */
 void hsave_sysfs_remove_vm(struct hsave_vm *vm)
 {
-	kobject_uevent(&vm->kobj, KOBJ_REMOVE);
 	kobject_del(&vm->kobj);
 }
 

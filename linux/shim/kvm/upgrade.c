@@ -33,6 +33,12 @@ void hsave_upgrade_init(struct hsave_vm *vm)
 	init_waitqueue_head(&vm->going_on);
 }
 
+/* Why nothing comes of it. */
+static void say(struct hsave_vm *vm, const char *why)
+{
+	strscpy(vm->error, why, sizeof(vm->error));
+}
+
 /*
  * Eventfds and timers.
  */
@@ -156,7 +162,7 @@ static int stop(struct hsave_vm *vm)
 		if (left < 0)
 			return left;
 		if (time_after(jiffies, end)) {
-			strscpy(vm->error, "a vCPU does not come out of the kernel: perhaps it waits for memory", sizeof(vm->error));
+			say(vm, "a vCPU does not come out of the kernel: perhaps it waits for memory");
 			return -EBUSY;
 		}
 	}
@@ -212,7 +218,8 @@ static int hand_over(struct hsave_vm *vm, struct hsave_engine *to)
 		goto out;
 	err = TRY_FOR_LONG(hsave_notifier_close(vm->notifier));
 	if (err) {
-		strscpy(vm->error, "the host does not stop changing the VM's memory", sizeof(vm->error));
+		if (err == -EBUSY)
+			say(vm, "the host does not stop changing the VM's memory");
 		to->ops.vm_free(new->object);
 		goto out;
 	}
@@ -237,7 +244,8 @@ static int upgrade(struct hsave_vm *vm, struct hsave_engine *to)
 
 	err = TRY_FOR_LONG(down_write_trylock(&vm->gate));
 	if (err) {
-		strscpy(vm->error, "a system call on the VM does not come to an end", sizeof(vm->error));
+		if (err == -EBUSY)
+			say(vm, "a system call on the VM does not come to an end");
 		return err;
 	}
 	/*
@@ -290,9 +298,14 @@ int hsave_vm_upgrade(struct hsave_vm *vm, const char *name)
 	memset(vm->error, 0, sizeof(vm->error));
 	to = hsave_engine_get(name);
 	err = -ENOENT;
-	if (!to)
+	if (!to) {
+		say(vm, "there is no such engine, or it is going");
 		goto out;
+	}
 	err = to == vm->part->engine ? 0 : upgrade(vm, to);
+	/* Wherever it was. */
+	if (err == -ERESTARTSYS)
+		say(vm, "interrupted");
 	/* The VM has references of its own. */
 	module_put(to->module);
 out:
