@@ -1,5 +1,7 @@
 //! Counters that user space can read at any time (KVM_GET_STATS_FD, KVM API document 4.133), under the names that
 //! stock KVM has for the same numbers.
+//!
+//! Long because: the list of all statistics is most of it.
 
 use crate::{Vcpu, Vm};
 use ::state::State as _;

@@ -282,11 +282,7 @@ fn what_is_not_known_is_refused_and_the_vm_goes_on() {
     let bytes = m.state();
     for name in [b"mem ", b"vm  ", b"rout", b"vmst", b"chip", b"pit ", b"vcpu", b"lapc", b"cpu ", b"cpst"] {
         let at = find(&bytes, name);
-        let known = match name {
-            b"vcpu" => 3,
-            b"mem " | b"vm  " | b"pit " => 2,
-            _ => 1,
-        };
+        let known = if name == b"vcpu" { 3 } else { 1 + u8::from(matches!(name, b"mem " | b"vm  " | b"pit ")) };
         let mut newer = bytes.clone();
         newer[at + 8] = known + 1;
         let refused = m.become_state(&newer).unwrap_err();
