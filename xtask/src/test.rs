@@ -111,7 +111,7 @@ fn cheap(env: &Env, selection: &Selection, tally: &mut Tally) {
         });
     }
     if selection.wants("cargo-test") {
-        tally.check("cargo-test", || cargo(&["test", "--quiet"]));
+        tally.check("cargo-test", || cargo(&["test", "--quiet", "--no-fail-fast"]));
     }
     if selection.wants("miri") && (selection.all || selection.names("miri")) {
         match miri::run(env) {
