@@ -275,7 +275,7 @@ mod tests {
         let vm = base::vm(&fake.system(), "42-13".to_owned()).unwrap();
         let says = |errno| reason(&std::io::Error::from_raw_os_error(errno), "x", &vm);
         assert_eq!(says(2), "there is no engine x any more");
-        assert_eq!(says(4), "interrupted; the VM is on kvm_amd still");
+        assert_eq!(says(4), "interrupted by a signal; the VM is on kvm_amd still");
         assert_eq!(
             says(95),
             "not possible: why; it stays on kvm_amd as long as it uses that: try again, or shut it down"
