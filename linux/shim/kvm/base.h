@@ -110,7 +110,9 @@ struct hsave_vcpu {
 /* vcpu.c */
 long hsave_vcpu_create(struct hsave_vm *vm, unsigned long arg);
 
-/* upgrade.c: for a new VM; it goes to the engine of this name; who is in the vCPU waits for the end of that, with its lock. */
+/* upgrade.c; of a VM: for a new one; it goes to the engine of this name; who is in the vCPU waits for the end of that, with its lock. */
+int hsave_upgrades_start(void);
+void hsave_upgrades_stop(void);
 void hsave_upgrade_init(struct hsave_vm *vm);
 int hsave_vm_upgrade(struct hsave_vm *vm, const char *name);
 void hsave_vcpu_park(struct hsave_vcpu *v);

@@ -19,9 +19,14 @@ static int __init kvm_init(void)
 	err = hsave_late_start();
 	if (err)
 		goto page_ins;
+	err = hsave_upgrades_start();
+	if (err)
+		goto late;
 	err = hsave_sysfs_start();
 	if (!err)
 		return 0;
+	hsave_upgrades_stop();
+late:
 	hsave_late_stop();
 page_ins:
 	hsave_page_ins_stop();
@@ -32,6 +37,7 @@ module_init(kvm_init);
 static void __exit kvm_exit(void)
 {
 	hsave_sysfs_stop();
+	hsave_upgrades_stop();
 	hsave_late_stop();
 	hsave_page_ins_stop();
 }

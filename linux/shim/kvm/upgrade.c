@@ -5,21 +5,52 @@
  * Until hand_over() has made its last step the VM is in its old engine, and whatever fails leaves it there. What keeps others out
  * meanwhile: of system calls the gate; of vCPUs that they are parked, as who comes to one is; eventfds and timers of devices are noted
  * and delivered afterwards; the mmu notifier calls on, but for the last step.
+ *
+ * All of that is done by a worker, and whoever has asked waits for it: a guest that stands still must not wait for the CPU time, or for
+ * the memory, that somebody else has left.
  */
-#include <linux/err.h>
+#include <linux/completion.h>
 #include <linux/delay.h>
+#include <linux/err.h>
 #include <linux/jiffies.h>
 #include <linux/ktime.h>
 #include <linux/module.h>
 #include <linux/rcupdate.h>
 #include <linux/sched/mm.h>
-#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/string.h>
+#include <linux/workqueue.h>
 #include "base.h"
 
 /* How long to wait for system calls, vCPUs and the mmu notifier, each: what keeps one of them longer may keep it for ever. */
 #define PATIENCE HZ
+
+static struct workqueue_struct *queue;
+
+/* Of its own, and ahead of others: while one of its workers is at work a guest stands still. */
+int hsave_upgrades_start(void)
+{
+	queue = alloc_workqueue("kvm_upgrade", WQ_UNBOUND | WQ_HIGHPRI, 0);
+	return queue ? 0 : -ENOMEM;
+}
+
+/* Nobody is left who asks. */
+void hsave_upgrades_stop(void)
+{
+	destroy_workqueue(queue);
+	queue = NULL;
+}
+
+/* One attempt; it is on the stack of whoever asks for it. */
+struct handover {
+	struct work_struct work;
+	struct completion done;
+	struct hsave_vm *vm;
+	struct hsave_engine *to;
+	/* Whoever has asked has got a signal. */
+	bool give_up;
+	int err;
+};
 
 void hsave_upgrade_init(struct hsave_vm *vm)
 {
@@ -145,10 +176,10 @@ static bool all_stopped(struct hsave_vm *vm)
 }
 
 /* 0, -EBUSY (one does not come) or -ERESTARTSYS; call let_go() whatever it is. The caller has vcpus_lock until then. */
-static int stop(struct hsave_vm *vm)
+static int stop(struct handover *h)
 {
 	unsigned long end = jiffies + PATIENCE;
-	long left;
+	struct hsave_vm *vm = h->vm;
 
 	spin_lock(&vm->stop_lock);
 	vm->stopping = true;
@@ -156,11 +187,10 @@ static int stop(struct hsave_vm *vm)
 	hsave_call(vm, vm_call_out);
 	for (;;) {
 		/* A vCPU that user space has got back may not say so: looks again with each tick. */
-		left = wait_event_interruptible_timeout(vm->stopped, all_stopped(vm), 1);
-		if (left > 0)
+		if (wait_event_idle_timeout(vm->stopped, all_stopped(vm), 1))
 			return 0;
-		if (left < 0)
-			return left;
+		if (READ_ONCE(h->give_up))
+			return -ERESTARTSYS;
 		if (time_after(jiffies, end)) {
 			say(vm, "a vCPU does not come out of the kernel: perhaps it waits for memory");
 			return -EBUSY;
@@ -185,13 +215,13 @@ static void let_go(struct hsave_vm *vm)
  */
 
 /* Waits for somebody who is not to be kept from anything meanwhile: until try() is true. 0, -EBUSY or -ERESTARTSYS. */
-#define TRY_FOR_LONG(try)                                                 \
+#define TRY_FOR_LONG(h, try)                                              \
 	({                                                                \
 		unsigned long end_ = jiffies + PATIENCE;                  \
 		int err_ = 0;                                             \
                                                                           \
 		while (!(try)) {                                          \
-			err_ = signal_pending(current) ? -ERESTARTSYS :   \
+			err_ = READ_ONCE((h)->give_up) ? -ERESTARTSYS :   \
 			       time_after(jiffies, end_) ? -EBUSY : 0;    \
 			if (err_)                                         \
 				break;                                    \
@@ -200,9 +230,11 @@ static void let_go(struct hsave_vm *vm)
 		err_;                                                     \
 	})
 
-/* Everything stands still. When it returns 0 the VM is in the engine to, and what it was in the old one is for the caller to free. */
-static int hand_over(struct hsave_vm *vm, struct hsave_engine *to)
+/* Everything stands still. When it returns 0 the VM is in the other engine, and what it was in the old one is for the caller to free. */
+static int hand_over(struct handover *h)
 {
+	struct hsave_engine *to = h->to;
+	struct hsave_vm *vm = h->vm;
 	struct hsave_part *old = vm->part, *new = &vm->parts[old == &vm->parts[0]];
 	u64 moved[HSAVE_MOVED];
 	struct hsave_parcel parcel = { .moved = moved, .why = vm->error, .why_len = sizeof(vm->error) - 1 };
@@ -216,7 +248,7 @@ static int hand_over(struct hsave_vm *vm, struct hsave_engine *to)
 	err = PTR_ERR_OR_ZERO(new->object);
 	if (err)
 		goto out;
-	err = TRY_FOR_LONG(hsave_notifier_close(vm->notifier));
+	err = TRY_FOR_LONG(h, hsave_notifier_close(vm->notifier));
 	if (err) {
 		if (err == -EBUSY)
 			say(vm, "the host does not stop changing the VM's memory");
@@ -234,32 +266,34 @@ out:
 	return err;
 }
 
-/* upgrade_lock is held, and the engine's module. */
-static int upgrade(struct hsave_vm *vm, struct hsave_engine *to)
+/* All during which the VM is held, in a worker. */
+static void attempt(struct work_struct *work)
 {
-	struct hsave_part *old = vm->part;
+	struct handover *h = container_of(work, struct handover, work);
+	struct hsave_vm *vm = h->vm;
 	unsigned int io;
 	ktime_t begin;
 	int err;
 
-	err = TRY_FOR_LONG(down_write_trylock(&vm->gate));
+	err = TRY_FOR_LONG(h, down_write_trylock(&vm->gate));
 	if (err) {
 		if (err == -EBUSY)
 			say(vm, "a system call on the VM does not come to an end");
-		return err;
+		goto done;
 	}
 	/*
 	 * Memory that takes I/O to get is not waited for: the disk may be one that this VM serves, which stands still. So it is the
-	 * engines' allocations that fail, without anybody being killed for them (memory.c).
+	 * engines' allocations that fail, without anybody being killed for them (memory.c). No cgroup's limit is in their way: a
+	 * worker's memory is nobody's.
 	 */
 	io = memalloc_noio_save();
 	mutex_lock(&vm->vcpus_lock);
 	mutex_lock(&vm->irqfds_lock);
 	begin = ktime_get();
 	close_events(vm);
-	err = stop(vm);
+	err = stop(h);
 	if (!err)
-		err = hand_over(vm, to);
+		err = hand_over(h);
 	open_events(vm);
 	let_go(vm);
 	/* Also if it came to nothing: the guest waited all the same. */
@@ -268,8 +302,28 @@ static int upgrade(struct hsave_vm *vm, struct hsave_engine *to)
 	mutex_unlock(&vm->vcpus_lock);
 	up_write(&vm->gate);
 	memalloc_noio_restore(io);
-	if (err)
-		return err;
+done:
+	h->err = err;
+	complete(&h->done);
+}
+
+/* upgrade_lock is held, and the engine's module. */
+static int upgrade(struct hsave_vm *vm, struct hsave_engine *to)
+{
+	struct handover h = { .vm = vm, .to = to };
+	struct hsave_part *old = vm->part;
+
+	init_completion(&h.done);
+	INIT_WORK_ONSTACK(&h.work, attempt);
+	queue_work(queue, &h.work);
+	if (wait_for_completion_interruptible(&h.done)) {
+		/* It ends soon, one way or the other, and what it works with is here. */
+		WRITE_ONCE(h.give_up, true);
+		wait_for_completion(&h.done);
+	}
+	destroy_work_on_stack(&h.work);
+	if (h.err)
+		return h.err;
 	WRITE_ONCE(vm->upgrades, vm->upgrades + 1);
 	__module_get(to->module);
 	atomic_inc(&to->vms);
