@@ -49,10 +49,10 @@ pub const WITHOUT: &[(&str, &str)] = &[
         percpu_counter_batch percpu_counter_destroy percpu_counter_destroy_many register_shrinker shrinker_alloc
         shrinker_free shrinker_register unregister_shrinker"),
     ("no huge pages that may not execute: that is against a defect of Intel's processors (ITLB_MULTIHIT)", "
-        cgroup_attach_task_all complete cpu_mitigations_off itlb_multihit_kvm_mitigation kstrtobool kthread_create_on_node
+        cgroup_attach_task_all cpu_mitigations_off itlb_multihit_kvm_mitigation kstrtobool kthread_create_on_node
         kthread_park kthread_parkme kthread_should_stop kthread_stop kthread_unpark param_get_uint
         param_set_bint param_set_uint set_user_nice vhost_task_create
-        vhost_task_start vhost_task_stop vhost_task_wake wait_for_completion wake_up_process __msecs_to_jiffies"),
+        vhost_task_start vhost_task_stop vhost_task_wake wake_up_process __msecs_to_jiffies"),
     ("features and defects of Intel's processors alone: PT, SGX, AMX with XFD, MPX, L1TF, GDS", "
         fpstate_clear_xstate_component fpu_enable_guest_xfd_features fpu_sync_guest_vmexit_xfd_state fpu_update_guest_xfd
         gds_ucode_mitigated intel_pt_validate_hw_cap irq_stat l1tf_vmx_mitigation sgx_set_attribute
@@ -70,7 +70,7 @@ pub const WITHOUT: &[(&str, &str)] = &[
     ("the mutexes, spin locks and read-write locks of engines are Rust's own (docs/decisions/0007)", "
         _raw_read_lock _raw_read_lock_irqsave _raw_read_unlock _raw_read_unlock_irqrestore
         _raw_write_lock _raw_write_unlock down_write
-        mutex_is_locked __init_swait_queue_head"),
+        mutex_is_locked"),
     ("what others read is guarded by these locks or atomic, or by one SRCU that no VM has of its own", "
         call_rcu call_srcu cleanup_srcu_struct init_srcu_struct
         init_srcu_struct_generic kvfree_call_rcu rcu_barrier srcu_barrier synchronize_srcu"),
