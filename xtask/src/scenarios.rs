@@ -240,7 +240,7 @@ const fn on_6_12(scenario: Scenario) -> Scenario {
 
 /// All others, in the order in which they are started.
 pub const ALL: &[Scenario] = &[
-    on_6_12(virtual_time(boot("boot-microvm", "boot-guest microvm client"))),
+    on_6_12(virtual_time(boot("boot-microvm", "boot-guest microvm check"))),
     Scenario {
         slow: &[Kernel::V6_12, Kernel::V7_3],
         ..boot("boot-q35-split", "CPUS=2 IRQCHIP=split boot-guest q35 client")
