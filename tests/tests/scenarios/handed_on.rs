@@ -1,10 +1,10 @@
 //! The VM goes to another engine in the middle of something: what was counted or told halfway is told and counted once.
 
+use abi::uapi::ioctl::KVM_SET_CPUID2;
 use abi::uapi::run::exit::MMIO_DATA;
 use sim::arch::cr::Cr4;
 use sim::host::{MmioKind, Request, Trace, TraceSet, VcpuThread};
-use tests::scenario::{Left, MMIO, Machine, is_handed_over_everywhere};
-use vm::cpuid::{GuestCpuid, Runtime};
+use tests::scenario::{DATA, Left, MMIO, Machine, is_handed_over_everywhere};
 
 /// HLT with a timer so many nanoseconds ahead.
 fn nap(m: &Machine, ns: u64) {
@@ -89,14 +89,12 @@ fn what_user_space_answers_is_told_in_the_next_engine() {
 #[test]
 fn cpuid_that_was_set_to_nothing_is_not_taken_for_none() {
     for nothing_was_said in [true, false] {
-        let m = Machine::new();
-        m.inside(0, |c| {
-            let mut cpuid = GuestCpuid::new(c.core.cpuid.caps());
-            if !nothing_was_said {
-                cpuid.set(&[], &Runtime::default(), false).unwrap();
-            }
-            *c.core.cpuid = cpuid;
-        });
+        let m = Machine::without_vcpu(true);
+        assert_eq!(m.add_vcpu_without_cpuid(0), Ok(0));
+        if !nothing_was_said {
+            m.put_at(DATA, &[0u32, 0]);
+            assert_eq!(m.vcpu(0, KVM_SET_CPUID2, DATA), Ok(0));
+        }
         let takes = || m.inside(0, |c| c.core.cpuid.cr4_valid(Cr4::SMEP.bits()));
         assert_eq!(takes(), nothing_was_said);
         m.hand_over().unwrap();
