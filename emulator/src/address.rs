@@ -75,14 +75,18 @@ fn code_address<M: Machine>(m: &M, mode: Mode, offset: u64) -> Result<(u64, u64)
 
 /// Is `linear` a canonical address with the current number of paging levels?
 pub(crate) fn canonical<M: Machine>(m: &M, linear: u64) -> bool {
-    let shift = if m.cr(4) & CR4_LA57 != 0 { 7 } else { 16 };
-    ((linear << shift) as i64 >> shift) as u64 == linear
+    is_canonical(linear, m.cr(4) & CR4_LA57 != 0)
 }
 
 /// Is `linear` canonical where the processor looks at what it has, not at CR4.LA57: the bases of descriptor tables and
 /// of system segments, and the operand of INVLPG?
 pub(crate) fn canonical_base<M: Machine>(m: &M, linear: u64) -> bool {
-    let shift = if m.has_la57() { 7 } else { 16 };
+    is_canonical(linear, m.has_la57())
+}
+
+/// Are the bits above those that page tables of four levels, or with `la57` of five, translate all like the highest of these?
+fn is_canonical(linear: u64, la57: bool) -> bool {
+    let shift = if la57 { 7 } else { 16 };
     ((linear << shift) as i64 >> shift) as u64 == linear
 }
 
