@@ -36,8 +36,8 @@ pub fn tell_device_fd<H: Host>(host: &H, arg: u64, fd: i32) -> Result<(), Errno>
     put(host, arg.wrapping_add(offset_of!(kvm_create_device, fd) as u64), &fd)
 }
 
-/// One ioctl on the file of a VM's VFIO device. Errors: EIO (the VM is dead), ENOTTY (no such ioctl), EPERM (nothing can be read), ENXIO (no such
-/// attribute), EFAULT.
+/// One ioctl on the file of a VM's VFIO device. Errors: EIO (the VM is dead), ENOTTY (no such ioctl), EPERM (nothing can be
+/// read), ENXIO (no such attribute), EFAULT.
 pub fn device_ioctl<H: Host>(vm: &Vm<H>, cmd: u32, arg: u64) -> Result<DeviceReply, Errno> {
     vm.check_alive()?;
     let host = &vm.host;

@@ -83,7 +83,16 @@ impl Invalidations {
 
     /// The reverse.
     pub(crate) fn of_moved(moved: &Moved) -> Self {
-        let Moved { single, more, around_start, around_end, ranges: words, .. } = moved;
+        let Moved {
+            released: _,
+            single,
+            more,
+            around_start,
+            around_end,
+            ranges: words,
+            remote_tlb_flush: _,
+            remote_tlb_flush_requests: _,
+        } = moved;
         let mut ranges = [(0, 0); SINGLE];
         for (range, words) in ranges.iter_mut().zip(words.chunks_exact(2)) {
             if let [start, end] = words {

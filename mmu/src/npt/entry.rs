@@ -157,7 +157,7 @@ impl Cell<'_> {
         match self.0.compare_exchange(whole.0, Entry::table(&page).0, AcqRel, Relaxed) {
             Ok(_) => Ok(()),
             Err(_) => {
-                cells.0.iter().for_each(|cell| cell.store(0, Relaxed));
+                cells.0.iter().for_each(|cell| cell.store(ABSENT, Relaxed));
                 Err(page)
             }
         }
@@ -172,7 +172,7 @@ impl Cell<'_> {
     /// Removes the entry. A table that it named is listed in `removed`, with all below it.
     pub fn zap<H: Host>(self, host: &H, removed: &mut Removed) {
         // The value may have changed since it was looked at: hardware sets A and D.
-        let old = Entry(self.0.swap(0, AcqRel));
+        let old = Entry(self.0.swap(ABSENT, AcqRel));
         if old.present() {
             removed.note();
         }
