@@ -14,8 +14,8 @@ const TRIES: u32 = 8;
 /// Why an access to guest memory did not happen, or only up to this address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PhysError {
-    /// No memory there, or a write to a read-only slot or to memory of that kind ([`Stop::ReadOnly`]): a device's business. Also a compare-exchange that is not
-    /// naturally aligned or not of 1, 2, 4 or 8 bytes.
+    /// No memory there, or a write to a read-only slot or to memory of that kind ([`Stop::ReadOnly`]): a device's business.
+    /// Also a compare-exchange that is not naturally aligned or not of 1, 2, 4 or 8 bytes.
     NoSlot(Gpa),
     /// The VMM's memory behind it cannot be used.
     Host {

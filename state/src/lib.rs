@@ -7,10 +7,10 @@
 //!
 //! # Versions
 //! The version of a section belongs to it alone. A field that came with a later one is declared `since` that version with the
-//! value that stands for its absence. A writer uses the lowest version that can hold what there is to write,
-//! which it learns from what is written ([`Writer::since`]): so an older engine reads what a newer one has written as long as nothing newer is in use, and refuses
-//! it otherwise, with the section, the version that it has and the one that it would need. A section that is newer as a whole
-//! is left out while it holds nothing.
+//! value that stands for its absence. A writer uses the lowest version that can hold what there is to write, which it learns
+//! from what is written ([`Writer::since`]): so an older engine reads what a newer one has written as long as nothing newer is
+//! in use, and refuses it otherwise, with the section, the version that it has and the one that it would need. A section that
+//! is newer as a whole is left out while it holds nothing.
 //!
 //! # Safety
 //! Reading copies out of a slice and never beyond it, allocates only fallibly and never more than there are bytes to fill it,

@@ -13,7 +13,8 @@ const PV_EOI_EN: u32 = 0x4b56_4d04;
 const CRASH_P0: u32 = 0x4000_0100;
 const PAGE: u64 = 0xb000;
 
-/// What QEMU saves of a guest of Hyper-V's, and one of KVM's that these have to do with: those of KVM_GET_MSR_INDEX_LIST and those that come with them, in its order.
+/// What QEMU saves of a guest of Hyper-V's, and one of KVM's that these have to do with: those of KVM_GET_MSR_INDEX_LIST and those
+/// that come with them, in its order.
 fn saved(m: &Machine) -> Vec<u32> {
     m.put_at(DATA, &256u32);
     assert_eq!(m.system(KVM_GET_MSR_INDEX_LIST, DATA), Ok(0));

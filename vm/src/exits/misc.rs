@@ -175,9 +175,9 @@ pub fn unknown<H: Host>(ctx: &mut Ctx<'_, H>, code: u64) -> Next {
     unexpected(ctx, code)
 }
 
-/// Each exception is intercepted for a reason of its own: #BP for the debugger in user space; #DB for it, too, and, as #AC, because a guest could
-/// keep the processor in an endless delivery of it (APM 15.12.5); #NM while the guest's FPU state is not loaded (docs/decisions/0009); #UD for
-/// the same, and for what is emulated (`undefined`); #MC because the host has to handle it.
+/// Each exception is intercepted for a reason of its own: #BP for the debugger in user space; #DB for it, too, and, as #AC,
+/// because a guest could keep the processor in an endless delivery of it (APM 15.12.5); #NM while the guest's FPU state is not
+/// loaded (docs/decisions/0009); #UD for the same, and for what is emulated (`undefined`); #MC because the host has to handle it.
 #[cold]
 pub fn exception<H: Host>(ctx: &mut Ctx<'_, H>, v: u8, error_code: u32) -> Next {
     let debug = ctx.core.debug.control;
